@@ -1,0 +1,181 @@
+"""Local pretraining of one round: plain PyTorch, one loop for every method."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from federation.algorithms.algorithm import Algorithm
+from federation.local_work import LocalWork, local_work
+from federation.study import Study, TrainingConfig
+from foundation.errors import DataError, TrainingError
+from foundation.progress import bar
+from foundation.randomness import torch_generator
+from foundation.schedules import warmup_cosine
+from imaging.store import TensorStore
+from ssl_methods import method_class
+from ssl_methods.method import Batch, Method
+
+_CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """Scalars of a finished round; the weights are in the method."""
+
+    metrics: dict[str, float]
+    optimiser: dict[str, Tensor]
+
+
+def check_site(study: Study, store: TensorStore) -> None:
+    """Refuse pictures that the study's method cannot learn from; DataError with the remedy."""
+    if len(store) < 2:
+        raise DataError(f"this site has {len(store)} picture; pretraining needs at least 2, so leave the site out")
+    patients = len(set(store.patients.tolist()))
+    fewest = method_class(study.method).fewest_patients
+    if patients < fewest:
+        raise DataError(
+            f"this site has {patients} patient; {study.method.name} needs {fewest}, as pictures of one patient are "
+            "not each other's negatives: choose mae or ijepa, or leave the site out"
+        )
+
+
+def train_round(
+    study: Study, method: Method, algorithm: Algorithm, store: TensorStore, site: str, round_: int,
+    optimiser_state: dict[str, Tensor], device: torch.device,
+) -> RoundOutcome:  # fmt: skip
+    """Train ``method`` in place for one round of the study at one site.
+
+    Every random choice comes from the generator of (study seed, site, round), every schedule from study progress, so
+    the result depends on nothing else. TrainingError when the loss is not finite.
+    """
+    torch.set_num_threads(study.training.threads)
+    work = local_work(study.training, len(store))
+    generator = torch_generator(study.seed, "training", site, round_)
+    method.to(device).train()
+    received = {name: p.detach().clone() for name, p in _shared_parameters(method).items()}
+    optimiser = _optimiser(method, study.training)
+    _restore(optimiser, method, optimiser_state, device)
+    loss_of = torch.compile(method.loss) if study.training.compile else method.loss
+    batches = _batches(store, work, generator, device)
+    totals = _Totals()
+    started = time.perf_counter()
+    with bar(f"{site}, round {round_}/{study.rounds.count}", work.steps, "pictures") as line:
+        for step in range(work.steps):
+            progress = (round_ - 1 + (step + 0.5) / work.steps) / study.rounds.count
+            rate = _set_rate(optimiser, study.training, progress)
+            for _ in range(work.accumulate):
+                views = method.make_views(next(batches), generator)
+                with _autocast(study.training, device):
+                    loss, scalars = loss_of(views)
+                penalty = algorithm.penalty(_shared_parameters(method), received)
+                total = loss if penalty is None else loss + penalty
+                torch.autograd.backward(total / work.accumulate)
+                totals.add(loss, scalars)
+            if study.training.clip is not None:
+                nn.utils.clip_grad_norm_(method.parameters(), study.training.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            method.after_step(progress, work.batch * work.accumulate)
+            line.advance(1, work.batch * work.accumulate)
+            if step % _CHECK_EVERY == 0:
+                totals.check(site, round_)
+    totals.check(site, round_)
+    metrics = totals.means() | {
+        "learning_rate": rate,
+        "pictures_seen": float(work.pictures),
+        "steps": float(work.steps),
+        "seconds": time.perf_counter() - started,
+    }
+    return RoundOutcome(metrics, _state_of(optimiser, method))
+
+
+class _Totals:
+    """Sums of the loss and the method's scalars, kept on the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, loss: Tensor, scalars: dict[str, Tensor]) -> None:
+        self._count += 1
+        for name, value in {"loss": loss, **scalars}.items():
+            value = value.detach().double() if value.device.type != "mps" else value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def check(self, site: str, round_: int) -> None:
+        if not bool(torch.isfinite(self._sums["loss"])):
+            raise TrainingError(
+                f"site {site}, round {round_}: the loss is not finite; lower training.learning_rate, set training.clip "
+                "or look for broken pictures"
+            )
+
+    def means(self) -> dict[str, float]:
+        return {name: float(value) / self._count for name, value in self._sums.items()}
+
+
+def _batches(store: TensorStore, work: LocalWork, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+    """Batches without end: every pass a fresh order, whole batches only, so that no batch holds a picture twice."""
+    patients, series = torch.from_numpy(store.patients), torch.from_numpy(store.series)
+    while True:
+        order = torch.randperm(len(store), generator=generator)
+        for start in range(0, len(store) - work.batch + 1, work.batch):
+            chosen = order[start : start + work.batch]
+            pictures = store.batch(chosen.numpy())
+            yield Batch(pictures.to(device), patients[chosen].to(device), series[chosen].to(device))
+
+
+def _shared_parameters(method: Method) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in method.named_parameters() if p.requires_grad and method.role_of(name) == "shared"}
+
+
+def _optimiser(method: Method, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW without weight decay on vectors (biases, norms) and embeddings (mask tokens), as in MAE and DINO."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim <= 1 or id(parameter) in embeddings else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    # The fused step is one pass over memory on CPU and CUDA alike.
+    return torch.optim.AdamW(groups, lr=0.0, betas=training.betas, fused=decayed[0].device.type != "mps")
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, training: TrainingConfig, progress: float) -> float:
+    peak = training.learning_rate * training.batch * training.accumulate / 256
+    rate = warmup_cosine(progress, peak, warmup=training.warmup)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def _autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+    if training.precision == "float32" or (training.precision == "auto" and device.type != "cuda"):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+_MOMENTS: tuple[str, ...] = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _state_of(optimiser: torch.optim.AdamW, method: Method) -> dict[str, Tensor]:
+    """AdamW's moments by parameter name: ``<parameter>/<moment>``."""
+    return {
+        f"{name}/{moment}": optimiser.state[parameter][moment]
+        for name, parameter in method.named_parameters()
+        if parameter in optimiser.state
+        for moment in _MOMENTS
+    }
+
+
+def _restore(optimiser: torch.optim.AdamW, method: Method, state: dict[str, Tensor], device: torch.device) -> None:
+    for name, parameter in method.named_parameters():
+        if f"{name}/step" in state:
+            optimiser.state[parameter] = {m: state[f"{name}/{m}"].to(device).clone() for m in _MOMENTS}

@@ -1,0 +1,79 @@
+"""What every federated algorithm is: a fold at the server and hooks at the site, in one file a paper."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from imaging.config import Section
+
+Weights = dict[str, Tensor]
+State = dict[str, Tensor]
+"""What an algorithm carries from round to round (momenta, say); kept in the checkpoint."""
+
+
+class Contribution(Protocol):
+    """One site's accepted reply, read tensor by tensor so that a fold holds one model plus one tensor."""
+
+    @property
+    def site(self) -> str:
+        """The site's name."""
+        ...
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the site has."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """The shared tensor of that name as the site ended the round with it."""
+        ...
+
+
+class AlgorithmConfig(Section):
+    """What every algorithm's section has: its name, in the subclass."""
+
+
+class Algorithm(ABC):
+    """Both halves of one federated algorithm."""
+
+    Config: ClassVar[type[AlgorithmConfig]]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    fewest_replies: ClassVar[int] = 1
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def fold(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
+        """Server half: the next global weights from this round's, and the next state.
+
+        ``contributions`` come in site-name order. Results have the shapes and types of ``weights``.
+        """
+
+    def penalty(self, trained: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensor | None:
+        """Site half: a term added to the local loss, from the shared parameters now and as received; None for none."""
+        return None
+
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def is_parameter(name: str, value: Tensor) -> bool:
+    """True for what an optimiser may step; False for counters and normalisation statistics."""
+    return value.is_floating_point() and not name.endswith(_STATISTICS)
+
+
+def average(name: str, like: Tensor, contributions: Sequence[Contribution]) -> Tensor:
+    """Mean of one tensor over the sites, weighted by pictures, summed in float64 in the order given.
+
+    Integer tensors (counters) are averaged likewise and rounded. The result has the type of ``like``.
+    """
+    total = float(sum(c.pictures for c in contributions))
+    mean = torch.zeros(like.shape, dtype=torch.float64)
+    for c in contributions:
+        mean.add_(c.tensor(name), alpha=c.pictures / total)
+    return (mean if like.is_floating_point() else mean.round()).to(like.dtype)

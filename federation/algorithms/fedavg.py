@@ -1,0 +1,25 @@
+"""FedAvg: McMahan et al. 2017, Communication-efficient learning of deep networks, algorithm 1."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from federation.algorithms.algorithm import Algorithm, AlgorithmConfig, Contribution, State, Weights, average
+
+
+class FedAvgConfig(AlgorithmConfig):
+    """Nothing to set."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedAvg(Algorithm):
+    """w <- sum_k (n_k / n) w_k, with n_k the pictures of site k."""
+
+    Config = FedAvgConfig
+    summary = "average of the sites' weights, each counted by its pictures"
+    paper = "McMahan et al. 2017"
+    config: FedAvgConfig
+
+    def fold(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
+        """Average every tensor over the sites."""
+        return {name: average(name, like, contributions) for name, like in weights.items()}, {}

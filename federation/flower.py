@@ -1,0 +1,110 @@
+"""Flower's record types to ours and back, and all uses of Flower's private names (tests/federation/test_flower.py).
+
+Flower 1.41 keeps the identity of the running task in a private class; building a ``Message`` outside a process that
+Flower started needs it set. The id of a message is likewise private: the SuperLink sets it, our in-process grid must.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.supercore.task_identity import TaskIdentity
+
+from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
+from foundation.errors import RunError
+
+_ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
+
+
+def assume_identity(node_id: int, run_id: int = 1) -> None:
+    """Let this process make messages as node ``node_id``, unless Flower has already said who it is."""
+    if TaskIdentity._run_id is None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give a message the id that a SuperLink would have given it."""
+    cast(Any, message.metadata).__dict__["_message_id"] = message_id
+
+
+def reply_as_received(content: RecordDict, node_id: int, server_round: int) -> Message:
+    """A training reply of ``node_id`` as a Flower strategy expects it."""
+    metadata = Metadata(
+        1, f"reply-{node_id}", node_id, 0, f"instruction-{node_id}", str(server_round), 0.0, 60.0, "train"
+    )
+    # Flower's own, internal form of the constructor: no overload is declared for it.
+    return cast(Any, Message)(content=content, metadata=metadata)  # type: ignore[no-any-return]
+
+
+def tensors_to_arrays(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """An ArrayRecord with every tensor in its own type."""
+    return ArrayRecord({name: _to_array(value) for name, value in tensors.items()})
+
+
+def _to_array(value: torch.Tensor) -> Array:
+    return Array(value.detach().cpu().contiguous().numpy())
+
+
+def arrays_to_tensors(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
+    """The tensors of an ArrayRecord, each with memory of its own."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+
+
+def instruction_to_content(instruction: TrainInstruction, arrays: ArrayRecord | None = None) -> RecordDict:
+    """The content of a training message; ``arrays`` saves encoding the same weights once a site."""
+    config = ConfigRecord({"study": instruction.study_hash, "round": instruction.round})
+    return RecordDict({_ARRAYS: arrays or tensors_to_arrays(instruction.weights), _CONFIG: config})
+
+
+def content_to_instruction(content: RecordDict) -> TrainInstruction:
+    """Read a training message."""
+    config = cast(ConfigRecord, content[_CONFIG])
+    return TrainInstruction(
+        str(config["study"]),
+        int(cast(int, config["round"])),
+        arrays_to_tensors(cast(ArrayRecord, content[_ARRAYS])),
+    )
+
+
+def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
+    """The content of a site's answer to a training message."""
+    config: dict[str, Any] = {"study": reply.study_hash, "round": reply.round, "site": reply.site}
+    if isinstance(reply, Failure):
+        return RecordDict({_CONFIG: ConfigRecord(config | {"failure": reply.category})})
+    metrics = MetricRecord({"num-examples": reply.pictures, **reply.metrics})
+    return RecordDict({_ARRAYS: tensors_to_arrays(reply.weights), _CONFIG: ConfigRecord(config), _METRICS: metrics})
+
+
+def content_to_reply(content: RecordDict) -> TrainReply | Failure:
+    """Read a site's answer; RunError when it is not of the agreed form."""
+    try:
+        config = cast(ConfigRecord, content[_CONFIG])
+        study, round_, site = str(config["study"]), int(cast(int, config["round"])), str(config["site"])
+        if "failure" in config:
+            return Failure(study, round_, site, str(config["failure"]))
+        metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[_METRICS]).items()}
+        pictures = int(metrics.pop("num-examples"))
+        return TrainReply(
+            study, round_, site, pictures, arrays_to_tensors(cast(ArrayRecord, content[_ARRAYS])), metrics
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__}: {error})") from error
+
+
+def site_to_content(info: SiteInfo) -> RecordDict:
+    """The content of a site's answer to 'who are you'."""
+    return RecordDict({_CONFIG: ConfigRecord({"site": info.site, "study": info.study_hash, "pictures": info.pictures})})
+
+
+def content_to_site(content: RecordDict) -> SiteInfo:
+    """Read a site's answer to 'who are you'."""
+    config = cast(ConfigRecord, content[_CONFIG])
+    return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["pictures"])))
+
+
+def failure_in(content: RecordDict) -> str | None:
+    """The category of a failure that a site answered with, if it did."""
+    config = cast(ConfigRecord, content[_CONFIG])
+    return str(config["failure"]) if "failure" in config else None

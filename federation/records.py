@@ -1,0 +1,90 @@
+"""What may travel between a server and its sites, as plain values; nothing else does."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foundation.errors import RunError
+
+Category = Literal[
+    "study-not-approved",
+    "data-not-usable",
+    "loss-not-finite",
+    "out-of-memory",
+    "disk-full",
+    "state-damaged",
+    "internal-error",
+    "offline",
+]
+"""All that a site ever says of an error: never its text, which could hold a path or a name."""
+
+_METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+@dataclass(frozen=True)
+class TrainInstruction:
+    """Train one round from these shared weights."""
+
+    study_hash: str
+    round: int
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A site's update: its shared tensors after the round, the pictures it has, and scalars."""
+
+    study_hash: str
+    round: int
+    site: str
+    pictures: int
+    weights: dict[str, Tensor]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site could not do the round."""
+
+    study_hash: str
+    round: int
+    site: str
+    category: str
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """A site's answer to 'who are you'."""
+
+    site: str
+    study_hash: str
+    pictures: int
+
+
+def check_reply(reply: TrainReply, expected: dict[str, Tensor], study_hash: str, round_: int) -> None:
+    """Judge one reply alone: study, round, names, shapes, types, finite values, picture count, metric names.
+
+    RunError names the first thing that is wrong, in one line.
+    """
+    if reply.study_hash != study_hash or reply.round != round_:
+        raise RunError(f"answers another study or round (round {reply.round} instead of {round_})")
+    if reply.pictures < 1:
+        raise RunError(f"claims {reply.pictures} pictures; a site trains on at least 1")
+    missing, extra = expected.keys() - reply.weights.keys(), reply.weights.keys() - expected.keys()
+    if missing or extra:
+        what = f"lacks tensor {min(missing)!r}" if missing else f"has the extra tensor {min(extra)!r}"
+        raise RunError(f"{what}; the study shares exactly {len(expected)} tensors")
+    for name, like in expected.items():
+        value = reply.weights[name]
+        if value.shape != like.shape or value.dtype != like.dtype:
+            raise RunError(
+                f"tensor {name!r} is {list(value.shape)} {value.dtype} instead of {list(like.shape)} {like.dtype}"
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise RunError(f"tensor {name!r} has values that are not finite")
+    for metric in reply.metrics:
+        if not _METRIC_NAME.fullmatch(metric):
+            raise RunError(f"has a metric with a name that is not allowed ({len(metric)} characters)")

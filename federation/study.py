@@ -1,0 +1,216 @@
+"""The study file: the one place that decides what is trained. Composes the rooms' own sections."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from evaluation.config import EvaluationConfig
+from federation.algorithms import AnyAlgorithmConfig
+from foundation.errors import StudyError, nearest
+from foundation.files import digest
+from imaging.config import ImageConfig, Section
+from ssl_methods import AnyMethodConfig
+from ssl_methods.encoders import EncoderConfig
+
+Model = TypeVar("Model", bound=BaseModel)
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+
+
+class TrainingConfig(Section):
+    """How a site trains between two exchanges: AdamW with warm-up and cosine over study progress."""
+
+    epochs: float | None = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="Passes over a site's own pictures a round; null where `steps` is set.",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Optimiser steps a round, equal for all sites; null where `epochs` is set.",
+    )
+    batch: int = Field(default=32, ge=2, le=65536, description="Pictures a step; a smaller site takes all it has.")
+    accumulate: int = Field(default=1, ge=1, le=1024, description="Batches whose gradients are summed for one step.")
+    learning_rate: float = Field(
+        default=5e-4,
+        gt=0,
+        description="Peak rate for 256 pictures a step; scaled by batch x accumulate / 256.",
+    )
+    weight_decay: float = Field(default=0.05, ge=0, description="Decoupled; never on biases, norms or embeddings.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moments; MAE's choice.")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the study over which the rate rises.")
+    clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; null for no clipping.")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        default="auto", description="auto: bf16 autocast on CUDA, where it pays, float32 elsewhere."
+    )
+    optimiser_state: Literal["keep", "reset"] = Field(
+        default="keep",
+        description="Whether AdamW's moments stay at the site from round to round or start anew.",
+    )
+    compile: bool = Field(default=False, description="torch.compile the loss: faster after a minute of compilation.")
+    threads: int = Field(default=1, ge=1, le=256, description="CPU threads a site; part of the study: it changes sums.")
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("epochs and steps: exactly one of them is set, the other is null")
+        return self
+
+
+class RoundsConfig(Section):
+    """How often weights are exchanged, and what the server does about sites that do not answer."""
+
+    count: int = Field(ge=1, le=100_000, description="Exchanges of weights in the study.")
+    quorum: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the sites whose accepted updates make a round; else it is retried.",
+    )
+    deadline_minutes: float = Field(default=720.0, gt=0, description="After this a round goes on without the missing.")
+    attempts: int = Field(default=3, ge=1, le=1000, description="Times a round is tried before the study stops.")
+    norm_factor: float = Field(
+        default=10.0, gt=1, description="An update longer than this many times the median update is left out."
+    )
+    norm_bound: float = Field(
+        default=1e4,
+        gt=0,
+        description="An update longer than this (L2 norm) is left out whatever the others are.",
+    )
+    keep_checkpoints: int = Field(default=2, ge=2, description="Checkpoints kept; older ones are deleted.")
+
+
+class Study(Section):
+    """One study. `simulation` is the only section with paths, and a client refuses to act on it."""
+
+    name: _Name = Field(description="Lower-case letters, digits and dashes; names the run folder.")
+    title: str = Field(default="", description="One line for the report.")
+    demonstration: bool = Field(default=False, description="The report says on page one that this is a demonstration.")
+    seed: int = Field(default=0, ge=0, description="Seed of all training randomness.")
+    image: ImageConfig
+    encoder: EncoderConfig
+    method: AnyMethodConfig
+    training: TrainingConfig = TrainingConfig()
+    algorithm: AnyAlgorithmConfig
+    rounds: RoundsConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    simulation: dict[str, Any] | None = Field(
+        default=None,
+        description="Dataset, root, partition and arms of a simulated federation; checked by simulation/.",
+    )
+
+    def training_hash(self) -> str:
+        """SHA-256 over what sites train, in canonical JSON: what a site approves and every message names."""
+        return _hash(self.model_dump(mode="json", exclude={"simulation", "evaluation", "title", "demonstration"}))
+
+    def whole_hash(self) -> str:
+        """SHA-256 over all of the study but the data's place on this machine."""
+        whole = self.model_dump(mode="json")
+        if whole["simulation"]:
+            whole["simulation"] = {key: value for key, value in whole["simulation"].items() if key != "root"}
+        return _hash(whole)
+
+    def to_yaml(self) -> str:
+        """The resolved study, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _hash(value: Any) -> str:
+    return digest(json.dumps(value, sort_keys=True, separators=(",", ":")))
+
+
+def load_study(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:
+    """Read a study file and apply ``key.sub=value`` overrides (values in YAML); StudyError in one line."""
+    raw = read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    return study_from(raw, str(path))
+
+
+def study_from(raw: dict[str, Any], place: str) -> Study:
+    """Check a raw study; ``place`` names it in errors."""
+    return checked(Study, raw, place)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise StudyError(f"{path}: there is no such study file; the ready ones are in configs/") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read as a text file; give the path of a YAML study file") from error
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).split())
+        raise StudyError(f"{path}: is not valid YAML ({text})") from error
+    if not isinstance(raw, dict):
+        raise StudyError(f"{path}: holds {type(raw).__name__} instead of 'key: value' lines")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise StudyError(f"--set {override!r}: write key=value, for example --set rounds.count=5")
+    *parents, last = key.split(".")
+    place = raw
+    for parent in parents:
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise StudyError(f"--set {override!r}: {parent!r} is a value, not a section")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {override!r}: the value is not valid YAML") from error
+
+
+def checked(model: type[Model], raw: Any, place: str) -> Model:
+    """``raw`` as a ``model``; the first thing that is wrong as a StudyError of one line with the key and the remedy."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise StudyError(f"{place}: {_first(error, model)}") from error
+
+
+def _first(error: ValidationError, model: type[BaseModel]) -> str:
+    # An unknown key is told before a missing one: the first is usually the misspelling that causes the second.
+    details = error.errors()
+    detail = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
+    path = [str(part) for part in detail["loc"]]
+    if detail["type"] == "extra_forbidden":
+        known = _keys_beside(model, path[:-1])
+        hint = nearest(path[-1], known) or (f"; known there: {', '.join(sorted(known))}" if known else "")
+        return f"key {'.'.join(path)!r} is not known{hint}"
+    key = ".".join(path) or "the file"
+    if detail["type"] == "missing":
+        return f"key {key!r} is missing; add it"
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail.get("input")
+    shown = "" if isinstance(value, dict | list) else f" (got {value!r})"
+    return f"{key}: {message}{shown}"
+
+
+def _keys_beside(model: type[BaseModel], path: list[str]) -> set[str]:
+    """Field names of the section at ``path``; all sections a union offers count."""
+    sections: list[Any] = [model]
+    for part in path:
+        inside = []
+        for section in sections:
+            if part in section.model_fields:
+                inside += _models_in(section.model_fields[part].annotation)
+            elif getattr(section.model_fields.get("name"), "default", None) == part:
+                inside.append(section)
+        sections = inside
+    return {name for section in sections for name in section.model_fields}
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

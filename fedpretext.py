@@ -1,0 +1,138 @@
+"""The command line: a thin face of the functions in simulation/ and evaluation/, imported only when used."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Flower reports usage and looks for updates by default; a hospital's machine must not.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+app = typer.Typer(
+    help="Federated self-supervised pretraining of medical image encoders, across hospitals that cannot share images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyPath = Annotated[Path, typer.Argument(help="Study file (YAML); the ready ones are in configs/.", metavar="STUDY")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a study key, e.g. --set rounds.count=5; may be repeated.", metavar="KEY=VALUE"
+    ),
+]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Federated self-supervised pretraining of medical image encoders, across hospitals that cannot share images."""
+
+
+@app.command()
+def simulate(
+    study: StudyPath,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on in this run folder of the same study.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Pretrain over simulated hospitals, compare with the alternatives, write the report."""
+    from evaluation.summary import summary_lines
+
+    from simulation.simulate import checked_device, simulate
+
+    run = simulate(study, overrides or (), runs=runs, resume=resume, device=checked_device(device))
+    for line in summary_lines(run.folder):
+        print(line)
+    print(f"\nreport: {run.report}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="Protocol to use in place of the study's; may be repeated.")
+    ] = None,
+) -> None:
+    """Score a run's encoders again, or with other protocols, and write the report anew."""
+    from evaluation.summary import summary_lines
+
+    from evaluation.report import write_report
+    from evaluation.stage import evaluate
+
+    evaluate(run, protocol or None)
+    report = write_report(run)
+    for line in summary_lines(run):
+        print(line)
+    print(f"\nreport: {report}")
+
+
+@app.command()
+def validate(study: StudyPath, overrides: Overrides = None) -> None:
+    """Check a study without running it: what would be trained, bytes a round, memory."""
+    from simulation.validate import validate
+
+    for line in validate(study, overrides or ()):
+        print(line)
+
+
+@app.command()
+def methods() -> None:
+    """List the pretext methods."""
+    from ssl_methods import METHODS
+
+    for name, method in METHODS.items():
+        coupling = "per-sample" if method.per_sample else "coupled"
+        print(f"{name:10} {method.family:16} {coupling:11} {method.summary} ({method.paper})")
+
+
+@app.command()
+def algorithms() -> None:
+    """List the federated algorithms."""
+    from federation.algorithms import ALGORITHMS
+
+    for name, algorithm in ALGORITHMS.items():
+        print(f"{name:10} {algorithm.summary} ({algorithm.paper})")
+
+
+@app.command()
+def encoders() -> None:
+    """List encoders that are tried with this; any other timm name of these kinds works too."""
+    from ssl_methods.encoders import ENCODERS
+
+    for name, about in ENCODERS.items():
+        print(f"{name:24} {about}")
+
+
+def main() -> None:
+    """Entry point: a user's error is one line and exit code 2; Ctrl-C is 130."""
+    from foundation.errors import FedpretextError
+
+    try:
+        app(standalone_mode=False)
+    except FedpretextError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        if "--debug" not in sys.argv and hasattr(error, "format_message"):  # click's usage errors
+            print(f"error: {error.format_message()}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

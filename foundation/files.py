@@ -1,0 +1,110 @@
+"""Files that are either whole or absent: written beside their place, then renamed."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from foundation.errors import RunError
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a temporary file beside ``path``, flush it to disk, then rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: could not be written ({error.strerror}); free space or permit writing, then --resume"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    write_with(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` (UTF-8) to ``path`` atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in ``path``; RunError when it is missing or cut short."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: is missing") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: is damaged ({error})") from error
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one JSON object as a line. A torn last line (a killed writer) is skipped by ``read_jsonl``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a JSONL file, [] when there is none."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors (moved to the CPU, made contiguous, cut loose from each other) as safetensors, atomically."""
+    whole = {name: value.detach().to("cpu", copy=False).contiguous() for name, value in tensors.items()}
+    write_with(path, lambda temporary: save_file(whole, temporary, metadata=dict(metadata) if metadata else None))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its metadata; RunError when missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: is missing") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
+
+
+def replace_folder(temporary: Path, path: Path) -> None:
+    """Rename a finished folder into its place; an older folder there is removed first."""
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.replace(path)
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 in hex over the parts, each with its length, so that no two lists of parts collide."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "big"))
+        state.update(data)
+    return state.hexdigest()

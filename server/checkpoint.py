@@ -1,0 +1,87 @@
+"""Checkpoints: a folder a round, renamed into place when whole, checked by digest when read."""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foundation.errors import RunError
+from foundation.files import load_tensors, read_json, replace_folder, save_tensors, write_json
+from foundation.progress import say
+
+_FILES = ("weights.safetensors", "algorithm.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a killed server needs to go on after ``round``."""
+
+    study_hash: str
+    round: int
+    weights: dict[str, torch.Tensor]
+    algorithm: dict[str, torch.Tensor] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    """L2 norm of each accepted update of the last round, by site."""
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write ``folder/round-00003`` and delete all but the newest ``keep``."""
+    final = folder / f"round-{checkpoint.round:05d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        save_tensors(temporary / _FILES[0], checkpoint.weights)
+        save_tensors(temporary / _FILES[1], checkpoint.algorithm)
+        state: dict[str, Any] = {
+            "study_hash": checkpoint.study_hash,
+            "round": checkpoint.round,
+            "norms": checkpoint.norms,
+            "sha256": {name: _sha256(temporary / name) for name in _FILES},
+        }
+        write_json(temporary / "state.json", state)
+        replace_folder(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _folders(folder)[keep:]:
+        shutil.rmtree(old)
+
+
+def latest_checkpoint(folder: Path, study_hash: str) -> Checkpoint | None:
+    """The newest whole checkpoint; damaged ones are named, passed over and left for a person to look at.
+
+    RunError when it is of another study.
+    """
+    for path in _folders(folder):
+        try:
+            state = read_json(path / "state.json")
+            damaged = [name for name in _FILES if _sha256(path / name) != state["sha256"][name]]
+            if damaged:
+                raise RunError(f"{path / damaged[0]}: is damaged (its SHA-256 is not the recorded one)")
+            if state["study_hash"] != study_hash:
+                raise _OtherStudyError(f"{path}: is of another study; resume with the study file it was made with")
+            weights, algorithm = (load_tensors(path / name)[0] for name in _FILES)
+            return Checkpoint(study_hash, int(state["round"]), weights, algorithm, dict(state["norms"]))
+        except _OtherStudyError:
+            raise
+        except (RunError, OSError, KeyError, TypeError) as error:
+            say(f"{path}: checkpoint not usable ({error}); going back to the one before it")
+            path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
+    return None
+
+
+class _OtherStudyError(RunError):
+    """Not damage: falling back would not help."""
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted((p for p in folder.glob("round-[0-9]*") if p.is_dir()), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,54 @@
+"""Judging a round's replies together: an update far longer than the others' is left out and named."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from federation.algorithms.algorithm import Contribution, is_parameter
+from federation.study import RoundsConfig
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is in, with update norms; who is out, with the reason."""
+
+    norms: dict[str, float]
+    left_out: dict[str, str]
+
+
+def judge_together(
+    contributions: Sequence[Contribution],
+    weights: Mapping[str, Tensor],
+    rounds: RoundsConfig,
+    last_norms: Mapping[str, float],
+) -> Verdict:
+    """Compare update norms with the absolute bound and with their median.
+
+    With one or two replies a median says nothing about which is wrong, so the last round's accepted norms are
+    counted in; in a first round of two sites only the absolute bound holds.
+    """
+    norms = {c.site: update_norm(c, weights) for c in contributions}
+    known = list(norms.values()) + (list(last_norms.values()) if len(norms) < 3 else [])
+    median = statistics.median(known) if known else 0.0
+    left_out = {}
+    for site, norm in norms.items():
+        if norm > rounds.norm_bound:
+            left_out[site] = f"update norm {norm:.3g} is above the bound {rounds.norm_bound:g} (rounds.norm_bound)"
+        elif median > 0 and norm > rounds.norm_factor * median:
+            left_out[site] = (
+                f"update norm {norm:.3g} is {norm / median:.0f} times the median {median:.3g} "
+                f"(rounds.norm_factor {rounds.norm_factor:g})"
+            )
+    return Verdict({site: norm for site, norm in norms.items() if site not in left_out}, left_out)
+
+
+def update_norm(contribution: Contribution, weights: Mapping[str, Tensor]) -> float:
+    """L2 norm of (site's parameters - global parameters), in float64, one tensor at a time."""
+    total = torch.zeros((), dtype=torch.float64)
+    for name, before in weights.items():
+        if is_parameter(name, before):
+            total += (contribution.tensor(name).double() - before.double()).square().sum()
+    return float(total.sqrt())

@@ -1,0 +1,162 @@
+"""The round loop: send, spool, judge, fold, checkpoint. Ours, as Flower's has no checkpoint, quorum or deadline."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from federation.algorithms import build_algorithm
+from federation.algorithms.algorithm import Weights
+from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
+from federation.study import Study
+from foundation.errors import QuorumError, RunError, StudyError
+from foundation.files import write_text
+from foundation.progress import Bar, bar, say
+from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from server.journal import Journal
+from server.judge import judge_together
+from server.spool import Spool, Spooled
+
+_OFFLINE = "offline"
+_RESEND_S = 5.0
+
+
+class Contact(Protocol):
+    """The way to the sites; Flower stays behind it."""
+
+    def sites(self) -> list[SiteInfo]:
+        """All sites of the study, once they are there."""
+        ...
+
+    def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
+        """Send one instruction to these sites."""
+        ...
+
+    def collect(self) -> list[TrainReply | Failure]:
+        """Answers that have come since the last call; waits a little when there are none."""
+        ...
+
+
+class RoundLoop:
+    """One federation from its last checkpoint to its end, in ``folder``."""
+
+    def __init__(self, study: Study, folder: Path, contact: Contact, initial: Weights) -> None:
+        self._study, self._folder, self._contact = study, folder, contact
+        self._hash = study.training_hash()
+        self._algorithm = build_algorithm(study.algorithm)
+        self._checkpoint = latest_checkpoint(folder / "checkpoints", self._hash) or Checkpoint(self._hash, 0, initial)
+        self._journal = Journal(folder, after_round=self._checkpoint.round)
+
+    def run(self) -> Weights:
+        """Go on to the last round and return the global weights."""
+        sites = self._known_sites()
+        count = self._study.rounds.count
+        with bar(f"{self._folder.name}: rounds", count) as line, self._journal:
+            line.advance(self._checkpoint.round)
+            while self._checkpoint.round < count:
+                self._one_round(sites, line)
+                line.advance(1)
+        return self._checkpoint.weights
+
+    def _known_sites(self) -> list[str]:
+        infos = self._contact.sites()
+        names = sorted(info.site for info in infos)
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise StudyError(f"two sites call themselves {min(twice)!r}; each site needs a name of its own")
+        for info in infos:
+            if info.study_hash != self._hash:
+                raise StudyError(f"site {info.site}: has another study on its disk; give all sites this study file")
+        if len(names) < self._algorithm.fewest_replies:
+            raise StudyError(
+                f"algorithm {self._study.algorithm.name!r} needs at least {self._algorithm.fewest_replies} sites; "
+                f"there are {len(names)}"
+            )
+        return names
+
+    def _one_round(self, sites: list[str], line: Bar) -> None:
+        number = self._checkpoint.round + 1
+        spool = Spool(self._folder / "spool", self._hash, number, self._checkpoint.weights)
+        needed = max(math.ceil(self._study.rounds.quorum * len(sites)), self._algorithm.fewest_replies)
+        reasons: dict[str, str] = {}
+        for attempt in range(1, self._study.rounds.attempts + 1):
+            reasons = self._gather(number, sites, spool)
+            replies = spool.replies()
+            verdict = judge_together(replies, self._checkpoint.weights, self._study.rounds, self._checkpoint.norms)
+            reasons |= verdict.left_out
+            accepted = [reply for reply in replies if reply.site in verdict.norms]
+            if len(accepted) >= needed:
+                self._finish(number, spool, accepted, verdict.norms, reasons)
+                return
+            self._journal.event(
+                number, "round retried", None, f"{len(accepted)} of {needed} updates, attempt {attempt}"
+            )
+        why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
+        raise QuorumError(
+            f"round {number}: fewer than {needed} of {len(sites)} sites gave a usable update in "
+            f"{self._study.rounds.attempts} attempts ({why}); mend those sites, then --resume"
+        )
+
+    def _gather(self, number: int, sites: list[str], spool: Spool) -> dict[str, str]:
+        """Fill the spool until every site has answered or the deadline has passed; why each missing site is missing."""
+        instruction = TrainInstruction(self._hash, number, self._checkpoint.weights)
+        waiting = set(sites) - {reply.site for reply in spool.replies()}
+        reasons: dict[str, str] = {}
+        offline: set[str] = set()
+        deadline = time.monotonic() + 60 * self._study.rounds.deadline_minutes
+        resend_at = 0.0
+        self._contact.instruct(instruction, sorted(waiting))
+        while waiting and time.monotonic() < deadline:
+            for answer in self._contact.collect():
+                if answer.site not in waiting or answer.round != number:
+                    continue
+                if isinstance(answer, Failure) and answer.category == _OFFLINE:
+                    offline.add(answer.site)
+                    continue
+                waiting.discard(answer.site)
+                reason = answer.category if isinstance(answer, Failure) else self._spool(spool, answer)
+                if reason:
+                    reasons[answer.site] = reason
+            if offline and time.monotonic() >= resend_at:
+                self._contact.instruct(instruction, sorted(offline & waiting))
+                resend_at = time.monotonic() + _RESEND_S
+                offline.clear()
+        return reasons | dict.fromkeys(waiting, "no answer before the deadline")
+
+    @staticmethod
+    def _spool(spool: Spool, reply: TrainReply) -> str | None:
+        try:
+            spool.write(reply)
+        except RunError as error:
+            if error.__cause__ is not None:  # the server's own disk, not the reply
+                raise
+            return str(error)
+        return None
+
+    def _finish(
+        self,
+        number: int,
+        spool: Spool,
+        accepted: list[Spooled],
+        norms: dict[str, float],
+        reasons: dict[str, str],
+    ) -> None:
+        weights, state = self._algorithm.fold(self._checkpoint.weights, accepted, self._checkpoint.algorithm)
+        for site, reason in sorted(reasons.items()):
+            say(f"round {number}: site {site} was left out ({reason})")
+            self._journal.event(number, "site left out", site, reason)
+        for reply in accepted:
+            self._journal.metrics(
+                number, reply.site, reply.pictures, reply.metrics | {"update_norm": norms[reply.site]}
+            )
+        self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
+        write_checkpoint(self._folder / "checkpoints", self._checkpoint, self._study.rounds.keep_checkpoints)
+        spool.remove()
+
+
+def write_study(folder: Path, study: Study) -> Path:
+    """Put the study that an arm trains into its folder; both apps read it there."""
+    path = folder / "study.yaml"
+    write_text(path, study.to_yaml())
+    return path

@@ -1,0 +1,71 @@
+"""The spool: one file a reply, so that a killed server folds what it already had."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from federation.records import TrainReply, check_reply
+from foundation.errors import RunError
+from foundation.files import load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """One accepted reply on disk; tensors are read one at a time. A ``Contribution`` for algorithms."""
+
+    site: str
+    pictures: int
+    metrics: dict[str, float]
+    path: Path
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor."""
+        with safe_open(self.path, framework="pt") as handle:
+            value: torch.Tensor = handle.get_tensor(name)
+            return value
+
+
+class Spool:
+    """The replies of one round in a folder of their own."""
+
+    def __init__(self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor]) -> None:
+        self._folder = folder / f"round-{round_:05d}"
+        self._study_hash, self._round, self._expected = study_hash, round_, expected
+
+    def write(self, reply: TrainReply) -> None:
+        """Keep a reply that ``check_reply`` accepts; RunError says what is wrong with another."""
+        check_reply(reply, self._expected, self._study_hash, self._round)
+        metadata = {
+            "study": reply.study_hash,
+            "round": str(reply.round),
+            "site": reply.site,
+            "pictures": str(reply.pictures),
+            "metrics": json.dumps(reply.metrics),
+        }
+        save_tensors(self._folder / f"{reply.site}.safetensors", reply.weights, metadata)
+
+    def replies(self) -> list[Spooled]:
+        """What is there and whole, in site-name order; a damaged file is deleted, so that its site is asked again."""
+        found = []
+        for path in sorted(self._folder.glob("*.safetensors")):
+            try:
+                weights, metadata = load_tensors(path)
+                reply = TrainReply(
+                    metadata["study"], int(metadata["round"]), metadata["site"], int(metadata["pictures"]), weights,
+                    json.loads(metadata["metrics"]),
+                )  # fmt: skip
+                check_reply(reply, self._expected, self._study_hash, self._round)
+                found.append(Spooled(reply.site, reply.pictures, reply.metrics, path))
+            except (RunError, KeyError, ValueError):
+                path.unlink()
+        return sorted(found, key=lambda spooled: spooled.site)
+
+    def remove(self) -> None:
+        """Delete the round's replies, after its checkpoint is written."""
+        for path in self._folder.glob("*"):
+            path.unlink()
+        if self._folder.exists():
+            self._folder.rmdir()

@@ -1,0 +1,188 @@
+"""The arms of the comparison: who trains on what, at an equal budget of pictures seen."""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import yaml
+from torch import Tensor
+
+from federation.algorithms.fedavg import FedAvgConfig
+from federation.local_work import local_work, steps_for_budget
+from federation.study import Study
+from foundation.files import load_tensors, save_tensors, write_json, write_text
+from imaging.manifest import Manifest
+from server.rounds import write_study
+from simulation.config import SimulationConfig
+from simulation.runtimes import RUNTIMES, Federation
+from simulation.site_folders import write_site_folders
+from ssl_methods import build_method
+from ssl_methods.encoders import timm_line
+
+Kind = Literal["random", "federated", "alone", "pooled"]
+_POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm costs: pictures seen and optimiser steps by all sites together, and steps one after another."""
+
+    pictures: int = 0
+    optimiser_steps: int = 0
+    sequential_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One encoder to make: an ordinary study over the sites in ``pictures``."""
+
+    name: str
+    title: str
+    kind: Kind
+    fold: int
+    seed: int
+    study: Study
+    sites: Manifest | None
+    """Pretraining pictures with the arm's own site column; None where nothing is trained."""
+
+    @property
+    def place(self) -> Path:
+        """The arm's folder inside the run folder."""
+        return Path("arms") / self.name / f"fold-{self.fold}" / f"seed-{self.seed}"
+
+    def site_sizes(self) -> dict[str, int]:
+        """Pictures by site, in site-name order."""
+        if self.sites is None:
+            return {}
+        return {str(site): int(n) for site, n in self.sites.table["site"].value_counts().sort_index().items()}
+
+    def budget(self) -> Budget:
+        """Pictures and steps of the whole study (for the manifest's pictures; unreadable ones make it smaller)."""
+        works = [local_work(self.study.training, n) for n in self.site_sizes().values()]
+        rounds = self.study.rounds.count
+        if not works:
+            return Budget()
+        return Budget(
+            rounds * sum(w.pictures for w in works),
+            rounds * sum(w.steps for w in works),
+            rounds * max(w.steps for w in works),
+        )
+
+
+def plan_arms(study: Study, config: SimulationConfig, pictures: Manifest, splits: pd.DataFrame) -> list[Arm]:
+    """All arms of all folds and seeds, the random ones first because they cost nothing.
+
+    The first fold gets ``config.seeds`` pretraining seeds, the others one. Only pictures whose patient has the role
+    "train" in a fold are in any arm of that fold.
+    """
+    plan: list[Arm] = []
+    for fold in sorted(splits["fold"].unique()):
+        part = splits[splits["fold"] == fold]
+        training = pictures.where(pictures.table["image"].isin(part.loc[part["role"] == "train", "image"]))
+        tested = sorted(part.loc[part["role"] == "test", "site"].unique())
+        for repeat in range(config.seeds if fold == 0 else 1):
+            seeded = study.model_copy(update={"seed": study.seed + repeat, "simulation": None})
+            plan += _arms_of(seeded, int(fold), training, tested, config)
+    order = {"random": 0, "federated": 1, "alone": 2, "pooled": 3}
+    return sorted(plan, key=lambda arm: (arm.fold, arm.seed, order[arm.kind], arm.name))
+
+
+def _arms_of(study: Study, fold: int, training: Manifest, tested: list[str], config: SimulationConfig) -> list[Arm]:
+    federated = Arm("federated", "Federated: all sites together, pictures stay home", "federated", fold, study.seed,
+                    study, training)  # fmt: skip
+    arms = [
+        Arm("random", "Random initialisation: no pretraining", "random", fold, study.seed, study, None),
+        federated,
+    ]
+    a_round = federated.budget().pictures // study.rounds.count
+    if "alone" in config.arms:
+        for site in tested:
+            own = training.where(training.table["site"] == site)
+            arms.append(_single(f"alone-{site}", f"{site} alone, same budget", "alone", federated, own, a_round))
+    if "pooled" in config.arms:
+        everything = replace(training, table=training.table.assign(site=_POOLED))
+        arms.append(
+            _single(
+                "pooled",
+                "Pooled: all pictures in one place, same budget",
+                "pooled",
+                federated,
+                everything,
+                a_round,
+            )
+        )
+    return arms
+
+
+def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifest, budget: int) -> Arm:
+    """An arm of one site: the same study, steps for the federation's budget, no federated algorithm to choose."""
+    study = federated.study
+    steps = steps_for_budget(study.training, len(pictures), budget)
+    training = study.training.model_copy(update={"steps": steps, "epochs": None})
+    alone = study.model_copy(update={"training": training, "algorithm": FedAvgConfig()})
+    return Arm(name, title, kind, federated.fold, federated.seed, alone, pictures)
+
+
+def is_done(run: Path, arm: Arm) -> bool:
+    """True when the arm's encoder is written."""
+    return (run / arm.place / "encoder.json").exists()
+
+
+def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> None:
+    """Pretrain an arm, from its last checkpoint if it has one, and write ``encoder.safetensors`` and ``.json``."""
+    folder, started = run / arm.place, time.monotonic()
+    if arm.sites is None:
+        weights = build_method(arm.study.method, arm.study.encoder, arm.study.image, arm.study.seed).shared_state()
+    else:
+        federation = _prepare(run, arm, device)
+        RUNTIMES[config.runtime](federation)
+        weights = load_tensors(folder / "global.safetensors")[0]
+    seconds = time.monotonic() - started
+    _export(folder, arm, weights, seconds)
+    if arm.sites is not None:
+        # The report, the curves and the last checkpoint stay; site state and spool have done their work.
+        for site in arm.site_sizes():
+            shutil.rmtree(folder / "sites" / site / "state", ignore_errors=True)
+
+
+def _prepare(run: Path, arm: Arm, device: str) -> Federation:
+    assert arm.sites is not None
+    folder = run / arm.place
+    write_study(folder, arm.study)
+    places = write_site_folders(arm.sites, folder / "sites")
+    for site, place in places.items():
+        text = {
+            "site": site, "data": "manifest.csv", "state": "state", "cache": str((run / "store").resolve()),
+            "device": device,
+        }  # fmt: skip
+        write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))
+    return Federation(folder.resolve(), tuple(sorted(places)))
+
+
+def _export(folder: Path, arm: Arm, weights: dict[str, Tensor], seconds: float) -> None:
+    prefix = "encoder."
+    encoder = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    save_tensors(folder / "encoder.safetensors", encoder)
+    budget = arm.budget()
+    write_json(
+        folder / "encoder.json",
+        {
+            "arm": arm.name,
+            "title": arm.title,
+            "kind": arm.kind,
+            "fold": arm.fold,
+            "seed": arm.seed,
+            "encoder": arm.study.encoder.model_dump(mode="json"),
+            "image": arm.study.image.model_dump(mode="json"),
+            "method": arm.study.method.name,
+            "training_hash": arm.study.training_hash(),
+            "pictures": budget.pictures,
+            "optimiser_steps": budget.optimiser_steps,
+            "sequential_steps": budget.sequential_steps,
+            "seconds": round(seconds, 1),
+            "load": timm_line(arm.study.encoder, arm.study.image),
+        },
+    )

@@ -1,0 +1,46 @@
+"""Where a simulated federation runs. The same two app objects in each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+
+from client.app import app as client_app
+from server.app import app as server_app
+from simulation.grid import InProcessGrid
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One prepared federation: its folder holds ``study.yaml`` and ``sites/<name>/site.yaml``."""
+
+    folder: Path
+    sites: tuple[str, ...]
+
+    def run_config(self) -> dict[str, str | int]:
+        """What both apps read from Flower's run configuration."""
+        return {
+            "study": str(self.folder / "study.yaml"),
+            "folder": str(self.folder),
+            "site-files": str(self.folder / "sites"),
+            "sites": len(self.sites),
+        }
+
+
+def run_in_process(federation: Federation) -> None:
+    """Run server and sites in this process, sites in turn."""
+    config = federation.run_config()
+    nodes = [{"site-file": str(federation.folder / "sites" / site / "site.yaml")} for site in federation.sites]
+    grid = InProcessGrid(client_app, nodes, config)
+    server_app(grid, Context(1, 1, {}, RecordDict(), dict(config)))
+
+
+def run_in_ray(federation: Federation) -> None:
+    """Run the apps in Flower's own simulation engine (Ray), for many GPUs and clusters."""
+    from simulation.ray_runtime import run
+
+    run(federation)
+
+
+RUNTIMES: dict[str, Callable[[Federation], None]] = {"in-process": run_in_process, "ray": run_in_ray}

@@ -1,0 +1,203 @@
+"""A whole simulated study: split, arms, evaluation, report. `simulate(study)` is what the command line calls."""
+
+import fcntl
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from evaluation.report import write_report
+from evaluation.stage import evaluate
+from federation.study import Study, checked, load_study
+from foundation.errors import RunError, StudyError, look_up
+from foundation.files import read_json, write_json, write_text
+from foundation.machine import DeviceName, commit, machine, versions
+from foundation.progress import bar, say
+from imaging.manifest import Manifest
+from imaging.splits import check_splits, draw_splits
+from simulation.arms import Arm, is_done, make_encoder, plan_arms
+from simulation.config import SimulationConfig
+from simulation.datasets import load_dataset
+from simulation.partition import assign_sites
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, the results table, and the report."""
+
+    folder: Path
+    results: pd.DataFrame
+    report: Path
+
+
+def simulate(
+    study: Study | Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    runs: Path = Path("runs"),
+    resume: Path | None = None,
+    device: DeviceName = "auto",
+) -> Run:
+    """Run a study over simulated hospitals: pretrain every arm, evaluate, report.
+
+    ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
+    """
+    chosen = _resolved(study if isinstance(study, Study) else load_study(Path(study), tuple(overrides)))
+    folder = _open_run(chosen, runs, resume)
+    with _alone_in(folder), _saying_how_to_resume(folder):
+        resolved = load_study(folder / "study.yaml")
+        config = simulation_config(resolved)
+        arms = _arms(folder, resolved, config)
+        _pretrain(folder, arms, config, device)
+        _write_facts(folder, arms)
+        results = evaluate(folder)
+        run_facts = read_json(folder / "run.json")
+        write_json(folder / "run.json", run_facts | {"finished": _now()})
+        return Run(folder, results, write_report(folder))
+
+
+def simulation_config(study: Study) -> SimulationConfig:
+    """The study's simulation section, checked."""
+    if study.simulation is None:
+        raise StudyError(
+            f"study {study.name}: has no `simulation` section, so there are no hospitals to simulate; add one"
+        )
+    return checked(SimulationConfig, study.simulation, f"study {study.name}: simulation")
+
+
+def _resolved(study: Study) -> Study:
+    """The study with every default of its simulation section written out, so that two can be compared."""
+    return study.model_copy(update={"simulation": simulation_config(study).model_dump(mode="json")})
+
+
+def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[Manifest, pd.DataFrame]:
+    """Load the dataset, give every picture a site, draw the split once; all are written, and read back on a resume."""
+    place = folder / "evaluation"
+    if not (place / "splits.csv").exists():
+        pictures = load_dataset(config, folder / "data", study.seed)
+        sited = assign_sites(pictures, config.partition, study.seed)
+        splits = draw_splits(sited, config.splits, study.seed)
+        check_splits(splits)
+        sited.write(place / "manifest.csv")
+        write_json(place / "config.json", study.evaluation.model_dump(mode="json"))
+        write_json(place / "image.json", study.image.model_dump(mode="json"))
+        write_json(place / "facts.json", {"dataset": config.dataset, "unit": sited.unit})
+        write_text(place / "splits.csv", splits.to_csv(index=False))
+    return Manifest.read(place / "manifest.csv"), pd.read_csv(place / "splits.csv", dtype={"patient": str, "site": str})
+
+
+def _arms(folder: Path, study: Study, config: SimulationConfig) -> list[Arm]:
+    return plan_arms(study, config, *prepare_data(folder, study, config))
+
+
+def _pretrain(folder: Path, arms: list[Arm], config: SimulationConfig, device: DeviceName) -> None:
+    with bar("arms", len(arms)) as line:
+        for arm in arms:
+            line.describe(f"arm {arm.name}, fold {arm.fold}, seed {arm.seed}")
+            if not is_done(folder, arm):
+                make_encoder(folder, arm, config, device)
+            line.advance()
+
+
+def _write_facts(folder: Path, arms: list[Arm]) -> None:
+    """``arms.json``: one row an arm, for the report's budget table."""
+    rows: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        facts = read_json(folder / arm.place / "encoder.json")
+        row = rows.setdefault(
+            arm.name,
+            {key: facts[key] for key in ("arm", "title", "kind", "pictures", "optimiser_steps", "sequential_steps")}
+            | {"folds": [], "seeds": [], "seconds": 0.0},
+        )
+        row["folds"] = sorted({*row["folds"], arm.fold})
+        row["seeds"] = sorted({*row["seeds"], arm.seed})
+        row["seconds"] = round(row["seconds"] + facts["seconds"], 1)
+    write_json(folder / "arms.json", list(rows.values()))
+
+
+def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
+    """The run folder with the resolved study in it: a new one, or the one to resume if it is of this study."""
+    if resume is not None:
+        if not (resume / "study.yaml").exists():
+            raise RunError(
+                f"--resume {resume}: holds no study.yaml, so it is no run folder; see runs/ for those there are"
+            )
+        recorded = load_study(resume / "study.yaml")
+        if recorded.whole_hash() != study.whole_hash():
+            raise RunError(
+                f"--resume {resume}: is of another study ({_first_difference(recorded, study)}); give the study file and "
+                "--set options it was made with"
+            )
+        say(f"resuming {resume}")
+        return resume
+    folder = runs / f"{study.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists():
+        raise RunError(f"{folder}: exists already; wait a second, or --resume it")
+    write_text(folder / "study.yaml", study.to_yaml())
+    facts = {
+        "name": study.name,
+        "title": study.title or study.name,
+        "demonstration": study.demonstration,
+        "started": _now(),
+        "study_hash": study.whole_hash(),
+        "training_hash": study.training_hash(),
+        "seed": study.seed,
+        "versions": versions(),
+        "machine": machine(),
+        "commit": commit(),
+        "command": " ".join(["fedpretext", *sys.argv[1:]]) if sys.argv[0].endswith("fedpretext") else "simulate(study)",
+    }
+    write_json(folder / "run.json", facts)
+    return folder
+
+
+def _first_difference(recorded: Study, given: Study) -> str:
+    before, now = (dict(_flat(study.model_dump(mode="json"))) for study in (recorded, given))
+    for key in sorted((before.keys() | now.keys()) - {"simulation.root"}):
+        if before.get(key) != now.get(key):
+            return f"{key} was {before.get(key)!r} and is {now.get(key)!r} now"
+    return "no difference found"
+
+
+def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(key, value)]
+    return [pair for name in sorted(value) for pair in _flat(value[name], f"{key}.{name}".lstrip("."))]
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Refuse a second process in the same run folder."""
+    with (folder / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"{folder}: another process is working in this run folder; wait for it or stop it"
+            ) from error
+        yield
+
+
+@contextmanager
+def _saying_how_to_resume(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; nothing is lost. Go on with: fedpretext simulate {folder / 'study.yaml'} --resume {folder}")
+        raise
+
+
+def checked_device(name: str) -> DeviceName:
+    """``name`` as a device, or a StudyError that lists them."""
+    known = {device: device for device in get_args(DeviceName)}
+    device: DeviceName = look_up(known, name, "device")
+    return device
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,76 @@
+"""What a study would do, before it does it: parts, bytes a round, memory, and what to think about first."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor
+
+from federation.algorithms import build_algorithm
+from federation.study import Study, load_study
+from imaging.manifest import Manifest
+from simulation.arms import plan_arms
+from simulation.simulate import prepare_data, simulation_config
+from ssl_methods import build_method
+
+
+def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[str]:
+    """Check a study and describe it, a line a fact; errors as ``simulate`` would raise them."""
+    chosen = study if isinstance(study, Study) else load_study(Path(study), tuple(overrides))
+    lines = [*_method_lines(chosen)]
+    if chosen.simulation is not None:
+        with TemporaryDirectory() as place:
+            config = simulation_config(chosen)
+            pictures, splits = prepare_data(Path(place), chosen, config)
+            arms = plan_arms(chosen, config, pictures, splits)
+        federated = next(arm for arm in arms if arm.kind == "federated")
+        sizes = federated.site_sizes()
+        training = splits[(splits["fold"] == 0) & (splits["role"] == "train")]
+        for site, count in sizes.items():
+            patients = training.loc[training["site"] == site, "patient"].nunique()
+            lines.append(f"site {site}: {count} pictures of {patients} {pictures.unit}s to pretrain on")
+        budget = federated.budget()
+        trained = [arm for arm in arms if arm.sites is not None]
+        lines.append(
+            f"arms: {len(arms)} encoders, {len(trained)} of them pretrained, each on {budget.pictures:,} pictures seen "
+            f"({budget.sequential_steps:,} steps one after another when federated)"
+        )
+        lines += _warnings(chosen, pictures)
+    lines.append(f"study {chosen.name}: is valid, hash {chosen.training_hash()[:12]}")
+    return lines
+
+
+def _method_lines(study: Study) -> Iterator[str]:
+    method = build_method(study.method, study.encoder, study.image, study.seed)
+    build_algorithm(study.algorithm)
+    shared = method.shared_state()
+    parts: dict[str, int] = {}
+    for name, value in shared.items():
+        parts[name.split(".")[0]] = parts.get(name.split(".")[0], 0) + value.numel()
+    sent = _bytes(shared)
+    parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    yield f"method: {study.method.name} ({type(method).paper}), encoder {study.encoder.name}, {study.image.size} px"
+    yield "shared: " + ", ".join(f"{part} {count / 1e6:.2f} M numbers" for part, count in parts.items())
+    yield f"a round: {sent / 2**20:.1f} MiB to each site and as much back; {study.rounds.count} rounds"
+    # Weights, gradients and two moments in float32; activations depend on the device and are not guessed at.
+    state = 4 * 4 * parameters + _bytes(method.local_state())
+    batch = study.training.batch * study.image.channels * study.image.size**2 * 4
+    yield f"memory at a site: about {(state + batch) / 2**20:.0f} MiB for model, optimizer and batch, plus activations"
+    yield f"memory at the server: about {3 * sent / 2**20:.0f} MiB, whatever the number of sites"
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _warnings(study: Study, pictures: Manifest) -> Iterator[str]:
+    positives = getattr(study.method, "positives", "view")
+    label = study.evaluation.label
+    if positives == "view" or label not in pictures.table:
+        return
+    labels = pictures.table.groupby(positives)[label].nunique()
+    if (labels > 1).any():
+        yield (
+            f"warning: positives by {positives}, but the label {label!r} varies within {(labels > 1).sum()} of "
+            f"{len(labels)} {positives}s: the encoder would learn to ignore what the task asks for; use positives: view"
+        )
