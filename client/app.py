@@ -28,18 +28,20 @@ _sites: dict[tuple[Path, Path], Site] = {}
 @app.query()
 def who(message: Message, context: Context) -> Message:
     """Answer with the site's name, the study it has, and how many pictures."""
-    return _guarded(message, context, 0, lambda site: site_to_content(site.describe()))
+    return _guarded(message, context, lambda site: site_to_content(site.describe()))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round, idempotently."""
-    instruction = content_to_instruction(message.content)
-    return _guarded(message, context, instruction.round, lambda site: reply_to_content(site.train(instruction)))
+    return _guarded(
+        message, context, lambda site: reply_to_content(site.train(content_to_instruction(message.content)))
+    )
 
 
-def _guarded(message: Message, context: Context, round_: int, act: Callable[[Site], RecordDict]) -> Message:
-    name, state, study_hash = "unknown", None, ""
+def _guarded(message: Message, context: Context, act: Callable[[Site], RecordDict]) -> Message:
+    name, state = "unknown", None
+    round_ = int(message.metadata.group_id) if message.metadata.group_id.isdecimal() else 0
     try:
         site_file = load_site_file(_site_file_path(context))
         name, state = site_file.site, site_file.state
@@ -47,7 +49,7 @@ def _guarded(message: Message, context: Context, round_: int, act: Callable[[Sit
     except Exception as error:
         if state is not None:
             _log(state, round_)
-        failure = Failure(study_hash, round_, name, category_of(error))
+        failure = Failure("", round_, name, category_of(error))
         content = reply_to_content(failure)
     return Message(content, reply_to=message)
 

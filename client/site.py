@@ -18,7 +18,7 @@ from torch import Tensor
 from client.site_file import SiteFile
 from client.training import check_site, train_round
 from federation.algorithms import build_algorithm
-from federation.records import SiteInfo, TrainInstruction, TrainReply
+from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import RunError, StudyError
 from foundation.files import load_tensors, replace_folder, save_tensors
@@ -54,18 +54,21 @@ class Site:
         return self._store
 
     def train(self, instruction: TrainInstruction) -> TrainReply:
-        """Train one round, or give back its stored update: one (study, round) is trained once.
+        """Train one round, or give back its stored update: one (study, round) is trained once from the same weights.
 
-        A second instruction for a round in work waits for it. RunError when the disk is full or state is damaged,
-        StudyError for another study, TrainingError when the loss is not finite (nothing is stored then).
+        Other weights for a round (a server that starts the study anew, or went back to an older checkpoint) are a new
+        job: the stored update would belong to another history. A second instruction for a round in work waits for it.
+        RunError when the disk is full or state is damaged, StudyError for another study, TrainingError when the loss is
+        not finite (nothing is stored then).
         """
         if instruction.study_hash != self._hash:
             raise StudyError(f"site {self.name}: was asked to train a study that is not the one on this site's disk")
         with self._job(instruction.round):
-            stored = self._stored(instruction.round)
-            return stored or self._train(instruction)
+            received = weights_digest(instruction.weights)
+            stored = self._stored(instruction.round, received)
+            return stored or self._train(instruction, received)
 
-    def _train(self, instruction: TrainInstruction) -> TrainReply:
+    def _train(self, instruction: TrainInstruction, received: str) -> TrainReply:
         store, device = self.store(), choose_device(self._file.device)
         method, pristine = _workbench(self._study)
         local, optimiser = self._before(instruction.round)
@@ -79,13 +82,13 @@ class Site:
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
         reply = TrainReply(self._hash, instruction.round, self.name, len(store), shared, _rounded(outcome.metrics))
         kept = outcome.optimiser if self._study.training.optimiser_state == "keep" else {}
-        self._keep(reply, method.local_state(), kept)
+        self._keep(reply, received, method.local_state(), kept)
         return reply
 
     def _round_folder(self, round_: int) -> Path:
         return self._folder / f"round-{round_:05d}"
 
-    def _stored(self, round_: int) -> TrainReply | None:
+    def _stored(self, round_: int, received: str) -> TrainReply | None:
         folder = self._round_folder(round_)
         if not folder.exists():
             return None
@@ -93,6 +96,9 @@ class Site:
             weights, metadata = load_tensors(folder / "update.safetensors")
             load_tensors(folder / "local.safetensors")
             load_tensors(folder / "optimiser.safetensors")
+            if metadata["received"] != received:
+                say(f"site {self.name}: round {round_} is asked for from other weights and is trained again")
+                return None
             return TrainReply(
                 self._hash,
                 round_,
@@ -108,8 +114,8 @@ class Site:
 
     def _before(self, round_: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Local tensors and optimiser state of the last round before this one that this site finished."""
-        for folder in sorted(self._folder.glob("round-[0-9]*"), reverse=True):
-            if int(folder.name.removeprefix("round-")) < round_:
+        for folder in sorted(self._folder.glob("round-[0-9]*"), key=_number, reverse=True):
+            if _number(folder) < round_:
                 try:
                     return load_tensors(folder / "local.safetensors")[0], load_tensors(
                         folder / "optimiser.safetensors"
@@ -118,21 +124,25 @@ class Site:
                     say(f"site {self.name}: {error}; an older round's state is used")
         return {}, {}
 
-    def _keep(self, reply: TrainReply, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
+    def _keep(self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
         folder = self._round_folder(reply.round)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed process's; the lock keeps any other out
         try:
             save_tensors(temporary / "local.safetensors", local)
             save_tensors(temporary / "optimiser.safetensors", optimiser)
-            metadata = {"pictures": str(reply.pictures), "metrics": json.dumps(reply.metrics)}
+            metadata = {
+                "pictures": str(reply.pictures),
+                "metrics": json.dumps(reply.metrics),
+                "received": received,
+            }
             save_tensors(temporary / "update.safetensors", reply.weights, metadata)
             replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         # The round before is kept: the server may have crashed before it wrote down this one's result.
         for old in self._folder.glob("round-[0-9]*"):
-            if int(old.name.removeprefix("round-")) < reply.round - 1:
+            if _number(old) < reply.round - 1:
                 shutil.rmtree(old)
 
     @contextmanager
@@ -143,6 +153,10 @@ class Site:
             fcntl.flock(handle, fcntl.LOCK_EX)
             handle.write(f"{os.getpid()} round {round_}\n")
             yield
+
+
+def _number(round_folder: Path) -> int:
+    return int(round_folder.name.removeprefix("round-"))
 
 
 _bench: dict[str, tuple[Method, dict[str, Tensor]]] = {}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from federation.records import SITE_NAME
 from federation.study import checked, read_yaml
 from foundation.machine import DeviceName
 from imaging.config import Section
@@ -12,7 +13,7 @@ from imaging.config import Section
 class SiteFile(Section):
     """Where a site's pictures are, where it keeps state, and on what it computes. Never leaves the site."""
 
-    site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$", description="The site's name in the federation.")
+    site: str = Field(pattern=SITE_NAME, description="The site's name in the federation.")
     data: Path = Field(description="Manifest (CSV or Parquet) or a folder of pictures.")
     state: Path = Field(description="Folder for jobs, momentum encoders, optimizer state and the site's log.")
     cache: Path = Field(description="Folder for decoded pictures.")

@@ -84,6 +84,7 @@ def train_round(
             if step % _CHECK_EVERY == 0:
                 totals.check(site, round_)
     totals.check(site, round_)
+    _check_weights(method, site, round_)
     metrics = totals.means() | {
         "learning_rate": rate,
         "pictures_seen": float(work.pictures),
@@ -115,6 +116,15 @@ class _Totals:
 
     def means(self) -> dict[str, float]:
         return {name: float(value) / self._count for name, value in self._sums.items()}
+
+
+def _check_weights(method: Method, site: str, round_: int) -> None:
+    """A last step can break the weights after its loss was seen; kept moments would then spoil every later round."""
+    if not all(bool(torch.isfinite(p).all()) for p in method.parameters()):
+        raise TrainingError(
+            f"site {site}, round {round_}: the weights are not finite after the last step; lower "
+            "training.learning_rate or set training.clip"
+        )
 
 
 def _batches(store: TensorStore, work: LocalWork, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.app.metadata import Metadata
 from flwr.supercore.task_identity import TaskIdentity
 
-from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
+from federation.records import CATEGORIES, Failure, SiteInfo, TrainInstruction, TrainReply
 from foundation.errors import RunError
 
 _ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
@@ -83,14 +83,20 @@ def content_to_reply(content: RecordDict) -> TrainReply | Failure:
         config = cast(ConfigRecord, content[_CONFIG])
         study, round_, site = str(config["study"]), int(cast(int, config["round"])), str(config["site"])
         if "failure" in config:
-            return Failure(study, round_, site, str(config["failure"]))
+            return Failure(study, round_, site, _category(config))
         metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[_METRICS]).items()}
         pictures = int(metrics.pop("num-examples"))
         return TrainReply(
             study, round_, site, pictures, arrays_to_tensors(cast(ArrayRecord, content[_ARRAYS])), metrics
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__}: {error})") from error
+    except Exception as error:  # whatever a site sends, it must not stop the server
+        raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__})") from error
+
+
+def _category(config: ConfigRecord) -> str:
+    # A site's free text must not reach the server's screen and log.
+    category = str(config["failure"])
+    return category if category in CATEGORIES else "unknown failure"
 
 
 def site_to_content(info: SiteInfo) -> RecordDict:
@@ -99,12 +105,15 @@ def site_to_content(info: SiteInfo) -> RecordDict:
 
 
 def content_to_site(content: RecordDict) -> SiteInfo:
-    """Read a site's answer to 'who are you'."""
-    config = cast(ConfigRecord, content[_CONFIG])
-    return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["pictures"])))
+    """Read a site's answer to 'who are you'; RunError when it is not of the agreed form."""
+    try:
+        config = cast(ConfigRecord, content[_CONFIG])
+        return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["pictures"])))
+    except Exception as error:
+        raise RunError(f"a site's answer lacks what the study agreed on ({type(error).__name__})") from error
 
 
 def failure_in(content: RecordDict) -> str | None:
     """The category of a failure that a site answered with, if it did."""
     config = cast(ConfigRecord, content[_CONFIG])
-    return str(config["failure"]) if "failure" in config else None
+    return _category(config) if "failure" in config else None

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from foundation.errors import RunError
+from foundation.files import digest
 
 Category = Literal[
     "study-not-approved",
@@ -21,7 +22,20 @@ Category = Literal[
 ]
 """All that a site ever says of an error: never its text, which could hold a path or a name."""
 
+CATEGORIES: tuple[str, ...] = get_args(Category)
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$"
+"""What a site may call itself; the server makes file names of it, so it checks too."""
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_JOURNAL_KEYS = ("round", "site", "pictures", "event", "reason", "update_norm")
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bits: a stored update belongs to the weights it was trained from."""
+    parts: list[bytes | str] = []
+    for name, value in sorted(weights.items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        parts += [name, str(value.dtype), str(list(value.shape)), flat.view(torch.uint8).numpy().tobytes()]
+    return digest(*parts)
 
 
 @dataclass(frozen=True)
@@ -86,5 +100,5 @@ def check_reply(reply: TrainReply, expected: dict[str, Tensor], study_hash: str,
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise RunError(f"tensor {name!r} has values that are not finite")
     for metric in reply.metrics:
-        if not _METRIC_NAME.fullmatch(metric):
+        if not _METRIC_NAME.fullmatch(metric) or metric in _JOURNAL_KEYS:
             raise RunError(f"has a metric with a name that is not allowed ({len(metric)} characters)")

@@ -16,6 +16,7 @@ from ssl_methods import AnyMethodConfig
 from ssl_methods.encoders import EncoderConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
@@ -41,7 +42,7 @@ class TrainingConfig(Section):
         description="Peak rate for 256 pictures a step; scaled by batch x accumulate / 256.",
     )
     weight_decay: float = Field(default=0.05, ge=0, description="Decoupled; never on biases, norms or embeddings.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moments; MAE's choice.")
+    betas: tuple[_Decay, _Decay] = Field(default=(0.9, 0.95), description="AdamW's moments; MAE's choice.")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the study over which the rate rises.")
     clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; null for no clipping.")
     precision: Literal["auto", "float32", "bf16"] = Field(
@@ -139,7 +140,7 @@ def study_from(raw: dict[str, Any], place: str) -> Study:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _OneOfEachKey)  # a SafeLoader
     except FileNotFoundError as error:
         raise StudyError(f"{path}: there is no such study file; the ready ones are in configs/") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -150,6 +151,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: holds {type(raw).__name__} instead of 'key: value' lines")
     return raw
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """PyYAML's safe loader, which by itself lets the second of two equal keys win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of ``node``; ConstructorError when it has a key twice."""
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"key {twice!r} twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -184,10 +197,10 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     detail = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
     path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
-        known = _keys_beside(model, path[:-1])
+        known, path = _keys_beside(model, path)
         hint = nearest(path[-1], known) or (f"; known there: {', '.join(sorted(known))}" if known else "")
         return f"key {'.'.join(path)!r} is not known{hint}"
-    key = ".".join(path) or "the file"
+    key = ".".join(_keys_beside(model, path)[1]) or "the file"
     if detail["type"] == "missing":
         return f"key {key!r} is missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
@@ -196,18 +209,21 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{key}: {message}{shown}"
 
 
-def _keys_beside(model: type[BaseModel], path: list[str]) -> set[str]:
-    """Field names of the section at ``path``; all sections a union offers count."""
+def _keys_beside(model: type[BaseModel], path: list[str]) -> tuple[set[str], list[str]]:
+    """Field names of the section that holds the last key of ``path``, and the path as it stands in the file.
+
+    Pydantic puts the chosen member of a union (``mae``) into its path. All sections that a union offers count.
+    """
     sections: list[Any] = [model]
-    for part in path:
-        inside = []
-        for section in sections:
-            if part in section.model_fields:
-                inside += _models_in(section.model_fields[part].annotation)
-            elif getattr(section.model_fields.get("name"), "default", None) == part:
-                inside.append(section)
-        sections = inside
-    return {name for section in sections for name in section.model_fields}
+    shown: list[str] = []
+    for part in path[:-1]:
+        chosen = [s for s in sections if getattr(s.model_fields.get("name"), "default", None) == part]
+        if not chosen:
+            shown.append(part)
+            inside = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
+            chosen = [found for annotation in inside for found in _models_in(annotation)]
+        sections = chosen
+    return {name for section in sections for name in section.model_fields}, [*shown, *path[-1:]]
 
 
 def _models_in(annotation: Any) -> list[Any]:

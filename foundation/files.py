@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,19 +18,21 @@ from foundation.errors import RunError
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a temporary file beside ``path``, flush it to disk, then rename it to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RunError(
-            f"{path}: could not be written ({error.strerror}); free space or permit writing, then --resume"
-        ) from error
+        raise _not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: could not be written ({error.strerror}); free space or permit writing, then --resume")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -58,10 +61,17 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line. A torn last line (a killed writer) is skipped by ``read_jsonl``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        handle.write(json.dumps(row) + "\n")
+    """Append one JSON object as a line. A torn last line (a killed writer) is ended first; ``read_jsonl`` skips it."""
+    line = (json.dumps(row) + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as handle:
+            if handle.tell() > 0:
+                handle.seek(-1, os.SEEK_END)
+                line = line if handle.read(1) == b"\n" else b"\n" + line
+            handle.write(line)
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -78,8 +88,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors (moved to the CPU, made contiguous, cut loose from each other) as safetensors, atomically."""
-    whole = {name: value.detach().to("cpu", copy=False).contiguous() for name, value in tensors.items()}
-    write_with(path, lambda temporary: save_file(whole, temporary, metadata=dict(metadata) if metadata else None))
+    whole: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().to("cpu").contiguous()
+        place = value.untyped_storage().data_ptr()
+        whole[name] = value.clone() if place in taken else value  # safetensors refuses memory that two names share
+        taken.add(place)
+    write_with(path, lambda temporary: _save(whole, temporary, dict(metadata) if metadata else None))
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        # A full disk reaches us only as text: "... (os error 28)".
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -26,13 +26,10 @@ def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
 
 @contextmanager
 def seeded_torch(seed: int, *names: str | int) -> Iterator[None]:
-    """Run a block with torch's global CPU generator seeded for the stream, then put its old state back.
+    """Run a block with torch's global generators seeded for the stream, then put their old states back.
 
-    For code that takes no generator (``nn.init``, timm's constructors).
+    For code that takes no generator: ``nn.init``, timm's constructors, stochastic depth.
     """
-    before = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(stream_seed(seed, *names))
-    try:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(stream_seed(seed, *names))
         yield
-    finally:
-        torch.random.set_rng_state(before)

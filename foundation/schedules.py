@@ -28,5 +28,5 @@ def linear(progress: float, start: float, end: float) -> float:
 
 
 def momentum_for_batch(momentum: float, batch: int, reference_batch: int) -> float:
-    """The momentum of a step of ``batch`` pictures that forgets, per picture, as ``momentum`` at ``reference_batch``."""
+    """The momentum of a step of ``batch`` pictures that forgets per picture as ``momentum`` at ``reference_batch``."""
     return float(momentum ** (batch / reference_batch))

@@ -31,7 +31,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Write ``folder/round-00003`` and delete all but the newest ``keep``."""
     final = folder / f"round-{checkpoint.round:05d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.part"
+    temporary = folder / f".{final.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         save_tensors(temporary / _FILES[0], checkpoint.weights)
@@ -67,7 +67,7 @@ def latest_checkpoint(folder: Path, study_hash: str) -> Checkpoint | None:
             return Checkpoint(study_hash, int(state["round"]), weights, algorithm, dict(state["norms"]))
         except _OtherStudyError:
             raise
-        except (RunError, OSError, KeyError, TypeError) as error:
+        except (RunError, OSError, KeyError, TypeError, ValueError) as error:
             say(f"{path}: checkpoint not usable ({error}); going back to the one before it")
             path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
     return None
@@ -79,7 +79,8 @@ class _OtherStudyError(RunError):
 
 def _folders(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    return sorted((p for p in folder.glob("round-[0-9]*") if p.is_dir()), reverse=True)
+    found = (path for path in folder.glob("round-[0-9]*") if path.is_dir())
+    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def _sha256(path: Path) -> str:

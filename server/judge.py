@@ -32,7 +32,7 @@ def judge_together(
     """
     norms = {c.site: update_norm(c, weights) for c in contributions}
     known = list(norms.values()) + (list(last_norms.values()) if len(norms) < 3 else [])
-    median = statistics.median(known) if known else 0.0
+    median = statistics.median(known) if len(known) > 2 else 0.0
     left_out = {}
     for site, norm in norms.items():
         if norm > rounds.norm_bound:

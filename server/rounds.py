@@ -1,6 +1,7 @@
 """The round loop: send, spool, judge, fold, checkpoint. Ours, as Flower's has no checkpoint, quorum or deadline."""
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Protocol
 
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import Weights
-from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
+from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import write_text
@@ -66,6 +67,10 @@ class RoundLoop:
         if twice:
             raise StudyError(f"two sites call themselves {min(twice)!r}; each site needs a name of its own")
         for info in infos:
+            if not re.fullmatch(SITE_NAME, info.site):
+                raise StudyError(
+                    f"a site calls itself {info.site[:50]!r}; a name is letters, digits, dot, dash, underscore"
+                )
             if info.study_hash != self._hash:
                 raise StudyError(f"site {info.site}: has another study on its disk; give all sites this study file")
         if len(names) < self._algorithm.fewest_replies:
@@ -78,7 +83,8 @@ class RoundLoop:
     def _one_round(self, sites: list[str], line: Bar) -> None:
         number = self._checkpoint.round + 1
         spool = Spool(self._folder / "spool", self._hash, number, self._checkpoint.weights)
-        needed = max(math.ceil(self._study.rounds.quorum * len(sites)), self._algorithm.fewest_replies)
+        # 0.55 of 20 sites is 11, though 0.55 * 20 > 11 in floating point.
+        needed = max(math.ceil(self._study.rounds.quorum * len(sites) - 1e-9), self._algorithm.fewest_replies)
         reasons: dict[str, str] = {}
         for attempt in range(1, self._study.rounds.attempts + 1):
             reasons = self._gather(number, sites, spool)

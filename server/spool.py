@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from federation.records import TrainReply, check_reply
+from federation.records import TrainReply, check_reply, weights_digest
 from foundation.errors import RunError
 from foundation.files import load_tensors, save_tensors
 
@@ -34,6 +34,7 @@ class Spool:
     def __init__(self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor]) -> None:
         self._folder = folder / f"round-{round_:05d}"
         self._study_hash, self._round, self._expected = study_hash, round_, expected
+        self._start = weights_digest(expected)
 
     def write(self, reply: TrainReply) -> None:
         """Keep a reply that ``check_reply`` accepts; RunError says what is wrong with another."""
@@ -44,11 +45,16 @@ class Spool:
             "site": reply.site,
             "pictures": str(reply.pictures),
             "metrics": json.dumps(reply.metrics),
+            "start": self._start,
         }
         save_tensors(self._folder / f"{reply.site}.safetensors", reply.weights, metadata)
 
     def replies(self) -> list[Spooled]:
-        """What is there and whole, in site-name order; a damaged file is deleted, so that its site is asked again."""
+        """What is there and whole, in site-name order.
+
+        A damaged file is deleted, so that its site is asked again; so is one that answers other starting weights, which
+        a server finds when it had to go back to an older checkpoint.
+        """
         found = []
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
@@ -58,6 +64,8 @@ class Spool:
                     json.loads(metadata["metrics"]),
                 )  # fmt: skip
                 check_reply(reply, self._expected, self._study_hash, self._round)
+                if metadata["start"] != self._start:
+                    raise RunError(f"{path}: was trained from other weights")
                 found.append(Spooled(reply.site, reply.pictures, reply.metrics, path))
             except (RunError, KeyError, ValueError):
                 path.unlink()

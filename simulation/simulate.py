@@ -22,8 +22,9 @@ from imaging.manifest import Manifest
 from imaging.splits import check_splits, draw_splits
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
 from simulation.config import SimulationConfig
-from simulation.datasets import load_dataset
+from simulation.datasets import dataset
 from simulation.partition import assign_sites
+from simulation.site_folders import write_located
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,21 @@ def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[
     """Load the dataset, give every picture a site, draw the split once; all are written, and read back on a resume."""
     place = folder / "evaluation"
     if not (place / "splits.csv").exists():
-        pictures = load_dataset(config, folder / "data", study.seed)
-        sited = assign_sites(pictures, config.partition, study.seed)
-        splits = draw_splits(sited, config.splits, study.seed)
+        found = dataset(config.dataset).load(config.root, folder / "data", study.seed, config.options)
+        write_located(assign_sites(found, config.partition, study.seed), place)
+        write_json(place / "facts.json", {"unit": found.unit})
+        pictures = Manifest.read(place / "manifest.csv", found.unit)
+        splits = draw_splits(pictures, config.splits, study.seed)
         check_splits(splits)
-        sited.write(place / "manifest.csv")
-        write_json(place / "config.json", study.evaluation.model_dump(mode="json"))
+        settings = study.evaluation.model_copy(update={"dataset": config.dataset, "unit": found.unit})
+        write_json(place / "config.json", settings.model_dump(mode="json"))
         write_json(place / "image.json", study.image.model_dump(mode="json"))
-        write_json(place / "facts.json", {"dataset": config.dataset, "unit": sited.unit})
         write_text(place / "splits.csv", splits.to_csv(index=False))
-    return Manifest.read(place / "manifest.csv"), pd.read_csv(place / "splits.csv", dtype={"patient": str, "site": str})
+    pictures = Manifest.read(place / "manifest.csv", read_json(place / "facts.json")["unit"])
+    return pictures, pd.read_csv(place / "splits.csv", dtype=SPLIT_TYPES, keep_default_na=False)
+
+
+SPLIT_TYPES = {"image": str, "patient": str, "site": str, "label": str, "role": str}
 
 
 def _arms(folder: Path, study: Study, config: SimulationConfig) -> list[Arm]:
@@ -125,7 +131,7 @@ def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
     if resume is not None:
         if not (resume / "study.yaml").exists():
             raise RunError(
-                f"--resume {resume}: holds no study.yaml, so it is no run folder; see runs/ for those there are"
+                f"--resume {resume}: holds no study.yaml, so it is no run folder; those are in runs/"
             )
         recorded = load_study(resume / "study.yaml")
         if recorded.whole_hash() != study.whole_hash():

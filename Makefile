@@ -1,0 +1,39 @@
+# Everything a person types. `make help` lists it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format benchmarks clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+$(STAMP): pyproject.toml
+	@echo "Installing into $(VENV): torch and its friends are large (several GB with CUDA); pip settings are yours."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP) ## install if needed, run the demonstration on phantoms, print where the report is
+	$(BIN)/fedpretext simulate configs/demo.yaml
+
+test: $(STAMP) ## install if needed, run every test
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(STAMP) ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmarks: $(STAMP) ## measure speed and memory (about 20 minutes); writes benchmarks/results/
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove the virtual environment and caches (run folders stay)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

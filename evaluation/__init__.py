@@ -1,0 +1,1 @@
+"""Encoder and labelled pictures -> results table -> report. Knows nothing of federation."""

@@ -1,0 +1,168 @@
+"""What nobody should conclude from a run, generated from what applies to it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from evaluation.answers import Contrast, worth_telling
+from evaluation.figures import Question, arm_figures, metric_title, protocol_title
+from evaluation.run_folder import OVERALL, RunFolder
+
+# Below about this many patients one more or fewer visibly moves an interval.
+FEW_UNITS = 50
+
+
+def study_settings(folder: RunFolder) -> Mapping[str, Any]:
+    """The study as a mapping; empty when there is none or it is not readable."""
+    try:
+        loaded = yaml.safe_load(folder.study) if folder.study else {}
+    except yaml.YAMLError:
+        return {}
+    return loaded if isinstance(loaded, Mapping) else {}
+
+
+def method_name(folder: RunFolder) -> str:
+    """The pretext method's name out of the study, "" when it does not say."""
+    method = study_settings(folder).get("method", "")
+    return str(method.get("name", "") if isinstance(method, Mapping) else method)
+
+
+def training_seeds(folder: RunFolder) -> int | None:
+    """Pretraining seeds of the federated arm; None when the run does not say."""
+    counts = [arm.seeds for arm in folder.arms if arm.kind == "federated" and arm.seeds is not None]
+    return max(counts, default=None)
+
+
+def demonstration_text(folder: RunFolder) -> str:
+    """The banner of a demonstration, "" for any other run."""
+    if not folder.demonstration:
+        return ""
+    seeds = training_seeds(folder)
+    what = "one pretraining seed" if seeds in (None, 1) else f"{seeds} pretraining seeds"
+    return (
+        f"This is a demonstration: {what}; a short training on few pictures. It shows that the road works from end to "
+        "end. It is no evidence for or against a method."
+    )
+
+
+def cautions(folder: RunFolder, question: Question, found: list[Contrast]) -> list[tuple[str, str]]:
+    """Heading and text of every caution that applies, the gravest first."""
+    return [
+        *_on_purpose(folder),
+        *_on_size(folder, question, found),
+        *_on_arms(folder, question),
+        *_on_data(folder),
+    ]
+
+
+def _on_purpose(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    yield (
+        "Not for clinical use.",
+        "An encoder is a part, not a test. Nothing here says how a tool built on it would do for a patient.",
+    )
+    if folder.demonstration:
+        yield "A demonstration.", demonstration_text(folder).partition(": ")[2].replace("one", "One", 1)
+    tasks = sorted(set(folder.results["task"]) - {""})
+    if len(tasks) <= 1:
+        name = f" ({tasks[0]})" if tasks else ""
+        yield (
+            "One task.",
+            f"The encoder was judged on a single task{name}; on another the order of the arms may differ.",
+        )
+
+
+def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> Iterator[tuple[str, str]]:
+    counts = [figure.n for figure in arm_figures(folder, question).values() if figure.n is not None]
+    if counts and max(counts) < FEW_UNITS:
+        yield (
+            "Few to judge by.",
+            f"The main figures rest on {max(counts)} {folder.unit}. A difference that cannot be seen may still be "
+            "there: “cannot say” does not mean “equal”.",
+        )
+    if folder.cluster_units:
+        yield (
+            "The intervals are optimistic.",
+            "The data name no patients, so near-duplicate pictures were grouped and the group is the unit. Pictures "
+            "of one patient may still be spread over several units, and over training and test.",
+        )
+    seeds = training_seeds(folder)
+    if seeds is None or seeds == 1:
+        yield (
+            "One training run per arm.",
+            f"Intervals are over {folder.unit} only. Training again with another seed would move every figure by an "
+            "amount that this run cannot show.",
+        )
+    elif seeds > 1:
+        yield (
+            "Two sources of chance.",
+            f"Intervals are over {folder.unit} only; the spread over the {seeds} training seeds is shown apart, and "
+            f"{seeds} seeds give a rough idea of it at best.",
+        )
+    compared = len(worth_telling(found))
+    if compared > 1:
+        yield (
+            "Several comparisons.",
+            f"There are {compared} comparisons on this page and each has its own 95 % interval. With so many, one "
+            "may miss nought by chance; the first one was the question.",
+        )
+
+
+def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]:
+    kinds = {folder.arm(str(name)).kind for name in folder.results["encoder"].unique()}
+    if "pooled" in kinds:
+        yield (
+            "Pooled is a reference, not a ceiling.",
+            "It saw the same number of pictures in one place. It is not the best that pooling could do, and a "
+            "federated encoder may come out above it.",
+        )
+    if any("knn" in str(name).lower() for name in folder.results["protocol"].unique()):
+        masked = "mae" in method_name(folder).lower()
+        yield (
+            "Nearest neighbours understate masked autoencoders."
+            if masked
+            else "Nearest neighbours are a rough measure.",
+            "Features of a masked autoencoder are not meant to be compared by distance; a published one has an "
+            "accuracy of 11 % by nearest neighbours and of 81 % fine-tuned."
+            if masked
+            else "They need no training and show the geometry of the features; a probe is nearer to use.",
+        )
+    kind = protocol_title(question.protocol)
+    if "frozen" in kind:
+        yield (
+            "Frozen features only." if not _has_finetuning(folder) else "Frozen features in front.",
+            f"The first page shows a {kind}. An encoder that is fine-tuned may gain more, or less, "
+            f"{metric_title(question.metric)} from pretraining.",
+        )
+
+
+def _has_finetuning(folder: RunFolder) -> bool:
+    return any("fine" in str(name).lower() for name in folder.results["protocol"].unique())
+
+
+def _on_data(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    outside = left_out_sites(folder)
+    if len(outside) == 1:
+        yield (
+            "One hospital outside.",
+            f"The site {outside[0]} took no part. It is one example of a new hospital, and no promise for the next.",
+        )
+    if folder.left_out:
+        rounds = len({(event.arm, event.round) for event in folder.left_out})
+        yield (
+            "Not every update was used.",
+            f"A site's update was left out in {rounds} round{'s' if rounds > 1 else ''}; the list is above.",
+        )
+    if folder.missing:
+        yield (
+            "Parts of the record are missing.",
+            f"This run folder has no {', '.join(folder.missing)}; what would have been read from there is not shown.",
+        )
+
+
+def left_out_sites(folder: RunFolder) -> list[str]:
+    """Sites that took no part in training, by the split's roles or the notes of their figures."""
+    splits, results = folder.splits, folder.results
+    by_role = set(splits.loc[splits["role"] == "left-out", "site"]) - set(splits.loc[splits["role"] == "train", "site"])
+    by_note = set(results.loc[results["note"].str.contains("left out of training", regex=False), "site"]) - {OVERALL}
+    return sorted(str(site) for site in by_role | by_note)

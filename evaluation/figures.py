@@ -1,0 +1,251 @@
+"""One figure of a results table: its value, its interval or the reason there is none, and how it is written down."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from evaluation.run_folder import OVERALL, RunFolder, arm_kind
+
+TOO_FEW = "no interval: too few patients to say"
+METRIC_TITLES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1": "F1",
+    "ece": "Calibration error",
+    "site_leakage": "Site leakage",
+    "feature_std": "Spread of features",
+}
+# Calibration error is the one metric here of which less is better.
+LESS_IS_BETTER = {"ece"}
+_METRIC_ORDER = tuple(METRIC_TITLES)
+_PROTOCOL_ORDER = ("logistic", "linear", "probe", "svm", "fine", "knn")
+_PROTOCOL_TITLES = {
+    "knn": "k nearest neighbours",
+    "logistic": "logistic probe on frozen features",
+    "svm": "linear SVM on frozen features",
+    "finetuning": "fine-tuning",
+    "finetune": "fine-tuning",
+    "partialfinetuning": "partial fine-tuning",
+}
+_SUMMARY_SEEDS = {"", "all", "mean"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its 95 % interval. ``low`` and ``high`` are None together: then there is no interval.
+
+    ``seeds`` holds the value of each training seed where the run had more than one: the second source of variance.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    note: str = ""
+    seeds: tuple[float, ...] = ()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def why_no_interval(self) -> str:
+        """The reason that a figure stands without interval, "" when it has one."""
+        if self.interval:
+            return ""
+        for part in self.note.split("; "):
+            if part.startswith("no interval"):
+                return part
+            if "interval" in part and "optimistic" not in part:
+                return f"no interval: {part.removesuffix(': no interval')}"
+        return TOO_FEW
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the first page is about: one task under one protocol, metric and share of labels."""
+
+    task: str
+    protocol: str
+    metric: str
+    fraction: str
+
+
+def number(value: float, signed: bool = False, digits: int = 2) -> str:
+    """A figure as it is printed: two digits (or ``digits``), a true minus sign, and a plus where signed."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    zero = float(text) == 0
+    return ("−" if value < 0 and not zero else "+" if signed and not zero else "") + text
+
+
+def digits_for(figure: Figure) -> int:
+    """Two digits, or three where two would round a bound to nought and hide on which side of it the interval lies."""
+    parts = [figure.value, *(figure.interval or ())]
+    return 3 if any(part != 0 and float(f"{part:.2f}") == 0 for part in parts) else 2
+
+
+def interval_text(figure: Figure, signed: bool = False, digits: int = 2) -> str:
+    """``0.79 to 0.88``, or the reason that there is no interval."""
+    if figure.interval is None:
+        return figure.why_no_interval
+    return f"{number(figure.interval[0], signed, digits)} to {number(figure.interval[1], signed, digits)}"
+
+
+def metric_title(metric: str) -> str:
+    return METRIC_TITLES.get(metric.lower(), metric)
+
+
+def protocol_title(protocol: str) -> str:
+    return _PROTOCOL_TITLES.get(protocol.lower().replace("-", "").replace("_", "").replace(" ", ""), protocol)
+
+
+def metric_rank(metric: str) -> int:
+    """Where a metric stands in a table: AUROC first, unknown ones last."""
+    return _METRIC_ORDER.index(metric.lower()) if metric.lower() in _METRIC_ORDER else len(_METRIC_ORDER)
+
+
+def protocol_rank(protocol: str) -> int:
+    """Where a protocol stands: the logistic probe first, k nearest neighbours last (it says little of MAE)."""
+    name = protocol.lower()
+    return next((rank for rank, word in enumerate(_PROTOCOL_ORDER) if word in name), len(_PROTOCOL_ORDER))
+
+
+def fraction_size(fraction: str) -> tuple[int, float]:
+    """Order of a share of labels: few-shot counts first, then fractions."""
+    digits = "".join(sign for sign in fraction if sign.isdigit() or sign == ".")
+    size = float(digits) if digits.strip(".") else 1.0
+    if is_shots(fraction):
+        return 0, size
+    return 1, size / 100 if "%" in fraction else size
+
+
+def is_shots(fraction: str) -> bool:
+    """True for ``k=5`` or ``5-shot``: so many labelled pictures or patients a class, instead of a share of them."""
+    return "k" in fraction.lower() or "shot" in fraction.lower()
+
+
+def fraction_title(fraction: str) -> str:
+    """``10 %`` or ``5 per class``."""
+    shots, size = fraction_size(fraction)[0] == 0, fraction_size(fraction)[1]
+    return f"{size:g} per class" if shots else f"{size * 100:g} %"
+
+
+def main_question(folder: RunFolder) -> Question:
+    """The question that the first page answers, out of what was measured.
+
+    The first task, the logistic probe before others, AUROC before others, and the most labels.
+    """
+    rows = folder.results
+    with_federated = rows[rows["encoder"].map(lambda name: folder.arm(name).kind == "federated")]
+    rows = with_federated if not with_federated.empty else rows
+    if rows.empty:
+        return Question("", "", "", "")
+    task = str(rows["task"].iloc[0])
+    rows = rows[rows["task"] == task]
+    protocol = min(rows["protocol"].unique(), key=protocol_rank)
+    rows = rows[rows["protocol"] == protocol]
+    metric = min(rows["metric"].unique(), key=metric_rank)
+    fraction = max(rows[rows["metric"] == metric]["label_fraction"].unique(), key=fraction_size)
+    return Question(task, str(protocol), str(metric), str(fraction))
+
+
+def of_protocol(folder: RunFolder, protocol: str) -> pd.DataFrame:
+    """Rows of one protocol, and of the references that have a protocol of their own.
+
+    Pixels, majority and the supervised encoder stand beside every protocol: they are not features to be probed.
+    """
+    rows = folder.results
+    own = rows["protocol"] == protocol
+    there = set(rows.loc[own, "encoder"])
+    beside = rows["encoder"].map(
+        lambda name: name not in there and folder.arm(str(name)).kind in ("pixels", "majority", "supervised")
+    )
+    return rows[own | beside.astype(bool)]
+
+
+def select(folder: RunFolder, question: Question) -> pd.DataFrame:
+    """The rows of the results that belong to one question."""
+    rows = of_protocol(folder, question.protocol)
+    return rows[
+        (rows["task"] == question.task)
+        & (rows["metric"] == question.metric)
+        & (rows["label_fraction"] == question.fraction)
+    ]
+
+
+def figure_of(rows: pd.DataFrame) -> Figure | None:
+    """The one figure that rows of one encoder, question and site add up to; None without a finite value.
+
+    One row is the figure. Of several seeds, the row that sums them up (seed ``all`` or empty) is; where there is
+    none the value is their mean, and no interval is made up for it.
+    """
+    rows = rows[rows["value"].notna()]
+    if rows.empty:
+        return None
+    if len(rows) == 1:
+        return _from_row(rows.iloc[0])
+    single = rows[~rows["seed"].str.lower().isin(_SUMMARY_SEEDS)] if "seed" in rows else rows
+    seeds = tuple(float(value) for value in single["value"])
+    summary = rows.drop(single.index)
+    if not summary.empty:
+        first = _from_row(summary.iloc[0])
+        return Figure(first.value, first.low, first.high, first.n, first.note, seeds if len(seeds) > 1 else ())
+    return Figure(
+        float(single["value"].mean()),
+        n=_whole(single["n"].iloc[0]),
+        note=f"no interval: mean of {len(seeds)} training seeds, each shown",
+        seeds=seeds,
+    )
+
+
+def _from_row(row: "pd.Series[float]") -> Figure:
+    low, high = float(row["ci_low"]), float(row["ci_high"])
+    whole = math.isfinite(low) and math.isfinite(high)
+    return Figure(
+        float(row["value"]),
+        low if whole else None,
+        high if whole else None,
+        _whole(row["n"]),
+        str(row["note"]),
+    )
+
+
+def _whole(value: float) -> int | None:
+    return int(value) if math.isfinite(value) else None
+
+
+def arm_figures(folder: RunFolder, question: Question, site: str = OVERALL) -> dict[str, Figure]:
+    """Figure per encoder for one question at one site, the federated encoder first, floors last."""
+    rows = select(folder, question)
+    rows = rows[rows["site"] == site]
+    found = {name: figure_of(group) for name, group in rows.groupby("encoder", sort=False)}
+    known = {str(name): figure for name, figure in found.items() if figure is not None}
+    return dict(sorted(known.items(), key=lambda item: arm_order(folder, item[0])))
+
+
+KIND_ORDER = (
+    "federated",
+    "pooled",
+    "alone",
+    "natural",
+    "supervised",
+    "random",
+    "pixels",
+    "majority",
+    "other",
+)
+
+
+def arm_order(folder: RunFolder, name: str) -> tuple[int, str]:
+    """Sorting key of arms in every table and plot of the report."""
+    kind = folder.arm(name).kind
+    return KIND_ORDER.index(kind if kind in KIND_ORDER else arm_kind(name)), name
+
+
+def sites_of(results: pd.DataFrame) -> list[str]:
+    """The single sites of a results table, in order of name."""
+    return sorted(str(site) for site in results["site"].unique() if site != OVERALL)

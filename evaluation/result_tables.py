@@ -1,0 +1,127 @@
+"""Tables of the report about results: every row, diagnostics of features, seeds, and what was skipped."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from evaluation.figures import (
+    Figure,
+    Question,
+    arm_order,
+    figure_of,
+    fraction_size,
+    fraction_title,
+    interval_text,
+    metric_rank,
+    metric_title,
+    number,
+    protocol_rank,
+)
+from evaluation.run_folder import OVERALL, RunFolder
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A row of results.csv, as printed."""
+
+    encoder: str
+    protocol: str
+    fraction: str
+    site: str
+    seed: str
+    metric: str
+    value: str
+    interval: str
+    n: str
+    note: str
+
+
+@dataclass(frozen=True)
+class DiagnosticRow:
+    """What an encoder's features look like, as printed: site leakage with interval, effective rank, spread."""
+
+    title: str
+    kind: str
+    cells: tuple[str, ...]
+
+
+def diagnostic_rows(folder: RunFolder) -> list[DiagnosticRow]:
+    """A row an encoder with diagnostics of its features; a dash where one was not measured."""
+    rows = folder.results[folder.results["protocol"] == "diagnostic"]
+    found = []
+    for name in sorted((str(name) for name in rows["encoder"].unique()), key=lambda name: arm_order(folder, name)):
+        own = {str(metric): figure_of(group) for metric, group in rows[rows["encoder"] == name].groupby("metric")}
+        leak, rank, wide = (own.get(metric) for metric in ("site_leakage", "RankMe", "feature_std"))
+        leakage = f"{number(leak.value)} ({interval_text(leak)})" if leak else "–"
+        cells = (leakage, f"{rank.value:.1f}" if rank else "–", number(wide.value) if wide else "–")
+        found.append(DiagnosticRow(folder.arm(name).short, folder.arm(name).kind, cells))
+    return found
+
+
+def seed_spread(folder: RunFolder, question: Question) -> str:
+    """How far training seeds lie apart, in one sentence; "" when no arm was trained more than once."""
+    rows = folder.results
+    rows = rows[
+        (rows["protocol"] == question.protocol)
+        & (rows["label_fraction"] == question.fraction)
+        & (rows["metric"] == f"{question.metric} seed sd")
+        & rows["value"].notna()
+    ]
+    names = sorted(rows["encoder"].unique(), key=lambda name: arm_order(folder, name))
+    if not names:
+        return ""
+    values = {name: float(rows.loc[rows["encoder"] == name, "value"].iloc[0]) for name in names}
+    said = ", ".join(f"{folder.arm(name).short} {number(value, digits=3)}" for name, value in values.items())
+    note = str(rows["note"].iloc[0]).removeprefix("no interval: ").split(";")[0]
+    return f"Standard deviation of {metric_title(question.metric)} ({note}): {said}. No interval here includes it."
+
+
+def skipped_fractions(folder: RunFolder, question: Question) -> list[str]:
+    """Shares of labels that were asked for and could not be, with the reason."""
+    rows = folder.results
+    rows = rows[rows["value"].isna() & (rows["protocol"] == question.protocol) & rows["note"].str.contains("skipped")]
+    pairs = {(str(row["label_fraction"]), str(row["note"])) for _, row in rows.iterrows()}
+    return [
+        f"{fraction_title(fraction)} of the labels ({note.removeprefix('skipped: ')})"
+        for fraction, note in sorted(pairs, key=lambda pair: fraction_size(pair[0]))
+    ]
+
+
+def result_rows(folder: RunFolder) -> list[ResultRow]:
+    """Every row of results.csv, in the report's order of arms."""
+    rows = [_result_row(folder, row) for _, row in folder.results.iterrows()]
+    return [row for _, row in sorted(rows, key=lambda item: item[0])]
+
+
+def _result_row(folder: RunFolder, row: "pd.Series[Any]") -> tuple[tuple[Any, ...], ResultRow]:
+    figure = figure_of(row.to_frame().T.astype({"value": float, "ci_low": float, "ci_high": float, "n": float}))
+    printed = ResultRow(
+        encoder=folder.arm(row["encoder"]).short,
+        protocol=row["protocol"],
+        fraction=fraction_title(row["label_fraction"]),
+        site="all sites" if row["site"] == OVERALL else row["site"],
+        seed=row["seed"],
+        metric=metric_title(row["metric"]),
+        value=number(row["value"], digits=3),
+        interval=_three(figure),
+        n="" if pd.isna(row["n"]) else f"{int(row['n'])}",
+        note=row["note"],
+    )
+    order = (
+        row["task"],
+        protocol_rank(row["protocol"]),
+        metric_rank(row["metric"]),
+        *(-part for part in fraction_size(row["label_fraction"])),
+        row["site"] != OVERALL,
+        row["site"],
+        arm_order(folder, row["encoder"]),
+        row["seed"],
+    )
+    return order, printed
+
+
+def _three(figure: Figure | None) -> str:
+    if figure is None or figure.interval is None:
+        return "–"
+    return " to ".join(number(bound, digits=3) for bound in figure.interval)

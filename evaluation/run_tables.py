@@ -1,0 +1,114 @@
+"""Tables of the report about the run: budgets, settings, and what is needed to do it again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.figures import arm_order
+from evaluation.run_folder import RunFolder
+
+_TRAINED_KINDS = ("federated", "pooled", "alone")
+# Batches do not divide every site's pictures evenly; a difference below this share is no difference in budget.
+_EQUAL_WITHIN = 0.02
+
+
+def facts(folder: RunFolder) -> list[tuple[str, str]]:
+    """Who ran what, when and where, in the order of the page; what is not on record is left out."""
+    info = folder.info
+    named = {
+        "Commit": info.get("commit"),
+        "Study hash": info.get("study_hash"),
+        "Seed": info.get("seed"),
+        "Started": info.get("started"),
+        "Finished": info.get("finished"),
+        "Versions": info.get("versions"),
+        "Machine": info.get("machine"),
+    }
+    return [(name, described(value)) for name, value in named.items() if value not in (None, "", {})]
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """What an arm cost, as printed: folds, seeds, pictures, optimiser steps, sequential steps, time."""
+
+    title: str
+    detail: str
+    kind: str
+    cells: tuple[str, ...]
+
+
+def budget_rows(folder: RunFolder) -> list[BudgetRow]:
+    """A row an arm of arms.json, in the report's order."""
+    return [
+        BudgetRow(
+            arm.short,
+            arm.detail,
+            arm.kind,
+            (
+                _thousands(arm.folds),
+                _thousands(arm.seeds),
+                _thousands(arm.pictures),
+                _thousands(arm.optimiser_steps),
+                _thousands(arm.sequential_steps),
+                duration(arm.seconds),
+            ),
+        )
+        for arm in sorted(folder.arms, key=lambda arm: arm_order(folder, arm.name))
+    ]
+
+
+def _thousands(count: int | None) -> str:
+    return "–" if count is None else f"{count:,}"
+
+
+def duration(seconds: float | None) -> str:
+    """``48 s``, ``12 min`` or ``3.2 h``; a dash where it is not known."""
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def budget_statement(folder: RunFolder) -> str:
+    """Whether the trained arms saw equally many pictures; "" when fewer than two of them say."""
+    arms = [arm for arm in folder.arms if arm.kind in _TRAINED_KINDS and arm.pictures]
+    counts = [arm.pictures for arm in arms if arm.pictures is not None]
+    if len(counts) < 2:
+        return ""
+    low, high = min(counts), max(counts)
+    if high - low <= _EQUAL_WITHIN * high:
+        about = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+        return (
+            f"Every pretrained encoder saw the same number of pictures over the whole study ({about}, repeats "
+            "counted): a site alone trains for the full budget on its own pictures."
+        )
+    return (
+        f"Budgets were not equal: the pretrained encoders saw {low:,} to {high:,} pictures. "
+        "A difference between them may come from that alone."
+    )
+
+
+def settings(study: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The study's sections in one line each. ``simulation`` holds this machine's paths and is left to the full file."""
+    hidden = {"simulation", "title", "name", "description"}
+    return [(str(key).replace("_", " "), described(value)) for key, value in study.items() if key not in hidden]
+
+
+def described(value: Any) -> str:
+    """A nested value as words: ``mae; mask ratio 0.75``."""
+    if isinstance(value, Mapping):
+        name = [str(value["name"])] if "name" in value else []
+        others = [(str(key).replace("_", " "), inner) for key, inner in value.items() if key != "name"]
+        return "; ".join(name + [f"{key} {_inner(inner)}" for key, inner in others])
+    return "" if value is None else _inner(value)
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({described(value)})"
+    if isinstance(value, list):
+        return ", ".join(_inner(item) for item in value) or "none"
+    if value is None:
+        return "none"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)

@@ -1,0 +1,39 @@
+"""The section ``simulation:`` of a study: the only place with paths. A client refuses to act on it."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from foundation.errors import StudyError
+from imaging.config import Section
+from imaging.splits import SplitConfig
+from simulation.datasets import DATASETS, dataset
+from simulation.partition import BySite, PartitionConfig
+
+
+class SimulationConfig(Section):
+    """Which pictures stand for the hospitals, and how they are divided."""
+
+    dataset: str = Field(default="phantoms", description=f"One of {', '.join(DATASETS)}.")
+    root: Path | None = Field(default=None, description="Where the dataset lies on this machine, if it needs a place.")
+    options: dict[str, Any] = Field(default={}, description="The dataset's own options.")
+    partition: PartitionConfig = Field(default=BySite(), description="How patients become sites.")
+    splits: SplitConfig = Field(default=SplitConfig(), description="Who trains, validates and is tested.")
+    arms: tuple[Literal["alone", "pooled"], ...] = Field(
+        default=("alone", "pooled"),
+        description="References beside random and federated: every tested site alone, all pictures in one place.",
+    )
+    seeds: int = Field(default=1, ge=1, le=100, description="Pretraining seeds of the first fold's arms.")
+    runtime: Literal["in-process", "ray"] = Field(
+        default="in-process",
+        description="in-process: one process, no port; ray: Flower's simulation on many GPUs.",
+    )
+
+    @model_validator(mode="after")
+    def _known_dataset_and_options(self) -> Self:
+        try:
+            dataset(self.dataset).check_options(self.options)
+        except StudyError as error:
+            raise ValueError(str(error)) from error
+        return self

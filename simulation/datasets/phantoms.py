@@ -1,0 +1,137 @@
+"""Made on the spot: head phantoms of six sites whose scanners differ, with a class, a mask and a box each.
+
+The default of the demonstration, so that every stage of the product can be tried offline. What is drawn is in
+simulation/phantom_anatomy.py, what the scanners do to it in simulation/phantom_scanner.py.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from foundation.files import digest, replace_folder
+from foundation.randomness import numpy_generator
+from imaging.config import Section
+from imaging.manifest import Manifest
+from simulation.datasets.dataset import Dataset
+from simulation.phantom_anatomy import DRAWING_VERSION, draw_anatomy, draw_slice
+from simulation.phantom_scanner import Scanner
+
+LISTING = "manifest.csv"
+PICTURES_PER_PATIENT = 8
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hospital: its scanner, and its share of the largest one's pictures (or its few patients)."""
+
+    scanner: Scanner
+    share: float = 0.0
+    few_patients: int = 0
+
+
+SITES = {
+    "A": Site(Scanner(gain=0.9, noise=0.012, shading=(0.0, 0.05)), share=1.0),
+    "B": Site(Scanner(gain=0.8, gamma=0.85, noise=0.02, shading=(-0.1, 0.1)), share=0.85),
+    "C": Site(Scanner(gain=0.95, gamma=1.15, noise=0.016, blur=0.012, shading=(-0.05, 0.1), bits=16), share=0.75),
+    # the really shifted one: flat contrast, strong shading, ringing, more noise, half the signal
+    "D": Site(Scanner(gain=0.55, gamma=0.6, noise=0.04, blur=0.018, ringing=0.3, shading=(0.05, 0.25)), share=0.85),
+    # the very small one
+    "E": Site(Scanner(gain=0.85, noise=0.02), few_patients=2),
+    # meant to be left out of the federation
+    "F": Site(Scanner(gain=0.75, gamma=1.25, noise=0.022, blur=0.015, shading=(-0.15, 0.05), bits=16), share=0.85),
+}
+
+
+class PhantomOptions(Section):
+    """How many phantoms, and how large."""
+
+    pictures: int = Field(
+        default=240,
+        ge=16,
+        le=100_000,
+        description="Pictures of the largest site; others have shares of it, the smallest always 2 patients.",
+    )
+    size: int = Field(default=64, ge=32, le=512, description="Side of the pictures, in pixels.")
+
+
+def list_phantoms(root: Path | None, workspace: Path, seed: int, options: PhantomOptions) -> Manifest:
+    """The phantoms of this seed and these options, drawn unless they lie whole below ``workspace``.
+
+    Label 0: granular lesion, 1: striated. Masks are 1-bit PNG; boxes hold one ``[x0, y0, x1, y1, label]`` around
+    the lesion, x1 and y1 exclusive. Sites A to F; D is shifted, E has two patients, F is meant to be left out.
+    ``root`` is not used.
+    """
+    recipe = json.dumps([DRAWING_VERSION, seed, options.model_dump(), repr(SITES)])
+    folder = workspace / f"phantoms-{digest(recipe)[:12]}"
+    if not _whole(folder):
+        _draw_all(folder, seed, options)
+    return Manifest.read(folder / LISTING)
+
+
+def patients_of(site: Site, pictures: int) -> int:
+    """How many patients a site has when the largest one has ``pictures`` pictures."""
+    return site.few_patients or max(2, round(site.share * pictures / PICTURES_PER_PATIENT))
+
+
+def _whole(folder: Path) -> bool:
+    if not (folder / LISTING).is_file():
+        return False
+    table = Manifest.read(folder / LISTING).table
+    return all((folder / name).is_file() for column in ("image", "mask") for name in table[column])
+
+
+def _draw_all(folder: Path, seed: int, options: PhantomOptions) -> None:
+    """Draw into a folder beside, then rename it: ``folder`` is whole or absent."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "images").mkdir(parents=True)
+    (part / "masks").mkdir()
+    rows = [
+        row
+        for name, site in SITES.items()
+        for number in range(patients_of(site, options.pictures))
+        for row in _draw_patient(part, name, number, seed, options.size)
+    ]
+    Manifest(pd.DataFrame(rows), part).write(part / LISTING)
+    replace_folder(part, folder)
+
+
+def _draw_patient(folder: Path, site: str, number: int, seed: int, size: int) -> list[dict[str, Any]]:
+    patient = f"{site}{number:04d}"
+    generator = numpy_generator(seed, "phantoms", patient)
+    anatomy = draw_anatomy(generator)
+    rows: list[dict[str, Any]] = []
+    for index in range(PICTURES_PER_PATIENT):
+        label = int(generator.random() < anatomy.leaning)
+        ideal, mask = draw_slice(anatomy, label, size, generator)
+        stored = SITES[site].scanner.acquire(ideal, generator)
+        name = f"{patient}_{index}.png"
+        Image.fromarray(stored).save(folder / "images" / name, compress_level=1)
+        Image.fromarray(mask).save(folder / "masks" / name)
+        files = {"image": f"images/{name}", "mask": f"masks/{name}"}
+        known = {"patient": patient, "slice": index, "site": site, "label": label}
+        rows.append({**files, **known, "boxes": json.dumps([[*box_around(mask), label]])})
+    return rows
+
+
+def box_around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) of the mask's pixels, x1 and y1 exclusive."""
+    ys, xs = np.nonzero(mask)
+    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+PHANTOMS = Dataset(
+    name="phantoms",
+    summary="Head phantoms made on the spot; 6 sites (D shifted, E tiny, F to leave out); granular or striated lesion.",
+    source="made by this program with MONAI's synthetic images; free of rights",
+    options=PhantomOptions,
+    listing=list_phantoms,
+)

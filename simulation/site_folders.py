@@ -1,0 +1,61 @@
+"""What a simulated hospital has on its disk: a folder with a manifest of its own pictures, nothing else."""
+
+import re
+from pathlib import Path
+
+from foundation.errors import DataError
+from imaging.manifest import Manifest
+
+FILE_COLUMNS = ("image", "mask")
+
+
+def write_site_folders(manifest: Manifest, out: Path, min_pictures: int = 1) -> dict[str, Path]:
+    """Write ``out/<site>/manifest.csv`` for every site of the manifest; each site's folder by site name.
+
+    A folder lists exactly the pictures given, so the caller passes those that may be trained on. Image and mask
+    paths are absolute ones to the dataset's files: nothing is copied. Folder names are ``folder_names``'.
+    DataError, before anything is written: no pictures, a picture without site, a site of fewer than
+    ``min_pictures``, two sites with one folder name.
+    """
+    if "site" not in manifest.table or manifest.table["site"].isna().any():
+        raise DataError("every picture needs a site before site folders are written; assign the sites first")
+    if len(manifest) == 0:
+        raise DataError(f"{out}: there are no pictures to write for any site; check the split and the dataset")
+    names = sorted(set(manifest.table["site"]))
+    folders = folder_names(names)
+    parts = {name: manifest.where((manifest.table["site"] == name).to_numpy(dtype=bool)) for name in names}
+    for name, part in parts.items():
+        if len(part) < min_pictures:
+            raise DataError(
+                f"site {name!r} has {len(part)} pictures to train on, at least {min_pictures} are needed;"
+                " leave it out, or give it more patients"
+            )
+    return {name: write_located(part, out / folders[name]) for name, part in parts.items()}
+
+
+def write_located(manifest: Manifest, folder: Path) -> Path:
+    """Write ``folder/manifest.csv`` with absolute image and mask paths, so that it can stand anywhere."""
+    table = manifest.table.copy()
+    root = manifest.root.resolve()
+    for column in FILE_COLUMNS:
+        if column in table:
+            table[column] = table[column].map(lambda name: str(root / name), na_action="ignore")
+    folder.mkdir(parents=True, exist_ok=True)
+    Manifest(table, folder, manifest.unit).write(folder / "manifest.csv")
+    return folder
+
+
+def folder_names(sites: list[str]) -> dict[str, str]:
+    """A safe folder name for each site: letters and digits of any script, dot, dash, underscore, no leading dot.
+
+    DataError when two sites would share a folder, also on file systems that ignore case.
+    """
+    taken: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for site in sites:
+        name = re.sub(r"[^\w.-]+", "-", site).strip(".-")[:80] or "site"
+        if (other := taken.get(name.casefold())) is not None:
+            raise DataError(f"sites {other!r} and {site!r} would share the folder {name!r}; rename one of them")
+        taken[name.casefold()] = site
+        names[site] = name
+    return names

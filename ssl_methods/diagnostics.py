@@ -1,0 +1,48 @@
+"""What features look like without labels: rank, alignment, uniformity, collapse."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _exact(features: Tensor) -> Tensor:
+    """At least float32: half precision has too few digits for sums over thousands of rows."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def rankme(features: Tensor) -> float:
+    """RankMe, the effective rank of ``[N, D]`` features: between 1 and min(N, D) (Garrido et al. 2023, eq.
+    1-2).
+
+    exp(-sum p log p) with p = singular values / their sum + 1e-7. The features are neither centred nor
+    normalised.
+    """
+    values = torch.linalg.svdvals(_exact(features))
+    share = values / values.sum() + 1e-7
+    return float((-(share * share.log()).sum()).exp())
+
+
+def alignment(first: Tensor, second: Tensor) -> float:
+    """Mean squared distance of the unit features ``[N, D]`` of two views: 0 (same) to 4.
+
+    Wang and Isola 2020, sec. 4.1.2, with alpha 2.
+    """
+    first, second = functional.normalize(_exact(first), dim=1), functional.normalize(_exact(second), dim=1)
+    return float((first - second).square().sum(dim=1).mean())
+
+
+def uniformity(features: Tensor) -> float:
+    """log of the mean of exp(-2 d^2) over pairs of unit features: 0 (one point) down to about -4.
+
+    features ``[N, D]`` with N at least 2. Wang and Isola 2020, sec. 4.1.2, with t 2.
+    """
+    unit = functional.normalize(_exact(features), dim=1)
+    return float(torch.pdist(unit).square().mul(-2.0).exp().mean().log())
+
+
+def feature_std(features: Tensor) -> float:
+    """Mean standard deviation of the channels of unit features ``[N, D]``, N at least 2.
+
+    Far below 1/sqrt(D) means collapse: Chen and He 2021, sec. 4.1 and figure 2.
+    """
+    return float(functional.normalize(_exact(features), dim=1).std(dim=0).mean())

@@ -1,0 +1,170 @@
+"""I-JEPA: image-based joint-embedding predictive architecture (Assran et al. 2023, CVPR)."""
+
+import copy
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foundation.schedules import linear, momentum_for_batch
+from imaging.config import ImageConfig
+from ssl_methods.block_masks import BlockRanges, block_masks
+from ssl_methods.encoders import Kind, feature_dim, grid_side, patch_tokens
+from ssl_methods.heads import TokenPredictor, check_width, take
+from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+
+
+def ijepa_loss(prediction: Tensor, tokens: Tensor) -> Tensor:
+    """Smooth L1 (beta 1) between predictions and layer-normed target tokens, at least in float32.
+
+    prediction, tokens ``[..., D]``. The normalisation has no weights (their code; the paper's eq. 1 has the
+    squared distance).
+    """
+    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+    target = functional.layer_norm(tokens, tokens.shape[-1:])
+    return functional.smooth_l1_loss(prediction.to(target.dtype), target)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """Move ``target`` towards ``online``: t <- m t + (1 - m) o for every parameter; buffers are copied."""
+    for old, new in zip(target.parameters(), online.parameters(), strict=True):
+        old.lerp_(new.detach(), 1.0 - momentum)
+    for kept, current in zip(target.buffers(), online.buffers(), strict=True):
+        kept.copy_(current)
+
+
+class IJEPAConfig(MethodConfig):
+    """Prediction of hidden blocks in feature space."""
+
+    name: Literal["ijepa"] = "ijepa"
+    targets: int = Field(default=4, ge=1, le=16, description="Blocks to be predicted in each picture.")
+    target_scale: tuple[float, float] = Field(default=(0.15, 0.2), description="Area of a target block, as a share.")
+    target_aspect: tuple[float, float] = Field(default=(0.75, 1.5), description="Height over width of a target block.")
+    context_scale: tuple[float, float] = Field(
+        default=(0.85, 1.0),
+        description="Area of the square context block before the targets are cut out of it.",
+    )
+    context_kept: float = Field(
+        default=0.25,
+        gt=0.0,
+        lt=1.0,
+        description="Share of all patches that the encoder sees: so many are drawn from what the targets "
+        "leave of the context block, in every picture alike (at least 10; a third of a grid under 30).",
+    )
+    predictor_width: int = Field(
+        default=96, ge=4, description="Channels of the predictor, a multiple of 4 and of predictor_heads."
+    )
+    predictor_depth: int = Field(default=4, ge=1, description="Blocks of the predictor.")
+    predictor_heads: int = Field(default=3, ge=1, description="Attention heads of the predictor.")
+    momentum: float = Field(
+        default=0.996,
+        ge=0.0,
+        le=1.0,
+        description="Momentum of the target encoder at the study's start, for a step of momentum_batch "
+        "pictures; it rises in a straight line to 1.",
+    )
+    momentum_batch: int = Field(
+        default=32,
+        ge=1,
+        description="Pictures of the step that `momentum` is stated for; a step of another size forgets as "
+        "much per picture. The paper's 2048 needs half a million pictures to forget: a hospital study of "
+        "some thousand steps of 16 to 64 would end with the target near its random start. With 32 it "
+        "forgets over about 250 steps of 32, as the paper's does over 250 of its own.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_width(self.predictor_width, self.predictor_heads, "predictor")
+        for name in ("target_scale", "target_aspect", "context_scale"):
+            low, high = getattr(self, name)
+            top = 10.0 if name == "target_aspect" else 1.0
+            if not 0.0 < low <= high <= top:
+                raise ValueError(f"{name} {low}, {high}: two numbers in (0, {top:g}], the smaller first")
+        return self
+
+
+class IJEPA(Method):
+    """Predict from part of a picture how an encoder that follows slowly sees hidden blocks of it.
+
+    Deviations: blocks are drawn uniformly over all places, size and aspect independently (their code drives
+    both with one random number and never reaches the last row or column); each picture keeps a fixed number
+    of context patches, drawn at random, where their code cuts all to the batch's shortest: so the loss is
+    per-sample.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = IJEPAConfig
+    summary: ClassVar[str] = "predicts the features of hidden blocks"
+    paper: ClassVar[str] = "Assran et al. 2023"
+    family: ClassVar[Family] = "predictive"
+    per_sample: ClassVar[bool] = True
+    encoders: ClassVar[tuple[Kind, ...]] = ("vit",)
+    # The predictor is averaged with the encoder, as Yan et al. (2023) do with the decoder. The target encoder
+    # follows the site's own encoder over the rounds, so that it costs no bytes.
+    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "predictor": "shared", "target_encoder": "local"}
+    config: IJEPAConfig
+
+    def __init__(self, config: IJEPAConfig, encoder: nn.Module, image: ImageConfig) -> None:
+        super().__init__(config, encoder, image)
+        width = feature_dim(encoder)
+        self.predictor = TokenPredictor(
+            width,
+            width,
+            grid_side(encoder),
+            width=config.predictor_width,
+            depth=config.predictor_depth,
+            heads=config.predictor_heads,
+        )
+        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.ranges = BlockRanges(
+            config.targets,
+            config.target_scale,
+            config.target_aspect,
+            config.context_scale,
+            config.context_kept,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all but the target encoder, which drops no path."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
+
+    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+        """``pictures`` ``[B, C, S, S]`` (crop, flip), ``context`` ``[B, K]``, ``targets`` ``[B, T, M]``."""
+        pictures = self.augmentation.light(batch.pictures, generator)
+        context, targets = block_masks(len(pictures), grid_side(self.encoder), self.ranges, generator)
+        return {
+            "pictures": pictures,
+            "context": context.to(pictures.device),
+            "targets": targets.to(pictures.device),
+        }
+
+    def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """Smooth L1 between predicted and true features of the target blocks."""
+        blocks = views["targets"].shape[1]
+        asked = views["targets"].flatten(0, 1)  # [B * T, M]
+        with torch.no_grad():
+            whole = patch_tokens(self.target_encoder, views["pictures"])  # [B, N, D]
+            hidden = take(whole, views["targets"].flatten(1))  # [B, T * M, D]
+        tokens = patch_tokens(self.encoder, views["pictures"], views["context"])  # [B, K, D]
+        # Every block is predicted by itself: the predictor runs once per picture and block.
+        seen = views["context"].repeat_interleave(blocks, dim=0)  # [B * T, K]
+        prediction = self.predictor(tokens.repeat_interleave(blocks, dim=0), seen, asked)  # [B * T, M, D]
+        spread = hidden.float().flatten(0, 1).std(dim=0).mean()  # falls to 0 when the features collapse
+        return ijepa_loss(prediction.reshape(hidden.shape), hidden), {"target_std": spread}
+
+    def after_step(self, progress: float, pictures: int) -> None:
+        """Let the target encoder follow (sec. 3; momentum .996 -> 1 in a straight line, appendix A)."""
+        momentum = linear(progress, self.config.momentum, 1.0)
+        follow(
+            self.target_encoder,
+            self.encoder,
+            momentum_for_batch(momentum, pictures, self.config.momentum_batch),
+        )
+
+    def start_local_parts(self) -> None:
+        """Start the target encoder as a copy of the encoder, as the paper does."""
+        follow(self.target_encoder, self.encoder, 0.0)

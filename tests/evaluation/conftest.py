@@ -1,0 +1,84 @@
+"""A small run folder as simulation writes it, with pictures whose class an untrained encoder can see."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.config import EvaluationConfig
+from foundation.files import save_tensors, write_json
+from foundation.randomness import numpy_generator, seeded_torch
+from imaging.config import ImageConfig
+from imaging.manifest import Manifest
+from imaging.splits import SplitConfig, draw_splits
+from ssl_methods.encoders import EncoderConfig, build_encoder
+
+IMAGE = ImageConfig(modality="mri", size=16, channels=1)
+ENCODER = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=16, heads=2)
+SITES = {"north": 14, "south": 14, "away": 11}
+MakeRun = Callable[..., Path]
+
+
+def write_pictures(folder: Path, per_patient: int = 3) -> Manifest:
+    """Noise pictures of three sites; those of class 1 have a bright square. Label per picture."""
+    rows, rng = [], numpy_generator(3, "pictures")
+    folder.mkdir(parents=True)
+    for site, patients in SITES.items():
+        for patient in range(patients):
+            for index in range(per_patient):
+                label = int((patient + index) % 3 == 0)
+                picture = rng.uniform(0.0, 0.5, (16, 16))
+                picture[4:12, 4:12] += 0.35 * label
+                name = f"{site}-{patient}-{index}.npy"
+                np.save(folder / name, picture.astype(np.float32))
+                row = {"image": str(folder / name), "patient": f"{site}-{patient}", "site": site, "label": label}
+                rows.append(row)
+    return Manifest(pd.DataFrame(rows), folder)
+
+
+def write_encoder(
+    run: Path, arm: str, kind: str, fold: int = 0, seed: int = 0, encoder: EncoderConfig = ENCODER
+) -> None:
+    """An untrained encoder, another for each arm, fold and seed."""
+    folder = run / "arms" / arm / f"fold-{fold}" / f"seed-{seed}"
+    with seeded_torch(seed, arm, fold):
+        model = build_encoder(encoder, IMAGE)
+    save_tensors(folder / "encoder.safetensors", model.state_dict())
+    described = {"arm": arm, "title": arm.title(), "fold": fold, "seed": seed, "kind": kind}
+    described |= {"encoder": encoder.model_dump(), "pictures": 10, "optimiser_steps": 2, "sequential_steps": 1}
+    write_json(folder / "encoder.json", described)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """A function that writes a run folder; each call another one."""
+    made: list[Path] = []
+
+    def make(
+        config: EvaluationConfig | None = None,
+        folds: int = 1,
+        arms: Sequence[tuple[str, str]] = (("random", "random"), ("federated", "federated")),
+        seeds: int = 1,
+    ) -> Path:
+        base = tmp_path / str(len(made))
+        run = base / "run"
+        made.append(run)
+        manifest = write_pictures(base / "pictures")
+        split = SplitConfig(folds=folds, left_out=("away",))
+        if folds == 1:
+            split = SplitConfig(left_out=("away",), test_share=0.4, validation_share=0.2)
+        splits = draw_splits(manifest, split, 0)
+        (run / "evaluation").mkdir(parents=True)
+        manifest.write(run / "evaluation" / "manifest.csv")
+        splits.to_csv(run / "evaluation" / "splits.csv", index=False)
+        write_json(run / "evaluation" / "config.json", (config or EvaluationConfig()).model_dump())
+        write_json(run / "evaluation" / "image.json", IMAGE.model_dump())
+        for arm, kind in arms:
+            for fold in range(folds):
+                for seed in range(seeds):
+                    write_encoder(run, arm, kind, fold, seed)
+        return run
+
+    return make

@@ -1,0 +1,241 @@
+"""The stage end to end on small run folders of untrained encoders, and what it says of bad ones."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import evaluation.scoring as scoring
+from evaluation.config import EvaluationConfig
+from evaluation.inputs import read_inputs
+from evaluation.results import COLUMNS, COMPARISON_COLUMNS
+from evaluation.stage import evaluate
+from foundation.errors import DataError, RunError, StudyError
+from imaging.manifest import Manifest
+
+MakeRun = Callable[..., Path]
+
+
+def test_end_to_end(make_run: MakeRun) -> None:
+    config = EvaluationConfig(
+        task="square",
+        dataset="noise",
+        protocols=("knn", "logistic", "finetune"),
+        label_fractions=(0.1, 0.6, 1.0),
+        shots=(2,),
+        finetune={"epochs": 1},
+    )
+    run = make_run(config, arms=[("random", "random"), ("federated", "federated"), ("alone-north", "alone")])
+    table = evaluate(run, show=False)
+    assert tuple(table.columns) == COLUMNS
+    assert set(table["task"]) == {"square"}
+    assert set(table["encoder"]) == {"random", "federated", "alone-north", "supervised", "pixels", "majority"}
+    assert set(table.loc[table["encoder"] == "supervised", "protocol"]) == {"finetune"}
+    assert "finetune" not in set(table.loc[table["encoder"] == "random", "protocol"])
+    assert set(table["site"]) == {"all", "north", "south", "away"}
+    skipped = table[table["note"].str.startswith("skipped: ")]
+    assert set(skipped["label_fraction"]) == {"0.1"}
+    assert skipped["value"].isna().all()
+    main = table[(table["label_fraction"] == "1") & (table["protocol"] == "logistic")].set_index(
+        ["encoder", "site", "metric"]
+    )
+    assert main.loc[("pixels", "all", "AUROC"), "value"] > 0.95
+    assert main.loc[("majority", "all", "AUROC"), "value"] == 0.5
+    assert main.loc[("federated", "away", "AUROC"), "note"].startswith("site left out of training")
+    assert main.loc[("federated", "north", "AUROC"), "note"] == "too few patients to say"
+    assert main.loc[("federated", "all", "AUROC"), "ci_low"] < main.loc[("federated", "all", "AUROC"), "ci_high"]
+    metrics = {"RankMe", "feature_std", "site_leakage"}
+    assert set(table.loc[table["protocol"] == "diagnostic", "metric"]) == metrics
+    written = pd.read_csv(run / "results.csv", keep_default_na=False, dtype=str)
+    assert len(written) == len(table)
+    described = json.loads((run / "results.json").read_text())
+    assert described["classes"] == ["0", "1"]
+    assert len(described["results"]) == len(table)
+
+
+def test_comparisons_are_of_the_same_patients(make_run: MakeRun) -> None:
+    run = make_run()
+    table = evaluate(run, show=False)
+    apart = pd.read_csv(run / "comparisons.csv", keep_default_na=False)
+    assert tuple(apart.columns) == COMPARISON_COLUMNS
+    assert set(apart["site"]) == {"all", "north", "south", "away", "left-out"}
+    assert set(apart["encoder_b"]) == {"random", "pixels", "majority"}
+    main = table[(table["metric"] == "AUROC") & (table["protocol"] == "logistic") & (table["seed"] == "0")]
+    value = main.set_index(["encoder", "site"])["value"]
+    row = apart[(apart["protocol"] == "logistic") & (apart["encoder_b"] == "random")].set_index("site")
+    for site in ("all", "north", "away"):
+        expected = value["federated", site] - value["random", site]
+        assert row.loc[site, "value"] == pytest.approx(expected)
+    assert float(row.loc["all", "ci_low"]) < row.loc["all", "value"] < float(row.loc["all", "ci_high"])
+
+
+def test_scores_are_of_held_pictures_only(make_run: MakeRun) -> None:
+    run = make_run(folds=3)
+    evaluate(run, show=False)
+    scores = pd.read_csv(run / "evaluation" / "scores.csv")
+    assert set(scores["role"]) == {"test", "left-out"}
+    splits = pd.read_csv(run / "evaluation" / "splits.csv").set_index(["fold", "image"])["role"]
+    found = [splits[row.fold, row.image] for row in scores.itertuples()]
+    assert found == scores["role"].tolist()
+
+
+def test_folds_are_averaged_and_every_patient_tested_once(make_run: MakeRun) -> None:
+    run = make_run(folds=3)
+    table = evaluate(run, show=False)
+    row = table[(table["encoder"] == "federated") & (table["protocol"] == "logistic") & (table["metric"] == "AUROC")]
+    row = row.set_index("site")
+    assert row.loc["all", "n"] == 28
+    scores = pd.read_csv(run / "evaluation" / "scores.csv")
+    own = scores[(scores["encoder"] == "federated") & (scores["protocol"] == "logistic")]
+    folds = []
+    for _, part in own[own["role"] == "test"].groupby("fold"):
+        high, low = (part.loc[part["label"] == k, "score_1"].to_numpy() for k in (1, 0))
+        folds.append(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
+    assert row.loc["all", "value"] == pytest.approx(np.mean(folds))
+    away = own[own["role"] == "left-out"].groupby(["image", "label"], as_index=False)["score_1"].mean()
+    high, low = (away.loc[away["label"] == k, "score_1"].to_numpy() for k in (1, 0))
+    assert row.loc["away", "value"] == pytest.approx((high[:, None] > low).mean(), abs=1e-9)
+
+
+def test_training_seeds_are_shown_apart(make_run: MakeRun) -> None:
+    run = make_run(seeds=3)
+    table = evaluate(run, ["logistic"], show=False)
+    own = table[(table["encoder"] == "federated") & (table["site"] == "all")]
+    auroc = own[(own["metric"] == "AUROC")].set_index("seed")["value"]
+    assert set(auroc.index) == {"all", "0", "1", "2"}
+    single = auroc[["0", "1", "2"]].to_numpy()
+    assert auroc["all"] == pytest.approx(single.mean())
+    assert own.set_index("metric").loc["AUROC seed sd", "value"] == pytest.approx(single.std(ddof=1))
+
+
+def test_seeds_on_the_first_fold_only(make_run: MakeRun) -> None:
+    """The figure is of the seed that has every fold, the spread of what all seeds have."""
+    run = make_run(folds=3, seeds=2)
+    for arm in ("random", "federated"):
+        for fold in (1, 2):
+            shutil.rmtree(run / "arms" / arm / f"fold-{fold}" / "seed-1")
+    table = evaluate(run, ["knn"], show=False)
+    own = table[(table["encoder"] == "federated") & (table["protocol"] == "knn") & (table["site"] == "all")]
+    assert own.loc[own["metric"] == "AUROC", "seed"].tolist() == ["0"]
+    assert own.loc[own["metric"] == "AUROC", "n"].tolist() == [28]
+    assert own.loc[own["metric"] == "AUROC seed sd", "note"].item().endswith("fold 0")
+
+
+def test_a_second_call_computes_nothing(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    first = evaluate(run, show=False)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(scoring, "_extract", refuse)
+    monkeypatch.setattr(scoring, "logistic_scores", refuse)
+    monkeypatch.setattr(scoring, "pixel_scores", refuse)
+    pd.testing.assert_frame_equal(evaluate(run, show=False), first)
+
+
+def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) -> None:
+    """One test patient's pictures become white and its labels turn over: no other picture's score moves."""
+    run = make_run(EvaluationConfig(protocols=("knn", "logistic", "finetune"), finetune={"epochs": 1}))
+    evaluate(run, show=False)
+    before = pd.read_csv(run / "evaluation" / "scores.csv")
+    marker = before.loc[before["role"] == "test", "patient"].iloc[0]
+    path = run / "evaluation" / "manifest.csv"
+    manifest = Manifest.read(path)
+    mine = manifest.table["patient"] == marker
+    for image in manifest.table.loc[mine, "image"]:
+        np.save(image, np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16))
+    manifest.table.loc[mine, "label"] = 1 - manifest.table.loc[mine, "label"]
+    manifest.write(path)
+    evaluate(run, show=False)
+    after = pd.read_csv(run / "evaluation" / "scores.csv")
+    others = before["patient"] != marker
+    assert (before.loc[~others, "score_1"] != after.loc[~others, "score_1"]).any()
+    pd.testing.assert_frame_equal(before[others], after[others])
+
+
+def test_clusters_are_said_beside_every_figure(make_run: MakeRun) -> None:
+    run = make_run(EvaluationConfig(unit="picture cluster"))
+    table = evaluate(run, ["knn"], show=False)
+    assert table["note"].str.contains("unit: picture cluster, interval optimistic").all()
+
+
+def change_labels(run: Path, label: object) -> None:
+    path = run / "evaluation" / "manifest.csv"
+    table = pd.read_csv(path)
+    table["label"] = label
+    table.to_csv(path, index=False)
+
+
+def drop_encoders(run: Path) -> None:
+    shutil.rmtree(run / "arms")
+
+
+def drop_splits(run: Path) -> None:
+    (run / "evaluation" / "splits.csv").unlink()
+
+
+def cut_encoder(run: Path) -> None:
+    path = run / "arms" / "random" / "fold-0" / "seed-0" / "encoder.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def misspell(run: Path) -> None:
+    path = run / "evaluation" / "config.json"
+    path.write_text(path.read_text().replace('"label_seeds"', '"label_seedz"'))
+
+
+def two_roles(run: Path) -> None:
+    path = run / "evaluation" / "splits.csv"
+    splits = pd.read_csv(path)
+    splits.loc[splits["patient"] == "north-1", "role"] = ["train", "test", "test"]
+    splits.to_csv(path, index=False)
+
+
+def no_validation(run: Path) -> None:
+    path = run / "evaluation" / "splits.csv"
+    splits = pd.read_csv(path)
+    splits["role"] = splits["role"].replace("validation", "train")
+    splits.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "says"),
+    [
+        (drop_encoders, RunError, "holds no trained encoder under arms/"),
+        (drop_splits, RunError, "splits.csv: is missing"),
+        (cut_encoder, RunError, "encoder.safetensors: is damaged"),
+        (misspell, RunError, "label_seedz"),
+        (two_roles, DataError, "patient 'north-1' is in"),
+        (no_validation, DataError, "fold 0 has no labelled validation picture"),
+        (lambda run: change_labels(run, 1), DataError, "all 117 labelled pictures have label '1'"),
+        (lambda run: change_labels(run, ""), DataError, "no picture has a 'label'"),
+        (lambda run: change_labels(run, np.arange(117) / 7), DataError, "117 different values"),
+        (lambda run: shutil.rmtree(run), RunError, "there is no such run folder"),
+    ],
+)
+def test_bad_input_is_one_line(
+    make_run: MakeRun, spoil: Callable[[Path], None], error: type[Exception], says: str
+) -> None:
+    run = make_run()
+    spoil(run)
+    with pytest.raises(error) as caught:
+        evaluate(run, show=False)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_protocol_and_label_are_named(make_run: MakeRun) -> None:
+    with pytest.raises(StudyError, match="did you mean 'logistic'"):
+        evaluate(make_run(), ["logistik"], show=False)
+    with pytest.raises(DataError, match="did you mean 'label'"):
+        read_inputs(make_run(EvaluationConfig(label="labell")), show=False)
+
+
+def test_the_positive_class_comes_last(make_run: MakeRun) -> None:
+    assert read_inputs(make_run(), show=False).pictures.classes == ("0", "1")
+    assert read_inputs(make_run(EvaluationConfig(positive="0")), show=False).pictures.classes == ("1", "0")

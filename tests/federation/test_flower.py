@@ -1,0 +1,200 @@
+"""Our records through Flower's and back, and a contract for the private names of Flower that we use."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.supercore.task_identity import TaskIdentity
+
+from federation import flower
+from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
+from foundation.errors import RunError
+
+TENSORS = {
+    "encoder.w": torch.arange(6.0).reshape(2, 3),
+    "transposed": torch.arange(6.0).reshape(2, 3).T,
+    "count": torch.tensor(2**40 + 1),
+    "flags": torch.tensor([True, False]),
+    "flag": torch.tensor(True),
+    "scalar": torch.tensor(0.1),
+    "double": torch.tensor([1 / 3], dtype=torch.float64),
+    "half": torch.tensor([0.5], dtype=torch.float16),
+    "empty": torch.empty(0, 4),
+    "special": torch.tensor([-0.0, 1e-45, float("nan"), float("inf")]),
+    "trained": torch.ones(2, requires_grad=True),
+}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return list(one) == list(other) and all(
+        one[n].dtype == other[n].dtype
+        and one[n].shape == other[n].shape
+        and one[n].detach().numpy().tobytes() == other[n].detach().contiguous().numpy().tobytes()
+        for n in one
+    )
+
+
+def test_tensors_come_back_bit_for_bit() -> None:
+    assert same(flower.arrays_to_tensors(flower.tensors_to_arrays(TENSORS)), TENSORS)
+
+
+def test_each_tensor_has_memory_of_its_own() -> None:
+    """Sites in one process get one ArrayRecord: what one does to its weights must not reach another."""
+    arrays = flower.tensors_to_arrays(TENSORS)
+    flower.arrays_to_tensors(arrays)["encoder.w"].fill_(9)
+    assert same(flower.arrays_to_tensors(arrays), TENSORS)
+    assert TENSORS["encoder.w"][0, 1] == 1
+
+
+def test_instructions() -> None:
+    instruction = TrainInstruction("hash", 7, TENSORS)
+    for content in (
+        flower.instruction_to_content(instruction),
+        flower.instruction_to_content(instruction, flower.tensors_to_arrays(TENSORS)),
+    ):
+        read = flower.content_to_instruction(content)
+        assert (read.study_hash, read.round) == ("hash", 7)
+        assert same(read.weights, TENSORS)
+
+
+def test_replies() -> None:
+    reply = TrainReply("hash", 7, "Site A", 12, TENSORS, {"loss": 0.1, "steps": 4.0})
+    read = flower.content_to_reply(flower.reply_to_content(reply))
+    assert isinstance(read, TrainReply)
+    assert same(read.weights, TENSORS)
+    assert (read.study_hash, read.round, read.site, read.pictures) == ("hash", 7, "Site A", 12)
+    assert read.metrics == reply.metrics
+    assert flower.failure_in(flower.reply_to_content(reply)) is None
+
+
+def test_failures_and_sites() -> None:
+    failure = Failure("hash", 7, "A", "disk-full")
+    content = flower.reply_to_content(failure)
+    assert flower.content_to_reply(content) == failure
+    assert flower.failure_in(content) == "disk-full"
+    info = SiteInfo("A", "hash", 12)
+    assert flower.content_to_site(flower.site_to_content(info)) == info
+
+
+def test_free_text_in_place_of_a_category_is_not_passed_on() -> None:
+    content = flower.reply_to_content(Failure("hash", 7, "A", "patient Müller\n\x1b[2J"))
+    assert flower.failure_in(content) == "unknown failure"
+    read = flower.content_to_reply(content)
+    assert isinstance(read, Failure)
+    assert read.category == "unknown failure"
+
+
+def _reply(**changes: Any) -> RecordDict:
+    content = flower.reply_to_content(TrainReply("hash", 7, "A", 12, {"w": torch.ones(2)}, {"loss": 0.1}))
+    for key, value in changes.items():
+        if value is None:
+            del content[key]
+        else:
+            content[key] = value
+    return content
+
+
+CONFIG = {"study": "hash", "round": 7, "site": "A"}
+BROKEN = {
+    "nothing": RecordDict(),
+    "no config": _reply(config=None),
+    "no arrays": _reply(arrays=None),
+    "no metrics": _reply(metrics=None),
+    "no round": _reply(config=ConfigRecord({"study": "hash", "site": "A"})),
+    "a round that is no number": _reply(config=ConfigRecord(CONFIG | {"round": "seven"})),
+    "no count": _reply(metrics=MetricRecord({"loss": 1.0})),
+    "a count that is NaN": _reply(metrics=MetricRecord({"num-examples": float("nan")})),
+    "a count that is infinite": _reply(metrics=MetricRecord({"num-examples": float("inf")})),
+    "a list as a metric": _reply(metrics=MetricRecord({"num-examples": 3, "loss": [1.0, 2.0]})),
+    "metrics in place of arrays": _reply(arrays=MetricRecord({"w": 1.0})),
+    "an empty array": _reply(arrays=ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", b"")})),
+    "an array cut short": _reply(
+        arrays=ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", Array(np.ones(2)).data[:-3])})
+    ),
+    "an array of objects": _reply(arrays=ArrayRecord({"w": Array("O", (2,), "numpy.ndarray", b"\x80\x04N.")})),
+    "an array of words": _reply(arrays=ArrayRecord({"w": Array(np.array(["a", "b"]))})),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_reply_of_another_form_is_one_error_and_never_another(case: str) -> None:
+    """One broken site must not stop the server with an exception nobody catches."""
+    with pytest.raises(RunError, match="^a reply lacks what the study agreed on") as caught:
+        flower.content_to_reply(BROKEN[case])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_site_that_does_not_say_who_it_is() -> None:
+    with pytest.raises(RunError, match="^a site's answer lacks what the study agreed on"):
+        flower.content_to_site(_reply())
+
+
+# Contract: what of Flower's private parts federation/flower.py relies on.
+
+
+def test_contract_task_identity() -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        assert hasattr(TaskIdentity, name), f"Flower's TaskIdentity lost {name}: mend federation/flower.py"
+    for name in ("task_id", "run_id", "node_id"):
+        public = getattr(type(TaskIdentity), name, None)
+        assert isinstance(public, property) and public.fset, (
+            f"Flower's TaskIdentity.{name} cannot be set any more: mend federation/flower.py"
+        )
+
+
+def test_contract_metadata() -> None:
+    expected = [
+        "run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_message_id", "group_id", "created_at", "ttl",
+        "message_type",
+    ]  # fmt: skip
+    found = [name for name in inspect.signature(Metadata.__init__).parameters if name != "self"]
+    assert found[:9] == expected, "the order of Flower's Metadata changed: mend reply_as_received"
+    assert all(
+        parameter.default is not inspect.Parameter.empty
+        for parameter in list(inspect.signature(Metadata.__init__).parameters.values())[10:]
+    ), "Flower's Metadata asks for more than it did: mend reply_as_received"
+
+
+@pytest.fixture
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever identity this process has is put back after the test."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+
+
+def test_contract_a_message_needs_an_identity(identity: None) -> None:
+    with pytest.raises(RuntimeError):
+        Message(RecordDict(), 2, "train")
+    flower.assume_identity(1, run_id=5)
+    message = Message(RecordDict(), 2, "train")
+    assert (message.metadata.run_id, message.metadata.src_node_id, message.metadata.dst_node_id) == (5, 1, 2)
+
+
+def test_an_identity_that_flower_gave_is_kept(identity: None) -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 9, 8, 7
+    flower.assume_identity(1)
+    assert (TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id) == (9, 8, 7)
+
+
+def test_contract_the_id_of_a_message_and_of_what_it_answers(identity: None) -> None:
+    flower.assume_identity(1)
+    message = Message(RecordDict(), 2, "train", group_id="3")
+    flower.set_message_id(message, "message-1")
+    assert message.metadata.message_id == "message-1"
+    reply = Message(RecordDict(), reply_to=message)
+    assert reply.metadata.reply_to_message_id == "message-1"
+    assert reply.metadata.src_node_id == 2
+
+
+def test_contract_a_reply_as_a_strategy_expects_it() -> None:
+    content = RecordDict({"metrics": MetricRecord({"num-examples": 3})})
+    reply = flower.reply_as_received(content, 4, 2)
+    assert not reply.has_error()
+    assert reply.metadata.src_node_id == 4
+    assert reply.metadata.group_id == "2"
+    assert reply.metadata.message_type == "train"
+    assert reply.content["metrics"]["num-examples"] == 3

@@ -1,0 +1,111 @@
+"""Judging updates together: by an absolute bound and by their median."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from federation.study import RoundsConfig
+from server.judge import Verdict, judge_together, update_norm
+
+BEFORE = {"w": torch.zeros(2), "b": torch.ones(1), "bn.running_var": torch.ones(1), "n": torch.tensor(0)}
+
+
+@dataclass(frozen=True)
+class Update:
+    """A site whose update has a given length."""
+
+    site: str
+    norm: float
+    pictures: int = 1
+
+    def tensor(self, name: str) -> Tensor:
+        """All of the length is in the parameters; statistics and counters differ wildly."""
+        return {
+            "w": torch.tensor([0.6, 0.0], dtype=torch.float64) * self.norm,
+            "b": torch.tensor([1 - 0.8 * self.norm], dtype=torch.float64),
+            "bn.running_var": torch.tensor([1e9]),
+            "n": torch.tensor(10**9),
+        }[name]
+
+
+def judge(*norms: float, last: dict[str, float] | None = None, factor: float = 10, bound: float = 1e4) -> Verdict:
+    config = RoundsConfig(count=1, norm_factor=factor, norm_bound=bound)
+    return judge_together([Update("ABCDE"[n], norm) for n, norm in enumerate(norms)], BEFORE, config, last or {})
+
+
+def test_the_norm_is_over_parameters_only() -> None:
+    assert update_norm(Update("A", 5.0), BEFORE) == pytest.approx(5.0)
+
+
+def test_a_sum_of_squares_that_float32_cannot_hold() -> None:
+    assert update_norm(Update("A", 1e30), BEFORE) == pytest.approx(1e30)
+
+
+def test_one_of_four_a_hundredfold_is_out_and_said_why() -> None:
+    verdict = judge(1.0, 2.0, 150.0, 2.0)
+    assert verdict.norms == pytest.approx({"A": 1.0, "B": 2.0, "D": 2.0})
+    assert verdict.left_out == {"C": "update norm 150 is 75 times the median 2 (rounds.norm_factor 10)"}
+
+
+def test_the_factor_is_of_the_median_not_of_the_mean() -> None:
+    """By the mean (275) nobody would be out: two wild updates of five hide each other."""
+    assert set(judge(1.0, 1.0, 1.0, 700.0, 700.0).left_out) == {"D", "E"}
+
+
+def test_just_inside_and_just_outside() -> None:
+    assert judge(1.0, 1.0, 9.99).left_out == {}
+    assert set(judge(1.0, 1.0, 10.01).left_out) == {"C"}
+    assert set(judge(1.0, 1.0, 3.0, factor=2.5).left_out) == {"C"}
+
+
+def test_the_bound_holds_whatever_the_others_are() -> None:
+    verdict = judge(200.0, 300.0, 250.0, bound=220.0)
+    assert set(verdict.norms) == {"A"}
+    assert verdict.left_out["B"] == "update norm 300 is above the bound 220 (rounds.norm_bound)"
+
+
+def test_all_beyond_the_bound() -> None:
+    assert judge(1e5, 1e6, 1e7).norms == {}
+
+
+@pytest.mark.parametrize("factor", [1.1, 10])
+def test_of_two_in_a_first_round_a_median_says_nothing(factor: float) -> None:
+    assert judge(1.0, 1000.0, factor=factor).left_out == {}
+    assert set(judge(1.0, 1e5, factor=factor).left_out) == {"B"}
+
+
+def test_of_two_the_last_round_tells_which_is_wrong() -> None:
+    verdict = judge(1.0, 100.0, last={"A": 1.1, "B": 0.9})
+    assert set(verdict.left_out) == {"B"}
+    assert set(judge(100.0, last={"A": 1.1, "B": 0.9}).left_out) == {"A"}
+
+
+def test_of_three_the_last_round_is_not_asked() -> None:
+    """Updates shrink with the learning rate: three of now are a better measure than those of before."""
+    assert judge(100.0, 100.0, 100.0, last={"A": 1.0, "B": 1.0, "C": 1.0, "D": 1.0}).left_out == {}
+
+
+def test_a_site_alone_is_never_compared() -> None:
+    assert judge(100.0, last={"A": 1.0}, factor=1.1).left_out == {}
+
+
+def test_nobody_and_no_movement() -> None:
+    assert judge().norms == {}
+    assert judge(0.0, 0.0, 5.0).left_out == {}  # no median to compare with
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=5), st.floats(1.01, 100), st.floats(0.1, 1e6))
+def test_each_site_is_in_or_out_and_a_majority_is_never_out_by_the_median(
+    norms: list[float], factor: float, bound: float
+) -> None:
+    verdict = judge(*norms, factor=factor, bound=bound)
+    sites = set("ABCDE"[: len(norms)])
+    assert set(verdict.norms) | set(verdict.left_out) == sites
+    assert not set(verdict.norms) & set(verdict.left_out)
+    by_median = [reason for reason in verdict.left_out.values() if "median" in reason]
+    assert len(by_median) <= len(norms) / 2
+    assert all(norm <= bound * (1 + 1e-9) for norm in verdict.norms.values())
