@@ -1,10 +1,11 @@
 """How often the 95 % intervals of evaluation/intervals.py hold the truth: ``python -m benchmarks.interval_coverage``.
 
-16 slices a patient; score = shift x label + patient effect + noise, the patient effect having the share ``correlation``
-of the variance. Labels differ within a patient ("slice", patient shares drawn from Beta(2, 3)) or not ("patient", 40 % of
-patients). Truth: AUC .80 for a picture of each class from two patients; the second score of the paired case has .75 and
-half of its patient effect and noise in common with the first. Beside ours stand Obuchowski's clustered DeLong variance
-(logit scale, t quantile) and the percentile bootstrap over patients.
+16 slices a patient; score = shift x label + patient effect + noise, the patient effect having the share
+``correlation`` of the variance. Labels differ within a patient ("slice", patient shares drawn from Beta(2,
+3)) or not ("patient", 40 % of patients). Truth: AUC .80 for a picture of each class from two patients; the
+second score of the paired case has .75 and half of its patient effect and noise in common with the first.
+Beside ours stand Obuchowski's clustered DeLong variance (logit scale, t quantile) and the percentile
+bootstrap over patients.
 """
 
 import sys

@@ -213,6 +213,8 @@ def ordered_classes(labels: list[str], config: EvaluationConfig) -> tuple[str, .
             f"{config.label!r} has {len(names)} different values; evaluation knows classes, at most {MOST_CLASSES}"
         )
     if config.positive is not None:
+        if len(names) > 2:
+            raise DataError(f"positive {config.positive!r} does nothing with {len(names)} classes; leave it out")
         if config.positive not in names:
             raise DataError(f"positive class {config.positive!r} is no label; there are: {', '.join(names)}")
         names = [name for name in names if name != config.positive] + [config.positive]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -79,8 +80,8 @@ def features_of(inputs: Inputs, encoder: Encoder) -> FloatArray:
     return np.asarray(np.load(path), dtype=np.float64)
 
 
-def _save_array(path: "object", array: NDArray[np.float32]) -> None:
-    with open(str(path), "wb") as handle:  # noqa: PTH123
+def _save_array(path: Path, array: NDArray[np.float32]) -> None:
+    with path.open("wb") as handle:
         np.save(handle, array)
 
 

@@ -49,7 +49,7 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
     leaks = []
     for encoder in track(inputs.encoders, "evaluating encoders", show=show):
         if labels.draws:
-            frames += [score_encoder(inputs, labels, encoder, name) for name in names]
+            frames += [score_encoder(inputs, labels, encoder, name) for name in _protocols_of(encoder, names)]
         leaks.append(score_leakage(inputs, encoder))
     scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     grouped = group_scores(scores, inputs.pictures.classes)
@@ -58,6 +58,12 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
     comparisons = pd.DataFrame(_comparisons(inputs, grouped), columns=list(COMPARISON_COLUMNS))
     _write(inputs, scores, results, comparisons)
     return results
+
+
+def _protocols_of(encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
+    """The protocols asked for; random encoders are fine-tuned in any case: that is "supervised from scratch"."""
+    extra = ("finetune",) if encoder.kind == "random" and "finetune" not in names else ()
+    return (*names, *extra)
 
 
 def group_scores(scores: pd.DataFrame, classes: tuple[str, ...]) -> dict[Key, Scores]:

@@ -6,6 +6,7 @@ spectrum; they differ in its directions alone: granular (class 0, every directio
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ Picture = NDArray[np.float64]
 DRAWING_VERSION = 1  # raise it when any drawing changes, so that kept phantoms are drawn anew
 GREY, WHITE, FLUID, BONE = 0.42, 0.58, 0.14, 0.85
 LESION_BRIGHTNESS = 0.6
-LESION_RADIUS = (0.4, 0.5)
-TEXTURE_SPREAD = 0.08
+LESION_RADIUS = (0.42, 0.52)
+TEXTURE_SPREAD = 0.1
 TEXTURE_CYCLES = (5.0, 6.5)  # per unit length: a wave is 5 to 6.4 pixels long at 64 pixels
 STRIATED_HALF_ANGLE = 0.2  # radians
 LEFT_LEANING = 0.1  # class 1 lies on the left this much more often: the little that raw pixels can tell
@@ -165,11 +166,19 @@ def band_noise(
     size: int, band: tuple[float, float], generator: np.random.Generator, direction: float | None = None
 ) -> Picture:
     """White noise kept in a ring of frequencies (cycles per unit length), of spread 1; or in a wedge of that ring."""
-    frequency = np.fft.fftfreq(size, d=2.0 / size)
-    fy, fx = np.meshgrid(frequency, np.fft.rfftfreq(size, d=2.0 / size), indexing="ij")
-    kept = (np.hypot(fy, fx) >= band[0]) & (np.hypot(fy, fx) <= band[1])
+    fy, fx = _frequencies(size)
+    reach = np.hypot(fy, fx)
+    kept = (reach >= band[0]) & (reach <= band[1])
     if direction is not None:
         turn = np.arctan2(fy, fx) - direction
         kept &= np.abs(np.arctan(np.tan(turn))) <= STRIATED_HALF_ANGLE
     noise = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((size, size))) * kept, s=(size, size))
     return np.asarray(noise / noise.std())
+
+
+@cache
+def _frequencies(size: int) -> tuple[Picture, Picture]:
+    """Down and across, in cycles per unit length, as ``rfft2`` orders them."""
+    down, across = np.fft.fftfreq(size, d=2.0 / size), np.fft.rfftfreq(size, d=2.0 / size)
+    fy, fx = np.meshgrid(down, across, indexing="ij")
+    return fy, fx

@@ -97,8 +97,7 @@ def error_in(log: Path, start: int = 0) -> FedpretextError:
     where = f"; the whole log is {log}"
     own = [pair for pair in raised if pair[0].startswith(errors.__name__)]
     if own:
-        kind = getattr(errors, own[-1][0].rsplit(".", 1)[-1])
-        assert issubclass(kind, FedpretextError)
+        kind: type[FedpretextError] = getattr(errors, own[-1][0].rsplit(".", 1)[-1])
         return kind(f"{own[-1][1]}{where}")
     last = ": ".join(raised[-1]) if raised else lines[-1] if lines else "it wrote nothing"
     return RunError(f"Flower's simulation ended without a result ({last}){where}")
@@ -145,7 +144,7 @@ class _Engine:
             "--port", str(self._port), "--disable-runtime-dependency-installation", output=self._servers_log,
         )  # fmt: skip
         deadline = time.monotonic() + _START_S
-        while not _answers(f"http://{address}/health"):
+        while not (_answers(f"http://{address}/health") and self.alive()):
             if time.monotonic() > deadline or not self.alive():
                 raise RunError(f"Flower's SuperLink did not start on {address}; the log is {self._log.name}")
             time.sleep(_POLL_S)

@@ -45,6 +45,16 @@ def write_site(folder: Path, site: str, pictures: int, patients: int, seed: int)
     return place / "site.yaml"
 
 
+@pytest.fixture
+def hospital(tmp_path: Path) -> Callable[..., Path]:
+    """``hospital("A", pictures=9, patients=3)``: a hospital's folder; its site file."""
+
+    def make(site: str = "A", pictures: int = 9, patients: int = 3, folder: Path = tmp_path / "sites") -> Path:
+        return write_site(folder, site, pictures, patients, seed=pictures)
+
+    return make
+
+
 STUDY: dict[str, Any] = {
     "name": "tiny",
     "image": {"modality": "mri", "size": SIDE, "channels": 1},

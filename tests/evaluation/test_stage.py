@@ -236,6 +236,19 @@ def test_an_unknown_protocol_and_label_are_named(make_run: MakeRun) -> None:
         read_inputs(make_run(EvaluationConfig(label="labell")), show=False)
 
 
+def test_three_classes(make_run: MakeRun) -> None:
+    run = make_run(EvaluationConfig(protocols=("logistic",)))
+    change_labels(run, [f"kind {i % 3}" for i in range(117)])
+    table = evaluate(run, show=False)
+    own = table[(table["encoder"] == "majority") & (table["site"] == "all")].set_index("metric")["value"]
+    assert own["AUROC"] == 0.5
+    assert own["balanced_accuracy"] == pytest.approx(1 / 3)
+    path = run / "evaluation" / "config.json"
+    path.write_text(path.read_text().replace('"positive": null', '"positive": "kind 1"'))
+    with pytest.raises(DataError, match="does nothing with 3 classes"):
+        evaluate(run, show=False)
+
+
 def test_the_positive_class_comes_last(make_run: MakeRun) -> None:
     assert read_inputs(make_run(), show=False).pictures.classes == ("0", "1")
     assert read_inputs(make_run(EvaluationConfig(positive="0")), show=False).pictures.classes == ("1", "0")

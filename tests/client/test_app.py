@@ -1,0 +1,187 @@
+"""The site's Flower app answers with a category and never with a text, a path or a name."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+
+import client.site
+from client.app import app, category_of
+from federation.flower import assume_identity, content_to_reply, failure_in, instruction_to_content
+from federation.records import CATEGORIES, Failure, TrainInstruction, TrainReply
+from federation.study import Study
+from foundation.errors import DataError, QuorumError, RunError, StudyError, TrainingError
+from ssl_methods.mae import MAE
+
+MakeStudy = Callable[..., Study]
+Instruct = Callable[..., TrainInstruction]
+SECRET = "Erika-Mustermann-1957"
+
+
+class Node:
+    """One SuperNode: hands messages to the app as Flower does."""
+
+    def __init__(self, study_path: Path, site_file: Path | None, **node_config: Any) -> None:
+        assume_identity(1)
+        config = {"site-file": str(site_file)} if site_file else node_config
+        run = {"study": str(study_path), "site-files": str(study_path.parent / "sites")}
+        self.context = Context(1, 2, config, RecordDict(), run)
+
+    def ask(self, content: RecordDict, kind: str = "train", group: str = "1") -> RecordDict:
+        """The content of the answer."""
+        reply = app(Message(content, 2, kind, group_id=group), self.context)
+        assert not reply.has_error()
+        return reply.content
+
+
+@pytest.fixture
+def node(tmp_path: Path, study: MakeStudy, hospital: Callable[..., Path]) -> Node:
+    path = tmp_path / "study.yaml"
+    path.write_text(study().to_yaml())
+    return Node(path, hospital("A"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[[], str]:
+    return lambda: (tmp_path / "sites" / "A" / "state" / "site.log").read_text()
+
+
+def leaks(content: RecordDict, *words: str) -> list[str]:
+    """Which of the words are in the bytes that would leave the site."""
+    sent = recorddict_to_proto(content).SerializeToString()
+    return [word for word in words if word.encode() in sent]
+
+
+def test_who_and_train(node: Node, study: MakeStudy, instruction: Instruct) -> None:
+    who = node.ask(RecordDict(), "query")["config"]
+    assert dict(who) == {"site": "A", "study": study().training_hash(), "pictures": 9}
+    reply = content_to_reply(node.ask(instruction_to_content(instruction(study()))))
+    assert isinstance(reply, TrainReply)
+    assert (reply.site, reply.round, reply.pictures) == ("A", 1, 9)
+
+
+def test_a_good_reply_holds_no_path_and_no_patient(
+    node: Node, study: MakeStudy, instruction: Instruct, tmp_path: Path
+) -> None:
+    for content in (node.ask(RecordDict(), "query"), node.ask(instruction_to_content(instruction(study())))):
+        assert leaks(content, str(tmp_path), "A-0", ".png", "manifest") == []
+        assert leaks(content, study().training_hash()) != []  # the search finds what is there
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, f"No space left on /data/{SECRET}")
+ERRORS: dict[str, tuple[BaseException, str]] = {
+    "study": (StudyError(f"{SECRET}: refused"), "study-not-approved"),
+    "data": (DataError(f"/data/{SECRET}.dcm: cannot be read"), "data-not-usable"),
+    "training": (TrainingError(f"{SECRET}: not finite"), "loss-not-finite"),
+    "run": (RunError(f"/state/{SECRET}: is damaged"), "state-damaged"),
+    "full": (FULL, "disk-full"),
+    "quota": (OSError(errno.EDQUOT, SECRET), "disk-full"),
+    "full, told by us": (caused(RunError(SECRET), FULL), "disk-full"),
+    "memory": (MemoryError(SECRET), "out-of-memory"),
+    "GPU memory": (torch.OutOfMemoryError(SECRET), "out-of-memory"),
+    "permission": (PermissionError(errno.EACCES, SECRET, f"/data/{SECRET}"), "internal-error"),
+    "a bug": (KeyError(SECRET), "internal-error"),
+    "another of ours": (QuorumError(SECRET), "internal-error"),
+}
+
+
+@pytest.mark.parametrize("kind", ["train", "query"])
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_one_word_outside_and_a_traceback_inside(
+    node: Node, study: MakeStudy, instruction: Instruct, monkeypatch: pytest.MonkeyPatch, log: Callable[[], str],
+    case: str, kind: str,
+) -> None:  # fmt: skip
+    error, category = ERRORS[case]
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(client.site.Site, "train", fail)
+    monkeypatch.setattr(client.site.Site, "describe", fail)
+    content = node.ask(instruction_to_content(instruction(study(), 2)), kind, group="2")
+    assert failure_in(content) == category
+    assert category in CATEGORIES
+    assert content_to_reply(content) == Failure("", 2, "A", category)
+    assert list(content) == ["config"]
+    assert leaks(content, SECRET, "/data", "Error", "Traceback") == []
+    assert SECRET in log()
+    assert "Traceback (most recent call last)" in log()
+    assert " round 2\n" in log()
+
+
+def test_every_category_of_the_site_has_its_error() -> None:
+    reached = {category_of(error) for error, _ in ERRORS.values()}
+    assert reached == set(CATEGORIES) - {"offline"}  # that one is the server's own
+
+
+def test_a_loss_that_is_not_finite_is_withheld(
+    node: Node, study: MakeStudy, instruction: Instruct, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = MAE.loss
+    monkeypatch.setattr(MAE, "loss", lambda self, views: (original(self, views)[0] * float("inf"), {}))
+    content = node.ask(instruction_to_content(instruction(study())))
+    assert content_to_reply(content) == Failure("", 1, "A", "loss-not-finite")
+    assert list(content) == ["config"]
+    assert not list(tmp_path.glob("sites/A/state/*/round-*"))
+
+
+@pytest.mark.parametrize(
+    "content", [RecordDict(), RecordDict({"config": ConfigRecord({"study": "x", "round": SECRET})})]
+)
+def test_an_instruction_that_cannot_be_read(node: Node, content: RecordDict, log: Callable[[], str]) -> None:
+    """Flower would send the exception's text back."""
+    answer = node.ask(content, group="4")
+    assert content_to_reply(answer) == Failure("", 4, "A", "internal-error")
+    assert leaks(answer, SECRET) == []
+    assert "Traceback" in log()
+
+
+def test_a_study_with_a_simulation_section_is_refused(
+    node: Node, study: MakeStudy, instruction: Instruct, tmp_path: Path, log: Callable[[], str]
+) -> None:
+    s = study(simulation={"dataset": "folder", "root": f"/data/{SECRET}"})
+    (tmp_path / "study.yaml").write_text(s.to_yaml())
+    for kind, content in (("query", RecordDict()), ("train", instruction_to_content(instruction(s)))):
+        answer = node.ask(content, kind)
+        assert failure_in(answer) == "study-not-approved"
+        assert leaks(answer, SECRET) == []
+    assert "has a `simulation` section, which only `fedpretext simulate` acts on" in log()
+    assert not list(tmp_path.glob("sites/A/state/*/round-*"))
+
+
+def test_another_studys_instruction_is_refused(node: Node, study: MakeStudy, instruction: Instruct) -> None:
+    other = study(training={"learning_rate": 0.5})
+    assert failure_in(node.ask(instruction_to_content(instruction(other)))) == "study-not-approved"
+
+
+def test_a_site_file_that_is_not_there_or_not_right(node: Node, tmp_path: Path) -> None:
+    site_file = tmp_path / "sites" / "A" / "site.yaml"
+    site_file.write_text(site_file.read_text() + f"pasword: {SECRET}\n")
+    for _ in range(2):
+        answer = node.ask(RecordDict(), "query")
+        assert content_to_reply(answer) == Failure("", 1, "unknown", "study-not-approved")
+        assert leaks(answer, SECRET, str(tmp_path)) == []
+        site_file.unlink(missing_ok=True)
+
+
+def test_a_log_that_cannot_be_written_is_no_crash(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "sites" / "A" / "state").write_text("in the way")
+    assert failure_in(node.ask(RecordDict({"config": ConfigRecord({})}))) is not None
+
+
+def test_in_flowers_simulation_a_node_is_the_number_of_a_site(
+    node: Node, hospital: Callable[..., Path], tmp_path: Path
+) -> None:
+    hospital("B", pictures=5)
+    numbered = Node(tmp_path / "study.yaml", None, **{"partition-id": 1})
+    assert numbered.ask(RecordDict(), "query")["config"]["site"] == "B"
