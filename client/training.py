@@ -13,7 +13,7 @@ from federation.local_work import LocalWork, local_work
 from federation.study import Study, TrainingConfig
 from foundation.errors import DataError, TrainingError
 from foundation.progress import bar
-from foundation.randomness import torch_generator
+from foundation.randomness import seeded_torch, torch_generator
 from foundation.schedules import warmup_cosine
 from imaging.store import TensorStore
 from ssl_methods import method_class
@@ -56,42 +56,60 @@ def train_round(
     work = local_work(study.training, len(store))
     generator = torch_generator(study.seed, "training", site, round_)
     method.to(device).train()
-    received = {name: p.detach().clone() for name, p in _shared_parameters(method).items()}
     optimiser = _optimiser(method, study.training)
     _restore(optimiser, method, optimiser_state, device)
-    loss_of = torch.compile(method.loss) if study.training.compile else method.loss
+    step = _Step(study.training, method, algorithm, optimiser, generator, device)
     batches = _batches(store, work, generator, device)
-    totals = _Totals()
     started = time.perf_counter()
-    with bar(f"{site}, round {round_}/{study.rounds.count}", work.steps, "pictures") as line:
-        for step in range(work.steps):
-            progress = (round_ - 1 + (step + 0.5) / work.steps) / study.rounds.count
+    # Stochastic depth draws inside the forward pass and takes no generator.
+    title = f"{site}, round {round_}/{study.rounds.count}"
+    with bar(title, work.steps, "pictures") as line, seeded_torch(study.seed, "forward", site, round_):
+        for number in range(work.steps):
+            progress = (round_ - 1 + (number + 0.5) / work.steps) / study.rounds.count
             rate = _set_rate(optimiser, study.training, progress)
-            for _ in range(work.accumulate):
-                views = method.make_views(next(batches), generator)
-                with _autocast(study.training, device):
-                    loss, scalars = loss_of(views)
-                penalty = algorithm.penalty(_shared_parameters(method), received)
-                total = loss if penalty is None else loss + penalty
-                torch.autograd.backward(total / work.accumulate)
-                totals.add(loss, scalars)
-            if study.training.clip is not None:
-                nn.utils.clip_grad_norm_(method.parameters(), study.training.clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            step.take(batches)
             method.after_step(progress, work.batch * work.accumulate)
             line.advance(1, work.batch * work.accumulate)
-            if step % _CHECK_EVERY == 0:
-                totals.check(site, round_)
-    totals.check(site, round_)
+            if number % _CHECK_EVERY == 0:
+                step.totals.check(site, round_)
+    step.totals.check(site, round_)
     _check_weights(method, site, round_)
-    metrics = totals.means() | {
+    metrics = step.totals.means() | {
         "learning_rate": rate,
         "pictures_seen": float(work.pictures),
         "steps": float(work.steps),
         "seconds": time.perf_counter() - started,
     }
     return RoundOutcome(metrics, _state_of(optimiser, method))
+
+
+class _Step:
+    """One optimiser step: gradients of ``accumulate`` batches, the algorithm's penalty, clipping."""
+
+    def __init__(
+        self, training: TrainingConfig, method: Method, algorithm: Algorithm, optimiser: torch.optim.AdamW,
+        generator: torch.Generator, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.totals = _Totals()
+        self._training, self._method, self._algorithm = training, method, algorithm
+        self._optimiser, self._generator, self._device = optimiser, generator, device
+        self._loss = torch.compile(method.loss) if training.compile else method.loss
+        self._received = {name: p.detach().clone() for name, p in _shared_parameters(method).items()}
+
+    def take(self, batches: Iterator[Batch]) -> None:
+        """Read as many batches as the study accumulates and move the weights once."""
+        for _ in range(self._training.accumulate):
+            views = self._method.make_views(next(batches), self._generator)
+            with _autocast(self._training, self._device):
+                loss, scalars = self._loss(views)
+            penalty = self._algorithm.penalty(_shared_parameters(self._method), self._received)
+            total = loss if penalty is None else loss + penalty
+            torch.autograd.backward(total / self._training.accumulate)
+            self.totals.add(loss, scalars)
+        if self._training.clip is not None:
+            nn.utils.clip_grad_norm_(self._method.parameters(), self._training.clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
 
 
 class _Totals:

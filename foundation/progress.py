@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-_LOGGED_AFTER_S = 5.0  # a bar shorter than this leaves no line in a log: hundreds of them would hide the rest
+_LOGGED_AFTER_S = 10.0  # a bar shorter than this leaves no line in a log: hundreds of them would hide the rest
 
 
 class Bar:

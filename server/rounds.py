@@ -53,7 +53,7 @@ class RoundLoop:
         """Go on to the last round and return the global weights."""
         sites = self._known_sites()
         count = self._study.rounds.count
-        with bar(f"{self._folder.name}: rounds", count) as line, self._journal:
+        with bar(f"study {self._study.name}: rounds", count) as line, self._journal:
             line.advance(self._checkpoint.round)
             while self._checkpoint.round < count:
                 self._one_round(sites, line)

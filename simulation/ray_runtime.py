@@ -42,6 +42,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 _RAISED = re.compile(r"([\w.]+(?:Error|Exception|Exit)): (.+)")
+_EMPTY = re.compile(r"\s*(\(\w+ pid=\d+\)\s*)?")  # also a blank line of an actor
 _NO_REASON = "An error was encountered. Ending simulation."  # Flower's, around the exception that says why
 # Reads until this process is gone, however it went, then ends its whole process group and clears up.
 _GUARD = "trap '' TERM INT HUP; cat; kill -TERM 0; sleep 2; rm -rf \"$1\"; kill -KILL 0"
@@ -92,15 +93,15 @@ def error_in(log: Path, start: int = 0) -> FedpretextError:
     with log.open("rb") as handle:
         handle.seek(start)
         text = re.sub(r"\x1b\[[0-9;]*m", "", handle.read().decode(errors="replace"))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if not _EMPTY.fullmatch(line)]
     raised = [found.groups() for line in lines if (found := _RAISED.match(line)) and found[2] != _NO_REASON]
-    where = f"; the whole log is {log}"
+    where, again = f"; the whole log is {log}", "mend that, then --resume from the last checkpoint"
     own = [pair for pair in raised if pair[0].startswith(errors.__name__)]
     if own:
         kind: type[FedpretextError] = getattr(errors, own[-1][0].rsplit(".", 1)[-1])
         return kind(f"{own[-1][1]}{where}")
     last = ": ".join(raised[-1]) if raised else lines[-1] if lines else "it wrote nothing"
-    return RunError(f"Flower's simulation ended without a result ({last}){where}")
+    return RunError(f"Flower's simulation ended without a result ({last}); {again}{where}")
 
 
 class _Engine:

@@ -130,9 +130,7 @@ def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
     """The run folder with the resolved study in it: a new one, or the one to resume if it is of this study."""
     if resume is not None:
         if not (resume / "study.yaml").exists():
-            raise RunError(
-                f"--resume {resume}: holds no study.yaml, so it is no run folder; those are in runs/"
-            )
+            raise RunError(f"--resume {resume}: holds no study.yaml, so it is no run folder")
         recorded = load_study(resume / "study.yaml")
         if recorded.whole_hash() != study.whole_hash():
             raise RunError(

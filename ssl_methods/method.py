@@ -40,8 +40,8 @@ class MethodConfig(Section):
 class Method(nn.Module, ABC):
     """One pretext task over one encoder.
 
-    A subclass names its top-level submodules (and buffers) in ``parts``: the part's name is the first component of every
-    ``state_dict`` key. ``encoder`` is a plain timm model and always shared. A part that is ``derived`` is rebuilt from
+    A subclass names its top-level submodules (and buffers) in ``parts``: a part's name is the first component of its
+    ``state_dict`` keys. ``encoder`` is a plain timm model and always shared. A part that is ``derived`` is rebuilt from
     other parts and neither sent nor stored; a part that is ``local`` is stored at the site and never sent.
     """
 
@@ -72,10 +72,10 @@ class Method(nn.Module, ABC):
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and scalars worth recording (detached)."""
 
-    def after_step(self, progress: float, pictures: int) -> None:  # noqa: B027
-        """Called after each optimiser step of ``pictures`` pictures at study progress in [0, 1]: momentum encoder, queue, centre."""
+    def after_step(self, progress: float, pictures: int) -> None:
+        """Called after each step of ``pictures`` pictures at study progress in [0, 1]: momentum encoder, queue, centre."""
 
-    def start_local_parts(self) -> None:  # noqa: B027
+    def start_local_parts(self) -> None:
         """Called where a site has no state of its own yet: make local parts from the shared ones as received."""
 
     def role_of(self, key: str) -> Role:

@@ -42,7 +42,7 @@ SITES = {
     "B": Site(Scanner(gain=0.8, gamma=0.85, noise=0.02, shading=(-0.1, 0.1)), share=0.85),
     "C": Site(Scanner(gain=0.95, gamma=1.15, noise=0.016, blur=0.012, shading=(-0.05, 0.1), bits=16), share=0.75),
     # the really shifted one: flat contrast, strong shading, ringing, more noise, half the signal
-    "D": Site(Scanner(gain=0.55, gamma=0.6, noise=0.04, blur=0.018, ringing=0.3, shading=(0.05, 0.25)), share=0.85),
+    "D": Site(Scanner(gain=0.55, gamma=0.5, noise=0.05, blur=0.018, ringing=0.3, shading=(0.05, 0.25)), share=0.85),
     # the very small one
     "E": Site(Scanner(gain=0.85, noise=0.02), few_patients=2),
     # meant to be left out of the federation

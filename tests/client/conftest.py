@@ -55,7 +55,7 @@ def study(raw_study: dict[str, Any]) -> Callable[..., Study]:
 
 @pytest.fixture
 def site(hospital: Callable[..., Path], tmp_path: Path) -> Callable[..., Site]:
-    """``site(study, "A", pictures=9)``: a new Site object over the hospital's folder, made where it is not there yet."""
+    """``site(study, "A", pictures=9)``: a new Site object over the hospital's folder."""
 
     def make(study: Study, name: str = "A", **folder: Any) -> Site:
         path = tmp_path / "sites" / name / "site.yaml"

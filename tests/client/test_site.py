@@ -49,14 +49,18 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield calls
 
 
-def test_a_round_changes_the_weights_and_says_what_it_did(study: MakeStudy, site: MakeSite, instruction: Instruct) -> None:
+def test_a_round_changes_the_weights_and_says_what_it_did(
+    study: MakeStudy, site: MakeSite, instruction: Instruct
+) -> None:
     s = study()
     asked = instruction(s)
     before = {name: value.clone() for name, value in asked.weights.items()}
     reply = site(s).train(asked)
     assert (reply.study_hash, reply.round, reply.site, reply.pictures) == (s.training_hash(), 1, "A", 9)
     assert reply.weights.keys() == asked.weights.keys()
-    assert not torch.equal(reply.weights["encoder.blocks.0.attn.qkv.weight"], before["encoder.blocks.0.attn.qkv.weight"])
+    assert not torch.equal(
+        reply.weights["encoder.blocks.0.attn.qkv.weight"], before["encoder.blocks.0.attn.qkv.weight"]
+    )
     assert all(torch.equal(asked.weights[name], value) for name, value in before.items())
     assert reply.metrics["steps"] == 2
     assert reply.metrics["pictures_seen"] == 8
@@ -268,7 +272,9 @@ def test_old_rounds_go_and_the_one_before_stays(
     assert trained == [1, 2, 3, 4]
 
 
-def test_what_a_killed_process_left_goes(study: MakeStudy, site: MakeSite, instruction: Instruct, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_goes(
+    study: MakeStudy, site: MakeSite, instruction: Instruct, tmp_path: Path
+) -> None:
     s = study()
     here = site(s)
     left = tmp_path / "sites" / "A" / "state" / s.training_hash()[:16] / ".round-00001.part"
@@ -288,13 +294,17 @@ def test_two_studies_do_not_mix(study: MakeStudy, site: MakeSite, instruction: I
 
 
 def test_another_study_is_refused(study: MakeStudy, site: MakeSite, instruction: Instruct, trained: list[int]) -> None:
-    with pytest.raises(StudyError, match="^site A: was asked to train a study that is not the one on this site's disk$"):
+    with pytest.raises(
+        StudyError, match=r"^site A: was asked to train a study that is not the one on this site's disk$"
+    ):
         site(study()).train(instruction(study(training={"batch": 3})))
     assert trained == []
 
 
 def test_one_picture_is_too_few(study: MakeStudy, site: MakeSite) -> None:
-    with pytest.raises(DataError, match=r"^this site has 1 picture; pretraining needs at least 2, so leave the site out$"):
+    with pytest.raises(
+        DataError, match=r"^this site has 1 picture; pretraining needs at least 2, so leave the site out$"
+    ):
         site(study(), pictures=1, patients=1).describe()
 
 
@@ -320,7 +330,9 @@ def test_a_loss_that_is_not_finite_stores_nothing(
     original = MAE.loss
     with monkeypatch.context() as patch:
         patch.setattr(MAE, "loss", lambda self, views: (original(self, views)[0] * float("nan"), {}))
-        with pytest.raises(TrainingError, match="^site A, round 1: the loss is not finite; lower training.learning_rate"):
+        with pytest.raises(
+            TrainingError, match=r"^site A, round 1: the loss is not finite; lower training.learning_rate"
+        ):
             site(s).train(instruction(s))
     assert rounds_on_disk(tmp_path) == []
     # Mended, the site trains as if nothing had happened.

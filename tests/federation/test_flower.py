@@ -123,13 +123,13 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_reply_of_another_form_is_one_error_and_never_another(case: str) -> None:
     """One broken site must not stop the server with an exception nobody catches."""
-    with pytest.raises(RunError, match="^a reply lacks what the study agreed on") as caught:
+    with pytest.raises(RunError, match=r"^a reply lacks what the study agreed on") as caught:
         flower.content_to_reply(BROKEN[case])
     assert "\n" not in str(caught.value)
 
 
 def test_a_site_that_does_not_say_who_it_is() -> None:
-    with pytest.raises(RunError, match="^a site's answer lacks what the study agreed on"):
+    with pytest.raises(RunError, match=r"^a site's answer lacks what the study agreed on"):
         flower.content_to_site(_reply())
 
 

@@ -91,7 +91,9 @@ def test_a_misspelling_is_told_before_what_it_leaves_missing(raw_study: Raw) -> 
     assert _refusal(raw) == "key 'rounds.cuont' is not known; did you mean 'count'?"
 
 
-@pytest.mark.parametrize("key", ["name", "image", "encoder", "method", "algorithm", "rounds", "rounds.count", "image.size"])
+@pytest.mark.parametrize(
+    "key", ["name", "image", "encoder", "method", "algorithm", "rounds", "rounds.count", "image.size"]
+)
 def test_a_missing_key_is_named(raw_study: Raw, key: str) -> None:
     assert _refusal(_without(raw_study, key)) == f"key {key!r} is missing; add it"
 
@@ -127,7 +129,13 @@ def file(tmp_path: Path, raw_study: Raw) -> Path:
 def test_overrides(file: Path) -> None:
     study = load_study(
         file,
-        ["rounds.count=7", "training.betas=[0.8, 0.9]", "title=a=b", "image.augment.blur=0", "training.learning_rate=1e-3"],
+        [
+            "rounds.count=7",
+            "training.betas=[0.8, 0.9]",
+            "title=a=b",
+            "image.augment.blur=0",
+            "training.learning_rate=1e-3",
+        ],
     )
     assert study.rounds.count == 7
     assert study.training.betas == (0.8, 0.9)
@@ -194,7 +202,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     """PyYAML by itself lets the second win, so that a setting would silently do nothing."""
     path = tmp_path / "study.yaml"
     path.write_text("training:\n  batch: 8\n  epochs: 1\n  batch: 16\n")
-    with pytest.raises(StudyError, match="is not valid YAML .*key 'batch' twice"):
+    with pytest.raises(StudyError, match=r"is not valid YAML .*key 'batch' twice"):
         read_yaml(path)
 
 
@@ -274,7 +282,9 @@ def _changed(study: Study, key: str) -> Study:
 
     def rebuilt(section: Any, values: Any) -> Any:
         inner = {
-            name: rebuilt(getattr(section, name), value) if hasattr(getattr(section, name), "model_fields_set") else value
+            name: rebuilt(getattr(section, name), value)
+            if hasattr(getattr(section, name), "model_fields_set")
+            else value
             for name, value in values.items()
         }
         return type(section).model_construct(**inner)
@@ -343,7 +353,8 @@ def test_every_setting_has_a_sentence(make_models: Callable[[], list[Any]]) -> N
         f"{model.__name__}.{name}"
         for model in make_models()
         for name, field in model.model_fields.items()
-        if not field.description and name not in ("name", "image", "encoder", "method", "training", "algorithm", "rounds", "evaluation")
+        if not field.description
+        and name not in ("name", "image", "encoder", "method", "training", "algorithm", "rounds", "evaluation")
     ]
     assert missing == []
 

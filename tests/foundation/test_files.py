@@ -64,7 +64,7 @@ def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[Path], object])
 def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(content)
-    with pytest.raises(RunError, match="state.json: is damaged") as caught:
+    with pytest.raises(RunError, match=r"state.json: is damaged") as caught:
         files.read_json(path)
     assert "\n" not in str(caught.value)
 
@@ -74,7 +74,7 @@ def test_truncated_tensors_are_named(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "weights.safetensors"
     files.save_tensors(path, {"a": torch.arange(200.0)})
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(RunError, match="weights.safetensors: is damaged") as caught:
+    with pytest.raises(RunError, match=r"weights.safetensors: is damaged") as caught:
         files.load_tensors(path)
     assert "\n" not in str(caught.value)
 

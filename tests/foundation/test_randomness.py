@@ -60,7 +60,9 @@ def test_the_same_in_another_process() -> None:
 
 
 def test_generators_repeat_and_do_not_share() -> None:
-    assert torch.equal(torch.rand(5, generator=torch_generator(1, "a")), torch.rand(5, generator=torch_generator(1, "a")))
+    assert torch.equal(
+        torch.rand(5, generator=torch_generator(1, "a")), torch.rand(5, generator=torch_generator(1, "a"))
+    )
     assert not torch.equal(
         torch.rand(5, generator=torch_generator(1, "a")), torch.rand(5, generator=torch_generator(1, "b"))
     )

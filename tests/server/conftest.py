@@ -29,7 +29,7 @@ def honest(instruction: TrainInstruction, site: str) -> TrainReply:
 
 
 class Script:
-    """A ``Contact``. ``act(instruction, site, times)`` says what a site answers to the times-th instruction of a round."""
+    """A ``Contact``; ``act(instruction, site, times)`` is a site's answer to the times-th instruction of a round."""
 
     def __init__(
         self,

@@ -117,7 +117,9 @@ def test_all_damaged_is_none(tmp_path: Path) -> None:
 
 def test_another_study_is_an_error_and_nothing_is_moved(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, checkpoint(3), keep=2)
-    with pytest.raises(RunError, match="round-00003: is of another study; resume with the study file it was made with$"):
+    with pytest.raises(
+        RunError, match=r"round-00003: is of another study; resume with the study file it was made with$"
+    ):
         latest_checkpoint(tmp_path, "other")
     assert names(tmp_path) == ["round-00003"]
 

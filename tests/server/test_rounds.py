@@ -170,7 +170,9 @@ def test_a_site_that_cannot_is_not_waited_for(loop: Make, honest_site: Honest) -
     assert run.events() == [(number, "site left out", "B", "disk-full") for number in (1, 2, 3)]
 
 
-def test_a_missed_quorum_names_sites_and_reasons_and_harms_nothing(loop: Make, honest_site: Honest, undisturbed: Any) -> None:
+def test_a_missed_quorum_names_sites_and_reasons_and_harms_nothing(
+    loop: Make, honest_site: Honest, undisturbed: Any
+) -> None:
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply | Failure | None:
         if instruction.round < 3 or site == "A":
             return honest_site(instruction, site)
@@ -193,7 +195,9 @@ def test_a_missed_quorum_names_sites_and_reasons_and_harms_nothing(loop: Make, h
     assert run.contact.sent == [(3, "B"), (3, "C"), (3, "D")]
 
 
-@pytest.mark.parametrize(("quorum", "sites", "needed"), [(0.5, 3, 2), (0.55, 20, 11), (0.07, 100, 7), (1.0, 4, 4), (0.01, 4, 1)])
+@pytest.mark.parametrize(
+    ("quorum", "sites", "needed"), [(0.5, 3, 2), (0.55, 20, 11), (0.07, 100, 7), (1.0, 4, 4), (0.01, 4, 1)]
+)
 def test_the_quorum_in_sites(loop: Make, quorum: float, sites: int, needed: int) -> None:
     """0.55 x 20 is above 11 in floating point; 11 sites are enough all the same."""
     names = [f"S{number:03d}" for number in range(sites)]
@@ -202,9 +206,7 @@ def test_the_quorum_in_sites(loop: Make, quorum: float, sites: int, needed: int)
         run.run(lambda i, s, _: Failure("", i.round, s, "internal-error"), sites=names)
 
 
-def test_a_killed_server_goes_on_from_its_spool(
-    loop: Make, honest_site: Honest, undisturbed: Any, script: Any
-) -> None:
+def test_a_killed_server_goes_on_from_its_spool(loop: Make, honest_site: Honest, undisturbed: Any, script: Any) -> None:
     class Killed(BaseException):
         pass
 
@@ -243,7 +245,7 @@ def test_a_finished_run_gives_its_weights_again_and_asks_nobody(loop: Make, undi
 def test_after_an_older_checkpoint_the_spool_of_another_history_is_not_folded(
     loop: Make, honest_site: Honest, undisturbed: Any
 ) -> None:
-    """Round 2 is done again with another result (D is there now): updates trained from the lost round 2 do not fit it."""
+    """Round 2 is done again, to another result (D is there now): what was trained from the lost one does not fit."""
 
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply | Failure:
         if instruction.round == 2 and site == "D":
@@ -322,7 +324,7 @@ def test_who_may_take_part(loop: Make, names: tuple[str, ...], study: str | None
 
 def test_a_median_is_refused_for_two_sites_and_waits_for_three(loop: Make, honest_site: Honest) -> None:
     run = loop(algorithm={"name": "fedmedian"}, quorum=0.01, attempts=1)
-    with pytest.raises(StudyError, match="^algorithm 'fedmedian' needs at least 3 sites; there are 2$"):
+    with pytest.raises(StudyError, match=r"^algorithm 'fedmedian' needs at least 3 sites; there are 2$"):
         run.run(sites="AB")
     with pytest.raises(QuorumError, match="fewer than 3 of 4 sites"):
         run.run(lambda i, s, _: honest_site(i, s) if s in "AB" else Failure("", i.round, s, "disk-full"))
@@ -353,7 +355,7 @@ def test_the_servers_own_full_disk_is_no_sites_fault(loop: Make, monkeypatch: py
         raise RunError("disk is full") from OSError(28, "No space left on device")
 
     monkeypatch.setattr("server.spool.save_tensors", full)
-    with pytest.raises(RunError, match="^disk is full$"):
+    with pytest.raises(RunError, match=r"^disk is full$"):
         loop().run()
 
 

@@ -136,13 +136,13 @@ def test_the_class_is_not_readable_from_raw_pixels(family: Manifest, pixels: NDA
 
 
 def test_the_shifted_scanner_is_really_shifted(family: Manifest, pixels: NDArray[np.float64]) -> None:
-    """Site D is recognised in pictures of unseen patients; its noise, of the signal, is far above all others'."""
+    """Site D is recognised in pictures of unseen patients; its noise, of the signal, is above all others'."""
     site, patient = family.table["site"].to_numpy(), family.table["patient"].to_numpy()
     shifted = (site == "D").astype(int)
-    assert roc_auc_score(shifted, out_of_fold(shrunk(pixels), shifted, patient)) > 0.95
-    air = pixels[:, :3, :3].mean(axis=(1, 2)) / np.percentile(pixels, 95, axis=(1, 2))
+    assert roc_auc_score(shifted, out_of_fold(shrunk(pixels), shifted, patient)) > 0.99
+    air = pixels[:, :3, :3].mean(axis=(1, 2)) / np.percentile(pixels, 99, axis=(1, 2))
     noise = {name: air[site == name].mean() for name in SITES}
-    assert noise["D"] > 1.4 * max(value for name, value in noise.items() if name != "D")
+    assert noise["D"] > 1.3 * max(value for name, value in noise.items() if name != "D")
 
 
 def test_both_classes_have_lesions_of_the_same_brightness_spread_and_area() -> None:

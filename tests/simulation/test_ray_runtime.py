@@ -211,6 +211,7 @@ def test_ray_is_told_of_no_more_than_the_sites_can_use(
         (["OSError: disk", "RuntimeError: An error was encountered. Ending simulation."], RunError, "OSError: disk"),
         (["ray.exceptions.RayActorError: it died", "INFO : bye"], RunError, "RayActorError: it died"),
         (["\x1b[91mERROR\x1b[0m : no exception here", "", ""], RunError, "(ERROR : no exception here)"),
+        (["INFO : killed here", "(ClientAppActor pid=7) "], RunError, "(INFO : killed here)"),
         ([], RunError, "it wrote nothing"),
     ],
 )

@@ -61,7 +61,9 @@ def _run(federation: Federation, target: str | None, call: int) -> None:
     run_in_process(federation)
 
 
-def _in_a_process(federation: Federation, target: str | None = None, call: int = 0, kill_after: float | None = None) -> int:
+def _in_a_process(
+    federation: Federation, target: str | None = None, call: int = 0, kill_after: float | None = None
+) -> int:
     process = _CONTEXT.Process(target=_run, args=(federation, target, call))
     process.start()
     if kill_after is not None:
@@ -102,9 +104,7 @@ def undisturbed(disturbed: Federation, tmp_path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed_is_bit_identical(
-    moment: str, disturbed: Federation, undisturbed: dict[str, bytes]
-) -> None:
+def test_killed_and_resumed_is_bit_identical(moment: str, disturbed: Federation, undisturbed: dict[str, bytes]) -> None:
     """Two kills in a row at random calls of one function, then the run goes on to its end."""
     target, calls = MOMENTS[moment]
     draw = random.Random(moment)

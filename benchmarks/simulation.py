@@ -1,0 +1,216 @@
+"""A simulated federation against a bare PyTorch loop that does the same training and averaging.
+
+    python -m benchmarks.simulation [--repetitions 3] [--ray 1] [--sites 8] [--pictures 256] [--depth 12]
+
+8 sites of 256 pictures of 64 px, a ViT-tiny MAE (patch 8), 3 rounds of 1 epoch, batches of 32, one thread. Each run is
+a fresh process on one core (the same core for all: Ray could use more, and then the sites would not run in turn); runs
+take turns, in turned order. The clock starts after the imports and after the pictures were decoded (they are random
+smooth PNGs, decoded once into the tensor store that all runs read), and stops when the final weights are there: what
+the federation adds are messages, digests, checks, the sites' stored rounds, spool, fold, checkpoints, journal. The bare
+loop keeps everything in memory and writes nothing (benchmarks/bare_loop.py). A steady round is any but the first. Peak
+memory is the process's largest resident set, imports included. The final weights must be the same bits, or it fails.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import bare_loop
+from foundation.files import load_tensors, read_json, save_tensors, write_json, write_text
+from foundation.progress import say
+from foundation.randomness import numpy_generator
+
+WHOLE, STEADY, MEMORY = 1.10, 1.05, 1.3
+SIDE = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: seconds of the whole and of each round after the first, on the wall and of the processor; MiB."""
+
+    wall: float
+    cpu: float
+    round_wall: list[float]
+    round_cpu: list[float]
+    peak: float
+
+
+def write_pictures(folder: Path, sites: int, pictures: int) -> dict[str, Path]:
+    """Smooth random PNGs and a manifest for each site; the manifests by site."""
+    manifests = {}
+    for site in (f"site-{number}" for number in range(1, sites + 1)):
+        draw, place = numpy_generator(0, "benchmark", site), folder / site
+        place.mkdir(parents=True)
+        rows = ["image,patient"]
+        for number in range(pictures):
+            small = Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8))
+            small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(place / f"{number:03d}.png")
+            rows.append(f"{number:03d}.png,{site}-{number // 16}")
+        write_text(place / "manifest.csv", "\n".join(rows) + "\n")
+        manifests[site] = place / "manifest.csv"
+    return manifests
+
+
+def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth: int) -> "Callable[[Laps], None]":
+    """A prepared federation in ``folder``, ready to run in the runtime ``kind``."""
+    from federation.study import study_from
+    from server import rounds
+    from simulation.runtimes import RUNTIMES, Federation
+
+    study = study_from(
+        {
+            "name": "benchmark",
+            "seed": bare_loop.SEED,
+            "image": bare_loop.IMAGE,
+            "encoder": bare_loop.ENCODER | {"depth": depth},
+            "method": {"name": "mae"},
+            "training": {
+                "batch": bare_loop.BATCH,
+                "learning_rate": bare_loop.RATE,
+                "warmup": bare_loop.WARMUP,
+                "weight_decay": bare_loop.DECAY,
+                "betas": list(bare_loop.BETAS),
+                "precision": "float32",
+                "threads": 1,
+            },
+            "algorithm": {"name": "fedavg"},
+            "rounds": {"count": bare_loop.ROUNDS},
+        },
+        "benchmark",
+    )
+    rounds.write_study(folder, study)
+    for site, manifest in data.items():
+        text = {"site": site, "data": str(manifest), "state": "state", "cache": str(cache), "device": "cpu"}
+        write_text(folder / "sites" / site / "site.yaml", json.dumps(text))
+    federation = Federation(folder, tuple(sorted(data)))
+
+    def run(laps: Laps) -> None:
+        written = rounds.write_checkpoint
+
+        def write_and_note(*arguments: object) -> None:
+            written(*arguments)  # type: ignore[arg-type]  # handed on as they come
+            laps.note()
+
+        # In Ray the server is another process: no laps are seen there.
+        with mock.patch.object(rounds, "write_checkpoint", write_and_note):
+            RUNTIMES[kind](federation)
+
+    return run
+
+
+class Laps:
+    """Both clocks, read at the start, after each round and at the end."""
+
+    def __init__(self) -> None:
+        self._read: list[tuple[float, float]] = []
+
+    def note(self) -> None:
+        """Read the clocks."""
+        self._read.append((time.perf_counter(), time.process_time()))
+
+    def measured(self) -> Measured:
+        """What the readings say."""
+        (wall, cpu), (last_wall, last_cpu) = self._read[0], self._read[-1]
+        ends = self._read[1:-1]
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(ends, ends[1:], strict=False)]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return Measured(last_wall - wall, last_cpu - cpu, [s[0] for s in steps], [s[1] for s in steps], peak)
+
+
+def child(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth: int) -> None:
+    """One run in this process; leaves ``global.safetensors`` and ``measured.json`` in ``folder``."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    laps, weights = Laps(), None
+    if kind == "bare":
+        laps.note()
+        weights = bare_loop.run_bare(data, cache, depth, laps.note)
+    else:
+        run = federated(kind, folder, data, cache, depth)
+        laps.note()
+        run(laps)
+    laps.note()
+    write_json(folder / "measured.json", asdict(laps.measured()))
+    if weights is not None:
+        save_tensors(folder / "global.safetensors", weights)
+
+
+def in_a_process(kind: str, work: Path, depth: int, number: int) -> tuple[Measured, Path]:
+    """``child`` in a fresh process; what it measured, and its weights."""
+    folder = work / f"{number}-{kind}"
+    folder.mkdir()
+    command = [sys.executable, "-m", "benchmarks.simulation", "--child", kind, str(folder), str(work), str(depth)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the {kind} run failed:\n{done.stderr[-2000:]}")
+    return Measured(**read_json(folder / "measured.json")), folder / "global.safetensors"
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    """True when both files hold the same tensors, bit for bit."""
+    a, b = load_tensors(one)[0], load_tensors(other)[0]
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and a[name].numpy().tobytes() == b[name].numpy().tobytes() for name in a
+    )
+
+
+def measure(sites: int, pictures: int, depth: int, repetitions: int, ray: int) -> dict[str, list[Measured]]:
+    """All runs of all kinds; AssertionError when two ended in different weights."""
+    found: dict[str, list[Measured]] = {"bare": [], "in-process": [], "ray": []}
+    with TemporaryDirectory() as place:
+        work = Path(place)
+        data = write_pictures(work / "data", sites, pictures)
+        write_json(work / "data.json", {site: str(path) for site, path in data.items()})
+        _decode(data, work / "store")
+        reference: Path | None = None
+        for number in range(repetitions):
+            kinds = [kind for kind in found if kind != "ray" or number < ray]
+            for kind in kinds if number % 2 == 0 else reversed(kinds):
+                measured, weights = in_a_process(kind, work, depth, number)
+                say(f"{number + 1}/{repetitions} {kind}: {measured.wall:.1f} s, CPU {measured.cpu:.1f} s")
+                reference = reference or weights
+                assert same_bits(weights, reference), f"the {kind} run ended in other weights than the one before"
+                found[kind].append(measured)
+    return found
+
+
+def _decode(data: dict[str, Path], cache: Path) -> None:
+    from imaging.config import ImageConfig
+    from imaging.manifest import Manifest
+    from imaging.store import TensorStore
+
+    for path in data.values():
+        TensorStore.build(Manifest.open(path), ImageConfig.model_validate(bare_loop.IMAGE), cache, progress=False)
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] == "--child":
+        kind, folder, work, depth = sys.argv[2:]
+        data = {site: Path(path) for site, path in read_json(Path(work) / "data.json").items()}
+        child(kind, Path(folder), data, Path(work) / "store", int(depth))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("repetitions", 3), ("ray", 1), ("sites", 8), ("pictures", 256), ("depth", 12)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    a = parser.parse_args()
+    found = measure(a.sites, a.pictures, a.depth, a.repetitions, a.ray)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The rooms' order, where Flower may be known, and that importing anything draws no random number."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LEVELS = {
+    "foundation": 0,
+    "imaging": 1,
+    "ssl_methods": 2,
+    "evaluation": 3,
+    "federation": 4,
+    "client": 5,
+    "server": 5,
+    "simulation": 6,
+    "fedpretext": 7,
+}
+KNOW_FLOWER = {
+    "federation/flower.py",
+    "federation/algorithms/flower_strategies.py",
+    "client/app.py",
+    "server/app.py",
+    "simulation/grid.py",
+    "simulation/runtimes.py",
+    "simulation/ray_runtime.py",
+}
+PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
+KNOWS_PRIVATE_FLOWER = "federation/flower.py"
+SEEDING = {
+    "torch.manual_seed", "torch.seed", "torch.random.manual_seed", "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all", "np.random.seed", "numpy.random.seed", "random.seed",
+}  # fmt: skip
+
+
+def files() -> list[Path]:
+    """Every module of the project but tests and benchmarks."""
+    found = [ROOT / "fedpretext.py"]
+    for room in LEVELS:
+        found += sorted((ROOT / room).rglob("*.py"))
+    return [path for path in found if path.exists()]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
+    """(module, names taken from it) of every import in the module, also of those inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, []
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; write the room's name"
+            assert node.module is not None
+            yield node.module, [alias.name for alias in node.names]
+
+
+def test_there_is_something_to_look_at() -> None:
+    rooms = {name_of(path).split("/")[0].removesuffix(".py") for path in files()}
+    assert rooms == set(LEVELS)
+    assert len(files()) > 50
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_rooms_import_only_downwards(path: Path) -> None:
+    room = name_of(path).split("/")[0].removesuffix(".py")
+    for module, _ in imports(parsed(path)):
+        other = module.split(".")[0]
+        if other in LEVELS and other != room:
+            assert LEVELS[other] < LEVELS[room], f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_flower_is_known_in_few_places_and_its_private_parts_in_one(path: Path) -> None:
+    for module, names in imports(parsed(path)):
+        if module.split(".")[0] != "flwr":
+            continue
+        assert name_of(path) in KNOW_FLOWER, f"{name_of(path)} imports {module}"
+        if name_of(path) != KNOWS_PRIVATE_FLOWER:
+            assert module in PUBLIC_FLOWER, f"{name_of(path)} imports {module}, which Flower does not promise to keep"
+            assert not any(name.startswith("_") for name in names)
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_nobody_seeds_the_whole_process(path: Path) -> None:
+    """foundation/randomness.py seeds torch's generator for a block and puts it back; nobody else touches it."""
+    if name_of(path) == "foundation/randomness.py":
+        return
+    calls = [ast.unparse(node.func) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+    assert not SEEDING & set(calls)
+    assert not any("default_generator" in call or "set_rng_state" in call for call in calls)
+
+
+IMPORT_ALL = """
+import importlib, sys
+import numpy, torch
+before = torch.random.get_rng_state(), numpy.random.get_state()[1].copy()
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+assert torch.equal(torch.random.get_rng_state(), before[0]), "torch's generator moved"
+assert (numpy.random.get_state()[1] == before[1]).all(), "numpy's generator moved"
+assert "ray" not in sys.modules, "Ray was imported, which takes seconds and is optional"
+"""
+
+
+def test_importing_the_rooms_draws_nothing() -> None:
+    modules = [name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files()]
+    modules = [module for module in modules if module != "simulation.ray_runtime"]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *modules], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
