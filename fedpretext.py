@@ -2,9 +2,10 @@
 
 import os
 import sys
+import textwrap
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -46,7 +47,6 @@ def simulate(
 ) -> None:
     """Pretrain over simulated hospitals, compare with the alternatives, write the report."""
     from evaluation.summary import summary_lines
-
     from simulation.simulate import checked_device, simulate
 
     run = simulate(study, overrides or (), runs=runs, resume=resume, device=checked_device(device))
@@ -63,10 +63,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a run's encoders again, or with other protocols, and write the report anew."""
-    from evaluation.summary import summary_lines
-
     from evaluation.report import write_report
     from evaluation.stage import evaluate
+    from evaluation.summary import summary_lines
 
     evaluate(run, protocol or None)
     report = write_report(run)
@@ -90,8 +89,7 @@ def methods() -> None:
     from ssl_methods import METHODS
 
     for name, method in METHODS.items():
-        coupling = "per-sample" if method.per_sample else "coupled"
-        print(f"{name:10} {method.family:16} {coupling:11} {method.summary} ({method.paper})")
+        _print_entry(name, f"{method.summary} ({method.family}; {method.paper})")
 
 
 @app.command()
@@ -100,7 +98,7 @@ def algorithms() -> None:
     from federation.algorithms import ALGORITHMS
 
     for name, algorithm in ALGORITHMS.items():
-        print(f"{name:10} {algorithm.summary} ({algorithm.paper})")
+        _print_entry(name, f"{algorithm.summary} ({algorithm.paper})")
 
 
 @app.command()
@@ -109,7 +107,13 @@ def encoders() -> None:
     from ssl_methods.encoders import ENCODERS
 
     for name, about in ENCODERS.items():
-        print(f"{name:24} {about}")
+        _print_entry(name, f"{about.summary} ({about.paper})")
+
+
+def _print_entry(name: str, text: str) -> None:
+    """One entry of a list, at most 80 columns wide."""
+    width = 24
+    print(textwrap.fill(text, 80, initial_indent=name.ljust(width), subsequent_indent=" " * width))
 
 
 def main() -> None:
@@ -117,21 +121,28 @@ def main() -> None:
     from foundation.errors import FedpretextError
 
     try:
-        app(standalone_mode=False)
+        # --debug is taken anywhere on the line, not only before the command.
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False)
     except FedpretextError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; free space or permit it, then try again")
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except Exception as error:
-        if "--debug" not in sys.argv and hasattr(error, "format_message"):  # click's usage errors
-            print(f"error: {error.format_message()}", file=sys.stderr)
-            sys.exit(2)
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())  # click's usage errors
+
+
+def _fail(text: str) -> NoReturn:
+    """One line for the error being handled, after its traceback where --debug asks for it."""
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def _site(site_file: SiteFile, context: Context) -> Site:
     study_path = Path(str(context.run_config["study"]))
     key = (study_path, site_file.state)
     if key not in _sites:
-        _sites.clear()
+        # Simulated sites of one study share this process and take turns; another study's are over.
+        for other in [other for other in _sites if other[0] != study_path]:
+            del _sites[other]
         study = load_study(study_path)
         if study.simulation is not None:
             raise StudyError(f"{study_path}: has a `simulation` section, which only `fedpretext simulate` acts on")

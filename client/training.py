@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from federation.algorithms.algorithm import Algorithm
 from federation.local_work import LocalWork, local_work
+from federation.records import all_finite
 from federation.study import Study, TrainingConfig
 from foundation.errors import DataError, TrainingError
 from foundation.progress import bar
@@ -32,9 +33,13 @@ class RoundOutcome:
 
 def check_site(study: Study, store: TensorStore) -> None:
     """Refuse pictures that the study's method cannot learn from; DataError with the remedy."""
-    if len(store) < 2:
-        raise DataError(f"this site has {len(store)} picture; pretraining needs at least 2, so leave the site out")
-    patients = len(set(store.patients.tolist()))
+    check_amount(study, len(store), len(set(store.patients.tolist())))
+
+
+def check_amount(study: Study, pictures: int, patients: int) -> None:
+    """DataError when a site has too few pictures or patients for the study's method."""
+    if pictures < 2:
+        raise DataError(f"this site has {pictures} picture; pretraining needs at least 2, so leave the site out")
     fewest = method_class(study.method).fewest_patients
     if patients < fewest:
         raise DataError(
@@ -94,7 +99,8 @@ class _Step:
         self._training, self._method, self._algorithm = training, method, algorithm
         self._optimiser, self._generator, self._device = optimiser, generator, device
         self._loss = torch.compile(method.loss) if training.compile else method.loss
-        self._received = {name: p.detach().clone() for name, p in _shared_parameters(method).items()}
+        self._shared = _shared_parameters(method)
+        self._received = {name: p.detach().clone() for name, p in self._shared.items()}
 
     def take(self, batches: Iterator[Batch]) -> None:
         """Read as many batches as the study accumulates and move the weights once."""
@@ -102,7 +108,7 @@ class _Step:
             views = self._method.make_views(next(batches), self._generator)
             with _autocast(self._training, self._device):
                 loss, scalars = self._loss(views)
-            penalty = self._algorithm.penalty(_shared_parameters(self._method), self._received)
+            penalty = self._algorithm.penalty(self._shared, self._received)
             total = loss if penalty is None else loss + penalty
             torch.autograd.backward(total / self._training.accumulate)
             self.totals.add(loss, scalars)
@@ -138,7 +144,7 @@ class _Totals:
 
 def _check_weights(method: Method, site: str, round_: int) -> None:
     """A last step can break the weights after its loss was seen; kept moments would then spoil every later round."""
-    if not all(bool(torch.isfinite(p).all()) for p in method.parameters()):
+    if not all(all_finite(p.detach()) for p in method.parameters()):
         raise TrainingError(
             f"site {site}, round {round_}: the weights are not finite after the last step; lower "
             "training.learning_rate or set training.clip"

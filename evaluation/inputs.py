@@ -150,6 +150,12 @@ def _encoders(run: Path) -> tuple[Encoder, ...]:
     return tuple(sorted(found, key=lambda e: (e.arm, e.fold, e.seed)))
 
 
+def check_labels(manifest: Manifest, splits: pd.DataFrame, config: EvaluationConfig) -> None:
+    """DataError when labels or split cannot be evaluated; looks at no picture, so that it can come before training."""
+    numbers = np.arange(len(manifest), dtype=np.int64)
+    label_pictures(TensorStore(Path(), manifest.table, numbers, numbers, numbers), splits, config)
+
+
 def label_pictures(store: TensorStore, splits: pd.DataFrame, config: EvaluationConfig) -> Pictures:
     """Labelled pictures with their roles: the role is the patient's, from the split; unlabelled pictures stay out."""
     check_splits(splits)

@@ -31,10 +31,10 @@ _JOURNAL_KEYS = ("round", "site", "pictures", "event", "reason", "update_norm")
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bits: a stored update belongs to the weights it was trained from."""
-    parts: list[bytes | str] = []
+    parts: list[memoryview | str] = []
     for name, value in sorted(weights.items()):
         flat = value.detach().cpu().contiguous().reshape(-1)
-        parts += [name, str(value.dtype), str(list(value.shape)), flat.view(torch.uint8).numpy().tobytes()]
+        parts += [name, str(value.dtype), str(list(value.shape)), flat.view(torch.uint8).numpy().data]
     return digest(*parts)
 
 
@@ -78,6 +78,13 @@ class SiteInfo:
     pictures: int
 
 
+def all_finite(value: Tensor) -> bool:
+    """False when a floating-point tensor holds NaN or infinity. In one pass: NaN comes through the extremes."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    return bool(torch.isfinite(torch.stack(value.aminmax())).all())
+
+
 def check_reply(reply: TrainReply, expected: dict[str, Tensor], study_hash: str, round_: int) -> None:
     """Judge one reply alone: study, round, names, shapes, types, finite values, picture count, metric names.
 
@@ -97,7 +104,7 @@ def check_reply(reply: TrainReply, expected: dict[str, Tensor], study_hash: str,
             raise RunError(
                 f"tensor {name!r} is {list(value.shape)} {value.dtype} instead of {list(like.shape)} {like.dtype}"
             )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not all_finite(value):
             raise RunError(f"tensor {name!r} has values that are not finite")
     for metric in reply.metrics:
         if not _METRIC_NAME.fullmatch(metric) or metric in _JOURNAL_KEYS:

@@ -120,6 +120,44 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
 
 
+class TensorFile:
+    """The tensors of a safetensors file, read one at a time, so that a pass over many files holds one tensor.
+
+    safetensors' ``safe_open`` reads the whole header at every opening, and, kept open, keeps every page that was looked
+    at. Here the header (the 8 bytes of its length, then JSON) is read once, and a tensor's bytes when it is asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = 0
+        self._header: dict[str, Any] = {}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor of that name, in memory of its own. RunError when the file is missing or damaged."""
+        try:
+            with self._path.open("rb", buffering=0) as handle:
+                if not self._header:
+                    length = int.from_bytes(handle.read(8), "little")
+                    self._start, self._header = 8 + length, json.loads(handle.read(length))
+                facts = self._header[name]
+                begin, end = facts["data_offsets"]
+                data = torch.empty(end - begin, dtype=torch.uint8)
+                handle.seek(self._start + begin)
+                if handle.readinto(data.numpy()) != end - begin:
+                    raise ValueError("it is cut short")
+            return data.view(_DTYPES[facts["dtype"]]).reshape(facts["shape"])
+        except FileNotFoundError as error:
+            raise RunError(f"{self._path}: is missing") from error
+        except (KeyError, ValueError, RuntimeError, OverflowError, OSError) as error:
+            raise RunError(f"{self._path}: is damaged ({str(error).splitlines()[0]})") from error
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
 def replace_folder(temporary: Path, path: Path) -> None:
     """Rename a finished folder into its place; an older folder there is removed first."""
     if path.exists():
@@ -127,11 +165,11 @@ def replace_folder(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
-def digest(*parts: bytes | str) -> str:
+def digest(*parts: bytes | memoryview | str) -> str:
     """SHA-256 in hex over the parts, each with its length, so that no two lists of parts collide."""
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "big"))
+        state.update((data.nbytes if isinstance(data, memoryview) else len(data)).to_bytes(8, "big"))
         state.update(data)
     return state.hexdigest()

@@ -68,7 +68,7 @@ class _Display:
     def remove(self, task: TaskID) -> None:
         self.progress.remove_task(task)
         self._open -= 1
-        if self._open == 0:
+        if self._open == 0 and self.console.is_terminal:
             self.progress.stop()
 
 

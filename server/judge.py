@@ -50,5 +50,6 @@ def update_norm(contribution: Contribution, weights: Mapping[str, Tensor]) -> fl
     total = torch.zeros((), dtype=torch.float64)
     for name, before in weights.items():
         if is_parameter(name, before):
-            total += (contribution.tensor(name).double() - before.double()).square().sum()
+            change = contribution.tensor(name).double().sub_(before).flatten()
+            total += change.dot(change)
     return float(total.sqrt())

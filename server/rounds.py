@@ -98,6 +98,8 @@ class RoundLoop:
             self._journal.event(
                 number, "round retried", None, f"{len(accepted)} of {needed} updates, attempt {attempt}"
             )
+        for site, reason in sorted(reasons.items()):
+            self._journal.event(number, "no usable update", site, reason)
         why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
         raise QuorumError(
             f"round {number}: fewer than {needed} of {len(sites)} sites gave a usable update in "

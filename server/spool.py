@@ -1,15 +1,14 @@
 """The spool: one file a reply, so that a killed server folds what it already had."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from federation.records import TrainReply, check_reply, weights_digest
 from foundation.errors import RunError
-from foundation.files import load_tensors, save_tensors
+from foundation.files import TensorFile, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -19,13 +18,11 @@ class Spooled:
     site: str
     pictures: int
     metrics: dict[str, float]
-    path: Path
+    file: TensorFile = field(compare=False)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor."""
-        with safe_open(self.path, framework="pt") as handle:
-            value: torch.Tensor = handle.get_tensor(name)
-            return value
+        return self.file.tensor(name)
 
 
 class Spool:
@@ -35,6 +32,7 @@ class Spool:
         self._folder = folder / f"round-{round_:05d}"
         self._study_hash, self._round, self._expected = study_hash, round_, expected
         self._start = weights_digest(expected)
+        self._written: dict[Path, Spooled] = {}
 
     def write(self, reply: TrainReply) -> None:
         """Keep a reply that ``check_reply`` accepts; RunError says what is wrong with another."""
@@ -47,16 +45,21 @@ class Spool:
             "metrics": json.dumps(reply.metrics),
             "start": self._start,
         }
-        save_tensors(self._folder / f"{reply.site}.safetensors", reply.weights, metadata)
+        path = self._folder / f"{reply.site}.safetensors"
+        save_tensors(path, reply.weights, metadata)
+        self._written[path] = Spooled(reply.site, reply.pictures, reply.metrics, TensorFile(path))
 
     def replies(self) -> list[Spooled]:
-        """What is there and whole, in site-name order.
+        """What is there and whole, in site-name order. What this object wrote was judged then.
 
         A damaged file is deleted, so that its site is asked again; so is one that answers other starting weights, which
         a server finds when it had to go back to an older checkpoint.
         """
         found = []
         for path in sorted(self._folder.glob("*.safetensors")):
+            if path in self._written:
+                found.append(self._written[path])
+                continue
             try:
                 weights, metadata = load_tensors(path)
                 reply = TrainReply(
@@ -66,7 +69,7 @@ class Spool:
                 check_reply(reply, self._expected, self._study_hash, self._round)
                 if metadata["start"] != self._start:
                     raise RunError(f"{path}: was trained from other weights")
-                found.append(Spooled(reply.site, reply.pictures, reply.metrics, path))
+                found.append(Spooled(reply.site, reply.pictures, reply.metrics, TensorFile(path)))
             except (RunError, KeyError, ValueError):
                 path.unlink()
         return sorted(found, key=lambda spooled: spooled.site)

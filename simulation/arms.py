@@ -16,6 +16,7 @@ from federation.study import Study
 from foundation.files import load_tensors, save_tensors, write_json, write_text
 from imaging.manifest import Manifest
 from server.rounds import write_study
+from simulation.checks import telling_reasons
 from simulation.config import SimulationConfig
 from simulation.runtimes import RUNTIMES, Federation
 from simulation.site_folders import write_site_folders
@@ -138,14 +139,15 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
         weights = build_method(arm.study.method, arm.study.encoder, arm.study.image, arm.study.seed).shared_state()
     else:
         federation = _prepare(run, arm, device)
-        RUNTIMES[config.runtime](federation)
+        with telling_reasons(folder):
+            RUNTIMES[config.runtime](federation)
         weights = load_tensors(folder / "global.safetensors")[0]
     seconds = time.monotonic() - started
     _export(folder, arm, weights, seconds)
     if arm.sites is not None:
         # The report, the curves and the last checkpoint stay; site state and spool have done their work.
-        for site in arm.site_sizes():
-            shutil.rmtree(folder / "sites" / site / "state", ignore_errors=True)
+        for state in (folder / "sites").glob("*/state"):
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def _prepare(run: Path, arm: Arm, device: str) -> Federation:
@@ -159,7 +161,7 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
             "device": device,
         }  # fmt: skip
         write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))
-    return Federation(folder.resolve(), tuple(sorted(places)))
+    return Federation(folder.resolve(), tuple(sorted(place.name for place in places.values())))
 
 
 def _export(folder: Path, arm: Arm, weights: dict[str, Tensor], seconds: float) -> None:

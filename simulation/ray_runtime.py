@@ -19,7 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -191,8 +191,20 @@ class _Engine:
             os.killpg(self._guard.pid, signal.SIGKILL)
             for process in (*self._members, self._guard):
                 process.wait()
+            self._await_last()
             self._pipe.close()
             self._keep_logs()
+
+    def _await_last(self) -> None:
+        """Wait for what is not our own child: it holds memory, of GPUs too, until it is gone.
+
+        Not for long: where no one reaps orphans (a container without an init), the dead keep the group for ever.
+        """
+        deadline = time.monotonic() + _STOP_S / 2
+        with suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline:
+                os.killpg(self._guard.pid, 0)
+                time.sleep(0.05)
 
     def _keep_logs(self) -> None:
         """Put what SuperLink and SuperExec wrote behind the engine's log."""

@@ -37,7 +37,7 @@ def run_in_process(federation: Federation) -> None:
 
 
 def run_in_ray(federation: Federation) -> None:
-    """Run the apps in Flower's own simulation engine (Ray), for many GPUs and clusters."""
+    """Run the apps in Flower's own simulation engine (Ray), for many GPUs."""
     from simulation.ray_runtime import run
 
     run(federation)

@@ -1,6 +1,8 @@
 """A whole simulated study: split, arms, evaluation, report. `simulate(study)` is what the command line calls."""
 
 import fcntl
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +13,18 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from evaluation.inputs import check_labels
 from evaluation.report import write_report
 from evaluation.stage import evaluate
 from federation.study import Study, checked, load_study
-from foundation.errors import RunError, StudyError, look_up
+from foundation.errors import FedpretextError, RunError, StudyError, look_up
 from foundation.files import read_json, write_json, write_text
-from foundation.machine import DeviceName, commit, machine, versions
+from foundation.machine import DeviceName, choose_device, commit, machine, versions
 from foundation.progress import bar, say
 from imaging.manifest import Manifest
 from imaging.splits import check_splits, draw_splits
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
+from simulation.checks import check_sites, decode_pictures
 from simulation.config import SimulationConfig
 from simulation.datasets import dataset
 from simulation.partition import assign_sites
@@ -49,11 +53,16 @@ def simulate(
     ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
     """
     chosen = _resolved(study if isinstance(study, Study) else load_study(Path(study), tuple(overrides)))
+    choose_device(device)
     folder = _open_run(chosen, runs, resume)
     with _alone_in(folder), _saying_how_to_resume(folder):
         resolved = load_study(folder / "study.yaml")
         config = simulation_config(resolved)
-        arms = _arms(folder, resolved, config)
+        with _no_trace_of_failure(folder if resume is None else None):
+            pictures, arms = planned(folder, resolved, config)
+        for arm in arms:
+            if arm.kind == "federated" and arm.sites is not None and not is_done(folder, arm):
+                decode_pictures(arm.study, arm.sites, pictures, folder / "store")
         _pretrain(folder, arms, config, device)
         _write_facts(folder, arms)
         results = evaluate(folder)
@@ -85,20 +94,28 @@ def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[
         write_json(place / "facts.json", {"unit": found.unit})
         pictures = Manifest.read(place / "manifest.csv", found.unit)
         splits = draw_splits(pictures, config.splits, study.seed)
-        check_splits(splits)
         settings = study.evaluation.model_copy(update={"dataset": config.dataset, "unit": found.unit})
         write_json(place / "config.json", settings.model_dump(mode="json"))
         write_json(place / "image.json", study.image.model_dump(mode="json"))
         write_text(place / "splits.csv", splits.to_csv(index=False))
     pictures = Manifest.read(place / "manifest.csv", read_json(place / "facts.json")["unit"])
-    return pictures, pd.read_csv(place / "splits.csv", dtype=SPLIT_TYPES, keep_default_na=False)
+    splits = pd.read_csv(place / "splits.csv", dtype=SPLIT_TYPES, keep_default_na=False)
+    check_splits(splits)
+    return pictures, splits
 
 
 SPLIT_TYPES = {"image": str, "patient": str, "site": str, "label": str, "role": str}
 
 
-def _arms(folder: Path, study: Study, config: SimulationConfig) -> list[Arm]:
-    return plan_arms(study, config, *prepare_data(folder, study, config))
+def planned(folder: Path, study: Study, config: SimulationConfig) -> tuple[Manifest, list[Arm]]:
+    """All pictures and all arms, with what can be known to be wrong refused before anything is decoded or trained."""
+    pictures, splits = prepare_data(folder, study, config)
+    check_labels(pictures, splits, study.evaluation)
+    arms = plan_arms(study, config, pictures, splits)
+    for arm in arms:
+        if arm.kind == "federated" and arm.sites is not None:
+            check_sites(arm.study, arm.sites)
+    return pictures, arms
 
 
 def _pretrain(folder: Path, arms: list[Arm], config: SimulationConfig, device: DeviceName) -> None:
@@ -130,19 +147,18 @@ def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
     """The run folder with the resolved study in it: a new one, or the one to resume if it is of this study."""
     if resume is not None:
         if not (resume / "study.yaml").exists():
-            raise RunError(f"--resume {resume}: holds no study.yaml, so it is no run folder")
+            raise RunError(f"--resume {resume}: holds no study.yaml: not a run folder")
         recorded = load_study(resume / "study.yaml")
         if recorded.whole_hash() != study.whole_hash():
             raise RunError(
-                f"--resume {resume}: is of another study ({_first_difference(recorded, study)}); give the study file and "
-                "--set options it was made with"
+                f"--resume {resume}: is of another study ({_first_difference(recorded, study)}); give the study file "
+                "and --set options it was made with"
             )
         say(f"resuming {resume}")
         return resume
     folder = runs / f"{study.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     if folder.exists():
         raise RunError(f"{folder}: exists already; wait a second, or --resume it")
-    write_text(folder / "study.yaml", study.to_yaml())
     facts = {
         "name": study.name,
         "title": study.title or study.name,
@@ -156,7 +172,9 @@ def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
         "commit": commit(),
         "command": " ".join(["fedpretext", *sys.argv[1:]]) if sys.argv[0].endswith("fedpretext") else "simulate(study)",
     }
-    write_json(folder / "run.json", facts)
+    with _no_trace_of_failure(folder):
+        write_json(folder / "run.json", facts)
+        write_text(folder / "study.yaml", study.to_yaml())  # last: with it the folder can be resumed
     return folder
 
 
@@ -188,11 +206,24 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _no_trace_of_failure(folder: Path | None) -> Iterator[None]:
+    """Remove a new run folder in which nothing was trained yet when the study cannot be run."""
+    try:
+        yield
+    except Exception:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def _saying_how_to_resume(folder: Path) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        say(f"stopped; nothing is lost. Go on with: fedpretext simulate {folder / 'study.yaml'} --resume {folder}")
+    except (KeyboardInterrupt, FedpretextError, OSError):
+        if (folder / "study.yaml").exists():
+            study, run = shlex.quote(str(folder / "study.yaml")), shlex.quote(str(folder))
+            say(f"stopped; what is finished is kept. Go on with: fedpretext simulate {study} --resume {run}")
         raise
 
 

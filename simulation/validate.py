@@ -9,8 +9,7 @@ from torch import Tensor
 from federation.algorithms import build_algorithm
 from federation.study import Study, load_study
 from imaging.manifest import Manifest
-from simulation.arms import plan_arms
-from simulation.simulate import prepare_data, simulation_config
+from simulation.simulate import planned, simulation_config
 from ssl_methods import build_method
 
 
@@ -21,13 +20,13 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
     if chosen.simulation is not None:
         with TemporaryDirectory() as place:
             config = simulation_config(chosen)
-            pictures, splits = prepare_data(Path(place), chosen, config)
-            arms = plan_arms(chosen, config, pictures, splits)
+            pictures, arms = planned(Path(place), chosen, config)
         federated = next(arm for arm in arms if arm.kind == "federated")
         sizes = federated.site_sizes()
-        training = splits[(splits["fold"] == 0) & (splits["role"] == "train")]
+        assert federated.sites is not None
+        patients_of = federated.sites.table.groupby("site")["patient"].nunique()
         for site, count in sizes.items():
-            patients = training.loc[training["site"] == site, "patient"].nunique()
+            patients = int(patients_of[site])
             lines.append(f"site {site}: {count} pictures of {patients} {pictures.unit}s to pretrain on")
         budget = federated.budget()
         trained = [arm for arm in arms if arm.sites is not None]

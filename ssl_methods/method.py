@@ -73,7 +73,7 @@ class Method(nn.Module, ABC):
         """The scalar to minimise and scalars worth recording (detached)."""
 
     def after_step(self, progress: float, pictures: int) -> None:
-        """Called after each step of ``pictures`` pictures at study progress in [0, 1]: momentum encoder, queue, centre."""
+        """Called after each step of ``pictures`` pictures, at study progress in [0, 1]: momentum encoder, queue."""
 
     def start_local_parts(self) -> None:
         """Called where a site has no state of its own yet: make local parts from the shared ones as received."""

@@ -1,17 +1,22 @@
 """Fixtures that every room's tests share."""
 
 import copy
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from federation.study import study_from
+from fedpretext import main as command_line
 from server.rounds import write_study
 from simulation.runtimes import Federation
+from simulation.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,3 +89,131 @@ def federation(tmp_path: Path) -> Callable[[dict[str, Any]], Federation]:
         return Federation(folder, ("A", "B", "C"))
 
     return make
+
+
+SITES = {"north": 6, "south": 6, "small": 3, "away": 5}
+SIMULATED: dict[str, Any] = {
+    **STUDY,
+    "rounds": {"count": 2, "attempts": 1},
+    "evaluation": {"protocols": ["knn"], "finetune": {"epochs": 1}},
+    "simulation": {"dataset": "folder", "splits": {"left_out": ["away"]}},
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A dataset of the user's own: pictures of all sites in one folder, listed in ``manifest.csv``."""
+
+    root: Path
+
+    @property
+    def listing(self) -> Path:
+        return self.root / "manifest.csv"
+
+    def of(self, site: str) -> list[Path]:
+        return sorted(self.root.glob(f"{site}-*.png"))
+
+    def replace(self, old: str, new: str, count: int = -1) -> None:
+        """Change the manifest's text."""
+        text = self.listing.read_text()
+        assert old in text
+        self.listing.write_text(text.replace(old, new, count))
+
+
+def write_pictures(root: Path, sites: dict[str, int] = SITES, each: int = 3) -> Pictures:
+    """Noise with a bright square in half of the pictures; their sizes differ."""
+    draw = np.random.default_rng(7)
+    root.mkdir(parents=True)
+    rows = ["image,patient,site,label"]
+    for site, patients in sites.items():
+        for patient in range(patients):
+            for number in range(each):
+                label, side = (patient + number) % 2, int(draw.integers(28, 40))
+                pixels = draw.integers(0, 128, (side, side))
+                pixels[8:20, 8:20] += 100 * label
+                name = f"{site}-{patient}-{number}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+                rows.append(f"{name},{site}-{patient},{site},{label}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return Pictures(root)
+
+
+def write_simulated(path: Path, root: Path, **changes: Any) -> Path:
+    """A study file over the pictures in ``root``; ``changes`` replace whole sections."""
+    raw = copy.deepcopy(SIMULATED) | changes
+    raw["simulation"]["root"] = str(root)
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    """Pictures of four sites: north and south (6 patients), small (3, so it has no test set), away (left out)."""
+    return write_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, pictures: Pictures) -> Path:
+    """A study over ``pictures``: MAE, two rounds."""
+    return write_simulated(tmp_path / "study.yaml", pictures.root)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, for tests that only look at it or copy it."""
+
+    study: Path
+    pictures: Path
+    folder: Path
+
+    def copy(self, place: Path) -> Path:
+        shutil.copytree(self.folder, place)
+        return place
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The study of ``study_file``, run once for all tests."""
+    place = tmp_path_factory.mktemp("finished")
+    root = write_pictures(place / "pictures").root
+    study = write_simulated(place / "study.yaml", root)
+    return Finished(study, root, simulate(study, runs=place / "runs", device="cpu").folder)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left: exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error, without ``error: ``; fails where there is not exactly one, or a traceback."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert self.code == 2, (self.code, self.out, self.err)
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err, self.err
+        return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def fedpretext(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Said]:
+    """``fedpretext("validate", study)``: the command line, in this process and in a folder of its own."""
+
+    def call(*arguments: str | Path) -> Said:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["fedpretext", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            command_line()
+        except SystemExit as exit_:
+            code = exit_.code
+        printed = capsys.readouterr()
+        return Said(code or 0, printed.out, printed.err)
+
+    return call

@@ -93,7 +93,7 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
 
 def assert_nothing_left(marked: Marked, at_least: int) -> None:
     assert len(marked.seen) >= at_least, "the watch saw too little to say anything"
-    assert marked.left() == []
+    wait_for(lambda: not marked.left(), 10, f"the end of {marked.left()}")  # a kill takes its time on a busy machine
     assert marked.places and not any(place.exists() for place in marked.places)
 
 
