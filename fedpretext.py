@@ -122,15 +122,14 @@ def main() -> None:
 
     try:
         # --debug is taken anywhere on the line, not only before the command.
-        app([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False)
+        # Of Ctrl-C typer makes the exit code 130, and returns it.
+        sys.exit(app([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False))
     except FedpretextError as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}; free space or permit it, then try again")
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -1,12 +1,17 @@
 """Timing that several benchmarks share: alternatives take turns in one run, so that a busy machine slows them all."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
+from foundation.files import write_text
 from foundation.machine import commit, machine
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(
@@ -44,3 +49,25 @@ def machine_line() -> str:
         f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {gpus}; {facts['system']}; "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; commit {commit()[:12]}"
     )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, a line a row."""
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def judged(what: str, value: float, target: float, *, at_least: bool = False) -> str:
+    """One line that says the figure, the target, and whether it is met."""
+    met = value >= target if at_least else value <= target
+    side = "at least" if at_least else "at most"
+    return f"- {what}: {value:.2f}; target: {side} {target:g}: {'met' if met else '**not met**'}"
+
+
+def write_result(name: str, title: str, docstring: str | None, lines: Sequence[str]) -> str:
+    """Write ``results/<name>.md``: the command as given, how it was measured (the docstring), the lines, the machine."""
+    module = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    prose = [part for part in (docstring or "").strip().split("\n\n") if not part.startswith("    ")]
+    paragraphs = [" ".join(part.split()) for part in prose]
+    text = "\n\n".join([f"# {title}", f"`{module}`", *paragraphs, "\n".join(lines), machine_line()]) + "\n"
+    write_text(RESULTS / f"{name}.md", text)
+    return text

@@ -36,13 +36,9 @@ class EvaluationConfig(Section):
     """Which figures the results table has."""
 
     task: str = Field(default="classification", min_length=1, description="Name of the task in tables and report.")
-    dataset: str = Field(default="", description="Name of the data in tables and report.")
     label: str = Field(default="label", min_length=1, description="Column of the manifest that holds the target.")
     positive: str | None = Field(
         default=None, description="The class whose score is shown where there are two; default: the last in order."
-    )
-    unit: Literal["patient", "picture cluster"] = Field(
-        default="patient", description="What a row's patient column stands for; clusters are said beside every figure."
     )
     protocols: tuple[ProtocolName, ...] = Field(
         default=("knn", "logistic"), min_length=1, description="What is done with each encoder."
@@ -57,3 +53,12 @@ class EvaluationConfig(Section):
     calibration_bins: int = Field(default=10, ge=2, description="Bins of equal width for the calibration error.")
     seed: int = Field(default=0, ge=0, description="Seed of label draws and fine-tuning.")
     finetune: FinetuneConfig = Field(default=FinetuneConfig(), description="Settings of the finetune protocol.")
+
+
+class RunEvaluation(EvaluationConfig):
+    """The study's settings and what a run folder adds to them: facts of its data, which no study can choose."""
+
+    dataset: str = Field(default="", description="Name of the data in tables and report.")
+    unit: Literal["patient", "picture cluster"] = Field(
+        default="patient", description="What a row's patient column stands for; clusters are said beside every figure."
+    )

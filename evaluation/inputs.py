@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import nn
 
-from evaluation.config import EvaluationConfig
+from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.intervals import IntArray
 from foundation.errors import DataError, RunError, nearest
 from foundation.files import digest, load_tensors, read_json
@@ -88,7 +88,7 @@ class Inputs:
     """Everything a run folder gives to evaluation."""
 
     run: Path
-    config: EvaluationConfig
+    config: RunEvaluation
     image: ImageConfig
     pictures: Pictures
     encoders: tuple[Encoder, ...]
@@ -100,7 +100,7 @@ def read_inputs(run: Path, show: bool = True) -> Inputs:
         raise RunError(f"{run}: there is no such run folder; give the folder that simulate printed")
     encoders = _encoders(run)
     folder = run / "evaluation"
-    config = _section(folder / "config.json", EvaluationConfig)
+    config = _section(folder / "config.json", RunEvaluation)
     image = _section(folder / "image.json", ImageConfig)
     manifest_path, splits_path = folder / "manifest.csv", folder / "splits.csv"
     for path in (manifest_path, splits_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.config import EvaluationConfig
+from evaluation.config import RunEvaluation
 from evaluation.held import ALL, LEFT_OUT, TEST, Cell, Scores, decision, ranking
 from evaluation.intervals import Estimate, Interval, Metric, difference, difference_interval, interval
 from evaluation.metrics import balanced_accuracy, calibration_error, f1
@@ -29,7 +29,7 @@ WITHOUT_INTERVAL = {"ECE": "no interval: few patients make this figure too large
 Row = dict[str, Any]
 
 
-def decision_metrics(config: EvaluationConfig) -> dict[str, Metric]:
+def decision_metrics(config: RunEvaluation) -> dict[str, Metric]:
     """Figures counted over all folds' decisions together."""
     bins = config.calibration_bins
     return {
@@ -39,7 +39,7 @@ def decision_metrics(config: EvaluationConfig) -> dict[str, Metric]:
     }
 
 
-def rows_of(scores: Scores, config: EvaluationConfig, fixed: Mapping[str, Any]) -> list[Row]:
+def rows_of(scores: Scores, config: RunEvaluation, fixed: Mapping[str, Any]) -> list[Row]:
     """All rows of one encoder, protocol and label budget; ``fixed`` are its first columns."""
     seeds = scores.whole_seeds()
     folds = scores.folds(seeds)
@@ -75,7 +75,7 @@ def _place_notes(role: str, cells: Sequence[Cell]) -> list[str]:
 
 
 def table_row(
-    config: EvaluationConfig,
+    config: RunEvaluation,
     fixed: Mapping[str, Any],
     where: Mapping[str, Any],
     metric: str,
@@ -97,7 +97,7 @@ def table_row(
 
 
 def _site_spread(
-    config: EvaluationConfig, fixed: Mapping[str, Any], seed: str, by_site: Mapping[str, Estimate]
+    config: RunEvaluation, fixed: Mapping[str, Any], seed: str, by_site: Mapping[str, Estimate]
 ) -> list[Row]:
     """The worst site in the federation, and best minus worst."""
     if len(by_site) < 2:
@@ -113,7 +113,7 @@ def _site_spread(
     ]
 
 
-def _repeat_rows(scores: Scores, config: EvaluationConfig, fixed: Mapping[str, Any], whole: Sequence[int]) -> list[Row]:
+def _repeat_rows(scores: Scores, config: RunEvaluation, fixed: Mapping[str, Any], whole: Sequence[int]) -> list[Row]:
     """Training seeds and label draws as variances of their own; single seeds where all have the same folds."""
     rows = []
     seeds, count = scores.seeds(), scores.at(TEST, ALL).patients()
@@ -137,7 +137,7 @@ def _repeat_rows(scores: Scores, config: EvaluationConfig, fixed: Mapping[str, A
     return rows
 
 
-def comparison_rows(first: Scores, second: Scores, config: EvaluationConfig, fixed: Mapping[str, Any]) -> list[Row]:
+def comparison_rows(first: Scores, second: Scores, config: RunEvaluation, fixed: Mapping[str, Any]) -> list[Row]:
     """AUROC of ``first`` minus ``second`` over the folds both have: all test sites, each site, the left-out ones."""
     own, other = first.whole_seeds(), second.whole_seeds()
     folds = sorted(set(first.folds(own)) & set(second.folds(other)))

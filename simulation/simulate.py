@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from evaluation.inputs import check_labels
+from evaluation.config import RunEvaluation
 from evaluation.report import write_report
 from evaluation.stage import evaluate
 from federation.study import Study, checked, load_study
@@ -29,6 +30,7 @@ from simulation.config import SimulationConfig
 from simulation.datasets import dataset
 from simulation.partition import assign_sites
 from simulation.site_folders import write_located
+from ssl_methods import build_method
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def simulate(
     """
     chosen = _resolved(study if isinstance(study, Study) else load_study(Path(study), tuple(overrides)))
     choose_device(device)
+    build_method(chosen.method, chosen.encoder, chosen.image, chosen.seed)  # refuses parts that do not fit
     folder = _open_run(chosen, runs, resume)
     with _alone_in(folder), _saying_how_to_resume(folder):
         resolved = load_study(folder / "study.yaml")
@@ -91,14 +94,13 @@ def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[
     if not (place / "splits.csv").exists():
         found = dataset(config.dataset).load(config.root, folder / "data", study.seed, config.options)
         write_located(assign_sites(found, config.partition, study.seed), place)
-        write_json(place / "facts.json", {"unit": found.unit})
         pictures = Manifest.read(place / "manifest.csv", found.unit)
         splits = draw_splits(pictures, config.splits, study.seed)
-        settings = study.evaluation.model_copy(update={"dataset": config.dataset, "unit": found.unit})
+        settings = RunEvaluation(**study.evaluation.model_dump(), dataset=config.dataset, unit=found.unit)
         write_json(place / "config.json", settings.model_dump(mode="json"))
         write_json(place / "image.json", study.image.model_dump(mode="json"))
         write_text(place / "splits.csv", splits.to_csv(index=False))
-    pictures = Manifest.read(place / "manifest.csv", read_json(place / "facts.json")["unit"])
+    pictures = Manifest.read(place / "manifest.csv", read_json(place / "config.json")["unit"])
     splits = pd.read_csv(place / "splits.csv", dtype=SPLIT_TYPES, keep_default_na=False)
     check_splits(splits)
     return pictures, splits

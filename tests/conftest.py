@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 from PIL import Image
 
 from federation.study import study_from
@@ -17,6 +18,10 @@ from fedpretext import main as command_line
 from server.rounds import write_study
 from simulation.runtimes import Federation
 from simulation.simulate import simulate
+
+# A busy machine must not fail a test: hypothesis otherwise gives each example 200 ms.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.config import EvaluationConfig
+from evaluation.config import FinetuneConfig, RunEvaluation
 from foundation.files import save_tensors, write_json
 from foundation.randomness import numpy_generator, seeded_torch
 from imaging.config import ImageConfig
@@ -57,11 +57,13 @@ def make_run(tmp_path: Path) -> MakeRun:
     made: list[Path] = []
 
     def make(
-        config: EvaluationConfig | None = None,
+        config: RunEvaluation | None = None,
         folds: int = 1,
         arms: Sequence[tuple[str, str]] = (("random", "random"), ("federated", "federated")),
         seeds: int = 1,
     ) -> Path:
+        # One pass of fine-tuning is enough to see that the supervised arm is there.
+        settings = (config or RunEvaluation()).model_copy(update={"finetune": FinetuneConfig(epochs=1)})
         base = tmp_path / str(len(made))
         run = base / "run"
         made.append(run)
@@ -73,7 +75,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         (run / "evaluation").mkdir(parents=True)
         manifest.write(run / "evaluation" / "manifest.csv")
         splits.to_csv(run / "evaluation" / "splits.csv", index=False)
-        write_json(run / "evaluation" / "config.json", (config or EvaluationConfig()).model_dump())
+        write_json(run / "evaluation" / "config.json", settings.model_dump())
         write_json(run / "evaluation" / "image.json", IMAGE.model_dump())
         for arm, kind in arms:
             for fold in range(folds):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import evaluation.scoring as scoring
-from evaluation.config import EvaluationConfig
+from evaluation.config import RunEvaluation
 from evaluation.inputs import read_inputs
 from evaluation.results import COLUMNS, COMPARISON_COLUMNS
 from evaluation.stage import evaluate
@@ -21,7 +21,7 @@ MakeRun = Callable[..., Path]
 
 
 def test_end_to_end(make_run: MakeRun) -> None:
-    config = EvaluationConfig(
+    config = RunEvaluation(
         task="square",
         dataset="noise",
         protocols=("knn", "logistic", "finetune"),
@@ -63,7 +63,7 @@ def test_comparisons_are_of_the_same_patients(make_run: MakeRun) -> None:
     apart = pd.read_csv(run / "comparisons.csv", keep_default_na=False)
     assert tuple(apart.columns) == COMPARISON_COLUMNS
     assert set(apart["site"]) == {"all", "north", "south", "away", "left-out"}
-    assert set(apart["encoder_b"]) == {"random", "pixels", "majority"}
+    assert set(apart["encoder_b"]) == {"random", "pixels", "majority", "supervised"}
     main = table[(table["metric"] == "AUROC") & (table["protocol"] == "logistic") & (table["seed"] == "0")]
     value = main.set_index(["encoder", "site"])["value"]
     row = apart[(apart["protocol"] == "logistic") & (apart["encoder_b"] == "random")].set_index("site")
@@ -140,7 +140,7 @@ def test_a_second_call_computes_nothing(make_run: MakeRun, monkeypatch: pytest.M
 
 def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) -> None:
     """One test patient's pictures become white and its labels turn over: no other picture's score moves."""
-    run = make_run(EvaluationConfig(protocols=("knn", "logistic", "finetune"), finetune={"epochs": 1}))
+    run = make_run(RunEvaluation(protocols=("knn", "logistic", "finetune"), finetune={"epochs": 1}))
     evaluate(run, show=False)
     before = pd.read_csv(run / "evaluation" / "scores.csv")
     marker = before.loc[before["role"] == "test", "patient"].iloc[0]
@@ -159,7 +159,7 @@ def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) ->
 
 
 def test_clusters_are_said_beside_every_figure(make_run: MakeRun) -> None:
-    run = make_run(EvaluationConfig(unit="picture cluster"))
+    run = make_run(RunEvaluation(unit="picture cluster"))
     table = evaluate(run, ["knn"], show=False)
     assert table["note"].str.contains("unit: picture cluster, interval optimistic").all()
 
@@ -233,11 +233,11 @@ def test_an_unknown_protocol_and_label_are_named(make_run: MakeRun) -> None:
     with pytest.raises(StudyError, match="did you mean 'logistic'"):
         evaluate(make_run(), ["logistik"], show=False)
     with pytest.raises(DataError, match="did you mean 'label'"):
-        read_inputs(make_run(EvaluationConfig(label="labell")), show=False)
+        read_inputs(make_run(RunEvaluation(label="labell")), show=False)
 
 
 def test_three_classes(make_run: MakeRun) -> None:
-    run = make_run(EvaluationConfig(protocols=("logistic",)))
+    run = make_run(RunEvaluation(protocols=("logistic",)))
     change_labels(run, [f"kind {i % 3}" for i in range(117)])
     table = evaluate(run, show=False)
     own = table[(table["encoder"] == "majority") & (table["site"] == "all")].set_index("metric")["value"]
@@ -251,4 +251,4 @@ def test_three_classes(make_run: MakeRun) -> None:
 
 def test_the_positive_class_comes_last(make_run: MakeRun) -> None:
     assert read_inputs(make_run(), show=False).pictures.classes == ("0", "1")
-    assert read_inputs(make_run(EvaluationConfig(positive="0")), show=False).pictures.classes == ("1", "0")
+    assert read_inputs(make_run(RunEvaluation(positive="0")), show=False).pictures.classes == ("1", "0")

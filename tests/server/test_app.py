@@ -94,10 +94,8 @@ class Foreign(PlainGrid):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask again at once, poll often; nothing of another test in this process."""
-    monkeypatch.setattr("server.rounds._RESEND_S", 0.0)
-    monkeypatch.setattr("server.app._POLL_S", 0.01)
+def fresh_process() -> None:
+    """Nothing of another test in this process. Deadlines go by the clock of conftest.py."""
     client.site._bench.clear()
     client.app._sites.clear()
     torch.set_num_threads(1)
@@ -129,8 +127,8 @@ UNDISTURBED: dict[str, bytes] = {}
 
 @pytest.fixture
 def disturbed(raw_study: dict[str, Any], federation: Make) -> Federation:
-    """Three sites, three rounds, all of them needed; a round that lacks one is tried again after a second."""
-    raw_study["rounds"] |= {"quorum": 1.0, "deadline_minutes": 1 / 60}
+    """Three sites, three rounds, all of them needed; a round that lacks one is tried again after a minute."""
+    raw_study["rounds"] |= {"quorum": 1.0, "deadline_minutes": 1}
     return federation(raw_study)
 
 

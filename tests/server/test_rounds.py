@@ -125,6 +125,16 @@ def test_a_reply_that_is_lost_is_asked_for_again(loop: Make, undisturbed: Any, h
     assert run.events() == [(1, "round retried", None, "3 of 4 updates, attempt 1")]
 
 
+def test_the_deadline_is_the_studys(loop: Make, honest_site: Honest) -> None:
+    for minutes, deadline in ((2.0, 2.0), (30.0, 30.0)):
+        run = loop(attempts=1, quorum=1.0, deadline_minutes=minutes)
+        run.folder = run.folder.with_name(str(minutes))
+        started = rounds.time.monotonic()
+        with pytest.raises(QuorumError):
+            run.run(lambda i, s, _: honest_site(i, s) if s == "A" else None)
+        assert (rounds.time.monotonic() - started) / 60 == pytest.approx(deadline, abs=0.05)
+
+
 def test_with_quorum_the_round_goes_on_without_the_missing(loop: Make, honest_site: Honest) -> None:
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply | None:
         return None if (instruction.round, site) == (1, "C") else honest_site(instruction, site)
@@ -151,14 +161,15 @@ def test_a_site_that_was_offline_is_asked_again(loop: Make, undisturbed: Any, ho
 def test_an_offline_site_is_not_asked_without_a_pause(
     loop: Make, honest_site: Honest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "_RESEND_S", 60.0)
+    monkeypatch.setattr(rounds, "_RESEND_S", 25.0)
 
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply | Failure:
         return Failure("", instruction.round, site, "offline") if site == "B" else honest_site(instruction, site)
 
     run = loop()
     run.run(act)
-    assert run.contact.sent.count((1, "B")) == 2  # at the round's start, and once more at once
+    # In the round's minute: at its start, once more at once, then every 25 seconds.
+    assert run.contact.sent.count((1, "B")) == 4
 
 
 def test_a_site_that_cannot_is_not_waited_for(loop: Make, honest_site: Honest) -> None:

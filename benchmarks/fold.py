@@ -1,0 +1,203 @@
+"""Our FedAvg fold, from spooled files, against Flower's ``FedAvg.aggregate_train``, from replies in memory.
+
+    python -m benchmarks.fold [--sites 8 100] [--repetitions 5]
+
+The weights are a ViT-S (patch 16, 224 px) encoder, float32. Ours starts from the spooled safetensors files of a round
+and ends in float32 weights that were summed in float64; Flower's starts from the messages that a server holds in memory
+and ends in its ArrayRecord, summed in float32. Both in one process, in turns, CPU seconds of one thread. The files are
+hard links to four distinct ones, and the messages are as many distinct objects, so that the page cache, not the disk,
+is read. Peak memory is that of a fresh process which does nothing but one fold, less that of one which only imports.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
+from federation.algorithms.algorithm import Contribution
+from federation.algorithms.fedavg import FedAvg, FedAvgConfig
+from foundation.files import TensorFile, save_tensors
+from foundation.progress import say
+from foundation.randomness import torch_generator
+from server.spool import Spooled
+
+TARGET, GROWTH = 0.5, 1.1
+DISTINCT = 4
+ENCODER = "vit_small_patch16_224"
+
+
+def vit_s() -> dict[str, Tensor]:
+    """The names and shapes of ViT-S, with random numbers."""
+    from foundation.vision_import import timm
+
+    state = timm.create_model(ENCODER, num_classes=0).state_dict()
+    draw = torch_generator(0, "benchmark", "fold")
+    return {name: torch.randn(value.shape, generator=draw) for name, value in state.items()}
+
+
+def spooled(folder: Path, sites: int) -> list[Spooled]:
+    """One spool file a site: hard links to the distinct ones."""
+    found = []
+    for number in range(sites):
+        path = folder / f"site-{number:03d}.safetensors"
+        if not path.exists():
+            path.hardlink_to(folder / f"distinct-{number % DISTINCT}")
+        found.append(Spooled(f"site-{number:03d}", 100 + number, {}, TensorFile(path)))
+    return found
+
+
+def messages(contributions: list[Spooled], names: list[str], shared: bool) -> list[Any]:
+    """The same replies as Flower's messages; ``shared``: sites with the same tensors share the memory of them."""
+    from flwr.app import MetricRecord, RecordDict
+
+    from federation.flower import reply_as_received, tensors_to_arrays
+
+    kept: list[Any] = []
+    replies = []
+    for number, each in enumerate(contributions):
+        if shared and number >= DISTINCT:
+            arrays = kept[number % DISTINCT]
+        else:
+            arrays = tensors_to_arrays({name: each.tensor(name) for name in names})
+            kept.append(arrays)
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": each.pictures})})
+        replies.append(reply_as_received(content, number + 1, 1))
+    return replies
+
+
+def fold_ours(weights: dict[str, Tensor], contributions: list[Contribution]) -> dict[str, Tensor]:
+    """The next global weights."""
+    return FedAvg(FedAvgConfig()).fold(weights, contributions, {})[0]
+
+
+def fold_flower(replies: list[Any]) -> Any:
+    """Flower's ArrayRecord of the next global weights."""
+    import logging
+
+    from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    return FlowerFedAvg().aggregate_train(1, replies)[0]
+
+
+def child(kind: str, folder: Path, sites: int) -> None:
+    """Print the peak MiB of this process after one fold of that kind, or after imports ("nothing")."""
+    import flwr.serverapp.strategy  # noqa: F401  counted in all kinds alike
+
+    torch.set_num_threads(1)
+    contributions = spooled(folder, sites)
+    if kind == "ours":
+        from foundation.files import load_tensors
+
+        fold_ours(load_tensors(folder / "weights")[0], list(contributions))
+    elif kind == "flower":
+        fold_flower(messages(contributions, list(vit_s_names(folder)), shared=False))
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def vit_s_names(folder: Path) -> list[str]:
+    """The tensors' names, from the starting weights' file."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "weights", framework="pt") as handle:
+        return list(handle.keys())
+
+
+def peak(kind: str, folder: Path, sites: int) -> float:
+    """MiB that one fold of that kind needs above a process that has imported everything."""
+
+    def run(kind: str) -> float:
+        command = [sys.executable, "-m", "benchmarks.fold", "--child", kind, str(folder), str(sites)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return float(done.stdout.splitlines()[-1])
+
+    return run(kind) - run("nothing")
+
+
+def main() -> None:
+    """Measure, print and write the table, or do one child's part."""
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sites", type=int, nargs="+", default=[8, 100])
+    parser.add_argument("--repetitions", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        weights = vit_s()
+        save_tensors(folder / "weights", weights)
+        for number in range(DISTINCT):
+            moved = {name: value + 0.01 * (number + 1) for name, value in weights.items()}
+            save_tensors(folder / f"distinct-{number}", moved)
+        found = [one_count(folder, weights, sites, arguments.repetitions) for sites in arguments.sites]
+    print(report(weights, found, arguments.sites, arguments.repetitions))
+
+
+Counted = tuple[float, float, float, float, float | None]
+
+
+def one_count(folder: Path, weights: dict[str, Tensor], sites: int, repetitions: int) -> Counted:
+    """CPU seconds of ours and of Flower's, their ratio, MiB of ours and of Flower's (None: too little memory here)."""
+    contributions = spooled(folder, sites)
+    replies = messages(contributions, list(weights), shared=True)
+    ours, theirs = fold_ours(weights, list(contributions)), fold_flower(replies)
+    for name, value in ours.items():
+        torch.testing.assert_close(torch.from_numpy(theirs[name].numpy().copy()), value, rtol=1e-4, atol=1e-5)
+    runs = {"ours": lambda: fold_ours(weights, list(contributions)), "flower": lambda: fold_flower(replies)}
+    seconds = interleaved(runs, repetitions, time.process_time)
+    del replies, theirs
+    bytes_each = sum(value.numel() * 4 for value in weights.values())
+    roomy = 1.3 * bytes_each * (sites + 4) < _available()
+    flower = peak("flower", folder, sites) if roomy else None
+    own, other = (statistics.median(seconds[kind]) for kind in ("ours", "flower"))
+    say(f"{sites} sites: {own:.2f} s and {other:.2f} s")
+    return own, other, median_ratio(seconds["ours"], seconds["flower"]), peak("ours", folder, sites), flower
+
+
+def _available() -> int:
+    """Bytes of memory that are free for the taking."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def report(weights: dict[str, Tensor], found: list[Counted], sites: list[int], repetitions: int) -> str:
+    """The table, judged and written."""
+    numbers = sum(value.numel() for value in weights.values())
+    rows = [
+        [str(n), f"{own:.2f}", f"{other:.2f}", f"{ratio:.2f}", f"{mib:.0f}", "not measured" if theirs is None else f"{theirs:.0f}"]
+        for n, (own, other, ratio, mib, theirs) in zip(sites, found, strict=True)
+    ]  # fmt: skip
+    worst = max(counted[2] for counted in found)
+    growth = max(counted[3] for counted in found) / min(counted[3] for counted in found)
+    lines = [
+        f"{numbers / 1e6:.1f} M numbers, {numbers * 4 / 2**20:.0f} MiB; medians of {repetitions} repetitions in turns.",
+        "",
+        *table(
+            ["sites", "ours, CPU s", "Flower, CPU s", "ratio", "ours, peak MiB", "Flower, peak MiB"],
+            rows,
+        ),
+        "",
+        judged("CPU time, ours / Flower's, largest", worst, TARGET),
+        judged("peak memory, most / fewest sites", growth, GROWTH),
+    ]
+    return write_result("fold", "The fold against Flower's FedAvg", __doc__, lines)
+
+
+if __name__ == "__main__":
+    main()
