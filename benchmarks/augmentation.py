@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.measure import interleaved, machine_line, median_ratio
+from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
 from foundation import vision_import  # noqa: F401  makes torchvision importable beside torch's CPU build
 from foundation.randomness import torch_generator
 from imaging.augment import FIXED_DEVIATION, FIXED_MEAN, FLAT, Augmentation
@@ -108,26 +108,28 @@ def alternatives(modality: str, view: str, size: int, channels: int, count: int)
 
 
 def main() -> None:
-    """Print images/s of both and the ratio, case by case."""
+    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15)
     repetitions = parser.parse_args().repetitions
     torch.set_num_threads(1)
     torch.manual_seed(0)  # torchvision's transforms know no generator
-    print(machine_line())
-    print(f"images per CPU second, medians of {repetitions} interleaved repetitions; target: ratio at least {TARGET:g}")
-    print(f"{'preset':<9}{'view':<8}{'picture':<12}{'batched':>9}{'torchvision':>13}{'ratio':>8}")
-    ratios = []
+    rows, ratios = [], []
     for modality, view, size, channels, count in CASES:
         seconds = interleaved(alternatives(modality, view, size, channels, count), repetitions, time.process_time)
         ratios.append(median_ratio(seconds["torchvision"], seconds["batched"]))
         speed = {name: count / statistics.median(times) for name, times in seconds.items()}
-        print(
-            f"{modality:<9}{view:<8}{f'{channels}x{size}x{size}':<12}"
-            f"{speed['batched']:>9.0f}{speed['torchvision']:>13.0f}{ratios[-1]:>8.2f}"
-        )
-    met = sum(ratio >= TARGET for ratio in ratios)
-    print(f"target met in {met} of {len(ratios)} cases; lowest ratio {min(ratios):.2f}")
+        figures = [f"{speed['batched']:.0f}", f"{speed['torchvision']:.0f}", f"{ratios[-1]:.2f}"]
+        rows.append([modality, view, f"{channels}x{size}x{size}", *figures])
+    lines = [
+        *table(["preset", "view", "picture", "batched", "torchvision", "ratio"], rows),
+        "",
+        f"Pictures per CPU second, medians of {repetitions} interleaved repetitions.",
+        "",
+        judged("ratio, lowest", min(ratios), TARGET, at_least=True),
+        f"- met in {sum(ratio >= TARGET for ratio in ratios)} of {len(ratios)} cases",
+    ]
+    print(write_result("augmentation", "Batched augmentation against torchvision v2", __doc__, lines))
 
 
 if __name__ == "__main__":

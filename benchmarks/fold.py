@@ -12,7 +12,6 @@ is read. Peak memory is that of a fresh process which does nothing but one fold,
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
+from benchmarks.measure import interleaved, judged, median_ratio, peak_mib, table, write_result
 from federation.algorithms.algorithm import Contribution
 from federation.algorithms.fedavg import FedAvg, FedAvgConfig
 from foundation.files import TensorFile, save_tensors
@@ -103,7 +102,7 @@ def child(kind: str, folder: Path, sites: int) -> None:
         fold_ours(load_tensors(folder / "weights")[0], list(contributions))
     elif kind == "flower":
         fold_flower(messages(contributions, list(vit_s_names(folder)), shared=False))
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    print(json.dumps(peak_mib()))
 
 
 def vit_s_names(folder: Path) -> list[str]:
@@ -159,7 +158,8 @@ def one_count(folder: Path, weights: dict[str, Tensor], sites: int, repetitions:
         torch.testing.assert_close(torch.from_numpy(theirs[name].numpy().copy()), value, rtol=1e-4, atol=1e-5)
     runs = {"ours": lambda: fold_ours(weights, list(contributions)), "flower": lambda: fold_flower(replies)}
     seconds = interleaved(runs, repetitions, time.process_time)
-    del replies, theirs
+    runs.clear()
+    replies.clear()
     bytes_each = sum(value.numel() * 4 for value in weights.values())
     roomy = 1.3 * bytes_each * (sites + 4) < _available()
     flower = peak("flower", folder, sites) if roomy else None
@@ -180,9 +180,9 @@ def report(weights: dict[str, Tensor], found: list[Counted], sites: list[int], r
     """The table, judged and written."""
     numbers = sum(value.numel() for value in weights.values())
     rows = [
-        [str(n), f"{own:.2f}", f"{other:.2f}", f"{ratio:.2f}", f"{mib:.0f}", "not measured" if theirs is None else f"{theirs:.0f}"]
-        for n, (own, other, ratio, mib, theirs) in zip(sites, found, strict=True)
-    ]  # fmt: skip
+        [str(n), *(f"{figure:.2f}" for figure in figures), f"{mib:.0f}", f"{theirs:.0f}" if theirs else "too much here"]
+        for n, (*figures, mib, theirs) in zip(sites, found, strict=True)
+    ]
     worst = max(counted[2] for counted in found)
     growth = max(counted[3] for counted in found) / min(counted[3] for counted in found)
     lines = [

@@ -1,5 +1,6 @@
 """Timing that several benchmarks share: alternatives take turns in one run, so that a busy machine slows them all."""
 
+import resource
 import statistics
 import sys
 import time
@@ -41,6 +42,18 @@ def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
+def peak_mib() -> float:
+    """Largest resident set of this process so far.
+
+    From /proc where there is one: getrusage's figure counts what a parent had resident when it started this process.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def machine_line() -> str:
     """Where and on which code this was measured, in one line."""
     facts = machine()
@@ -64,7 +77,7 @@ def judged(what: str, value: float, target: float, *, at_least: bool = False) ->
 
 
 def write_result(name: str, title: str, docstring: str | None, lines: Sequence[str]) -> str:
-    """Write ``results/<name>.md``: the command as given, how it was measured (the docstring), the lines, the machine."""
+    """Write ``results/<name>.md``: the command, how it was measured (the docstring), the lines, the machine."""
     module = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
     prose = [part for part in (docstring or "").strip().split("\n\n") if not part.startswith("    ")]
     paragraphs = [" ".join(part.split()) for part in prose]

@@ -12,9 +12,10 @@ memory is the process's largest resident set, imports included. The final weight
 """
 
 import argparse
+import itertools
 import json
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -29,9 +30,13 @@ import torch
 from PIL import Image
 
 from benchmarks import bare_loop
+from benchmarks.measure import judged, median_ratio, peak_mib, table, write_result
 from foundation.files import load_tensors, read_json, save_tensors, write_json, write_text
 from foundation.progress import say
 from foundation.randomness import numpy_generator
+from imaging.config import ImageConfig
+from imaging.manifest import Manifest
+from imaging.store import TensorStore
 
 WHOLE, STEADY, MEMORY = 1.10, 1.05, 1.3
 SIDE = 64
@@ -67,7 +72,8 @@ def write_pictures(folder: Path, sites: int, pictures: int) -> dict[str, Path]:
 def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth: int) -> "Callable[[Laps], None]":
     """A prepared federation in ``folder``, ready to run in the runtime ``kind``."""
     from federation.study import study_from
-    from server import rounds
+    from server.checkpoint import write_checkpoint
+    from server.rounds import write_study
     from simulation.runtimes import RUNTIMES, Federation
 
     study = study_from(
@@ -91,21 +97,19 @@ def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth
         },
         "benchmark",
     )
-    rounds.write_study(folder, study)
+    write_study(folder, study)
     for site, manifest in data.items():
         text = {"site": site, "data": str(manifest), "state": "state", "cache": str(cache), "device": "cpu"}
         write_text(folder / "sites" / site / "site.yaml", json.dumps(text))
     federation = Federation(folder, tuple(sorted(data)))
 
     def run(laps: Laps) -> None:
-        written = rounds.write_checkpoint
-
         def write_and_note(*arguments: object) -> None:
-            written(*arguments)  # type: ignore[arg-type]  # handed on as they come
+            write_checkpoint(*arguments)  # type: ignore[arg-type]  # handed on as they come
             laps.note()
 
         # In Ray the server is another process: no laps are seen there.
-        with mock.patch.object(rounds, "write_checkpoint", write_and_note):
+        with mock.patch("server.rounds.write_checkpoint", write_and_note):
             RUNTIMES[kind](federation)
 
     return run
@@ -125,9 +129,8 @@ class Laps:
         """What the readings say."""
         (wall, cpu), (last_wall, last_cpu) = self._read[0], self._read[-1]
         ends = self._read[1:-1]
-        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(ends, ends[1:], strict=False)]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return Measured(last_wall - wall, last_cpu - cpu, [s[0] for s in steps], [s[1] for s in steps], peak)
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ends)]
+        return Measured(last_wall - wall, last_cpu - cpu, [s[0] for s in steps], [s[1] for s in steps], peak_mib())
 
 
 def child(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth: int) -> None:
@@ -190,16 +193,13 @@ def measure(sites: int, pictures: int, depth: int, repetitions: int, ray: int) -
 
 
 def _decode(data: dict[str, Path], cache: Path) -> None:
-    from imaging.config import ImageConfig
-    from imaging.manifest import Manifest
-    from imaging.store import TensorStore
-
     for path in data.values():
         TensorStore.build(Manifest.open(path), ImageConfig.model_validate(bare_loop.IMAGE), cache, progress=False)
 
 
 def main() -> None:
-    if len(sys.argv) > 1 and sys.argv[1] == "--child":
+    """Measure, print and write the table, or do one child's part."""
+    if sys.argv[1:2] == ["--child"]:
         kind, folder, work, depth = sys.argv[2:]
         data = {site: Path(path) for site, path in read_json(Path(work) / "data.json").items()}
         child(kind, Path(folder), data, Path(work) / "store", int(depth))
@@ -208,8 +208,63 @@ def main() -> None:
     for name, default in (("repetitions", 3), ("ray", 1), ("sites", 8), ("pictures", 256), ("depth", 12)):
         parser.add_argument(f"--{name}", type=int, default=default)
     a = parser.parse_args()
-    found = measure(a.sites, a.pictures, a.depth, a.repetitions, a.ray)
-    print(found)
+    torch.set_num_threads(1)
+    print(report(measure(a.sites, a.pictures, a.depth, a.repetitions, a.ray)))
+
+
+def report(found: dict[str, list[Measured]]) -> str:
+    """The table, judged and written."""
+    rows = [_row(kind, runs) for kind, runs in found.items() if runs]
+    bare, ours, ray = found["bare"], found["in-process"], found["ray"]
+    whole = [median_ratio([pick(r) for r in ours], [pick(r) for r in bare]) for pick in (_wall, _cpu)]
+    steady = [
+        median_ratio([lap for r in ours for lap in pick(r)], [lap for r in bare for lap in pick(r)])
+        for pick in (_round_wall, _round_cpu)
+    ]
+    lines = [
+        *table(["run", "runs", "whole, s", "whole, CPU s", "steady round, s", "CPU s", "peak, MiB"], rows),
+        "",
+        "Medians; ratios are medians over pairs of runs side by side. All runs ended in the same bits.",
+        "",
+        judged("whole run, in-process / bare, CPU time", whole[1], WHOLE),
+        judged("whole run, in-process / bare, wall clock", whole[0], WHOLE),
+        judged("steady round, in-process / bare, CPU time", steady[1], STEADY),
+        judged("steady round, in-process / bare, wall clock", steady[0], STEADY),
+        judged("peak memory, in-process / bare", median_ratio([r.peak for r in ours], [r.peak for r in bare]), MEMORY),
+    ]
+    if ray:
+        ratio = statistics.median(r.wall for r in ray) / statistics.median(r.wall for r in ours)
+        lines.append(f"- whole run, Ray / in-process, wall clock: {ratio:.2f} (for comparison; no target)")
+    return write_result("simulation", "A simulated federation against a bare PyTorch loop", __doc__, lines)
+
+
+def _row(kind: str, runs: list[Measured]) -> list[str]:
+    if kind == "ray":  # its server and sites are other processes
+        return [kind, str(len(runs)), f"{statistics.median(run.wall for run in runs):.1f}", "", "", "", ""]
+    series = (
+        [run.wall for run in runs],
+        [run.cpu for run in runs],
+        [lap for run in runs for lap in run.round_wall],
+        [lap for run in runs for lap in run.round_cpu],
+        [run.peak for run in runs],
+    )
+    return [kind, str(len(runs)), *(f"{statistics.median(values):.1f}" for values in series)]
+
+
+def _wall(run: Measured) -> float:
+    return run.wall
+
+
+def _cpu(run: Measured) -> float:
+    return run.cpu
+
+
+def _round_wall(run: Measured) -> list[float]:
+    return run.round_wall
+
+
+def _round_cpu(run: Measured) -> list[float]:
+    return run.round_cpu
 
 
 if __name__ == "__main__":

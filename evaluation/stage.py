@@ -49,7 +49,7 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
     leaks = []
     for encoder in track(inputs.encoders, "evaluating encoders", show=show):
         if labels.draws:
-            frames += [score_encoder(inputs, labels, encoder, name) for name in _protocols_of(encoder, names)]
+            frames += [score_encoder(inputs, labels, encoder, name) for name in _protocols_of(inputs, encoder, names)]
         leaks.append(score_leakage(inputs, encoder))
     scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     grouped = group_scores(scores, inputs.pictures.classes)
@@ -60,10 +60,11 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
     return results
 
 
-def _protocols_of(encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
-    """The protocols asked for; random encoders are fine-tuned in any case: that is "supervised from scratch"."""
-    extra = ("finetune",) if encoder.kind == "random" and "finetune" not in names else ()
-    return (*names, *extra)
+def _protocols_of(inputs: Inputs, encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
+    """The protocols asked for. A fold's first random encoder is fine-tuned in any case: "supervised from scratch"."""
+    random_seeds = [other.seed for other in inputs.encoders if other.kind == "random" and other.fold == encoder.fold]
+    supervised = encoder.kind == "random" and encoder.seed == min(random_seeds)
+    return (*names, "finetune") if supervised and "finetune" not in names else tuple(names)
 
 
 def group_scores(scores: pd.DataFrame, classes: tuple[str, ...]) -> dict[Key, Scores]:

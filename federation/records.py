@@ -90,8 +90,10 @@ def check_reply(reply: TrainReply, expected: dict[str, Tensor], study_hash: str,
 
     RunError names the first thing that is wrong, in one line.
     """
-    if reply.study_hash != study_hash or reply.round != round_:
-        raise RunError(f"answers another study or round (round {reply.round} instead of {round_})")
+    if reply.study_hash != study_hash:
+        raise RunError("answers another study")
+    if reply.round != round_:
+        raise RunError(f"answers round {reply.round} instead of {round_}")
     if reply.pictures < 1:
         raise RunError(f"claims {reply.pictures} pictures; a site trains on at least 1")
     missing, extra = expected.keys() - reply.weights.keys(), reply.weights.keys() - expected.keys()
@@ -106,6 +108,8 @@ def check_reply(reply: TrainReply, expected: dict[str, Tensor], study_hash: str,
             )
         if not all_finite(value):
             raise RunError(f"tensor {name!r} has values that are not finite")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise RunError(f"tensor {name!r} has negative variances")
     for metric in reply.metrics:
         if not _METRIC_NAME.fullmatch(metric) or metric in _JOURNAL_KEYS:
             raise RunError(f"has a metric with a name that is not allowed ({len(metric)} characters)")

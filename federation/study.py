@@ -12,7 +12,7 @@ from federation.algorithms import AnyAlgorithmConfig
 from foundation.errors import StudyError, nearest
 from foundation.files import digest
 from imaging.config import ImageConfig, Section
-from ssl_methods import AnyMethodConfig
+from ssl_methods import AnyMethodConfig, check_method
 from ssl_methods.encoders import EncoderConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -103,6 +103,11 @@ class Study(Section):
         default=None,
         description="Dataset, root, partition and arms of a simulated federation; checked by simulation/.",
     )
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Self:
+        check_method(self.method, self.encoder)
+        return self
 
     def training_hash(self) -> str:
         """SHA-256 over what sites train, in canonical JSON: what a site approves and every message names."""
@@ -200,13 +205,19 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
         known, path = _keys_beside(model, path)
         hint = nearest(path[-1], known) or (f"; known there: {', '.join(sorted(known))}" if known else "")
         return f"key {'.'.join(path)!r} is not known{hint}"
-    key = ".".join(_keys_beside(model, path)[1]) or "the file"
+    key = ".".join(_keys_beside(model, path)[1])
     if detail["type"] == "missing":
         return f"key {key!r} is missing; add it"
+    if detail["type"] == "union_tag_invalid":
+        context = detail["ctx"]
+        known = {tag.strip(" '") for tag in context["expected_tags"].split(",")}
+        return f"{key}.name {context['tag']!r} is not known; there are: {', '.join(sorted(known))}" + nearest(
+            context["tag"], known
+        )
     message = detail["msg"].removeprefix("Value error, ")
     value = detail.get("input")
     shown = "" if isinstance(value, dict | list) else f" (got {value!r})"
-    return f"{key}: {message}{shown}"
+    return f"{key}: {message}{shown}" if key else f"{message}{shown}"  # no key: a rule of the whole section
 
 
 def _keys_beside(model: type[BaseModel], path: list[str]) -> tuple[set[str], list[str]]:

@@ -121,37 +121,54 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 class TensorFile:
-    """The tensors of a safetensors file, read one at a time, so that a pass over many files holds one tensor.
+    """The tensors of a safetensors file, read piece by piece, so that a pass over many files holds no model.
 
     safetensors' ``safe_open`` reads the whole header at every opening, and, kept open, keeps every page that was looked
-    at. Here the header (the 8 bytes of its length, then JSON) is read once, and a tensor's bytes when it is asked for.
+    at. Here the header (the 8 bytes of its length, then JSON) is read once, and a tensor's bytes when they are asked
+    for. The file is opened each time: thousands of sites may have one, and a process few open files.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._name = path, str(path)
         self._start = 0
         self._header: dict[str, Any] = {}
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor of that name, in memory of its own. RunError when the file is missing or damaged."""
+        flat = self.piece(name)
+        return flat.reshape(self._header[name]["shape"])
+
+    def piece(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Numbers ``start`` to ``stop`` (not more than there are) of the flattened tensor; errors as ``tensor``."""
         try:
-            with self._path.open("rb", buffering=0) as handle:
-                if not self._header:
-                    length = int.from_bytes(handle.read(8), "little")
-                    self._start, self._header = 8 + length, json.loads(handle.read(length))
-                facts = self._header[name]
-                begin, end = facts["data_offsets"]
-                data = torch.empty(end - begin, dtype=torch.uint8)
-                handle.seek(self._start + begin)
-                if handle.readinto(data.numpy()) != end - begin:
+            if not self._header:
+                self._read_header()
+            facts = self._header[name]
+            dtype, (begin, end) = _DTYPES[facts["dtype"]], facts["data_offsets"]
+            first = begin + start * dtype.itemsize
+            last = end if stop is None else min(end, begin + stop * dtype.itemsize)
+            data = torch.empty(last - first, dtype=torch.uint8)
+            handle = os.open(self._name, os.O_RDONLY)
+            try:
+                if os.preadv(handle, [memoryview(data.numpy())], self._start + first) != last - first:
                     raise ValueError("it is cut short")
-            return data.view(_DTYPES[facts["dtype"]]).reshape(facts["shape"])
+            finally:
+                os.close(handle)
+            return data.view(dtype)
         except FileNotFoundError as error:
             raise RunError(f"{self._path}: is missing") from error
         except (KeyError, ValueError, RuntimeError, OverflowError, OSError) as error:
             raise RunError(f"{self._path}: is damaged ({str(error).splitlines()[0]})") from error
 
+    def _read_header(self) -> None:
+        with self._path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if length > _LONGEST_HEADER:
+                raise ValueError("its header is too long")
+            self._start, self._header = 8 + length, json.loads(handle.read(length))
 
+
+_LONGEST_HEADER = 100_000_000  # safetensors' own limit
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,

@@ -12,7 +12,7 @@ Modality = Literal[
 class Section(BaseModel):
     """A part of a study file: unknown keys are errors, values do not change after checking."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:

@@ -24,6 +24,10 @@ class Spooled:
         """Read one tensor."""
         return self.file.tensor(name)
 
+    def piece(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read a part of one tensor, flattened."""
+        return self.file.piece(name, start, stop)
+
 
 class Spool:
     """The replies of one round in a folder of their own."""

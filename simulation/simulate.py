@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from evaluation.inputs import check_labels
 from evaluation.config import RunEvaluation
+from evaluation.inputs import check_labels
 from evaluation.report import write_report
 from evaluation.stage import evaluate
 from federation.study import Study, checked, load_study

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from federation.algorithms import ALGORITHMS
+from foundation.files import read_jsonl
 from ssl_methods import METHODS
 from ssl_methods.encoders import ENCODERS
 
@@ -43,7 +44,8 @@ def test_help_is_instant(arguments: list[str], tmp_path: Path) -> None:
     """It imports nothing that takes time: less than a second of processor time."""
     before = os.times()
     done = subprocess.run(
-        [sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False
+        [sys.executable, "-c", HELP, *arguments],
+        capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False,
     )  # fmt: skip
     after = os.times()
     assert done.returncode == 0, done.stderr
@@ -75,9 +77,7 @@ def test_validate_prints_facts(fedpretext: Call, study_file: Path, tmp_path: Pat
     said = fedpretext("validate", study_file)
     assert said.code == 0
     facts = said.out.splitlines()
-    assert facts[0] == (
-        "method: mae (He et al. 2022; federated: Yan et al. 2023), encoder vit_tiny_patch16_224, 32 px"
-    )
+    assert facts[0] == ("method: mae (He et al. 2022; federated: Yan et al. 2023), encoder vit_tiny_patch16_224, 32 px")
     assert "site north: 12 pictures of 4 patients to pretrain on" in facts
     assert "site small: 9 pictures of 3 patients to pretrain on" in facts
     assert not any("site away" in fact for fact in facts)
@@ -196,7 +196,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, fedpretext: Call, study_file: P
 def test_ctrl_c_for_real(fedpretext: Call, study_file: Path, tmp_path: Path) -> None:
     """SIGINT to a process in the middle of training; what it had done is not done again."""
     raw = yaml.safe_load(study_file.read_text())
-    raw["rounds"]["count"] = 400
+    raw["rounds"]["count"] = 80
     raw["simulation"]["arms"] = []
     study_file.write_text(yaml.safe_dump(raw))
     process = subprocess.Popen(
@@ -219,4 +219,8 @@ def test_ctrl_c_for_real(fedpretext: Call, study_file: Path, tmp_path: Path) -> 
     (run,) = (tmp_path / "runs").iterdir()
     assert not (run / "arms" / "federated" / "fold-0" / "seed-0" / "encoder.json").exists()
     reached = max(int(path.name[-5:]) for path in tmp_path.glob(pattern))
-    assert reached < 400
+    assert reached < 80
+    said = fedpretext("simulate", study_file, "--resume", run, "--device", "cpu")
+    assert said.code == 0, said.err
+    rows = read_jsonl(run / "arms" / "federated" / "fold-0" / "seed-0" / "metrics.jsonl")
+    assert [row["round"] for row in rows if row["site"] == "north"] == list(range(1, 81))

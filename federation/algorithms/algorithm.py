@@ -15,7 +15,7 @@ State = dict[str, Tensor]
 
 
 class Contribution(Protocol):
-    """One site's accepted reply, read tensor by tensor so that a fold holds one model plus one tensor."""
+    """One site's accepted reply, read piece by piece so that a fold holds one model plus one tensor."""
 
     @property
     def site(self) -> str:
@@ -29,6 +29,10 @@ class Contribution(Protocol):
 
     def tensor(self, name: str) -> Tensor:
         """The shared tensor of that name as the site ended the round with it."""
+        ...
+
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """Numbers ``start`` to ``stop`` (not more than there are) of that tensor, flattened."""
         ...
 
 
@@ -67,13 +71,21 @@ def is_parameter(name: str, value: Tensor) -> bool:
     return value.is_floating_point() and not name.endswith(_STATISTICS)
 
 
+_PIECE = 1 << 16  # numbers: so many, once as float32 and twice as float64, stay in a processor's cache
+
+
 def average(name: str, like: Tensor, contributions: Sequence[Contribution]) -> Tensor:
     """Mean of one tensor over the sites, weighted by pictures, summed in float64 in the order given.
 
     Integer tensors (counters) are averaged likewise and rounded. The result has the type of ``like``.
     """
     total = float(sum(c.pictures for c in contributions))
-    mean = torch.zeros(like.shape, dtype=torch.float64)
-    for c in contributions:
-        mean.add_(c.tensor(name), alpha=c.pictures / total)
-    return (mean if like.is_floating_point() else mean.round()).to(like.dtype)
+    result = torch.empty(like.numel(), dtype=like.dtype)
+    mean, wide = (torch.empty(min(_PIECE, like.numel()), dtype=torch.float64) for _ in range(2))
+    for start in range(0, like.numel(), _PIECE):
+        stop = min(start + _PIECE, like.numel())
+        part, numbers = mean[: stop - start].zero_(), wide[: stop - start]
+        for c in contributions:
+            part.add_(numbers.copy_(c.piece(name, start, stop)), alpha=c.pictures / total)
+        result[start:stop] = part if like.is_floating_point() else part.round()
+    return result.reshape(like.shape)

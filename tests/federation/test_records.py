@@ -30,8 +30,8 @@ NAN = torch.tensor([[0, 0, 0], [0, float("nan"), 0]])
 INF = torch.tensor([[0, 0, 0], [0, 0, -float("inf")]])
 
 WRONG = {
-    "another study": (replace(GOOD, study_hash="x"), "answers another study or round (round 3 instead of 3)"),
-    "another round": (replace(GOOD, round=2), "answers another study or round (round 2 instead of 3)"),
+    "another study": (replace(GOOD, study_hash="x"), "answers another study"),
+    "another round": (replace(GOOD, round=2), "answers round 2 instead of 3"),
     "no pictures": (replace(GOOD, pictures=0), "claims 0 pictures; a site trains on at least 1"),
     "negative pictures": (replace(GOOD, pictures=-5), "claims -5 pictures; a site trains on at least 1"),
     "missing": (_weights(encoder_w=None), "lacks tensor 'encoder.w'; the study shares exactly 3 tensors"),

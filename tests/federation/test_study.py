@@ -59,7 +59,8 @@ def _refusal(raw: Raw) -> str:
         ("rounds.count", 0, "rounds.count: Input should be greater than or equal to 1 (got 0)"),
         ("rounds.quorum", 1.5, "rounds.quorum: Input should be less than or equal to 1 (got 1.5)"),
         ("rounds", 3, "rounds: Input should be a valid dictionary"),
-        ("training.learning_rate", math.nan, "training.learning_rate: Input should be greater than 0"),
+        ("training.learning_rate", math.nan, "training.learning_rate: Input should be a finite number"),
+        ("rounds.deadline_minutes", math.inf, "rounds.deadline_minutes: Input should be a finite number"),
         ("training.betas", [0.9, 1.0], "training.betas.1: Input should be less than 1 (got 1.0)"),
         ("training.betas", [0.9], "training.betas.1"),
         ("method.mask_ratio", "half", "method.mask_ratio: Input should be a valid number"),
@@ -330,7 +331,7 @@ def test_where_the_data_lies_changes_no_hash(raw_study: Raw) -> None:
 def test_a_written_study_is_the_same_study(tmp_path: Path, raw_study: Raw, section: str) -> None:
     raw_study |= SECTIONS[section]
     raw_study |= {"title": "Zürich: 1e-3 # not a comment", "simulation": {"dataset": "phantoms", "root": None}}
-    raw_study["rounds"]["deadline_minutes"] = math.inf
+    raw_study["rounds"]["deadline_minutes"] = 1e9
     raw_study["training"] |= {"learning_rate": 1e-5, "betas": [0.9, 0.999]}
     study = study_from(raw_study, "x")
     path = tmp_path / "study.yaml"
@@ -372,3 +373,18 @@ def make_models() -> Callable[[], list[Any]]:
         return found
 
     return lambda: inside(Study)
+
+
+def test_a_misspelt_method_name_is_told_with_the_nearest(raw_study: dict[str, Any]) -> None:
+    raw_study["method"] = {"name": "simclrr"}
+    with pytest.raises(
+        StudyError,
+        match=r"^s: method.name 'simclrr' is not known; there are: ijepa, mae, simclr; did you mean 'simclr'\?$",
+    ):
+        study_from(raw_study, "s")
+
+
+def test_a_method_that_does_not_fit_its_encoder_is_refused_when_read(raw_study: dict[str, Any]) -> None:
+    raw_study["encoder"] = {"name": "resnet10t"}
+    with pytest.raises(StudyError, match="mae"):
+        study_from(raw_study, "s")

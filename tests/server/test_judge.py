@@ -31,6 +31,10 @@ class Update:
             "n": torch.tensor(10**9),
         }[name]
 
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """A part of it."""
+        return self.tensor(name).reshape(-1)[start:stop]
+
 
 def judge(*norms: float, last: dict[str, float] | None = None, factor: float = 10, bound: float = 1e4) -> Verdict:
     config = RoundsConfig(count=1, norm_factor=factor, norm_bound=bound)

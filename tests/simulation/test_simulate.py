@@ -145,16 +145,15 @@ def test_interrupted_between_arms(
     assert len(run.results) == len(pd.read_csv(folder / "results.csv"))
 
 
-def test_a_finished_run_is_not_computed_again(
-    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_is_not_computed_again(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed, it trains nothing, decodes nothing and computes no feature; the table is the same."""
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
     folder = finished.copy(tmp_path / "run")
-    for name in ("client.site.train_round", "imaging.store.prepare", "evaluation.scoring.embed", "simulation.arms.build_method"):
+    computing = ("client.site.train_round", "imaging.store.prepare", "evaluation.scoring._extract")
+    for name in (*computing, "evaluation.finetune.finetune_scores", "simulation.arms.build_method"):
         monkeypatch.setattr(name, never)
     before = {name: (folder / name).read_bytes() for name in ("results.csv", "comparisons.csv", "arms.json")}
     simulate(finished.study, resume=folder, device="cpu")
@@ -178,7 +177,7 @@ def test_marked_patients_are_read_by_no_arm(finished: Any, tmp_path: Path) -> No
             Image.fromarray(draw.integers(0, 256, (48, 31), dtype=np.uint8)).save(root / name)
 
     def run(folder: str) -> dict[str, bytes]:
-        own = ("--", f"simulation.root={root}", "evaluation.protocols=[knn]")[1:]
+        own = [f"simulation.root={root}"]
         return encoders(simulate(finished.study, own, runs=tmp_path / folder, device="cpu").folder)
 
     marked = list(names[split["role"] != "train"])
@@ -195,7 +194,9 @@ def test_two_processes_in_one_run_folder(finished: Any, tmp_path: Path) -> None:
     folder = finished.copy(tmp_path / "run")
     with (folder / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match=r"run: another process is working in this run folder; wait for it or stop it"):
+        with pytest.raises(
+            RunError, match=r"run: another process is working in this run folder; wait for it or stop it"
+        ):
             simulate(finished.study, resume=folder, device="cpu")
     simulate(finished.study, resume=folder, device="cpu")
 
@@ -289,8 +290,8 @@ def test_every_simulation_setting_does_something(
 
     phantoms = {"dataset": "phantoms", "splits": {"left_out": ["F"]}}
     assert sites() == {"away", "north", "small", "south"}
-    assert sites(**phantoms, options={"pictures": 16, "size": 32}) == set("ABCDEF")
-    few, more = (len(data(**phantoms, options={"pictures": n, "size": 32})[0]) for n in (16, 48))
+    assert sites(**phantoms, options={"pictures": 48, "size": 32}) == set("ABCDEF")
+    few, more = (len(data(**phantoms, options={"pictures": n, "size": 32})[0]) for n in (48, 64))
     assert few < more
     other = tmp_path / "other"
     shutil.copytree(finished.pictures, other)

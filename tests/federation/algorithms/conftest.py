@@ -24,6 +24,10 @@ class InMemory:
         self.reads.append(name)
         return self.weights[name]
 
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """A part of one tensor, flattened."""
+        return self.tensor(name).reshape(-1)[start:stop]
+
 
 @pytest.fixture
 def contributions() -> Callable[..., Sequence[Contribution]]:

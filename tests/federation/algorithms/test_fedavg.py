@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.algorithms import ALGORITHMS, build_algorithm
+from federation.algorithms import ALGORITHMS, algorithm, build_algorithm
 from federation.algorithms.algorithm import average, is_parameter
 from federation.algorithms.fedavg import FedAvg, FedAvgConfig
 
@@ -83,6 +84,9 @@ class _Number:
     def tensor(self, _: str) -> torch.Tensor:
         return torch.tensor(self._value)
 
+    def piece(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self.tensor(name).reshape(-1)[start:stop]
+
 
 def test_each_tensor_is_read_once_and_none_is_changed(contributions: Make) -> None:
     """A fold holds one model plus one tensor: reading twice would read the spool twice."""
@@ -105,8 +109,32 @@ def test_what_a_server_optimiser_may_step() -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_is_built_from_its_own_section(name: str) -> None:
     config = ALGORITHMS[name].Config.model_validate({"name": name})
-    algorithm = build_algorithm(config)
-    assert type(algorithm) is ALGORITHMS[name]
-    assert algorithm.summary
-    assert algorithm.paper
-    assert algorithm.fewest_replies >= 1
+    built = build_algorithm(config)
+    assert type(built) is ALGORITHMS[name]
+    assert built.summary
+    assert built.paper
+    assert built.fewest_replies >= 1
+
+
+@given(st.integers(1, 7), st.integers(1, 40))
+def test_pieces_change_no_bit(piece: int, numbers: int) -> None:
+    """However a tensor is cut, every number is the float64 sum of the sites' numbers in the order given."""
+    draw = torch.Generator().manual_seed(numbers)
+    values = [torch.randn(numbers, generator=draw) for _ in range(3)]
+    replies = [_Tensor(pictures, value) for pictures, value in zip((3, 5, 11), values, strict=True)]
+    with mock.patch.object(algorithm, "_PIECE", piece):
+        found = average("w", torch.zeros(numbers), replies)
+    exact = sum((value.double() * (n / 19) for n, value in zip((3, 5, 11), values, strict=True)), torch.zeros(()))
+    torch.testing.assert_close(found, exact.float(), rtol=2e-7, atol=0)
+    assert torch.equal(found, average("w", torch.zeros(numbers), replies))
+
+
+class _Tensor:
+    def __init__(self, pictures: int, value: torch.Tensor) -> None:
+        self.site, self.pictures, self._value = "A", pictures, value
+
+    def tensor(self, _: str) -> torch.Tensor:
+        return self._value
+
+    def piece(self, _: str, start: int, stop: int) -> torch.Tensor:
+        return self._value[start:stop]
