@@ -2,13 +2,14 @@
 
     python -m benchmarks.simulation [--repetitions 3] [--ray 1] [--sites 8] [--pictures 256] [--depth 12]
 
-8 sites of 256 pictures of 64 px, a ViT-tiny MAE (patch 8), 3 rounds of 1 epoch, batches of 32, one thread. Each run is
-a fresh process on one core (the same core for all: Ray could use more, and then the sites would not run in turn); runs
-take turns, in turned order. The clock starts after the imports and after the pictures were decoded (they are random
-smooth PNGs, decoded once into the tensor store that all runs read), and stops when the final weights are there: what
-the federation adds are messages, digests, checks, the sites' stored rounds, spool, fold, checkpoints, journal. The bare
-loop keeps everything in memory and writes nothing (benchmarks/bare_loop.py). A steady round is any but the first. Peak
-memory is the process's largest resident set, imports included. The final weights must be the same bits, or it fails.
+8 sites of 256 pictures of 64 px, a ViT-tiny MAE (patch 8), 3 rounds of 1 epoch, batches of 32, one thread. Each run
+is a fresh process, and runs take turns, in turned order. Ray is given one core, so that it trains one site at a time
+as the others do; with more it would train several. The clock starts after the imports and after the pictures were
+decoded (they are random smooth PNGs, decoded once into the tensor store that all runs read), and stops when the final
+weights are there: what the federation adds are messages, digests, checks, the sites' stored rounds, spool, fold,
+checkpoints, journal. The bare loop keeps everything in memory and writes nothing (benchmarks/bare_loop.py). A steady
+round is any but the first. Peak memory is the process's largest resident set, imports included. The final weights
+must be the same bits, or it fails.
 """
 
 import argparse
@@ -135,7 +136,7 @@ class Laps:
 
 def child(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth: int) -> None:
     """One run in this process; leaves ``global.safetensors`` and ``measured.json`` in ``folder``."""
-    if hasattr(os, "sched_setaffinity"):
+    if kind == "ray" and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     laps, weights = Laps(), None

@@ -4,9 +4,13 @@ Flower 1.41 keeps the identity of the running task in a private class; building 
 Flower started needs it set. The id of a message is likewise private: the SuperLink sets it, our in-process grid must.
 """
 
+import math
 from collections.abc import Mapping
+from functools import lru_cache
+from io import BytesIO
 from typing import Any, cast
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
@@ -49,7 +53,28 @@ def _to_array(value: torch.Tensor) -> Array:
 
 def arrays_to_tensors(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
     """The tensors of an ArrayRecord, each with memory of its own."""
-    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+    return {name: _to_tensor(array) for name, array in arrays.items()}
+
+
+def _to_tensor(array: Array) -> torch.Tensor:
+    # Flower sends NumPy's .npy bytes. Its reader parses a Python literal a tensor, which took longer than the numbers;
+    # a model has few shapes, so headers are remembered. Anything unusual is left to Flower.
+    data = array.data
+    if array.stype != "numpy.ndarray" or data[:8] != b"\x93NUMPY\x01\x00":
+        return torch.from_numpy(array.numpy())
+    length = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran, dtype = _npy_header(data[:length])
+    if fortran or dtype.hasobject:
+        return torch.from_numpy(array.numpy())
+    flat = np.frombuffer(data, dtype, math.prod(shape), length)
+    return torch.from_numpy(flat.reshape(shape).copy())
+
+
+@lru_cache(maxsize=1024)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    stream = BytesIO(header)
+    np.lib.format.read_magic(stream)
+    return np.lib.format.read_array_header_1_0(stream)
 
 
 def instruction_to_content(instruction: TrainInstruction, arrays: ArrayRecord | None = None) -> RecordDict:

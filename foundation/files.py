@@ -150,7 +150,7 @@ class TensorFile:
             data = torch.empty(last - first, dtype=torch.uint8)
             handle = os.open(self._name, os.O_RDONLY)
             try:
-                if os.preadv(handle, [memoryview(data.numpy())], self._start + first) != last - first:
+                if os.preadv(handle, [data.numpy().data], self._start + first) != last - first:
                     raise ValueError("it is cut short")
             finally:
                 os.close(handle)

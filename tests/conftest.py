@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from simulation.simulate import simulate
 # A busy machine must not fail a test: hypothesis otherwise gives each example 200 ms.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that; some tests press Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -185,3 +185,23 @@ def test_in_flowers_simulation_a_node_is_the_number_of_a_site(
     hospital("B", pictures=5)
     numbered = Node(tmp_path / "study.yaml", None, **{"partition-id": 1})
     assert numbered.ask(RecordDict(), "query")["config"]["site"] == "B"
+
+
+def test_sites_of_one_study_that_take_turns_are_made_once(
+    tmp_path: Path, study: MakeStudy, hospital: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    class Counted(client.site.Site):
+        def __init__(self, site_file: Any, study: Study) -> None:
+            made.append(site_file.site)
+            super().__init__(site_file, study)
+
+    monkeypatch.setattr("client.app.Site", Counted)
+    for name in ("first.yaml", "second.yaml"):
+        (tmp_path / name).write_text(study().to_yaml())
+    files = [hospital("A"), hospital("B")]
+    first, second = ([Node(tmp_path / name, file) for file in files] for name in ("first.yaml", "second.yaml"))
+    for node in (*first, *first, second[0], *first):
+        node.ask(RecordDict(), "query")
+    assert made == ["A", "B", "A", "A", "B"]  # another study's sites are let go

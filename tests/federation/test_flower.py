@@ -198,3 +198,15 @@ def test_contract_a_reply_as_a_strategy_expects_it() -> None:
     assert reply.metadata.group_id == "2"
     assert reply.metadata.message_type == "train"
     assert reply.content["metrics"]["num-examples"] == 3
+
+
+def test_an_array_that_is_cut_short_or_laid_out_by_columns() -> None:
+    columns = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    whole = Array(columns)
+    assert torch.equal(
+        flower.arrays_to_tensors(ArrayRecord({"a": whole}))["a"], torch.arange(6.0).double().reshape(2, 3)
+    )
+    rows = Array(np.arange(6.0))
+    short = Array(dtype="float64", shape=(6,), stype="numpy.ndarray", data=rows.data[:-8])
+    with pytest.raises(ValueError):
+        flower.arrays_to_tensors(ArrayRecord({"a": short}))
