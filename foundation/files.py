@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -129,7 +129,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._name = path, str(path)
+        self._path = path
         self._start = 0
         self._header: dict[str, Any] = {}
 
@@ -148,12 +148,10 @@ class TensorFile:
             first = begin + start * dtype.itemsize
             last = end if stop is None else min(end, begin + stop * dtype.itemsize)
             data = torch.empty(last - first, dtype=torch.uint8)
-            handle = os.open(self._name, os.O_RDONLY)
-            try:
-                if os.preadv(handle, [data.numpy().data], self._start + first) != last - first:
+            with self._path.open("rb", buffering=0) as handle:
+                handle.seek(self._start + first)
+                if handle.readinto(cast(Any, data.numpy())) != last - first:
                     raise ValueError("it is cut short")
-            finally:
-                os.close(handle)
             return data.view(dtype)
         except FileNotFoundError as error:
             raise RunError(f"{self._path}: is missing") from error
