@@ -220,7 +220,9 @@ def report(found: dict[str, list[Measured]]) -> str:
     bare, ours, ray = found["bare"], found["in-process"], found["ray"]
     pairs = {
         "whole run": ([r.cpu for r in ours], [r.cpu for r in bare], WHOLE),
-        "steady round": ([lap for r in ours for lap in r.round_cpu], [lap for r in bare for lap in r.round_cpu], STEADY),
+        "steady round": (
+            [lap for r in ours for lap in r.round_cpu], [lap for r in bare for lap in r.round_cpu], STEADY
+        ),
         "whole run, wall": ([r.wall for r in ours], [r.wall for r in bare], WHOLE),
         "steady round, wall": (
             [lap for r in ours for lap in r.round_wall], [lap for r in bare for lap in r.round_wall], STEADY
