@@ -48,10 +48,10 @@ _CONTRAST_KINDS = ("random", "pixels", "alone", "pooled", "supervised", "natural
 _LEAD = "on unseen {units} the federated encoder’s {metric} is {own}, {apart} random initialisation"
 _SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
     "random": {
-        Verdict.BETTER: "Pretraining together helped: " + _LEAD + "{bracket}.",
-        Verdict.WORSE: "Pretraining together made it worse: " + _LEAD + "{bracket}.",
-        Verdict.UNCLEAR: "We cannot say whether pretraining together helped: " + _LEAD + "{bracket}.",
-        Verdict.NO_INTERVAL: "We cannot say whether pretraining together helped: " + _LEAD + ", with {why}.",
+        Verdict.BETTER: "Pretraining helped: " + _LEAD + "{bracket}.",
+        Verdict.WORSE: "Pretraining made it worse: " + _LEAD + "{bracket}.",
+        Verdict.UNCLEAR: "We cannot say whether pretraining helped: " + _LEAD + "{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot say whether pretraining helped: " + _LEAD + ", with {why}.",
     },
     "pixels": {
         Verdict.BETTER: "It does better than simple pixels: a logistic regression on raw pixels, with no pretraining "
@@ -113,7 +113,7 @@ def contrasts(folder: RunFolder, question: Question, site: str = OVERALL) -> lis
 
 
 def outside_sentence(folder: RunFolder, question: Question, site: str) -> str:
-    """Whether pretraining together helped at a site that took no part in it; "" without a comparison there."""
+    """Whether pretraining helped at a site that took no part in it; "" without a comparison there."""
     found = [item for item in contrasts(folder, question, site) if item.kind == "random"]
     return f"At {site}, which took no part in training, {_lowered(found[0].sentence)}" if found else ""
 
@@ -168,7 +168,7 @@ def _bracket(figure: Figure, verdict: Verdict) -> str:
 
 
 def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list[str]:
-    """The first lines of the report: whether pretraining together was worth it, and whether pixels do as well.
+    """The first lines of the report: whether pretraining helped, whether doing it together did, and against pixels.
 
     Where the run made no comparison with random initialisation the answer says that it has none.
     """
@@ -182,9 +182,11 @@ def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list
         )
         reached = f" Its {metric_title(question.metric)} on unseen {folder.unit} is {number(own.value)}." if own else ""
         lines = [
-            "We cannot say whether pretraining together helped: this run holds no comparison of the federated encoder "
+            "We cannot say whether pretraining helped: this run holds no comparison of the federated encoder "
             f"with random initialisation.{reached}"
         ]
+    if together := tally(found):
+        lines.append(together)
     if "pixels" in by_kind:
         lines.append(by_kind["pixels"].sentence)
     return lines
@@ -196,7 +198,7 @@ def worth_telling(found: list[Contrast]) -> list[Contrast]:
 
 
 def tally(found: list[Contrast]) -> str:
-    """How the federated encoder did against each site alone, in one sentence; "" without such arms."""
+    """Whether doing it together paid: the federated encoder against each site alone; "" without such arms."""
     alone = [contrast for contrast in found if contrast.kind == "alone"]
     if not alone:
         return ""
@@ -211,7 +213,14 @@ def tally(found: list[Contrast]) -> str:
         titles = [contrast.title for contrast in alone if contrast.verdict is verdict]
         if titles:
             said.append(words.format(_listed(titles)))
-    return f"Against each site on its own the federated encoder is {'; '.join(said)}."
+    verdicts = {contrast.verdict for contrast in alone}
+    if Verdict.WORSE in verdicts:
+        lead = "Doing it together did not pay here"
+    elif verdicts == {Verdict.BETTER}:
+        lead = "Doing it together paid"
+    else:
+        lead = "Whether doing it together paid is not clear"
+    return f"{lead}: against each site on its own, at the same budget, the federated encoder is {'; '.join(said)}."
 
 
 def _listed(names: list[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from evaluation import result_tables, run_tables, site_tables
-from evaluation.answers import Contrast, answer, contrasts, outside_sentence, tally, worth_telling
+from evaluation.answers import Contrast, answer, contrasts, outside_sentence, worth_telling
 from evaluation.cautions import cautions, demonstration_text, left_out_sites, study_settings
 from evaluation.feature_map import feature_panels
 from evaluation.figures import (
@@ -67,7 +67,6 @@ def page_values(folder: RunFolder) -> dict[str, Any]:
         "protocol": protocol_title(question.protocol),
         "labels": all_labels(question),
         "answer": answer(found, folder, question),
-        "tally": tally(found),
         "outside": [line for site in left_out_sites(folder) if (line := outside_sentence(folder, question, site))],
         "sentences": [item.sentence for item in worth_telling(found) if item.kind not in _TOLD_FIRST],
         "demonstration": demonstration_text(folder),

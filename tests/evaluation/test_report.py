@@ -156,14 +156,14 @@ def elements(page: Path) -> list[tuple[str, dict[str, str | None]]]:
 @pytest.mark.parametrize(
     ("value", "interval", "sentence"),
     [
-        (0.052, (0.021, 0.094), "Pretraining together helped: on unseen patients the federated encoder’s AUROC is "
+        (0.052, (0.021, 0.094), "Pretraining helped: on unseen patients the federated encoder’s AUROC is "
          "0.84, 0.05 above random initialisation (95 % interval 0.02 to 0.09)."),
-        (0.012, (-0.03, 0.051), "We cannot say whether pretraining together helped: on unseen patients the federated "
+        (0.012, (-0.03, 0.051), "We cannot say whether pretraining helped: on unseen patients the federated "
          "encoder’s AUROC is 0.84, 0.01 above random initialisation (95 % interval of the difference −0.03 to 0.05, "
          "so there may be none)."),
-        (-0.052, (-0.094, -0.021), "Pretraining together made it worse: on unseen patients the federated encoder’s "
+        (-0.052, (-0.094, -0.021), "Pretraining made it worse: on unseen patients the federated encoder’s "
          "AUROC is 0.84, 0.05 below random initialisation (95 % interval of the difference −0.09 to −0.02)."),
-        (0.052, None, "We cannot say whether pretraining together helped: on unseen patients the federated encoder’s "
+        (0.052, None, "We cannot say whether pretraining helped: on unseen patients the federated encoder’s "
          "AUROC is 0.84, 0.05 above random initialisation, with no interval: too few patients to say."),
     ],
     ids=["helped", "cannot say", "worse", "no interval"],
@@ -173,9 +173,9 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
     text = report_text(run)
     assert sentence in text
     openings = (
-        "Pretraining together helped:",
+        "Pretraining helped:",
         "We cannot say whether pretraining",
-        "Pretraining together made it worse",
+        "Pretraining made it worse",
     )
     assert [opening for opening in openings if opening in text] == [o for o in openings if sentence.startswith(o)]
     assert sentence in " ".join(summary_lines(run))
@@ -187,7 +187,12 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
         ("pixels", (-0.09, -0.02), "Simple pixels do better: a logistic regression on raw pixels"),
         ("pixels", (-0.02, 0.05), "Simple pixels may do as well: a logistic regression on raw pixels"),
         ("pixels", (0.02, 0.09), "It does better than simple pixels:"),
-        ("alone-DU", (-0.09, -0.02), "Against each site on its own the federated encoder is worse than DU alone."),
+        (
+            "alone-DU",
+            (-0.09, -0.02),
+            "Doing it together did not pay here: against each site on its own, at the same budget, the federated encoder "
+            "is worse than DU alone.",
+        ),
         ("alone-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from DU alone."),
         ("pooled", (-0.09, -0.02), "Pooling all pictures in one place did better: the federated encoder is 0.03 below"),
         ("supervised", (-0.09, -0.02), "Worse than supervised training from scratch with the same labels:"),
@@ -209,7 +214,7 @@ def test_unflattering_comparisons_are_stated_as_plainly_as_others(
 def test_a_left_out_site_gets_its_own_answer(tmp_path: Path) -> None:
     text = report_text(full_run(tmp_path))
     assert (
-        "At CS, which took no part in training, we cannot say whether pretraining together helped: on unseen patients "
+        "At CS, which took no part in training, we cannot say whether pretraining helped: on unseen patients "
         "the federated encoder’s AUROC is 0.80, 0.06 above random initialisation" in text
     )
 
@@ -218,7 +223,7 @@ def test_without_a_comparison_nothing_is_claimed(tmp_path: Path) -> None:
     text = report_text(bare_run(tmp_path, [result("federated", 0.9), result("random", 0.5)]))
     assert "this run holds no comparison of the federated encoder with random initialisation." in text
     assert "Its AUROC on unseen patients is 0.90." in text
-    assert "Pretraining together helped" not in text
+    assert "Pretraining helped" not in text
 
 
 @given(
@@ -244,7 +249,7 @@ def test_the_main_question_is_the_probe_with_all_labels_not_the_nearest_neighbou
         comparison("random", 0.3, (0.2, 0.4), label_fraction="0.1"),
         comparison("random", 0.01, (-0.1, 0.1)),
     ]  # fmt: skip
-    assert "We cannot say whether pretraining together helped" in report_text(bare_run(tmp_path, rows, differences))
+    assert "We cannot say whether pretraining helped" in report_text(bare_run(tmp_path, rows, differences))
 
 
 # The page.
@@ -252,7 +257,7 @@ def test_the_main_question_is_the_probe_with_all_labels_not_the_nearest_neighbou
 
 def test_the_banner_of_a_demonstration_stands_before_the_answer(tmp_path: Path) -> None:
     text = report_text(full_run(tmp_path / "demo"))
-    assert text.index("This is a demonstration: one pretraining seed;") < text.index("Pretraining together helped")
+    assert text.index("This is a demonstration: one pretraining seed;") < text.index("Pretraining helped")
     assert "demonstration" not in report_text(full_run(tmp_path / "real", demonstration=False)).lower()
 
 
