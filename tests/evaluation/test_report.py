@@ -190,8 +190,8 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
         (
             "alone-DU",
             (-0.09, -0.02),
-            "Doing it together did not pay here: against each site on its own, at the same budget, the federated encoder "
-            "is worse than DU alone.",
+            "Doing it together did not pay here: against each site on its own, at the same budget, the federated "
+            "encoder is worse than DU alone.",
         ),
         ("alone-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from DU alone."),
         ("pooled", (-0.09, -0.02), "Pooling all pictures in one place did better: the federated encoder is 0.03 below"),
