@@ -145,9 +145,15 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
     seconds = time.monotonic() - started
     _export(folder, arm, weights, seconds)
     if arm.sites is not None:
-        # The report, the curves and the last checkpoint stay; site state and spool have done their work.
-        for state in (folder / "sites").glob("*/state"):
-            shutil.rmtree(state, ignore_errors=True)
+        tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what only a resume needs. Encoder, all shared weights, curves and the sites' logs stay."""
+    for log in folder.glob("sites/*/state/site.log"):
+        log.replace(log.parents[1] / log.name)
+    for done in (folder / "checkpoints", folder / "spool", *folder.glob("sites/*/state")):
+        shutil.rmtree(done, ignore_errors=True)
 
 
 def _prepare(run: Path, arm: Arm, device: str) -> Federation:

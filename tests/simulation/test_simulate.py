@@ -21,7 +21,7 @@ from foundation.files import digest, load_tensors, read_json, read_jsonl
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits
-from simulation.arms import Arm, plan_arms
+from simulation.arms import Arm, plan_arms, tidy
 from simulation.config import SimulationConfig
 from simulation.runtimes import RUNTIMES
 from simulation.simulate import planned, simulate, simulation_config
@@ -312,3 +312,15 @@ def test_every_simulation_setting_does_something(
     with pytest.raises(Chosen):
         simulate(finished.study, ["simulation.runtime=ray"], runs=tmp_path / "runs", device="cpu")
     assert tried | {"arms", "seeds", "runtime"} == set(SimulationConfig.model_fields)
+
+
+def test_a_finished_arm_keeps_what_a_person_needs(tmp_path: Path) -> None:
+    """Encoder, shared weights, curves and a failing site's log stay; what only a resume needs goes."""
+    kept = ["encoder.safetensors", "global.safetensors", "metrics.jsonl", "sites/A/site.yaml"]
+    gone = ["checkpoints/round-00003/state.json", "spool/round-00003/A.safetensors", "sites/A/state/lock"]
+    for name in [*kept, *gone, "sites/A/state/site.log"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    tidy(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted([*kept, "sites/A/site.log"])
