@@ -5,6 +5,7 @@ import hashlib
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -177,24 +178,27 @@ def test_a_full_disk_is_one_line(tmp_path: Path, full_disk: None, write: Callabl
     assert _left(tmp_path) == ["x"]
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """The operating system itself refuses files above 1000 bytes, in Python and in safetensors' own code alike."""
+    """The operating system itself refuses files above 1000 bytes, in Python and in safetensors' own code alike.
+
+    Not a fixture: the limit must be off again when pytest writes the test's outcome into a log.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 APPEND = {"append_jsonl": lambda path: files.append_jsonl(path, {"text": "0" * 20_000})}
 
 
 @pytest.mark.parametrize("write", (WRITERS | APPEND).values(), ids=(WRITERS | APPEND).keys())
-def test_a_write_that_the_system_refuses_is_one_line(
-    tmp_path: Path, small_files: None, write: Callable[[Path], None]
-) -> None:
+def test_a_write_that_the_system_refuses_is_one_line(tmp_path: Path, write: Callable[[Path], None]) -> None:
     """Really refused, not simulated: safetensors reports it as its own error and not as an OSError."""
-    with pytest.raises(RunError, match=r"x: could not be written \(File too large\)") as caught:
+    with pytest.raises(RunError, match=r"x: could not be written \(File too large\)") as caught, small_files():
         write(tmp_path / "x")
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
