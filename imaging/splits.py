@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from foundation.errors import DataError, nearest
 from foundation.randomness import numpy_generator
-from imaging.clusters import picture_clusters as picture_clusters  # the unit where patients are not known
 from imaging.config import Section
 from imaging.manifest import Manifest
 

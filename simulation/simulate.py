@@ -27,7 +27,7 @@ from imaging.splits import check_splits, draw_splits
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
 from simulation.checks import check_sites, decode_pictures
 from simulation.config import SimulationConfig
-from simulation.datasets import dataset
+from simulation.datasets import load_dataset
 from simulation.partition import assign_sites
 from simulation.site_folders import write_located
 from ssl_methods import build_method
@@ -92,7 +92,7 @@ def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[
     """Load the dataset, give every picture a site, draw the split once; all are written, and read back on a resume."""
     place = folder / "evaluation"
     if not (place / "splits.csv").exists():
-        found = dataset(config.dataset).load(config.root, folder / "data", study.seed, config.options)
+        found = load_dataset(config, folder / "data", study.seed)
         write_located(assign_sites(found, config.partition, study.seed), place)
         pictures = Manifest.read(place / "manifest.csv", found.unit)
         splits = draw_splits(pictures, config.splits, study.seed)
