@@ -94,17 +94,98 @@ class AugmentConfig(Section):
         default=None,
         description="Largest side of one square set to the picture's mean, as a fraction of the side.",
     )
+    anisotropy: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="Strong views: largest factor by which one axis is made coarser, from 1.5; 0: never.",
+    )
+    anisotropy_probability: Fraction | None = Field(default=None, description="Probability of a coarser axis.")
+    motion: float | None = Field(
+        default=None,
+        ge=0,
+        le=0.2,
+        description="MR: largest shift by which the patient moves once during the scan, as a fraction of the side; "
+        "turned by up to as much at the picture's edge.",
+    )
+    ghosting: Fraction | None = Field(
+        default=None, description="MR: largest share by which every second, fourth or sixth line of k-space is damped."
+    )
+    artefact_probability: Fraction | None = Field(
+        default=None, description="Probability of motion, and independently of ghosts."
+    )
+    equalise: Fraction | None = Field(
+        default=None, description="Largest share of the adaptively equalised picture that is mixed in."
+    )
+    equalise_probability: Fraction | None = Field(default=None, description="Probability of equalisation.")
+    shuffle: Fraction | None = Field(
+        default=None,
+        description="Largest side of one square whose pixels are put in random order, as a fraction of the side.",
+    )
 
 
 class ImageConfig(Section):
-    """How a picture becomes a tensor ``[channels, size, size]`` with values in [0, 1]."""
+    """How a picture becomes a tensor ``[channels, size, size]``, or ``[channels, depth, size, size]``, in [0, 1]."""
 
     modality: Modality = Field(description="Chooses the augmentation preset and the intensity normalisation.")
-    size: int = Field(ge=16, le=1024, description="Side of the square picture the encoder sees, in pixels.")
+    size: int = Field(ge=16, le=1024, description="Side of the square picture (or slice) the encoder sees, in pixels.")
+    depth: int | None = Field(
+        default=None,
+        ge=8,
+        le=512,
+        description="Slices of a volume, from the feet to the head; left out, pictures are 2-D.",
+    )
     channels: int = Field(ge=1, le=64, description="Channels of every picture; a picture of another count is refused.")
+    window: tuple[float, float] | None = Field(
+        default=None, description="CT only: the range of Hounsfield units that is kept; default: -1000 to 1000."
+    )
     augment: AugmentConfig = Field(
         default=AugmentConfig(), description="Changes to the modality's augmentation preset."
     )
+
+    @property
+    def dimensions(self) -> int:
+        """3 where pictures are volumes, else 2."""
+        return 2 if self.depth is None else 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one picture: ``(C, S, S)``, or ``(C, D, S, S)`` of a volume."""
+        sides = (self.size, self.size)
+        return (self.channels, *sides) if self.depth is None else (self.channels, self.depth, *sides)
+
+    def at_once(self, pictures: int) -> int:
+        """How many volumes take the memory of ``pictures`` 2-D pictures of side 224, at least 1; 2-D: so many."""
+        return (
+            pictures if self.depth is None else max(1, min(pictures, pictures * 224**2 // (self.depth * self.size**2)))
+        )
+
+    @model_validator(mode="after")
+    def _window_is_of_ct(self) -> Self:
+        if self.window is None:
+            return self
+        if self.modality != "ct":
+            raise ValueError(f"window {list(self.window)} is in Hounsfield units, but the modality is {self.modality}")
+        if self.window[0] >= self.window[1]:
+            raise ValueError(f"window {list(self.window)}: two numbers in Hounsfield units, the smaller first")
+        return self
+
+    @model_validator(mode="after")
+    def _anisotropy_is_a_factor(self) -> Self:
+        factor = self.augment.anisotropy
+        if factor and factor < 1.5:
+            raise ValueError(f"augment.anisotropy = {factor}: 0 for never, or a factor of 1.5 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_have_no_colour(self) -> Self:
+        for name in COLOUR_SETTINGS:
+            value = getattr(self.augment, name)
+            if value and self.depth is not None:
+                raise ValueError(
+                    f"augment.{name} = {value} is a colour operation, but depth says volumes; leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _colour_needs_three_channels(self) -> Self:

@@ -77,12 +77,16 @@ def pick(count: int, frame: int | None) -> int:
     return frame
 
 
+def scale_of(dtype: np.dtype[Any]) -> Scale:
+    """What the values of an array are, going by its type alone."""
+    return "8-bit" if dtype in (np.uint8, np.bool_) else "stored" if dtype.kind == "u" else "physical"
+
+
 def _channels_first(array: AnyArray, scale: Scale | None = None) -> Picture:
     """[H, W] or [H, W, C] to a Picture; the scale follows the type unless given."""
+    scale = scale or scale_of(array.dtype)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
-    if scale is None:
-        scale = "8-bit" if array.dtype == np.uint8 else "stored" if array.dtype.kind == "u" else "physical"
     pixels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     return Picture(np.ascontiguousarray(pixels, dtype=np.float32), scale)
 
@@ -129,6 +133,18 @@ def read_numpy(path: Path, channels: int | None, frame: int | None) -> Picture:
     Three axes hold channels where the last or first has as many as the study, else a stack that ``frame``
     picks from.
     """
+    array = load_numpy(path)
+    if array.ndim == 4 or (array.ndim == 3 and _channel_axis(array, channels, frame) is None):
+        array = array[pick(len(array), frame)]
+    if array.ndim not in {2, 3}:
+        raise ValueError(f"has shape {tuple(array.shape)}; a picture has two axes, or three with channels")
+    if array.ndim == 3 and _channel_axis(array, channels, frame) == 0:
+        array = np.moveaxis(array, 0, -1)
+    return _channels_first(array)
+
+
+def load_numpy(path: Path) -> AnyArray:
+    """The array of a .npy, or the one (or the one named "image") of a .npz; ValueError where it holds no numbers."""
     loaded = np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
     if isinstance(loaded, np.lib.npyio.NpzFile):
         with loaded:
@@ -139,13 +155,7 @@ def read_numpy(path: Path, channels: int | None, frame: int | None) -> Picture:
         array = loaded
     if array.dtype.kind not in "buif":
         raise ValueError(f"holds {array.dtype}, not numbers of one channel each")
-    if array.ndim == 4 or (array.ndim == 3 and _channel_axis(array, channels, frame) is None):
-        array = array[pick(len(array), frame)]
-    if array.ndim not in {2, 3}:
-        raise ValueError(f"has shape {tuple(array.shape)}; a picture has two axes, or three with channels")
-    if array.ndim == 3 and _channel_axis(array, channels, frame) == 0:
-        array = np.moveaxis(array, 0, -1)
-    return _channels_first(array)
+    return array
 
 
 def _channel_axis(array: AnyArray, channels: int | None, frame: int | None) -> int | None:
@@ -159,7 +169,8 @@ def _channel_axis(array: AnyArray, channels: int | None, frame: int | None) -> i
 
 
 @cache
-def _nibabel_reader() -> Any:
+def nibabel_reader() -> Any:
+    """MONAI's reader of NIfTI, which turns axes to right, anterior, superior."""
     from monai.data.image_reader import (
         NibabelReader,
     )  # MONAI takes seconds to import, and most studies have no NIfTI
@@ -174,7 +185,7 @@ def read_nifti(path: Path, channels: int | None, frame: int | None) -> Picture:
     along another axis shows that slice. A fourth axis holds channels. Pixels are not resampled to square
     ones.
     """
-    reader = _nibabel_reader()
+    reader = nibabel_reader()
     image = reader.read(path)
     dtype = image.get_data_dtype()
     if dtype.kind not in "buif":
@@ -201,10 +212,15 @@ def read_dicom(path: Path, channels: int | None, frame: int | None) -> Picture:
     if "PixelData" not in dataset and "FloatPixelData" not in dataset:
         raise ValueError("has no pixel data")
     array: AnyArray = dataset.pixel_array
-    photometric = str(dataset.PhotometricInterpretation)
-    bits = int(dataset.BitsStored)
     if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
         array = array[pick(len(array), frame)]
+    return dicom_picture(dataset, array)
+
+
+def dicom_picture(dataset: pydicom.Dataset, array: AnyArray) -> Picture:
+    """One frame ``array`` ([H, W] or [H, W, C]) of ``dataset`` in the values it stands for."""
+    photometric = str(dataset.PhotometricInterpretation)
+    bits = int(dataset.BitsStored)
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(array, dataset)[..., :3]
         return _channels_first(colours, "8-bit" if colours.dtype == np.uint8 else "stored")

@@ -54,12 +54,16 @@ def window(box: tuple[Tensor, Tensor, Tensor, Tensor], *maps: Tensor) -> Tensor:
     return torch.cat([linear, torch.stack([2 * x - 1, 2 * y - 1], dim=1)[:, :, None]], dim=2)
 
 
-def resample(pictures: Tensor, maps: Tensor, outside: Literal["zeros", "reflection"]) -> Tensor:
-    """Bilinear views of ``pictures`` ``[B, C, H, W]`` under ``maps`` ``[B, 2, 3]`` (on the CPU), same shape.
+def resample(
+    pictures: Tensor, maps: Tensor, outside: Literal["zeros", "reflection"], size: int | None = None
+) -> Tensor:
+    """Bilinear views of ``pictures`` ``[B, C, H, W]`` under ``maps`` ``[B, 2, 3]`` (on the CPU).
 
-    A window is never larger than its picture: views are enlarged, nothing can alias, no low-pass filter.
+    size: side of the views; None: as the pictures. A window is never larger than its picture: views of the same
+    side are enlarged and nothing can alias, so there is no low-pass filter. The small crops of multi-crop show a
+    window little larger than themselves.
     """
-    height, width = pictures.shape[-2:]
+    height, width = pictures.shape[-2:] if size is None else (size, size)
     maps = maps.to(pictures.device)
     across = (2 * torch.arange(width, device=pictures.device) + 1) / width - 1
     down = (2 * torch.arange(height, device=pictures.device) + 1) / height - 1

@@ -20,6 +20,11 @@ BIAS_ORDER = 3
 BIAS_TERMS = (BIAS_ORDER + 1) * (BIAS_ORDER + 2) // 2 - 1
 
 
+def chosen(draws: Tensor, probability: float) -> Tensor:
+    """The places ``[n]`` of the pictures whose uniform number lies below ``probability``."""
+    return (draws < probability).nonzero().squeeze(1)
+
+
 def per_picture(values: Tensor) -> Tensor:
     """``[B]`` as ``[B, 1, 1, 1]``."""
     return values.view(-1, 1, 1, 1)

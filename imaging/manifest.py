@@ -1,5 +1,6 @@
 """A site's list of pictures: which file shows which patient, and what else is known of it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,23 @@ from imaging.formats import is_dicom, is_picture
 Unit = Literal["patient", "picture cluster"]
 
 REQUIRED = ("image", "patient")
-OPTIONAL = ("study", "series", "slice", "site", "label", "mask", "boxes")
+OPTIONAL = ("study", "series", "slice", "position", "date", "site", "label", "mask", "boxes")
 FILES = ("manifest.csv", "manifest.parquet")
-_TEXT = ("image", "patient", "study", "series", "site", "mask", "boxes")
+_TEXT = ("image", "patient", "study", "series", "date", "site", "mask", "boxes")
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """Pictures of one or several sites, a row a picture; checked when made.
 
-    ``table`` has the columns image and patient, where known study, series, slice, site, label, mask and boxes
-    (JSON text, a list of ``[x0, y0, x1, y1, label]`` in pixels of the file), and any others, which are kept.
-    image, patient, study, series, site, mask and boxes are text ("007" stays "007"); slice is a whole number
-    that picks one slice (from 0) of a file that holds several. Relative image and mask paths start at
-    ``root``. ``unit`` is "picture cluster" where patient ids are not known and rows stand for pictures or
-    groups of them. DataError names a missing column, an empty patient, a picture listed twice, a patient of
-    two sites.
+    ``table`` has the columns image and patient, where known study, series, slice, position, date, site, label, mask
+    and boxes (JSON text, a list of ``[x0, y0, x1, y1, label]`` in pixels of the file), and any others, which are kept.
+    image, patient, study, series, date, site, mask and boxes are text ("007" stays "007"); slice is a whole number
+    that picks one slice (from 0) of a file that holds several; position is a number that orders the pictures of a
+    series (millimetres or slice numbers); date is the day of the examination, 2024-05-31. Relative image
+    and mask paths start at ``root``. ``unit`` is "picture cluster" where patient ids are not known and rows
+    stand for pictures or groups of them. DataError names a missing column, an empty patient, a picture
+    listed twice, a patient of two sites.
     """
 
     table: pd.DataFrame
@@ -82,7 +84,8 @@ class Manifest:
         """Every picture below ``folder``, in the order of the names.
 
         The patient is, for DICOM files, PatientID (SeriesInstanceUID where that is empty), with study and
-        series from the instance UIDs; for other files the first-level subfolder; for those that lie in
+        series from the instance UIDs, the position along the slices and the day of the study;
+        for other files the first-level subfolder; for those that lie in
         ``folder`` itself the file's stem, and then the unit is "picture cluster". A DICOM file whose header
         cannot be read is listed under its subfolder or stem, for the tensor store to count as broken. Hidden
         files are passed over.
@@ -160,6 +163,16 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
             table["slice"] = pd.to_numeric(table["slice"]).astype("Int64")
         except (ValueError, TypeError) as error:
             raise DataError(f"column 'slice' must hold whole numbers ({str(error).splitlines()[0]})") from error
+    if "position" in table:
+        try:
+            table["position"] = pd.to_numeric(table["position"]).astype("Float64")
+        except (ValueError, TypeError) as error:
+            raise DataError(f"column 'position' must hold numbers ({str(error).splitlines()[0]})") from error
+    if "date" in table:
+        try:
+            pd.to_datetime(table["date"], format="%Y-%m-%d")
+        except (ValueError, TypeError) as error:
+            raise DataError(f"column 'date' must hold days as 2024-05-31 ({str(error).splitlines()[0]})") from error
     return table
 
 
@@ -211,11 +224,24 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _dicom_tags(path: Path) -> dict[str, str]:
-    names = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
+    names = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate"]
+    places = ["ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber"]
     try:
-        header = pydicom.dcmread(path, specific_tags=names, stop_before_pixels=True)
-        patient, study, series = (str(header.get(name) or "").strip() for name in names)
+        header = pydicom.dcmread(path, specific_tags=[*names, *places], stop_before_pixels=True)
+        patient, study, series, date = (str(header.get(name) or "").strip() for name in names)
+        position = _position(header)
     except Exception:  # a damaged header raises anything at all; the tensor store counts the file
         return {}
-    found = {"patient": patient or series, "study": study, "series": series}
+    day = f"{date[:4]}-{date[4:6]}-{date[6:]}" if re.fullmatch(r"\d{8}", date) else ""
+    found = {"patient": patient or series, "study": study, "series": series, "position": position, "date": day}
     return {name: value for name, value in found.items() if value}
+
+
+def _position(header: pydicom.Dataset) -> str:
+    """Millimetres along the normal of the slice (DICOM PS3.3, C.7.6.2), else the number in the series, else nothing."""
+    place, directions = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
+    if place and directions:
+        across, down = np.asarray(directions, dtype=np.float64).reshape(2, 3)
+        return f"{float(np.cross(across, down) @ np.asarray(place, dtype=np.float64)):.3f}"
+    number = header.get("InstanceNumber")
+    return "" if number is None else str(int(number))

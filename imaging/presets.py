@@ -40,6 +40,14 @@ class Preset:
     hue: float = 0.0
     jitter_probability: float = 0.8
     cutout: float = 0.0
+    anisotropy: float = 0.0
+    anisotropy_probability: float = 0.25
+    motion: float = 0.0
+    ghosting: float = 0.0
+    artefact_probability: float = 0.15
+    equalise: float = 0.0
+    equalise_probability: float = 0.2
+    shuffle: float = 0.0
 
 
 # "Published" below: values of the self-supervised literature on that modality. The others are ours, from
@@ -78,6 +86,7 @@ PRESETS: dict[Modality, Preset] = {
         gamma=0.2,  # dynamic range setting
         brightness=0.3,  # published .5; that burnt out whole pictures on our sheets
         contrast=0.3,
+        equalise=0.6,  # published: CLAHE; the scanner's own speckle and edge filters differ as much
     ),
     "histopathology": Preset(  # published: both flips, quarter turns, jitter .4/.4/.2/.1 with p .8
         standardise="fixed",
@@ -104,6 +113,7 @@ PRESETS: dict[Modality, Preset] = {
         brightness=0.1,  # small, as Hounsfield units are calibrated
         contrast=0.1,
         cutout=0.25,  # published: coarse dropout
+        shuffle=0.15,  # published: densities stay and their order goes, so that the surroundings have to tell
     ),
     "mri": Preset(
         standardise="channel",  # each sequence has its own arbitrary unit; published: z-score of each picture
@@ -115,6 +125,9 @@ PRESETS: dict[Modality, Preset] = {
         bias_field=0.5,  # published, order 3
         noise=0.04,
         gamma=0.3,  # published; no contrast: it would lift the air to grey
+        anisotropy=5.0,  # published: slices 1.5 to 5 times as thick as pixels are wide; less within a slice, see below
+        motion=0.04,  # published: 10 mm, of a field of 240, and 10 degrees; here up to 4.6, as both are one setting
+        ghosting=0.4,  # published without a strength: a ghost of a fifth at most is fainter than a lesion on our sheets
     ),
     "fundus": Preset(  # published: crop .2 to 1 (.3 here, see above), flips, any rotation, mild colour
         standardise="fixed",
@@ -172,16 +185,24 @@ PRESETS: dict[Modality, Preset] = {
         hue=0.02,
     ),
 }
-"""Of the published sets these are not implemented: CLAHE and probe shape (ultrasound); ghosting, motion and
-anisotropy (MRI); local shuffling (CT)."""
+"""Of the published sets the change of probe shape (ultrasound) is left out: an examination has its probe, linear for
+a breast, convex for an abdomen, so that no second one would show the other shape; and the warp makes a straight
+margin round and a lesion wider than tall, which are signs that readers go by."""
+IN_PLANE = 2.5
+"""Largest anisotropy of a preset for 2-D pictures: thick slices are seen in volumes only; within a slice the
+direction of phase encoding is rarely sampled more coarsely than this."""
 
 
 def resolve(image: ImageConfig) -> Preset:
     """The preset of the study's modality with the study's own values in it.
 
-    A preset's colour operations are left out where pictures do not have 3 channels: there is no colour then.
+    A preset's colour operations are left out where pictures do not have 3 channels: there is no colour then. Volumes
+    have none either. Of 2-D pictures a preset's anisotropy is at most ``IN_PLANE``.
     """
     changes: dict[str, Any] = image.augment.model_dump(exclude_none=True)
-    if image.channels != 3:
+    if image.channels != 3 or image.dimensions == 3:
         changes |= dict.fromkeys(COLOUR_SETTINGS, 0.0)
-    return replace(PRESETS[image.modality], **changes)
+    preset = PRESETS[image.modality]
+    if image.dimensions == 2:
+        preset = replace(preset, anisotropy=min(preset.anisotropy, IN_PLANE))
+    return replace(preset, **changes)

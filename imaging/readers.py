@@ -1,6 +1,8 @@
-"""A picture file to a square tensor in [0, 1]: read, normalise, resize."""
+"""A picture file to a square tensor, or a volume to a box, in [0, 1]: read, normalise, resize."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from foundation.errors import DataError
-from imaging.config import Modality
+from imaging.config import ImageConfig, Modality
 from imaging.formats import FloatArray, Picture, Scale, reader_for
+from imaging.volumes import Volume, read_volume, resize_volume
 
 HU_WINDOW = (-1000.0, 1000.0)
 PERCENTILES = (0.5, 99.5)
@@ -24,19 +27,44 @@ def decode(path: Path, channels: int | None, frame: int | None = None) -> Pictur
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such picture")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # libraries warn of odd but readable files; the user cannot act on it
-            picture = reader_for(path)(path, channels, frame)
-    except Exception as error:  # decoders raise anything at all on damaged bytes
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason[:200]})") from error
+    with _reading(path):
+        picture = reader_for(path)(path, channels, frame)
     pixels = picture.pixels
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"{path}: has shape {pixels.shape}, not channels, height and width")
+    _check_finite(pixels, path)
+    return picture if channels is None else Picture(_fit_channels(pixels, channels, path), picture.scale)
+
+
+def decode_volume(path: Path, channels: int) -> Volume:
+    """The volume in the file or DICOM series folder ``path``, with exactly ``channels`` channels.
+
+    DataError, one line with the name, for what is missing, damaged or no volume, another number of channels, or
+    values that are not finite.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such volume")
+    with _reading(path):
+        volume = read_volume(path, channels)
+    _check_finite(volume.pixels, path)
+    return Volume(_fit_channels(volume.pixels, channels, path), volume.scale, volume.spacing)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DataError of one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries warn of odd but readable files; the user cannot act on it
+            yield
+    except Exception as error:  # decoders raise anything at all on damaged bytes
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason[:250]})") from error
+
+
+def _check_finite(pixels: FloatArray, path: Path) -> None:
     if not np.isfinite(pixels).all():
         raise DataError(f"{path}: holds values that are not finite; replace them or leave the picture out")
-    return picture if channels is None else Picture(_fit_channels(pixels, channels, path), picture.scale)
 
 
 def read_picture(path: Path, channels: int, frame: int | None = None) -> FloatArray:
@@ -55,28 +83,33 @@ def _fit_channels(pixels: FloatArray, channels: int, path: Path) -> FloatArray:
     )
 
 
-def to_unit(pixels: FloatArray, modality: Modality, scale: Scale = "stored") -> FloatArray:
-    """Intensities [C, H, W] to float32 in [0, 1].
+def to_unit(
+    pixels: FloatArray, modality: Modality, scale: Scale = "stored", window: tuple[float, float] | None = None
+) -> FloatArray:
+    """Intensities [C, H, W] or [C, D, H, W] to float32 in [0, 1].
 
-    8-bit pictures are divided by 255. CT in physical values is windowed from -1000 to 1000 HU. All else is
-    stretched between the picture's own 0.5 and 99.5 percentiles, clipped: each channel alone for CT and MRI,
+    8-bit pictures are divided by 255. CT in physical values is windowed from -1000 to 1000 HU, or to ``window``. All
+    else is stretched between the picture's own 0.5 and 99.5 percentiles, clipped: each channel alone for CT and MRI,
     whose channels are sequences, all together elsewhere, where they are colours. A constant picture becomes
     0.
     """
     if scale == "8-bit":
         return pixels / np.float32(255.0)
     if modality == "ct" and scale == "physical":
-        low, high = np.float32(HU_WINDOW[0]), np.float32(HU_WINDOW[1])
+        low, high = np.float32((window or HU_WINDOW)[0]), np.float32((window or HU_WINDOW)[1])
     else:
-        axes = (1, 2) if modality in {"ct", "mri"} else (0, 1, 2)
+        axes = tuple(range(1 if modality in {"ct", "mri"} else 0, pixels.ndim))
         low, high = np.percentile(pixels, PERCENTILES, axis=axes, keepdims=True).astype(np.float32)
     span = np.where(high > low, high - low, np.float32(np.inf))
     unit: FloatArray = np.clip((pixels - low) / span, 0.0, 1.0).astype(np.float32, copy=False)
     return unit
 
 
-def fitted_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a picture's place in the square of ``size``: aspect kept, centred."""
+def fitted_box(height: float, width: float, size: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a picture's place in the square of ``size``: aspect kept, centred.
+
+    height, width: of the picture, in pixels or millimetres.
+    """
     longest = max(height, width)
     new_height = max(1, round(height * size / longest))
     new_width = max(1, round(width * size / longest))
@@ -98,7 +131,17 @@ def resize(pixels: FloatArray, size: int) -> FloatArray:
     return square
 
 
-def prepare(path: Path, channels: int, size: int, modality: Modality, frame: int | None = None) -> FloatArray:
-    """Read, normalise, resize: float32 [channels, size, size] in [0, 1]."""
-    picture = decode(path, channels, frame)
-    return np.clip(resize(to_unit(picture.pixels, modality, picture.scale), size), 0.0, 1.0)
+def prepare(path: Path, image: ImageConfig, frame: int | None = None) -> FloatArray:
+    """Read, normalise, resize: float32 of shape ``image.shape`` in [0, 1].
+
+    A volume keeps the proportions that its slices have in millimetres; its slices become ``image.depth``.
+    """
+    if image.depth is None:
+        picture = decode(path, image.channels, frame)
+        unit = to_unit(picture.pixels, image.modality, picture.scale, image.window)
+        return np.clip(resize(unit, image.size), 0.0, 1.0)
+    volume = decode_volume(path, image.channels)
+    unit = to_unit(volume.pixels, image.modality, volume.scale, image.window)
+    _, rows, columns = volume.spacing
+    box = fitted_box(unit.shape[2] * rows, unit.shape[3] * columns, image.size)
+    return np.clip(resize_volume(unit, box, image.depth, image.size), 0.0, 1.0)

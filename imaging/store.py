@@ -35,7 +35,7 @@ _BLOCK = 64  # pictures between two flushes: what an interruption can cost
 class TensorStore:
     """Decoded pictures of a manifest, in its order without the broken ones.
 
-    On disk uint16 [N, C, S, S] holding round(65535 x): half the size of float32, exact for 8-bit and 16-bit
+    On disk uint16 [N, *image.shape] holding round(65535 x): half the size of float32, exact for 8-bit and 16-bit
     sources (v / 255 comes back as the nearest float32 of v / 255), where float16 would keep 11 bits.
     ``table`` holds the manifest's rows of the pictures that are kept. The file is mapped, not read, and
     mapped anew after pickling, so that a worker process gets a path instead of the pictures.
@@ -54,8 +54,8 @@ class TensorStore:
     def build(manifest: Manifest, image: ImageConfig, folder: Path, *, progress: bool = True) -> "TensorStore":
         """Decode the manifest's pictures into ``folder/<key>/``, or find them there.
 
-        The key covers size, channels, CT or not, and every file's path, size, time and slice, so that a
-        changed file is decoded again. An interrupted build continues where it stopped; of two processes one
+        The key covers size, depth, channels, CT or not, its window, and every file's path, size, time and slice, so
+        that a changed file is decoded again. An interrupted build continues where it stopped; of two processes one
         builds, the other waits. Broken pictures are left out and listed in the entry's skipped.csv. DataError
         when more than 5 % are broken, RunError when the disk is full.
         """
@@ -76,6 +76,12 @@ class TensorStore:
         return TensorStore(entry, whole.table, kept, whole.codes("patient"), series)
 
     @property
+    def studies(self) -> npt.NDArray[np.int64]:
+        """Per picture a code of its study (of its patient); a code of its own where the manifest knows none."""
+        alone = np.arange(len(self), dtype=np.int64)
+        return Manifest(self.table, self.folder).codes("study") if "study" in self.table else alone
+
+    @property
     def labels(self) -> npt.NDArray[Any] | None:
         """The label column as the manifest has it; None without one."""
         return self.table["label"].to_numpy() if "label" in self.table else None
@@ -87,7 +93,7 @@ class TensorStore:
             return list(csv.DictReader(handle))
 
     def batch(self, indices: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
-        """float32 [B, C, S, S] in [0, 1] of the pictures at ``indices`` (0 to len - 1), on the CPU."""
+        """float32 [B, *image.shape] in [0, 1] of the pictures at ``indices`` (0 to len - 1), on the CPU."""
         if not self._mapped:
             self._mapped.append(np.load(self.folder / "pictures.npy", mmap_mode="r").view(np.ndarray))
         chosen = self._mapped[0][self.slots[np.asarray(indices, dtype=np.int64)]]
@@ -104,11 +110,14 @@ def _key(manifest: Manifest, image: ImageConfig) -> str:
     rows = []
     for path, frame in zip(manifest.paths(), slices(manifest), strict=True):
         try:
-            stat = path.stat()
-            rows.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns, frame])
+            stats = [file.stat() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+            rows.append([str(path.resolve()), *(each for s in stats for each in (s.st_size, s.st_mtime_ns)), frame])
         except OSError:
             rows.append([str(path.absolute()), -1, -1, frame])
-    settings = [_VERSION, image.size, image.channels, image.modality in {"ct", "mri"}, image.modality == "ct"]
+    settings: list[Any] = [_VERSION, image.size, image.channels]
+    settings += [image.modality in {"ct", "mri"}, image.modality == "ct"]
+    added = {"depth": image.depth, "window": image.window}  # where they are set, so that older entries keep their key
+    settings += [[name, value] for name, value in added.items() if value is not None]
     return digest(json.dumps(settings), json.dumps(rows))[:32]
 
 
@@ -122,7 +131,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build_entry(manifest: Manifest, image: ImageConfig, entry: Path, work: Path, progress: bool) -> None:
     work.mkdir(exist_ok=True)
-    shape = (len(manifest), image.channels, image.size, image.size)
+    shape = (len(manifest), *image.shape)
     try:
         _check_space(work, shape)
         broken = _decode_all(manifest, image, work, shape, progress)
@@ -175,7 +184,7 @@ def _decode_all(
         try:
             for index in track(todo, f"decoding {len(todo)} pictures", show=progress):
                 try:
-                    picture = prepare(paths[index], image.channels, image.size, image.modality, frames[index])
+                    picture = prepare(paths[index], image, frames[index])
                     writer.add(index, picture)
                 except DataError as error:
                     broken[index] = str(error)

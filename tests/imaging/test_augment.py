@@ -1,21 +1,21 @@
 """Views: geometry against hand-made computations, strengths against statistics, and that each setting acts."""
 
 import math
+from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor
 
-from foundation.errors import DataError, FedpretextError
 from foundation.randomness import torch_generator
 from imaging import geometry, intensity
-from imaging.augment import FIXED_DEVIATION, FIXED_MEAN, FLAT, Augmentation, draw
+from imaging.augment import Augmentation, draw
 from imaging.config import AugmentConfig, ImageConfig, Modality
-from imaging.presets import PRESETS
+from imaging.presets import PRESETS, Preset
+from imaging.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
 
 OFF: dict[str, Any] = dict.fromkeys(AugmentConfig.model_fields, 0.0) | {
     "crop_scale": (1, 1),
@@ -63,6 +63,7 @@ def test_every_preset_gives_finite_repeatable_views(modality: Modality, channels
 
 def test_presets_are_one_row_per_modality_and_keep_the_finding_in_the_crop() -> None:
     assert set(PRESETS) == set(get_args(Modality))
+    assert {name.name for name in fields(Preset)} - {"standardise", "outside"} == set(AugmentConfig.model_fields)
     for modality, preset in PRESETS.items():
         assert preset.light_crop_scale[0] >= 0.3
         assert preset.crop_scale[0] >= 0.3 or modality in ("histopathology", "microscopy")
@@ -362,6 +363,14 @@ ACTING: dict[str, tuple[Any, dict[str, Any]]] = {
     "hue": (0.2, {"jitter_probability": 1.0}),
     "jitter_probability": (1.0, {"gamma": 0.5}),
     "cutout": (0.5, {}),
+    "anisotropy": (4.0, {"anisotropy_probability": 1.0}),
+    "anisotropy_probability": (1.0, {"anisotropy": 4.0}),
+    "motion": (0.1, {"artefact_probability": 1.0}),
+    "ghosting": (0.8, {"artefact_probability": 1.0}),
+    "artefact_probability": (1.0, {"ghosting": 0.8}),
+    "equalise": (1.0, {"equalise_probability": 1.0}),
+    "equalise_probability": (1.0, {"equalise": 1.0}),
+    "shuffle": (0.5, {}),
 }
 
 
@@ -409,45 +418,3 @@ def test_a_seed_gives_the_same_views_on_a_gpu(modality: Modality) -> None:
         on_gpu = make(given_pictures.cuda(), torch_generator(0))
         assert on_gpu.is_cuda
         assert (on_gpu.cpu() - make(given_pictures, torch_generator(0))).abs().max() < 5e-3
-
-
-BAD: dict[str, tuple[Tensor, str]] = {
-    "channels": (torch.zeros(2, 1, 32, 32), r"shape \[2, 1, 32, 32\].*\[B, 3, 32, 32\].*image.channels"),
-    "three dimensions": (torch.zeros(3, 32, 32), r"shape \[3, 32, 32\]"),
-    "size": (torch.zeros(2, 3, 32, 48), r"shape \[2, 3, 32, 48\]"),
-    "empty": (torch.zeros(0, 3, 32, 32), r"shape \[0, 3, 32, 32\]"),
-    "bytes": (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), r"torch.uint8; give float32"),
-    "range": (torch.full((2, 3, 32, 32), 255.0), r"from 255 to 255; scale"),
-    "negative": (torch.full((2, 3, 32, 32), -0.5), r"from -0.5"),
-    "not a number": (torch.full((2, 3, 32, 32), torch.nan), r"nan"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_pictures_are_refused_in_one_line(name: str) -> None:
-    given_pictures, message = BAD[name]
-    subject = augmentation()
-    for make in (
-        subject.plain,
-        lambda x: subject.light(x, torch_generator(0)),
-        lambda x: subject.strong(x, torch_generator(0)),
-    ):
-        with pytest.raises(DataError, match=message) as caught:
-            make(given_pictures)
-        assert isinstance(caught.value, FedpretextError) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"crop_scale": (0.9, 0.3)}, "smaller number first"),
-        ({"crop_scale": (0.0, 0.3)}, "greater than 0"),
-        ({"crop_scale": (0.5, 1.2)}, "less than or equal to 1"),
-        ({"horizontal_flip": 1.5}, "less than or equal to 1"),
-        ({"solarise": 0.1}, "not permitted"),
-        ({"hue": 0.1}, "colour operation, but channels = 1"),
-    ],
-)
-def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        ImageConfig.model_validate({"modality": "mri", "size": 32, "channels": 1, "augment": changes})

@@ -16,6 +16,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from foundation.errors import DataError
+from imaging.config import ImageConfig
 from imaging.formats import Scale
 from imaging.readers import decode, fitted_box, prepare, read_picture, resize, to_unit
 
@@ -288,7 +289,7 @@ def test_a_real_ct_in_hounsfield_units(shared: Path) -> None:
 
 @pytest.mark.parametrize("name", ["anatomical.nii", "sct_t2.nii.gz", "sct_t2s.nii.gz"])
 def test_real_mri_volumes(shared: Path, name: str) -> None:
-    pixels = prepare(shared / "data" / "nifti_volumes" / name, 1, 32, "mri")
+    pixels = prepare(shared / "data" / "nifti_volumes" / name, ImageConfig(modality="mri", size=32, channels=1))
     assert pixels.shape == (1, 32, 32) and pixels.min() == 0.0 and 0.9 < pixels.max() <= 1.0 and pixels.std() > 0.1
 
 
@@ -431,7 +432,7 @@ def test_a_real_endoscopy_picture_becomes_a_square(shared: Path) -> None:
     with Image.open(path) as image:
         width, height = image.size
         mean = float(np.asarray(image).mean()) / 255
-    square = prepare(path, 3, 96, "endoscopy")
+    square = prepare(path, ImageConfig(modality="endoscopy", size=96, channels=3))
     assert square.shape == (3, 96, 96) and width != height
     top, left, new_height, new_width = fitted_box(height, width, 96)
     inner = square[:, top : top + new_height, left : left + new_width]

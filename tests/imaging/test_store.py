@@ -44,9 +44,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded while the test runs."""
     names: list[str] = []
 
-    def counted(path: Path, channels: int, size: int, modality: str, frame: int | None) -> FloatArray:
+    def counted(path: Path, image: ImageConfig, frame: int | None) -> FloatArray:
         names.append(path.name)
-        return prepare(path, channels, size, modality, frame)  # type: ignore[arg-type]  # a str stands for the literal
+        return prepare(path, image, frame)
 
     monkeypatch.setattr(imaging.store, "prepare", counted)
     return names
@@ -79,7 +79,7 @@ def test_rows_keep_the_manifest_order_and_columns(tmp_path: Path) -> None:
     assert store.patients.dtype == np.int64 and store.patients.tolist() == [0, 0, 1, 2, 2]
     assert store.series.tolist() == [0, 0, 1, 2, 3]  # series "s" of three patients are three series
     for row, path in enumerate(manifest.paths()):
-        want = torch.from_numpy(prepare(path, 1, 16, "x-ray"))
+        want = torch.from_numpy(prepare(path, ImageConfig(modality="x-ray", size=16, channels=1)))
         torch.testing.assert_close(store.batch([row])[0], want, rtol=0, atol=1e-5)
     torch.testing.assert_close(store.batch(torch.tensor([4, 0, 4])), store.batch(np.array([4, 0, 4])))
     torch.testing.assert_close(store.batch([4, 0])[1], store.batch([0])[0])
@@ -126,10 +126,10 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     manifest = site(tmp_path / "a", 100)
     counted = vars(imaging.store)["prepare"]
 
-    def stops(path: Path, channels: int, size: int, modality: str, frame: int | None) -> Any:
+    def stops(path: Path, image: ImageConfig, frame: int | None) -> Any:
         if len(decoded) == 70:
             raise KeyboardInterrupt
-        return counted(path, channels, size, modality, frame)
+        return counted(path, image, frame)
 
     monkeypatch.setattr(imaging.store, "prepare", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -188,9 +188,9 @@ def test_two_builders_at_once_decode_once(tmp_path: Path, decoded: list[str], mo
     manifest = site(tmp_path / "a", 60)
     counted = vars(imaging.store)["prepare"]
 
-    def slow(path: Path, channels: int, size: int, modality: str, frame: int | None) -> Any:
+    def slow(path: Path, image: ImageConfig, frame: int | None) -> Any:
         time.sleep(0.002)
-        return counted(path, channels, size, modality, frame)
+        return counted(path, image, frame)
 
     stores: list[TensorStore] = []
     monkeypatch.setattr(imaging.store, "prepare", slow)
@@ -211,7 +211,7 @@ def test_a_few_broken_files_are_left_out_and_listed(tmp_path: Path) -> None:
     assert len(store) == 38 and "7.png" not in set(store.table["image"])
     assert [row["image"] for row in store.skipped] == ["7.png", "30.png"]
     assert "cannot be read" in store.skipped[0]["reason"] and "there is no such" in store.skipped[1]["reason"]
-    want = torch.from_numpy(prepare(tmp_path / "a" / "39.png", 1, 16, "x-ray"))
+    want = torch.from_numpy(prepare(tmp_path / "a" / "39.png", ImageConfig(modality="x-ray", size=16, channels=1)))
     torch.testing.assert_close(store.batch([37])[0], want, rtol=0, atol=1e-5)  # rows after the gaps are right
     assert [row["image"] for row in build(manifest, tmp_path / "store").skipped] == ["7.png", "30.png"]
 
