@@ -1,6 +1,6 @@
 """Pretext tasks, one file a paper.
 
-Adding one: its file, its name in ``METHODS`` and in ``AnyMethodConfig``, one test.
+Adding one: its file, its name and section in ssl_methods/table.py, one test.
 """
 
 from typing import Annotated, Any, cast
@@ -10,28 +10,43 @@ from pydantic import Field
 from foundation.errors import StudyError, look_up, nearest
 from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder, require_kind
-from ssl_methods.ijepa import IJEPA, IJEPAConfig
-from ssl_methods.mae import MAE, MAEConfig
+from ssl_methods.combine import Combine, CombineConfig
+from ssl_methods.encoders import EncoderConfig, build_encoder, require_dimensions, require_kind
 from ssl_methods.method import Method, MethodConfig
-from ssl_methods.simclr import SimCLR, SimCLRConfig
+from ssl_methods.table import SINGLE_METHODS, SingleMethodConfig
 
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "mae": MAE, "ijepa": IJEPA}
-AnyMethodConfig = Annotated[SimCLRConfig | MAEConfig | IJEPAConfig, Field(discriminator="name")]
+METHODS: dict[str, type[Method]] = {**SINGLE_METHODS, "combine": Combine}
+AnyMethodConfig = Annotated[SingleMethodConfig | CombineConfig, Field(discriminator="name")]
 
 
 def method_class(config: MethodConfig) -> type[Method]:
     """The class that a method's section asks for."""
-    return look_up(METHODS, cast(Any, config).name, "method")
+    return look_up(METHODS, cast(Any, config).name, "method").declared_for(config)
 
 
-def check_method(config: MethodConfig, encoder: EncoderConfig) -> None:
-    """StudyError when the method does not take this kind of encoder or shares a part it has not got."""
+def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig) -> None:
+    """StudyError when the method does not take such an encoder or picture or shares a part it has not got."""
+    if isinstance(config, CombineConfig):
+        for member in config.methods:
+            check_method(member.method, encoder, image)
     method, name = method_class(config), cast(Any, config).name
     require_kind(encoder.name, name, method.encoders)
+    require_dimensions(encoder.name, image)
+    if image.dimensions not in method.dimensions:
+        volumes = [other for other, known in METHODS.items() if image.dimensions in known.dimensions]
+        raise StudyError(
+            f"method {name!r} does not take {image.dimensions}-D pictures: choose {' or '.join(volumes)}, "
+            f"or {'leave image.depth out' if image.dimensions == 3 else 'set image.depth'}"
+        )
+    if config.focus == "attention" and not method.attends:
+        able = [other for other, known in METHODS.items() if known.attends]
+        raise StudyError(
+            f"method.focus attention needs a masked method with a teacher, which {name!r} is not: choose "
+            f"{' or '.join(able)}, or focus entropy"
+        )
     if config.share is None:
         return
-    offered = [part for part, role in method.parts.items() if role != "derived"]
+    offered = [part for part, role in method.parts.items() if role != "derived" and part not in method.never_shared]
     for part in config.share:
         if part not in offered:
             raise StudyError(
@@ -43,7 +58,7 @@ def check_method(config: MethodConfig, encoder: EncoderConfig) -> None:
 
 def build_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig, seed: int) -> Method:
     """The method with fresh weights, the same for the same seed; StudyError when the pieces do not fit."""
-    check_method(config, encoder)
+    check_method(config, encoder, image)
     with seeded_torch(seed, "initialisation"):
         return method_class(config)(config, build_encoder(encoder, image), image)
 

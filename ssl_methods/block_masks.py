@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imaging.saliency import CANDIDATES, TOLERANCE
+from ssl_methods.token_masks import EMPTY, SALIENT, strata, stratified
+
 LEAST_CONTEXT = 10
 REDRAWS = 10
 
@@ -25,17 +28,27 @@ def context_length(patches: int, kept: float) -> int:
     return max(round(kept * patches), min(LEAST_CONTEXT, patches // 3), 1)
 
 
-def block_masks(count: int, side: int, ranges: BlockRanges, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def block_masks(
+    count: int, side: int, ranges: BlockRanges, generator: torch.Generator, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Row-major places ``(context [count, K], targets [count, T, M])`` on a grid of ``side`` x ``side``.
 
     One target size is drawn for the batch, places for each picture by itself; no draw depends on a picture.
     Context and targets of a picture never meet. Both are in rising order.
+
+    weights ``[count, N]`` (CPU): saliency, 0 where a patch is empty. Of 8 layouts the first is then taken that is
+    within a tenth of the best in (share of the hidden patches that are not empty) x (how far salient patches left
+    over suffice for their share of the context), and the context is a stratified sample (token_masks.stratified).
     """
     patches = side * side
     height, width = target_size(side, ranges, generator)
     length = context_length(patches, ranges.context_kept)
     length = min(length, patches - height * width)
+    levels = None if weights is None else strata(weights)
     hidden_by, context = _draw(count, side, (height, width), ranges, generator)
+    if levels is not None:
+        others = [_draw(count, side, (height, width), ranges, generator) for _ in range(CANDIDATES - 1)]
+        hidden_by, context = _best([(hidden_by, context), *others], levels, length)
     for _ in range(REDRAWS):
         short = (context & ~hidden_by.any(dim=1)).sum(dim=1) < length
         if not short.any():
@@ -47,8 +60,10 @@ def block_masks(count: int, side: int, ranges: BlockRanges, generator: torch.Gen
     # the rest.
     hidden_by[short] = hidden_by[short][:, :1].expand(-1, ranges.targets, -1)
     free[short] = ~hidden_by[short].any(dim=1)
-    scores = torch.rand(count, patches, generator=generator).masked_fill(~free, -1.0)
-    kept = scores.topk(length, dim=1).indices.sort(dim=1).values
+    scores = torch.rand(count, patches, generator=generator)
+    if levels is not None:
+        scores = 3 - stratified(scores, levels, length, free)
+    kept = scores.masked_fill(~free, -1.0).topk(length, dim=1).indices.sort(dim=1).values
     places = hidden_by.nonzero()[:, 2].reshape(count, ranges.targets, height * width)
     return kept, places
 
@@ -72,6 +87,24 @@ def _draw(
     scale = _between(ranges.context_scale, float(torch.rand(1, generator=generator)))
     square = min(max(round(side * scale**0.5), 1), side)
     return targets, _blocks((count,), side, (square, square), generator)
+
+
+def _best(layouts: list[tuple[Tensor, Tensor]], levels: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Of each picture the first of the layouts (targets, context) that is nearly the best, as ``block_masks`` says."""
+    salient = levels == SALIENT
+    need = (salient.sum(dim=1) * length / levels.shape[1]).ceil().clamp(min=1)
+    goodness = []
+    for hidden_by, context in layouts:
+        hidden = hidden_by.any(dim=1)  # [count, N]
+        free = context & ~hidden
+        filled = (hidden & (levels != EMPTY)).sum(dim=1) / hidden.sum(dim=1)
+        suffices = ((free & salient).sum(dim=1) / need).clamp(max=1)
+        goodness.append(filled * suffices * (free.sum(dim=1) >= length))
+    scores = torch.stack(goodness)  # [layouts, count]
+    taken = (scores >= TOLERANCE * scores.amax(dim=0)).int().argmax(dim=0)  # the first
+    rows = torch.arange(len(taken))
+    chosen = [torch.stack(parts)[taken, rows] for parts in zip(*layouts, strict=True)]
+    return chosen[0], chosen[1]
 
 
 def _blocks(shape: tuple[int, ...], side: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:

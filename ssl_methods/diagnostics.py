@@ -1,8 +1,13 @@
 """What features look like without labels: rank, alignment, uniformity, collapse."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ssl_methods.encoders import features
+from ssl_methods.method import Method
 
 
 def _exact(features: Tensor) -> Tensor:
@@ -46,3 +51,44 @@ def feature_std(features: Tensor) -> float:
     Far below 1/sqrt(D) means collapse: Chen and He 2021, sec. 4.1 and figure 2.
     """
     return float(functional.normalize(_exact(features), dim=1).std(dim=0).mean())
+
+
+SPREAD = "output_spread"
+"""The metric that ``collapsing`` reads."""
+COLLAPSED_SPREAD = 0.1
+LOST_SHARE = 0.25
+
+
+@torch.no_grad()
+def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """What the method's features of a site's ``pictures`` ``[N, C, ...]`` (N at least 2) look like after a round.
+
+    ``feature_spread``, ``rankme`` and ``uniformity`` of the encoder's features of the plain pictures, ``alignment``
+    of these with the features of one strong view each; ``output_spread`` of what the loss compares
+    (``Method.output``): collapse shows there rounds before it reaches the encoder. A spread is ``feature_std``
+    times sqrt(D): 1 when all directions are used alike, 0 when all pictures look the same.
+    """
+    training = method.training
+    method.eval()
+    plain = features(method.encoder, method.augmentation.plain(pictures))  # [N, D]
+    changed = features(method.encoder, method.augmentation.strong(pictures, generator))
+    output = method.output(plain)
+    method.train(training)
+    return {
+        "feature_spread": feature_std(plain) * plain.shape[1] ** 0.5,
+        "rankme": rankme(plain),
+        "alignment": alignment(plain, changed),
+        "uniformity": uniformity(plain),
+        SPREAD: feature_std(output) * output.shape[1] ** 0.5,
+    }
+
+
+def collapsing(spreads: Sequence[float]) -> bool:
+    """Whether a site's ``output_spread``, round by round, says that all pictures are coming to look the same.
+
+    True when it is below 0.1 (a fresh head may be there in its first round, so one round says nothing) or has lost
+    three quarters of its highest value, and still falls.
+    """
+    if len(spreads) < 2 or spreads[-1] >= spreads[-2]:
+        return False
+    return spreads[-1] < max(COLLAPSED_SPREAD, LOST_SHARE * max(spreads))

@@ -5,41 +5,79 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from foundation.errors import StudyError, nearest
 from foundation.vision_import import VisionTransformer, timm
 from imaging.config import ImageConfig, Section
 from ssl_methods.heads import grid_positions, take
+from ssl_methods.volume_encoders import (
+    STAGES,
+    VOLUME_ENCODERS,
+    Patch,
+    build_volume_encoder,
+    is_volume_encoder,
+    monai_arguments,
+    monai_line,
+    volume_features,
+    volume_grid,
+    volume_layers,
+    volume_maps,
+    volume_patch,
+    volume_tokens,
+    volume_width,
+)
 
-Kind = Literal["vit", "convolutional"]
+Kind = Literal["vit", "convolutional", "swin"]
 
 VIT_FAMILY = "vision_transformer"
 CONVOLUTIONAL_FAMILIES = ("resnet", "resnetv2", "convnext", "densenet", "efficientnet", "regnet")
+SWIN_FAMILIES = ("swin_transformer", "swin_transformer_v2")
 """timm's model files of which models were tried here (tests/ssl_methods/test_encoders.py)."""
 
 
 class EncoderConfig(Section):
     """Which encoder is pretrained."""
 
-    name: str = Field(description="A timm model name; `fedpretext encoders` lists recommended ones.")
-    patch_size: int | None = Field(
-        default=None, ge=1, description="Side of a patch in pixels (ViT only); default: the model's own."
+    name: str = Field(
+        description="A timm model name, or monai_vit or monai_swin_unetr for volumes; `fedpretext encoders` lists "
+        "recommended ones."
+    )
+    patch_size: Patch | None = Field(
+        default=None,
+        description="Side of a patch in pixels (ViT and Swin), in 3-D also [depth, height, width]; default: the "
+        "model's own.",
     )
     depth: int | None = Field(
-        default=None, ge=1, description="Transformer blocks (ViT only); default: the model's own."
+        default=None,
+        ge=1,
+        description="Transformer blocks (ViT), or blocks of each stage (Swin); default: the model's own.",
     )
     width: int | None = Field(
-        default=None, ge=4, description="Channels of a patch token (ViT only), a multiple of 4 and of heads."
+        default=None,
+        ge=4,
+        description="Channels of a patch token (Swin: in the first stage), a multiple of 4 (ViT in 3-D: of 6) and of "
+        "heads.",
     )
-    heads: int | None = Field(default=None, ge=1, description="Attention heads (ViT only); default: the model's own.")
+    heads: int | None = Field(
+        default=None, ge=1, description="Attention heads (Swin: of the first stage); default: the model's own."
+    )
     drop_path: float = Field(
         default=0.0,
         ge=0.0,
         lt=1.0,
         description="Share of residual branches dropped in training, at the last block.",
     )
+
+    @field_validator("patch_size")
+    @classmethod
+    def _patches_have_a_side(cls, patch: Patch | None) -> Patch | None:
+        sides = patch if isinstance(patch, tuple) else (patch,)
+        if any(side is not None and side < 1 for side in sides):
+            raise ValueError(f"{patch}: a patch has 1 pixel or more on each side")
+        return patch
 
 
 @dataclass(frozen=True)
@@ -60,14 +98,25 @@ ENCODERS: dict[str, Recommended] = {
     "resnet10t": Recommended("ResNet, 10 layers, tiered stem: 4.9 M weights, runs on a CPU", RESNET_PAPER),
     "resnet18": Recommended("ResNet, 18 layers: 11.2 M weights", RESNET_PAPER),
     "resnet50": Recommended("ResNet, 50 layers: 23.5 M weights", RESNET_PAPER),
+    "swin_tiny_patch4_window7_224": Recommended(
+        "Swin, windows of 7 x 7 patches: 27.5 M weights, one small GPU", "Liu et al. 2021"
+    ),
+    "monai_vit": Recommended(
+        "for volumes: MONAI's ViT, 12 blocks of 768: 88.4 M weights at 96 voxels a side", VIT_PAPER
+    ),
+    "monai_swin_unetr": Recommended(
+        "for volumes: MONAI's Swin UNETR encoder, 48 channels: 8.1 M weights, a GPU", "Hatamizadeh et al. 2022"
+    ),
     "convnext_atto": Recommended("ConvNeXt, no BatchNorm: 3.4 M weights", "Liu et al. 2022; Wightman"),
 }
 
 
 def encoder_kind(name: str) -> Kind:
-    """Whether timm's model ``name`` is a plain ViT or convolutional; StudyError for any other name."""
+    """Whether the encoder ``name`` is a plain ViT, convolutional or a Swin; StudyError for any other name."""
+    if name in VOLUME_ENCODERS:
+        return VOLUME_ENCODERS[name]
     if not timm.is_model(name):
-        known = timm.list_models()
+        known = [*timm.list_models(), *VOLUME_ENCODERS]
         raise StudyError(
             f"encoder {name!r} is not a timm model{nearest(name, known)}; `fedpretext encoders` lists recommended ones"
         )
@@ -76,9 +125,11 @@ def encoder_kind(name: str) -> Kind:
         return "vit"
     if family in CONVOLUTIONAL_FAMILIES:
         return "convolutional"
+    if family in SWIN_FAMILIES:
+        return "swin"
     raise StudyError(
         f"encoder {name!r} is of timm's family {family!r}; taken are {VIT_FAMILY}, "
-        f"{', '.join(CONVOLUTIONAL_FAMILIES)}: choose a name from `fedpretext encoders`"
+        f"{', '.join((*CONVOLUTIONAL_FAMILIES, *SWIN_FAMILIES))}: choose a name from `fedpretext encoders`"
     )
 
 
@@ -87,35 +138,90 @@ def require_kind(name: str, method: str, kinds: Sequence[Kind]) -> None:
     kind = encoder_kind(name)
     if kind not in kinds:
         suits = [known for known in ENCODERS if encoder_kind(known) in kinds]
+        suits = [known for known in suits if encoder_dimensions(known) == encoder_dimensions(name)] or suits
         raise StudyError(
             f"encoder {name!r} is {kind}, but method {method!r} takes {' or '.join(kinds)} encoders: "
             f"choose for example {suits[0]!r}"
         )
 
 
+def encoder_dimensions(name: str) -> int:
+    """3 for the encoders of volumes, 2 for all others."""
+    return 3 if name in VOLUME_ENCODERS else 2
+
+
+def require_dimensions(name: str, image: ImageConfig) -> None:
+    """StudyError when the encoder ``name`` is for volumes and the study's pictures are not, or the other way."""
+    if encoder_dimensions(name) == image.dimensions:
+        return
+    if image.depth is None:
+        raise StudyError(f"encoder {name!r} is for volumes, but pictures are 2-D: set image.depth, or a 2-D encoder")
+    raise StudyError(
+        f"encoder {name!r} is for 2-D pictures, but image.depth {image.depth} says volumes: "
+        f"choose {' or '.join(VOLUME_ENCODERS)}, or leave image.depth out"
+    )
+
+
 def timm_arguments(config: EncoderConfig, image: ImageConfig) -> dict[str, Any]:
-    """Keyword arguments of ``timm.create_model(config.name, ...)`` that give the study's encoder.
+    """Keyword arguments of ``timm.create_model(config.name, ...)`` that give the study's 2-D encoder.
 
     StudyError when an option is given that the encoder cannot follow.
     """
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": image.channels}
     named = {"patch_size": "patch_size", "depth": "depth", "width": "embed_dim", "heads": "num_heads"}
     given = {option: getattr(config, option) for option in named if getattr(config, option) is not None}
-    if encoder_kind(config.name) == "vit":
+    if isinstance(config.patch_size, tuple):
+        raise StudyError(
+            f"encoder.patch_size {list(config.patch_size)} has three sides, but {config.name!r} takes 2-D pictures: "
+            f"give one number"
+        )
+    kind = encoder_kind(config.name)
+    if kind == "vit":
         arguments |= {"img_size": image.size, "class_token": False, "reg_tokens": 0, "global_pool": "avg"}
         arguments |= {"fc_norm": False} | {named[option]: value for option, value in given.items()}
+    elif kind == "swin":
+        arguments |= {"img_size": image.size, "strict_img_size": False} | _swin_arguments(config)
     elif given:
         option, value = next(iter(given.items()))
         raise StudyError(
             f"encoder.{option} {value} does nothing for {config.name!r}: it belongs to ViT encoders; leave it out"
         )
-    if config.drop_path > 0:
+    if config.drop_path > 0 or kind == "swin":  # timm's Swin otherwise drops .1
         arguments["drop_path_rate"] = config.drop_path
     return arguments
 
 
+def _swin_arguments(config: EncoderConfig) -> dict[str, Any]:
+    """What is given of a 2-D Swin's options, in timm's names; each stage doubles the heads."""
+    found: dict[str, Any] = {}
+    if config.patch_size is not None:
+        found["patch_size"] = config.patch_size
+    if config.depth is not None:
+        found["depths"] = (config.depth,) * STAGES
+    if config.width is not None:
+        found["embed_dim"] = config.width
+    if config.heads is not None:
+        found["num_heads"] = tuple(config.heads * 2**stage for stage in range(STAGES))
+    return found
+
+
+def _monai_arguments(config: EncoderConfig, image: ImageConfig) -> dict[str, Any]:
+    """Keyword arguments of MONAI's class for the study's 3-D encoder."""
+    return monai_arguments(
+        config.name,
+        image,
+        patch_size=config.patch_size,
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        drop_path=config.drop_path,
+    )
+
+
 def timm_line(config: EncoderConfig, image: ImageConfig) -> str:
-    """The line of Python with which plain timm loads the exported ``encoder.safetensors``."""
+    """The line of Python with which plain timm (or MONAI, in 3-D) loads the exported ``encoder.safetensors``."""
+    if config.name in VOLUME_ENCODERS:
+        return monai_line(config.name, _monai_arguments(config, image))
     arguments = timm_arguments(config, image) | {"checkpoint_path": "encoder.safetensors"}
     arguments.pop("drop_path_rate", None)  # has no weights and acts in training only
     written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
@@ -123,20 +229,25 @@ def timm_line(config: EncoderConfig, image: ImageConfig) -> str:
 
 
 def build_encoder(config: EncoderConfig, image: ImageConfig) -> nn.Module:
-    """A fresh timm model (weights from torch's global generator): ``[B, C, S, S]`` -> ``[B, D]``.
+    """A fresh timm or MONAI model (weights from torch's global generator) for pictures ``[B, *image.shape]``.
 
     A ViT has no class token; its position embedding is the fixed sine-cosine one and is not trained, as in
     MAE and I-JEPA, and its pooled output is the mean of the normalised patch tokens.
     """
+    encoder_kind(config.name)  # an unknown name is told before what does not fit it
+    require_dimensions(config.name, image)
+    if config.name in VOLUME_ENCODERS:
+        return build_volume_encoder(config.name, _monai_arguments(config, image))
     arguments = timm_arguments(config, image)
     if encoder_kind(config.name) == "vit":
         _check_vit(config, image)
     try:
         encoder: nn.Module = timm.create_model(config.name, **arguments)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise StudyError(f"encoder {config.name!r} cannot be built as the study says: {error}") from error
     if isinstance(encoder, VisionTransformer):
         _fix_positions(encoder)
+        cast(Any, encoder.patch_embed).strict_img_size = False  # the small crops of multi-crop: see patch_tokens
     return encoder
 
 
@@ -144,7 +255,7 @@ def _check_vit(config: EncoderConfig, image: ImageConfig) -> None:
     """StudyError when patches do not tile the picture or heads do not divide the width."""
     with torch.device("meta"):
         plain: Any = timm.create_model(config.name, num_classes=0)
-    patch = config.patch_size or plain.patch_embed.patch_size[0]
+    patch = cast(int, config.patch_size or plain.patch_embed.patch_size[0])
     if image.size % patch or image.size == patch:
         fitting = [side for side in range(2, image.size) if image.size % side == 0]
         nearest_side = min(fitting, key=lambda side: abs(side - patch), default=None)
@@ -167,41 +278,143 @@ def _fix_positions(vit: nn.Module) -> None:
     if positions is None:
         raise StudyError("this ViT has no absolute position embedding; choose a name from `fedpretext encoders`")
     with torch.no_grad():
-        positions.copy_(grid_positions(grid_side(vit), positions.shape[-1])[None])
+        positions.copy_(grid_positions(grid_shape(vit), positions.shape[-1])[None])
     positions.requires_grad_(False)
 
 
 def feature_dim(encoder: nn.Module) -> int:
     """D, the number of channels of the pooled feature."""
-    return int(cast(Any, encoder).num_features)
+    return volume_width(encoder) if is_volume_encoder(encoder) else int(cast(Any, encoder).num_features)
 
 
 def features(encoder: nn.Module, pictures: Tensor) -> Tensor:
-    """Pooled features ``[B, D]`` of ``[B, C, S, S]``."""
+    """Pooled features ``[B, D]`` of ``[B, C, S, S]`` or, by a 3-D encoder, ``[B, C, D, S, S]``.
+
+    A 2-D encoder takes crops of another side too: a ViT or a Swin of any multiple of its patch.
+    """
+    if is_volume_encoder(encoder):
+        return volume_features(encoder, pictures)
+    if isinstance(encoder, VisionTransformer) and _grid_of(encoder, pictures) != grid_shape(encoder):
+        return patch_tokens(encoder, pictures).mean(dim=1)
     return cast(Tensor, encoder(pictures))
 
 
+def feature_maps(encoder: nn.Module, pictures: Tensor) -> Tensor:
+    """The last spatial map ``[B, D, h, w]`` (in 3-D ``[B, D, d, h, w]``), before pooling, for decoders and dense heads.
+
+    A ViT's are its normalised patch tokens on their grid. Others give what they pool; some of timm's networks
+    normalise only afterwards.
+    """
+    if is_volume_encoder(encoder):
+        return volume_maps(encoder, pictures)
+    if isinstance(encoder, VisionTransformer):
+        tokens = patch_tokens(encoder, pictures)
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *_grid_of(encoder, pictures))
+    found = cast(Tensor, cast(Any, encoder).forward_features(pictures))
+    last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"  # timm's Swin has the channels last
+    return found.permute(0, 3, 1, 2).contiguous() if last else found
+
+
+def grid_shape(vit: nn.Module) -> tuple[int, ...]:
+    """Patches along height and width, or depth, height and width."""
+    return volume_grid(vit) if is_volume_encoder(vit) else tuple(cast(Any, vit).patch_embed.grid_size)
+
+
+def patch_shape(vit: nn.Module) -> tuple[int, ...]:
+    """Pixels of a patch along height and width, or depth, height and width."""
+    return volume_patch(vit) if is_volume_encoder(vit) else tuple(cast(Any, vit).patch_embed.patch_size)
+
+
 def grid_side(vit: nn.Module) -> int:
-    """Patches along one side of the picture."""
-    return int(cast(Any, vit).patch_embed.grid_size[0])
+    """Patches along one side of a 2-D picture."""
+    return grid_shape(vit)[-1]
 
 
 def patch_side(vit: nn.Module) -> int:
-    """Pixels along one side of a patch."""
-    return int(cast(Any, vit).patch_embed.patch_size[0])
+    """Pixels along one side of a patch of a 2-D picture."""
+    return patch_shape(vit)[-1]
 
 
 def patch_tokens(vit: nn.Module, pictures: Tensor, keep: Tensor | None = None) -> Tensor:
     """Normalised patch tokens ``[B, K, D]`` at the places ``keep`` ``[B, K]`` (row-major), or all N of them.
 
     Tokens are dropped before the first block: the pixels of a hidden patch reach nothing (He et al. 2022,
-    sec. 3).
+    sec. 3). 2-D pictures may have another side than the study's, a multiple of the patch (small crops).
     """
+    if is_volume_encoder(vit):
+        return volume_tokens(vit, pictures, keep)
     model = cast(Any, vit)
-    tokens = model.patch_embed(pictures) + model.pos_embed  # [B, N, D]
+    tokens = patch_embeddings(vit, pictures)  # [B, N, D]
     if keep is not None:
         tokens = take(tokens, keep)  # [B, K, D]
     return cast(Tensor, model.norm(model.blocks(model.norm_pre(tokens))))
+
+
+def patch_embeddings(vit: nn.Module, pictures: Tensor) -> Tensor:
+    """Embedded patches with their positions ``[B, N, D]`` of a 2-D ViT, before its first block."""
+    return cast(Tensor, cast(Any, vit).patch_embed(pictures)) + _positions(vit, _grid_of(vit, pictures))
+
+
+def masked_tokens(vit: nn.Module, pictures: Tensor, mask: Tensor, mask_token: nn.Embedding) -> Tensor:
+    """Normalised patch tokens ``[B, N, D]`` of a 2-D ViT that sees a mask token in place of hidden patches.
+
+    pictures ``[B, C, S, S]``; mask ``[B, N]`` bool, row-major, true where hidden; mask_token one vector of D. It
+    replaces the embedded patch before the first block and gets the place's position like any patch, so that no
+    hidden pixel reaches anything (SimMIM, Xie et al. 2022, sec. 3.2; iBOT, Zhou et al. 2022, sec. 3.1).
+    """
+    model = cast(Any, vit)
+    seen = model.patch_embed(pictures)  # [B, N, D]
+    hidden = mask_token(mask.new_zeros(mask.shape, dtype=torch.long)).to(seen.dtype)  # [B, N, D]
+    tokens = torch.where(mask[:, :, None], hidden, seen) + _positions(vit, _grid_of(vit, pictures))
+    return cast(Tensor, model.norm(model.blocks(model.norm_pre(tokens))))
+
+
+def masked_maps(encoder: nn.Module, pictures: Tensor, mask: Tensor, mask_token: nn.Embedding) -> Tensor:
+    """The last spatial map ``[B, D, h, w]`` of a 2-D ViT or Swin that sees a mask token in place of hidden patches.
+
+    mask ``[B, N]`` bool over the patches that the encoder embeds, row-major; mask_token one vector of ``token_dim``.
+    """
+    if isinstance(encoder, VisionTransformer):
+        tokens = masked_tokens(encoder, pictures, mask, mask_token)
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *_grid_of(encoder, pictures))
+    model = cast(Any, encoder)
+    seen = model.patch_embed(pictures)  # [B, H, W, D of the first stage]
+    hidden = mask_token(mask.new_zeros(seen.shape[:3], dtype=torch.long)).to(seen.dtype)
+    mixed = torch.where(mask.view(*seen.shape[:3], 1), hidden, seen)
+    return cast(Tensor, model.norm(model.layers(mixed))).permute(0, 3, 1, 2).contiguous()
+
+
+def token_dim(encoder: nn.Module) -> int:
+    """Channels of an embedded patch of a 2-D ViT or Swin, before the first block."""
+    return int(cast(Any, encoder).embed_dim)
+
+
+def _grid_of(vit: nn.Module, pictures: Tensor) -> tuple[int, ...]:
+    """Patches along height and width of 2-D pictures of any side."""
+    return tuple(side // patch for side, patch in zip(pictures.shape[2:], patch_shape(vit), strict=True))
+
+
+def _positions(vit: nn.Module, grid: tuple[int, ...]) -> Tensor:
+    """The position embedding ``[1, N, D]`` of a 2-D ViT, resampled (bicubic, as in DINO) where the grid is another."""
+    whole = vit.get_parameter("pos_embed")
+    if grid == grid_shape(vit):
+        return whole
+    planes = whole.transpose(1, 2).reshape(1, -1, *grid_shape(vit))  # [1, D, h, w]
+    return functional.interpolate(planes, size=grid, mode="bicubic").flatten(2).transpose(1, 2)
+
+
+def layer_depths(encoder: nn.Module) -> dict[str, float]:
+    """For every weight its layer, rising from the stem: timm's own grouping (stem, block 1, ...), in 3-D likewise."""
+    if is_volume_encoder(encoder):
+        return {name: float(layer) for name, layer in volume_layers(encoder).items()}
+    matcher = cast(Any, encoder).group_matcher(coarse=False)
+    groups: dict[str, Any] = timm.models.group_parameters(encoder, matcher, reverse=True)
+    return {name: float(layer) for name, layer in groups.items()}
+
+
+def drops_paths(name: str) -> bool:
+    """Whether the encoder ``name`` has stochastic depth to set."""
+    return name != "monai_vit"
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,42 +1,57 @@
 """What stands on an encoder while it is pretrained and is thrown away afterwards."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from foundation.errors import StudyError
 from foundation.vision_import import Block
 
 
-def grid_positions(side: int, width: int) -> Tensor:
-    """Fixed sine-cosine position embedding ``[side * side, width]`` of a square grid, in row-major order.
+def grid_positions(grid: Sequence[int], width: int) -> Tensor:
+    """Fixed sine-cosine position embedding ``[N, width]`` of a grid of 2 or 3 sides, in row-major order.
 
-    The first half of the channels encodes the column, the second half the row; within a half, sines then
-    cosines at frequencies 10000^(-4i/width) (Vaswani et al. 2017, sec. 3.5, in two dimensions as MAE and
-    I-JEPA use it). ``width`` must be a multiple of 4.
+    Every axis has an equal share of the channels, the last axis (columns) the first share; within a share, sines
+    then cosines at frequencies 10000^(-i / F), F the frequencies of an axis (Vaswani et al. 2017, sec. 3.5, in
+    two dimensions as MAE and I-JEPA use it). ``width`` must be a multiple of twice the axes.
     """
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # [side, width/4]
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width/2]
-    columns = line[None, :, :].expand(side, side, -1)
-    rows = line[:, None, :].expand(side, side, -1)
-    return torch.cat([columns, rows], dim=2).reshape(side * side, width).float()
+    count = width // (2 * len(grid))  # frequencies of an axis
+    frequencies = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
+    shares = []
+    for axis, side in reversed(list(enumerate(grid))):
+        angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # [side, F]
+        line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, 2F]
+        spread = [side if other == axis else 1 for other in range(len(grid))]
+        shares.append(line.reshape(*spread, 2 * count).expand(*grid, -1))
+    return torch.cat(shares, dim=-1).reshape(math.prod(grid), width).float()
 
 
-def projector(widths: Sequence[int]) -> nn.Sequential:
-    """An MLP from ``[B, widths[0]]`` to ``[B, widths[-1]]``: Linear, BatchNorm, ReLU, ... Linear, BatchNorm.
+def projector(
+    widths: Sequence[int],
+    *,
+    normalisation: Literal["batch", "none"] = "batch",
+    last: Literal["normalised", "linear", "biased"] = "normalised",
+) -> nn.Sequential:
+    """An MLP from ``[B, widths[0]]`` to ``[B, widths[-1]]``: Linear, normalisation, ReLU, ... and a last Linear.
 
-    Chen et al. 2020, sec. 2.1, as their code builds it. The last normalisation has no learned scale or shift: the
-    loss normalises each vector anyway.
+    normalisation: of the hidden layers. last: what ends it: "normalised" a Linear and a BatchNorm without learned scale
+    or shift (Chen et al. 2020, sec. 2.1, as their code builds it: the loss normalises each vector anyway), "linear" a
+    Linear without bias, "biased" one with bias. A hidden Linear has a bias unless BatchNorm, which would take it
+    away again, follows.
     """
     layers: list[nn.Module] = []
-    for step, (before, after) in enumerate(pairwise(widths)):
-        last = step == len(widths) - 2
-        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, affine=not last)]
-        if not last:
-            layers.append(nn.ReLU())
+    for before, after in list(pairwise(widths))[:-1]:
+        if normalisation == "batch":
+            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
+        else:
+            layers += [nn.Linear(before, after), nn.ReLU()]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=last == "biased"))
+    if last == "normalised":
+        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
     return nn.Sequential(*layers)
 
 
@@ -63,11 +78,18 @@ class TokenPredictor(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, width_in: int, width_out: int, side: int, *, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, width_in: int, width_out: int, grid: Sequence[int], *, width: int, depth: int, heads: int
+    ) -> None:
         super().__init__()
+        if width % (2 * len(grid)):
+            raise StudyError(
+                f"a decoder of width {width} cannot place patches on {len(grid)} axes: "
+                f"set its width to a multiple of {2 * len(grid)} and of its heads"
+            )
         self.embed = nn.Linear(width_in, width)
         self.mask_token = nn.Embedding(1, width)
-        self.register_buffer("positions", grid_positions(side, width), persistent=False)  # [N, width]
+        self.register_buffer("positions", grid_positions(grid, width), persistent=False)  # [N, width]
         self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out = nn.Linear(width, width_out)

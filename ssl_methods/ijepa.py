@@ -1,6 +1,5 @@
 """I-JEPA: image-based joint-embedding predictive architecture (Assran et al. 2023, CVPR)."""
 
-import copy
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -11,29 +10,28 @@ from torch.nn import functional
 from foundation.schedules import linear, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.block_masks import BlockRanges, block_masks
-from ssl_methods.encoders import Kind, feature_dim, grid_side, patch_tokens
+from ssl_methods.encoders import Kind, feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
+from ssl_methods.focus import patch_weights
 from ssl_methods.heads import TokenPredictor, check_width, take
+from ssl_methods.mae import only_patches
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.momentum import follow, follower
+from ssl_methods.token_masks import counted
 
 
-def ijepa_loss(prediction: Tensor, tokens: Tensor) -> Tensor:
+def ijepa_loss(prediction: Tensor, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
     """Smooth L1 (beta 1) between predictions and layer-normed target tokens, at least in float32.
 
     prediction, tokens ``[..., D]``. The normalisation has no weights (their code; the paper's eq. 1 has the
-    squared distance).
+    squared distance). counted ``[B, M]`` bool of tokens ``[B, M, D]``: those that count, in every picture at least one;
+    the mean is then first of each picture's own, then over the pictures. None: all.
     """
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     target = functional.layer_norm(tokens, tokens.shape[-1:])
-    return functional.smooth_l1_loss(prediction.to(target.dtype), target)
-
-
-@torch.no_grad()
-def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Move ``target`` towards ``online``: t <- m t + (1 - m) o for every parameter; buffers are copied."""
-    for old, new in zip(target.parameters(), online.parameters(), strict=True):
-        old.lerp_(new.detach(), 1.0 - momentum)
-    for kept, current in zip(target.buffers(), online.buffers(), strict=True):
-        kept.copy_(current)
+    if counted is None:
+        return functional.smooth_l1_loss(prediction.to(target.dtype), target)
+    error = functional.smooth_l1_loss(prediction.to(target.dtype), target, reduction="none").mean(dim=2)  # [B, M]
+    return ((error * counted).sum(dim=1) / counted.sum(dim=1)).mean()
 
 
 class IJEPAConfig(MethodConfig):
@@ -101,6 +99,7 @@ class IJEPA(Method):
     family: ClassVar[Family] = "predictive"
     per_sample: ClassVar[bool] = True
     encoders: ClassVar[tuple[Kind, ...]] = ("vit",)
+    attends: ClassVar[bool] = True
     # The predictor is averaged with the encoder, as Yan et al. (2023) do with the decoder. The target encoder
     # follows the site's own encoder over the rounds, so that it costs no bytes.
     parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "predictor": "shared", "target_encoder": "local"}
@@ -112,12 +111,12 @@ class IJEPA(Method):
         self.predictor = TokenPredictor(
             width,
             width,
-            grid_side(encoder),
+            grid_shape(encoder),
             width=config.predictor_width,
             depth=config.predictor_depth,
             heads=config.predictor_heads,
         )
-        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.target_encoder = follower(encoder).eval()
         self.ranges = BlockRanges(
             config.targets,
             config.target_scale,
@@ -133,14 +132,17 @@ class IJEPA(Method):
         return self
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``pictures`` ``[B, C, S, S]`` (crop, flip), ``context`` ``[B, K]``, ``targets`` ``[B, T, M]``."""
+        """``pictures`` ``[B, C, S, S]`` (crop, flip), ``context`` ``[B, K]``, ``targets`` ``[B, T, M]``.
+
+        Where the study focuses also ``counted`` ``[B, T * M]``: the targets' patches that are not empty.
+        """
         pictures = self.augmentation.light(batch.pictures, generator)
-        context, targets = block_masks(len(pictures), grid_side(self.encoder), self.ranges, generator)
-        return {
-            "pictures": pictures,
-            "context": context.to(pictures.device),
-            "targets": targets.to(pictures.device),
-        }
+        weights = patch_weights(self.config.focus, pictures, grid_shape(self.encoder), self.target_encoder)
+        context, targets = block_masks(len(pictures), grid_side(self.encoder), self.ranges, generator, weights)
+        views = {"pictures": pictures, "context": context.to(pictures.device), "targets": targets.to(pictures.device)}
+        return (
+            views if weights is None else views | {"counted": counted(targets.flatten(1), weights).to(pictures.device)}
+        )
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Smooth L1 between predicted and true features of the target blocks."""
@@ -154,7 +156,14 @@ class IJEPA(Method):
         seen = views["context"].repeat_interleave(blocks, dim=0)  # [B * T, K]
         prediction = self.predictor(tokens.repeat_interleave(blocks, dim=0), seen, asked)  # [B * T, M, D]
         spread = hidden.float().flatten(0, 1).std(dim=0).mean()  # falls to 0 when the features collapse
-        return ijepa_loss(prediction.reshape(hidden.shape), hidden), {"target_std": spread}
+        return ijepa_loss(prediction.reshape(hidden.shape), hidden, views.get("counted")), {"target_std": spread}
+
+    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+        """The view, what of it the encoder sees, and the blocks whose features it has to predict."""
+        whole, patch = views["pictures"][picture], patch_shape(self.encoder)
+        blocks = [("encoder sees", views["context"][picture])]
+        blocks += [(f"target {number}", block) for number, block in enumerate(views["targets"][picture], start=1)]
+        return [("view", whole), *((title, only_patches(whole, places, patch)) for title, places in blocks)]
 
     def after_step(self, progress: float, pictures: int) -> None:
         """Let the target encoder follow (sec. 3; momentum .996 -> 1 in a straight line, appendix A)."""

@@ -1,5 +1,7 @@
 """Masked autoencoder (He et al. 2022, CVPR; federated: Yan et al. 2023, IEEE TMI)."""
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -7,25 +9,40 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from ssl_methods.encoders import Kind, feature_dim, grid_side, patch_side, patch_tokens
+from ssl_methods.encoders import Kind, feature_dim, grid_shape, patch_shape, patch_tokens
+from ssl_methods.focus import patch_weights
 from ssl_methods.heads import TokenPredictor, check_width, take
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.token_masks import counted, random_masks
 
 
-def patchify(pictures: Tensor, patch: int) -> Tensor:
-    """``[B, C, S, S]`` -> ``[B, N, patch * patch * C]``: row-major patches of row-major pixels with C last."""
-    batch, channels, size, _ = pictures.shape
-    side = size // patch
-    cut = pictures.reshape(batch, channels, side, patch, side, patch)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, side * side, patch * patch * channels)
+def patchify(pictures: Tensor, patch: int | Sequence[int]) -> Tensor:
+    """``[B, C, S, S]`` -> ``[B, N, P]``: row-major patches of P = patch * patch * C values, row-major with C last.
+
+    Volumes ``[B, C, D, H, W]`` likewise. ``patch`` is the side of a patch, or its sides by axis.
+    """
+    batch, channels, *sizes = pictures.shape
+    sides = [patch] * len(sizes) if isinstance(patch, int) else list(patch)
+    grid = [size // side for size, side in zip(sizes, sides, strict=True)]
+    axes = len(sizes)
+    cut = pictures.reshape(batch, channels, *(part for pair in zip(grid, sides, strict=True) for part in pair))
+    places, inside = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    return cut.permute(0, *places, *inside, 1).reshape(batch, math.prod(grid), math.prod(sides) * channels)
 
 
-def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """The inverse of ``patchify``: ``[B, N, patch * patch * C]`` -> ``[B, C, S, S]``."""
+def unpatchify(patches: Tensor, patch: int | Sequence[int], grid: Sequence[int] | None = None) -> Tensor:
+    """The inverse of ``patchify``: ``[B, N, P]`` -> ``[B, C, S, S]``, or of volumes ``[B, C, D, H, W]``.
+
+    ``grid``: patches along each axis; None: a square one of 2 axes.
+    """
     batch, count, values = patches.shape
-    side, channels = round(count**0.5), values // patch**2
-    cut = patches.reshape(batch, side, side, patch, patch, channels)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * patch, side * patch)
+    grid = [round(count**0.5)] * 2 if grid is None else list(grid)
+    sides = [patch] * len(grid) if isinstance(patch, int) else list(patch)
+    axes, channels = len(grid), values // math.prod(sides)
+    cut = patches.reshape(batch, *grid, *sides, channels)
+    order = [axis for pair in zip(range(1, 1 + axes), range(1 + axes, 1 + 2 * axes), strict=True) for axis in pair]
+    whole = [count * side for count, side in zip(grid, sides, strict=True)]
+    return cut.permute(0, 1 + 2 * axes, *order).reshape(batch, channels, *whole)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,29 +50,39 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-def mae_loss(prediction: Tensor, pictures: Tensor, masked: Tensor, patch: int, norm_pixels: bool) -> Tensor:
+def mae_loss(
+    prediction: Tensor,
+    pictures: Tensor,
+    masked: Tensor,
+    patch: int | Sequence[int],
+    norm_pixels: bool,
+    counted: Tensor | None = None,
+) -> Tensor:
     """Mean squared error over the masked patches (sec. 3, "reconstruction target"), at least in float32.
 
-    prediction ``[B, M, patch * patch * C]`` at the places ``masked`` ``[B, M]`` of ``pictures`` ``[B, C, S,
-    S]``.
+    prediction ``[B, M, P]`` at the places ``masked`` ``[B, M]`` of ``pictures`` ``[B, C, S, S]`` or volumes
+    ``[B, C, D, H, W]``; ``patch`` as ``patchify`` takes it. counted ``[B, M]`` bool: the masked patches that count, in
+    every picture at least one: the mean is then first of each picture's own, then over the pictures; None: all.
     """
     target = take(patchify(pictures, patch), masked)
     target = target if target.dtype == torch.float64 else target.float()
     if norm_pixels:
         mean, deviation = patch_statistics(target)
         target = (target - mean) / deviation
-    return (prediction.to(target.dtype) - target).square().mean()
+    error = (prediction.to(target.dtype) - target).square()
+    if counted is None:
+        return error.mean()
+    return ((error.mean(dim=2) * counted).sum(dim=1) / counted.sum(dim=1)).mean()
 
 
-def random_masks(count: int, patches: int, ratio: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random places ``(keep [count, K], masked [count, patches - K])``, each picture for itself.
-
-    K = floor(patches (1 - ratio)) as in the paper's code, at least 1 and at most patches - 1. Each row is in
-    rising order.
-    """
-    kept = min(max(int(patches * (1.0 - ratio)), 1), patches - 1)
-    order = torch.rand(count, patches, generator=generator).argsort(dim=1, stable=True)
-    return order[:, :kept].sort(dim=1).values, order[:, kept:].sort(dim=1).values
+def only_patches(picture: Tensor, places: Tensor, patch: int | Sequence[int]) -> Tensor:
+    """A picture or volume ``[C, ...]`` with NaN outside the patches ``places`` ``[K]``, for a person to look at."""
+    patches = patchify(picture[None], patch)  # [1, N, P]
+    sides = [patch] * (picture.ndim - 1) if isinstance(patch, int) else list(patch)
+    grid = [size // side for size, side in zip(picture.shape[1:], sides, strict=True)]
+    shown = torch.full_like(patches, torch.nan)
+    shown[:, places] = patches[:, places]
+    return unpatchify(shown, sides, grid)[0]
 
 
 class MAEConfig(MethodConfig):
@@ -90,39 +117,51 @@ class MAE(Method):
     family: ClassVar[Family] = "reconstruction"
     per_sample: ClassVar[bool] = True
     encoders: ClassVar[tuple[Kind, ...]] = ("vit",)
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     # The decoder is averaged with the encoder, as Yan et al. do.
     parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "decoder": "shared"}
     config: MAEConfig
 
     def __init__(self, config: MAEConfig, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
-        self.patch = patch_side(encoder)
+        self.patch, self.grid = patch_shape(encoder), grid_shape(encoder)
         self.decoder = TokenPredictor(
             feature_dim(encoder),
-            self.patch**2 * image.channels,
-            grid_side(encoder),
+            math.prod(self.patch) * image.channels,
+            self.grid,
             width=config.decoder_width,
             depth=config.decoder_depth,
             heads=config.decoder_heads,
         )
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``pictures`` ``[B, C, S, S]`` (crop, flip), ``keep`` ``[B, K]``, ``masked`` ``[B, M]``."""
+        """``pictures`` as given (crop, flip), ``keep`` ``[B, K]``, ``masked`` ``[B, M]``.
+
+        Where the study focuses also ``counted`` ``[B, M]``: the masked patches that are not empty.
+        """
         pictures = self.augmentation.light(batch.pictures, generator)
-        patches = grid_side(self.encoder) ** 2
-        keep, masked = random_masks(len(pictures), patches, self.config.mask_ratio, generator)
-        return {"pictures": pictures, "keep": keep.to(pictures.device), "masked": masked.to(pictures.device)}
+        weights = patch_weights(self.config.focus, pictures, self.grid)
+        keep, masked = random_masks(len(pictures), math.prod(self.grid), self.config.mask_ratio, generator, weights)
+        views = {"pictures": pictures, "keep": keep.to(pictures.device), "masked": masked.to(pictures.device)}
+        return views if weights is None else views | {"counted": counted(masked, weights).to(pictures.device)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the hidden patches."""
         tokens = patch_tokens(self.encoder, views["pictures"], views["keep"])  # [B, K, D]
-        prediction = self.decoder(tokens, views["keep"], views["masked"])  # [B, M, patch * patch * C]
-        loss = mae_loss(prediction, views["pictures"], views["masked"], self.patch, self.config.norm_pixels)
+        prediction = self.decoder(tokens, views["keep"], views["masked"])  # [B, M, P]
+        loss = mae_loss(
+            prediction, views["pictures"], views["masked"], self.patch, self.config.norm_pixels, views.get("counted")
+        )
         return loss, {}
+
+    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+        """The view, and what of it the encoder sees."""
+        whole = views["pictures"][picture]
+        return [("view", whole), ("encoder sees", only_patches(whole, views["keep"][picture], self.patch))]
 
     @torch.no_grad()
     def restore(self, views: Views) -> Tensor:
-        """The pictures ``[B, C, S, S]`` with their hidden patches as restored, as the encoder sees them.
+        """The pictures or volumes with their hidden patches as restored, as the encoder sees them.
 
         Normalised predictions are put back on the scale of the true patch, as in the paper's figures: the
         mean and contrast of a hidden patch are given, not restored.
@@ -134,4 +173,4 @@ class MAE(Method):
             mean, deviation = patch_statistics(take(patches, views["masked"]))
             restored = restored * deviation + mean
         places = views["masked"][:, :, None].expand_as(restored)
-        return unpatchify(patches.scatter(1, places, restored), self.patch)
+        return unpatchify(patches.scatter(1, places, restored), self.patch, self.grid)

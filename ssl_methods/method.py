@@ -4,29 +4,39 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig, Section
+from imaging.partners import Relation
 
 Family = Literal["contrastive", "non-contrastive", "predictive", "reconstruction", "hybrid"]
 Role = Literal["shared", "local", "derived"]
+Focus = Literal["none", "entropy", "attention"]
 Views = dict[str, Tensor]
-"""Named tensors of one batch, first dimension B: what ``Method.loss`` reads."""
+"""Named tensors of one batch: what ``Method.loss`` reads. First dimension B, or ``[B, V, ...]`` for V crops."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Pictures of one local step.
 
-    pictures: ``[B, C, H, W]`` float32 in [0, 1], on the training device.
-    patients, series: ``[B]`` int64 codes, equal exactly where the patient (series) is the same.
+    pictures: ``[B, C, H, W]`` (volumes ``[B, C, D, H, W]``) float32 in [0, 1], on the training device.
+    patients, studies, series: ``[B]`` int64 codes, equal exactly where the patient (study, series) is the same.
+    partners: as ``pictures``: of each picture another one that ``MethodConfig.partner`` relates to it, or itself
+    where it has none; None where the method asks for none. gaps: ``[B]`` float32, how much later each partner lies
+    (imaging.partners).
     """
 
     pictures: Tensor
     patients: Tensor
+    studies: Tensor
     series: Tensor
+    partners: Tensor | None = None
+    gaps: Tensor | None = None
 
 
 class MethodConfig(Section):
@@ -35,6 +45,33 @@ class MethodConfig(Section):
     share: tuple[str, ...] | None = Field(
         default=None, description="Parts sent to the server; default: what the method declares as shared."
     )
+    focus: Focus = Field(
+        default="none",
+        description="What crops and masks look at: none; entropy: of 8 places of a crop one is taken that keeps at "
+        "least .9 of the local entropy that the best keeps, masks leave at least the usual share of the most varied "
+        "patches visible (blocks as far as they allow), and empty background need not be predicted; attention: masks "
+        "look at the teacher's attention instead, crops at nothing (ijepa and ibot).",
+    )
+
+    @property
+    def partner(self) -> Relation | None:
+        """Which second picture a site gives for each one (``Batch.partners``); None: none."""
+        return None
+
+
+class TwoViewConfig(MethodConfig):
+    """What every method has that compares two views."""
+
+    positives: Literal["view", "patient", "study", "series", "neighbour"] = Field(
+        default="view",
+        description="Where the second view comes from: the same picture, another one of the patient, study or series, "
+        "or the slice before or after; all but view harm where the task's label varies within the group.",
+    )
+
+    @property
+    def partner(self) -> Relation | None:
+        """The relation that ``positives`` names."""
+        return None if self.positives == "view" else self.positives
 
 
 class Method(nn.Module, ABC):
@@ -50,11 +87,18 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str]
     family: ClassVar[Family]
     per_sample: ClassVar[bool]
-    """True when one picture's gradient does not depend on the other pictures of the batch."""
-    encoders: ClassVar[tuple[Literal["vit", "convolutional"], ...]]
+    """True when, by the defaults, one picture's gradient depends on no other picture: neither of the batch nor of
+    what the method remembers of earlier ones."""
+    encoders: ClassVar[tuple[Literal["vit", "convolutional", "swin"], ...]]
     parts: ClassVar[dict[str, Role]]
     fewest_patients: ClassVar[int] = 1
     """Patients a site needs for the loss to mean something."""
+    never_shared: ClassVar[frozenset[str]] = frozenset()
+    """Local parts that no study may share: they hold something of single pictures or patients."""
+    attends: ClassVar[bool] = False
+    """Whether masks can look at a teacher's attention (``MethodConfig.focus``)."""
+    dimensions: ClassVar[tuple[int, ...]] = (2,)
+    """2 for pictures, 3 for volumes."""
     encoder: nn.Module
 
     def __init__(self, config: Any, encoder: nn.Module, image: ImageConfig) -> None:
@@ -62,7 +106,12 @@ class Method(nn.Module, ABC):
         self.config = config
         self.image = image
         self.encoder = encoder
-        self.augmentation = Augmentation(image)
+        self.augmentation = Augmentation(image, focus=config.focus == "entropy")
+
+    @classmethod
+    def declared_for(cls, config: Any) -> type["Method"]:
+        """The class whose declarations above hold under ``config``: this one, unless they depend on it."""
+        return cls
 
     @abstractmethod
     def make_views(self, batch: Batch, generator: Any) -> Views:
@@ -72,15 +121,60 @@ class Method(nn.Module, ABC):
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and scalars worth recording (detached)."""
 
+    def couples(self) -> bool:
+        """Whether pictures of a batch influence each other's gradients under these settings, over this encoder.
+
+        Batch normalisation anywhere couples, whatever the loss does.
+        """
+        return not self.per_sample or self.batch_normalised()
+
+    def batch_normalised(self) -> bool:
+        """Whether a layer takes its statistics from the batch."""
+        return any(isinstance(module, _BatchNorm) for module in self.modules())
+
+    def before_step(self, progress: float) -> None:
+        """Called before each step's views, at study progress in [0, 1]: set a temperature, say.
+
+        What ``loss`` reads must be a (non-persistent) buffer, not a number: a compiled loss would be compiled anew.
+        """
+
+    def rate(self, part: str, progress: float, scheduled: float, peak: float) -> float:
+        """The learning rate of ``part`` where the study's schedule says ``scheduled`` of ``peak``; 0 freezes it."""
+        return scheduled
+
+    def output(self, pooled: Tensor) -> Tensor:
+        """What the loss compares ``[B, P]``, from pooled features ``[B, D]``: the collapse watch looks at it."""
+        return pooled
+
     def after_step(self, progress: float, pictures: int) -> None:
         """Called after each step of ``pictures`` pictures, at study progress in [0, 1]: momentum encoder, queue."""
 
     def start_local_parts(self) -> None:
         """Called where a site has no state of its own yet: make local parts from the shared ones as received."""
 
+    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+        """What a person should see of ``views``: titled pictures ``[C, H, W]`` or volumes ``[C, D, H, W]``.
+
+        In standardised units, as the encoder sees them; NaN where a method hides the picture. By default every
+        picture among the views, by its name.
+        """
+        shown: list[tuple[str, Tensor]] = []
+        axes = 1 + self.image.dimensions
+        for name, tensor in views.items():
+            title, channels = "view" if name == "pictures" else name.replace("_", " "), self.image.channels
+            if tensor.is_floating_point() and tensor.ndim == axes + 1 and tensor.shape[1] == channels:
+                shown.append((title, tensor[picture]))
+            elif tensor.is_floating_point() and tensor.ndim == axes + 2 and tensor.shape[2] == channels:
+                shown += [(f"{title} {number}", crop) for number, crop in enumerate(tensor[picture], start=1)]
+        return shown
+
+    def part_of(self, key: str) -> str:
+        """The part that the tensor ``key`` of ``state_dict()`` belongs to."""
+        return key.split(".", 1)[0]
+
     def role_of(self, key: str) -> Role:
         """The role of the tensor ``key`` of ``state_dict()`` under this study's ``share``."""
-        part = key.split(".", 1)[0]
+        part = self.part_of(key)
         role = self.parts[part]
         if role == "derived" or self.config.share is None:
             return role
@@ -93,3 +187,16 @@ class Method(nn.Module, ABC):
     def local_state(self) -> dict[str, Tensor]:
         """The tensors that stay at the site between rounds."""
         return {key: value for key, value in self.state_dict().items() if self.role_of(key) == "local"}
+
+
+def second_pictures(batch: Batch) -> Tensor:
+    """What the second view is made of: the partners where the study asks for some, else the pictures themselves."""
+    return batch.pictures if batch.partners is None else batch.partners
+
+
+def two_views(augmentation: Augmentation, batch: Batch, generator: torch.Generator) -> Views:
+    """``first``, ``second`` ``[B, C, S, S]``: a strong view of each picture, and one of its partner or itself."""
+    return {
+        "first": augmentation.strong(batch.pictures, generator),
+        "second": augmentation.strong(second_pictures(batch), generator),
+    }

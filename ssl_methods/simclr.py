@@ -1,16 +1,16 @@
 """SimCLR (Chen et al. 2020, ICML), with patients kept out of each other's negatives."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from imaging.config import ImageConfig
 from ssl_methods.encoders import Kind, feature_dim, features
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.similarity import info_nce, unit
 
 
 def nt_xent(
@@ -27,21 +27,12 @@ def nt_xent(
     patient. groups ``[B]``: all views of one group are each other's positives; None: only the two views of
     one picture are.
 
-    With s_ij = cos(z_i, z_j) / temperature, P(i) the positives of i and N(i) its negatives,
-    loss_i = - 1/|P(i)| sum over p in P(i) of [s_ip - log sum over a in P(i) and N(i) of exp(s_ia)]
-    (Khosla et al. 2020, eq. 2); with one positive and no masking it is eq. 1 of Chen et al. The mean is over
-    the anchors that have a negative. Where none has, the loss is 0 and so is its gradient.
+    ``info_nce`` of s_ij = cos(z_i, z_j) / temperature; with one positive and no masking it is eq. 1 of Chen et al.
     """
     with torch.autocast(first.device.type, enabled=False):
-        views = torch.cat([first, second])  # [2B, D]
-        views = functional.normalize(views if views.dtype == torch.float64 else views.float(), dim=1)
+        views = unit(torch.cat([first, second]))  # [2B, D]
         similarity = views @ views.T / temperature  # [2B, 2B]
-        positive, negative = _pairs(len(first), patients, groups, first.device)
-        candidates = similarity.masked_fill(~(positive | negative), -torch.inf)
-        log_probability = similarity - candidates.logsumexp(dim=1, keepdim=True)
-        each = -(log_probability * positive).sum(dim=1) / positive.sum(dim=1)  # [2B]
-        counted = negative.any(dim=1)
-        return (each * counted).sum() / counted.sum().clamp(min=1), counted
+        return info_nce(similarity, *_pairs(len(first), patients, groups, first.device))
 
 
 def _pairs(count: int, patients: Tensor | None, groups: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -55,7 +46,17 @@ def _pairs(count: int, patients: Tensor | None, groups: Tensor | None, device: t
     return positive, negative
 
 
-class SimCLRConfig(MethodConfig):
+def positive_groups(batch: Batch, positives: str) -> Tensor:
+    """``[B]``: pictures with the same number are each other's positives.
+
+    By patient, study or series all views in the batch that share it; otherwise only a picture's two views, as of two
+    neighbours in a batch it is not said that they are neighbours.
+    """
+    alone = torch.arange(len(batch.pictures), device=batch.patients.device)
+    return {"patient": batch.patients, "study": batch.studies, "series": batch.series}.get(positives, alone)
+
+
+class SimCLRConfig(TwoViewConfig):
     """Contrastive learning of views."""
 
     name: Literal["simclr"] = "simclr"
@@ -64,11 +65,6 @@ class SimCLRConfig(MethodConfig):
         gt=0.0,
         le=10.0,
         description="Divides the similarities; the paper has .1 (large) to .5 (small).",
-    )
-    positives: Literal["view", "patient", "series"] = Field(
-        default="view",
-        description="What is drawn together: the two views of a picture, or all views of a patient or of a "
-        "series; these two harm where the task's label varies within a patient.",
     )
     projector_layers: int = Field(default=3, ge=1, description="Linear layers of the projector.")
     projector_width: int | None = Field(
@@ -87,7 +83,8 @@ class SimCLR(Method):
     paper: ClassVar[str] = "Chen et al. 2020"
     family: ClassVar[Family] = "contrastive"
     per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional")
+    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     # The loss reaches the encoder only through the projector: were it personal, every site would pull the
     # common encoder towards its own space. FedAvg over SimCLR averages the whole online network for that
     # reason.
@@ -102,19 +99,21 @@ class SimCLR(Method):
         self.projector = projector([width, *hidden, config.projection])
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, C, S, S]``: two strong views each; ``patients``, ``series`` ``[B]``."""
-        return {
-            "first": self.augmentation.strong(batch.pictures, generator),
-            "second": self.augmentation.strong(batch.pictures, generator),
-            "patients": batch.patients,
-            "series": batch.series,
-        }
+        """``first``, ``second`` ``[B, C, S, S]``: a strong view each; ``patients``, ``groups`` ``[B]``.
+
+        The second view is of the partner where the study asks for one. Groups are the positives.
+        """
+        views = two_views(self.augmentation, batch, generator)
+        return views | {"patients": batch.patients, "groups": positive_groups(batch, self.config.positives)}
+
+    def output(self, pooled: Tensor) -> Tensor:
+        """The projections."""
+        return cast(Tensor, self.projector(pooled))
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """NT-Xent; also the share of anchors that had no negative and were left out."""
         # One pass over both views: BatchNorm then sees them as one batch, as in the paper.
         projections = self.projector(features(self.encoder, torch.cat([views["first"], views["second"]])))
         first, second = projections.chunk(2)  # [B, projection] each
-        groups = {"view": None, "patient": views["patients"], "series": views["series"]}[self.config.positives]
-        loss, counted = nt_xent(first, second, self.config.temperature, views["patients"], groups)
+        loss, counted = nt_xent(first, second, self.config.temperature, views["patients"], views["groups"])
         return loss, {"anchors_left_out": 1.0 - counted.float().mean()}

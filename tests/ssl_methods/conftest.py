@@ -16,6 +16,9 @@ from ssl_methods.method import Batch
 IMAGE = ImageConfig(modality="mri", size=32, channels=1)
 TINY_VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=2, width=48, heads=3)
 TINY_RESNET = EncoderConfig(name="resnet10t")
+VOLUME = ImageConfig(modality="mri", size=16, depth=8, channels=1)
+TINY_VOLUME_VIT = EncoderConfig(name="monai_vit", patch_size=4, depth=2, width=48, heads=3)
+TINY_VOLUME_SWIN = EncoderConfig(name="monai_swin_unetr", depth=1, width=12, heads=3)
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -40,29 +43,51 @@ def tiny_vit() -> EncoderConfig:
 
 
 @pytest.fixture
-def build() -> Callable[..., Method]:
-    """``build(name, encoder=..., **options)``: a method over a tiny encoder."""
+def volume() -> ImageConfig:
+    """Volumes of 8 slices of 16 x 16 voxels, one channel: 2 x 4 x 4 patches of the tiny 3-D ViT."""
+    return VOLUME
 
-    def make(name: str, encoder: EncoderConfig = TINY_VIT, seed: int = 0, **options: Any) -> Method:
+
+@pytest.fixture
+def tiny_volume_swin() -> EncoderConfig:
+    """MONAI's Swin of one block a stage."""
+    return TINY_VOLUME_SWIN
+
+
+@pytest.fixture
+def build() -> Callable[..., Method]:
+    """``build(name, encoder=..., dimensions=2, **options)``: a method over a tiny encoder, by default a ViT."""
+
+    def make(
+        name: str, encoder: EncoderConfig | None = None, seed: int = 0, dimensions: int = 2, **options: Any
+    ) -> Method:
         config = TypeAdapter(AnyMethodConfig).validate_python({"name": name, **options})
-        return build_method(config, encoder, IMAGE, seed)
+        if dimensions == 3:
+            return build_method(config, encoder or TINY_VOLUME_VIT, VOLUME, seed)
+        return build_method(config, encoder or TINY_VIT, IMAGE, seed)
 
     return make
 
 
 @pytest.fixture
 def blobs() -> Callable[..., Batch]:
-    """``blobs(count, per_patient=1)``: pictures of a few soft discs in [0, 1], ``per_patient`` of each patient."""
+    """``blobs(count, per_patient=1, dimensions=2)``: pictures of a few soft discs (volumes: balls) in [0, 1].
 
-    def make(count: int, per_patient: int = 1) -> Batch:
+    ``per_patient`` of them are of each patient.
+    """
+
+    def make(count: int, per_patient: int = 1, dimensions: int = 2) -> Batch:
         generator = torch.Generator().manual_seed(count)
-        line = torch.linspace(0, 1, IMAGE.size)
-        picture: Tensor = torch.zeros(count, 1, IMAGE.size, IMAGE.size)
+        shape = VOLUME.shape if dimensions == 3 else IMAGE.shape
+        *depth, rows, columns = (torch.linspace(0, 1, side) for side in shape[1:])
+        picture: Tensor = torch.zeros(count, *shape)
         for _ in range(3):
-            x, y, size = torch.rand(3, count, 1, 1, 1, generator=generator)
-            distance = (line - x) ** 2 + (line[:, None] - y) ** 2
+            x, y, size, *z = torch.rand(dimensions + 1, count, *[1] * (dimensions + 1), generator=generator)
+            distance = (columns - x) ** 2 + (rows[:, None] - y) ** 2
+            for line, at in zip(depth, z, strict=True):
+                distance = distance + (line[:, None, None] - at) ** 2
             picture = picture + torch.exp(-distance / (0.01 + 0.05 * size))
         codes = torch.arange(count) // per_patient
-        return Batch(picture.clamp(0, 1), codes, torch.arange(count))
+        return Batch(picture.clamp(0, 1), codes, codes, torch.arange(count))
 
     return make

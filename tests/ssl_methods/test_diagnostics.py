@@ -1,12 +1,15 @@
 """Diagnostics on clouds of points whose values are known."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn import functional
 
-from ssl_methods.diagnostics import alignment, feature_std, rankme, uniformity
+from ssl_methods import Method
+from ssl_methods.diagnostics import alignment, collapsing, feature_std, rankme, uniformity, watch
+from ssl_methods.method import Batch
 
 
 def test_rankme_counts_equal_directions() -> None:
@@ -39,3 +42,36 @@ def test_feature_std_is_one_over_root_d_on_the_sphere_and_0_when_collapsed() -> 
     spread = functional.normalize(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     assert feature_std(spread * 7) == pytest.approx(1 / 4, rel=0.02)
     assert feature_std(torch.ones(10, 16)) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spreads", "alarm"),
+    [
+        ([0.05], False),  # one round says nothing
+        ([0.9, 0.05], True),  # gone
+        ([0.9, 0.2], True),  # three quarters lost
+        ([0.9, 0.3], False),
+        ([0.05, 0.06], False),  # rising: a fresh head
+        ([0.9, 0.1, 0.15], False),  # recovering
+        ([], False),
+    ],
+)
+def test_the_alarm(spreads: list[float], alarm: bool) -> None:
+    assert collapsing(spreads) is alarm
+
+
+def test_the_watch_sees_a_collapsed_head_and_leaves_the_method_as_it_was(
+    build: Callable[..., Method], blobs: Callable[..., Batch]
+) -> None:
+    method = build("simclr").train()
+    state = {name: value.clone() for name, value in method.state_dict().items()}
+    pictures = blobs(12).pictures
+    before = watch(method, pictures, torch.Generator().manual_seed(0))
+    assert method.training
+    assert all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
+    assert before == watch(method, pictures, torch.Generator().manual_seed(0))
+    last = method.projector[-1]
+    last.running_mean.fill_(-1e4)  # every projection points the same way
+    after = watch(method, pictures, torch.Generator().manual_seed(0))
+    assert after["output_spread"] < 0.1 * before["output_spread"]
+    assert after["feature_spread"] == before["feature_spread"]

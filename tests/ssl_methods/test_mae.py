@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ssl_methods import Method
-from ssl_methods.mae import MAE, mae_loss, patchify, random_masks, unpatchify
+from ssl_methods.mae import MAE, mae_loss, patchify, unpatchify
 from ssl_methods.method import Batch, Views
+from ssl_methods.token_masks import random_masks
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))

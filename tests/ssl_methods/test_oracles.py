@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from foundation.schedules import cosine
+from ssl_methods.byol import byol_loss
 from ssl_methods.diagnostics import alignment, rankme
-from ssl_methods.ijepa import follow, ijepa_loss
-from ssl_methods.mae import mae_loss, patchify, random_masks, unpatchify
+from ssl_methods.dino import dino_loss, moved_centre
+from ssl_methods.ijepa import ijepa_loss
+from ssl_methods.mae import mae_loss, patchify, unpatchify
+from ssl_methods.moco import moco_loss
+from ssl_methods.momentum import follow
 from ssl_methods.simclr import nt_xent
+from ssl_methods.similarity import negative_cosine
+from ssl_methods.simsiam import simsiam_loss
+from ssl_methods.token_masks import random_masks
+from ssl_methods.vicreg import vicreg_loss
 
 VALUE = {"rtol": 1e-5, "atol": 1e-6}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}
@@ -73,6 +82,31 @@ def test_ijepa_loss(oracle: dict[str, Tensor]) -> None:
     torch.testing.assert_close(prediction.grad, oracle["ijepa_smoothl1/grad_pred"], **GRADIENT)
 
 
+def dino_outputs(oracle: dict[str, Tensor], kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    student = torch.stack([oracle[f"dino_2x5/s{view}"] for view in range(5)]).to(kind).requires_grad_()
+    teacher = torch.stack([oracle[f"dino_2x5/t{view}"] for view in range(2)]).to(kind)
+    return student, teacher, oracle["dino_2x5/center_before"].flatten().to(kind)
+
+
+def test_dino_loss_and_centre(oracle: dict[str, Tensor]) -> None:
+    student, teacher, centre = dino_outputs(oracle, torch.float32)
+    loss = dino_loss(student, teacher, centre, 0.1, 0.05)
+    loss.backward()
+    torch.testing.assert_close(loss, oracle["dino_2x5/expected"], **VALUE)
+    for view in range(5):
+        torch.testing.assert_close(student.grad[view], oracle[f"dino_2x5/grad_s{view}"], **GRADIENT)
+    moved = moved_centre(centre, teacher.mean(dim=(0, 1)), 0.9)
+    torch.testing.assert_close(moved, oracle["dino_2x5/center_after"].flatten(), **VALUE)
+
+
+def test_dino_loss_under_bfloat16_autocast(oracle: dict[str, Tensor]) -> None:
+    student, teacher, centre = dino_outputs(oracle, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = dino_loss(student, teacher, centre, 0.1, 0.05)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, oracle["dino_2x5/expected"], rtol=2e-2, atol=0)
+
+
 def test_momentum_step(oracle: dict[str, Tensor]) -> None:
     target, online = torch.nn.Linear(16, 4, bias=False), torch.nn.Linear(16, 4, bias=False)
     with torch.no_grad():
@@ -86,3 +120,51 @@ def test_diagnostics(oracle: dict[str, Tensor]) -> None:
     assert rankme(oracle["rankme/Z"]) == pytest.approx(float(oracle["rankme/expected"]), rel=1e-5)
     measured = alignment(oracle["alignment_a2/u"], oracle["alignment_a2/v"])
     assert measured == pytest.approx(float(oracle["alignment_a2/expected"]), rel=1e-5)
+
+
+def test_moco_loss_against_a_queue(oracle: dict[str, Tensor]) -> None:
+    queries = leaf(oracle, "moco_queue_t0.2/q")
+    loss, counted = moco_loss(queries, oracle["moco_queue_t0.2/k"], oracle["moco_queue_t0.2/queue"], 0.2)
+    loss.backward()
+    torch.testing.assert_close(loss, oracle["moco_queue_t0.2/expected"], **VALUE)
+    torch.testing.assert_close(queries.grad, oracle["moco_queue_t0.2/grad_q"], **GRADIENT)
+    assert counted.all()
+
+
+def test_negative_cosine_and_what_byol_and_simsiam_make_of_it(oracle: dict[str, Tensor]) -> None:
+    prediction, target = leaf(oracle, "neg_cosine/p"), oracle["neg_cosine/z"]
+    expected = oracle["neg_cosine/expected"]
+    loss = negative_cosine(prediction, target)
+    loss.backward()
+    torch.testing.assert_close(loss, expected, **VALUE)
+    torch.testing.assert_close(prediction.grad, oracle["neg_cosine/grad_p"], **GRADIENT)
+    both = (prediction.detach(), prediction.detach()), (target, target)
+    torch.testing.assert_close(byol_loss(*both), 2 * (2 + 2 * expected), **VALUE)
+    torch.testing.assert_close(simsiam_loss(*both), expected, **VALUE)
+
+
+def test_vicreg_loss(oracle: dict[str, Tensor]) -> None:
+    first, second = leaf(oracle, "vicreg/za"), leaf(oracle, "vicreg/zb")
+    loss, _ = vicreg_loss(first, second, (25.0, 25.0, 1.0))
+    loss.backward()
+    torch.testing.assert_close(loss, oracle["vicreg/expected"], **VALUE)
+    torch.testing.assert_close(first.grad, oracle["vicreg/grad_za"], **GRADIENT)
+    torch.testing.assert_close(second.grad, oracle["vicreg/grad_zb"], **GRADIENT)
+
+
+def test_joint_embedding_losses_under_bfloat16_autocast(oracle: dict[str, Tensor]) -> None:
+    halves = {name: value.bfloat16() for name, value in oracle.items() if value.is_floating_point()}
+    with torch.autocast("cpu", torch.bfloat16):
+        moco, _ = moco_loss(
+            halves["moco_queue_t0.2/q"], halves["moco_queue_t0.2/k"], oracle["moco_queue_t0.2/queue"], 0.2
+        )
+        vicreg, _ = vicreg_loss(halves["vicreg/za"], halves["vicreg/zb"], (25.0, 25.0, 1.0))
+    for name, loss in (("moco_queue_t0.2", moco), ("vicreg", vicreg)):
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, oracle[f"{name}/expected"], rtol=2e-2, atol=0)
+
+
+def test_momentum_schedule(oracle: dict[str, Tensor]) -> None:
+    steps, expected = oracle["cosine_momentum/step"], oracle["cosine_momentum/expected"]
+    ours = torch.tensor([cosine(step / 100, 0.996, 1.0) for step in steps.tolist()], dtype=expected.dtype)
+    torch.testing.assert_close(ours, expected, **VALUE)

@@ -85,7 +85,9 @@ def test_an_anchor_without_negatives_is_left_out_and_counted(
     assert gradients and all(not gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize(("positives", "expected"), [("view", 1), ("patient", 3), ("series", 1)])
+@pytest.mark.parametrize(
+    ("positives", "expected"), [("view", 1), ("patient", 3), ("study", 3), ("series", 1), ("neighbour", 1)]
+)
 def test_the_option_chooses_the_positives(
     build: Callable[..., Method], blobs: Callable[..., Batch], positives: str, expected: int
 ) -> None:
