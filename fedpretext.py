@@ -84,12 +84,43 @@ def validate(study: StudyPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def methods() -> None:
-    """List the pretext methods."""
-    from ssl_methods import METHODS
+def preview(
+    study: StudyPath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The sheet to write (PNG).")] = Path("preview.png"),
+    pictures: Annotated[int, typer.Option(help="How many pictures to show.")] = 4,
+    site: Annotated[Path | None, typer.Option(help="Site file: show this hospital's pictures.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Run folder, or shared weights, for restorations.")] = None,
+    channel: Annotated[int | None, typer.Option(help="Channel to show, from 1; default: the middle one.")] = None,
+) -> None:
+    """Show what the method makes of real pictures: views, masks, targets, restorations."""
+    from simulation.preview import preview
 
-    for name, method in METHODS.items():
-        _print_entry(name, f"{method.summary} ({method.family}; {method.paper})")
+    shown = preview(study, overrides or (), site=site, out=out, pictures=pictures, weights=weights, channel=channel)
+    for line in shown:
+        print(line)
+
+
+@app.command()
+def methods() -> None:
+    """List the pretext methods: family, paper, per-sample or coupled loss, dimensions, encoders."""
+    from typing import get_args
+
+    from ssl_methods import METHODS
+    from ssl_methods.encoders import Kind
+    from ssl_methods.method import Family
+
+    for family in get_args(Family):
+        print(family)
+        for name, method in METHODS.items():
+            if method.family == family:
+                sizes = ", ".join(f"{size}-D" for size in method.dimensions)
+                coupling = "per-sample" if method.per_sample else "coupled"
+                takes = "any" if set(method.encoders) == set(get_args(Kind)) else ", ".join(method.encoders)
+                _print_entry(f"  {name}", f"{method.summary} ({method.paper})")
+                _print_entry("", f"{coupling}; {sizes}; encoders: {takes}")
+    print("per-sample: no picture's gradient depends on another, as patient-level privacy")
+    print("needs it")
 
 
 @app.command()
@@ -112,7 +143,7 @@ def encoders() -> None:
 
 def _print_entry(name: str, text: str) -> None:
     """One entry of a list, at most 80 columns wide."""
-    width = 24
+    width = 30
     print(textwrap.fill(text, 80, initial_indent=name.ljust(width), subsequent_indent=" " * width))
 
 

@@ -15,11 +15,14 @@ from federation.study import Study, TrainingConfig
 from foundation.errors import DataError, TrainingError
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator
-from foundation.schedules import warmup_cosine
+from foundation.schedules import cosine, warmup_cosine
+from imaging.partners import Partners, Relation
 from imaging.store import TensorStore
 from ssl_methods import method_class
+from ssl_methods.diagnostics import watch
 from ssl_methods.method import Batch, Method
 
+_WATCHED = 64  # pictures: enough to see a collapse, a few steps' worth of time
 _CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
 
 
@@ -34,6 +37,12 @@ class RoundOutcome:
 def check_site(study: Study, store: TensorStore) -> None:
     """Refuse pictures that the study's method cannot learn from; DataError with the remedy."""
     check_amount(study, len(store), len(set(store.patients.tolist())))
+    relation = study.method.partner
+    if relation is not None and Partners(store.table, relation).share() == 0:
+        raise DataError(
+            f"{study.method.name} needs a second picture by {relation}, and no picture of this site has one; choose "
+            "another relation or method, or leave the site out"
+        )
 
 
 def check_amount(study: Study, pictures: int, patients: int) -> None:
@@ -64,14 +73,15 @@ def train_round(
     optimiser = _optimiser(method, study.training)
     _restore(optimiser, method, optimiser_state, device)
     step = _Step(study.training, method, algorithm, optimiser, generator, device)
-    batches = _batches(store, work, generator, device)
+    batches = _batches(store, method.config.partner, work, generator, device)
     started = time.perf_counter()
     # Stochastic depth draws inside the forward pass and takes no generator.
     title = f"{site}, round {round_}/{study.rounds.count}"
     with bar(title, work.steps, "pictures") as line, seeded_torch(study.seed, "forward", site, round_):
         for number in range(work.steps):
             progress = (round_ - 1 + (number + 0.5) / work.steps) / study.rounds.count
-            rate = _set_rate(optimiser, study.training, progress)
+            rate = _set_rates(optimiser, study.training, method, progress)
+            method.before_step(progress)
             step.take(batches)
             method.after_step(progress, work.batch * work.accumulate)
             line.advance(1, work.batch * work.accumulate)
@@ -79,12 +89,16 @@ def train_round(
                 step.totals.check(site, round_)
     step.totals.check(site, round_)
     _check_weights(method, site, round_)
-    metrics = step.totals.means() | {
-        "learning_rate": rate,
-        "pictures_seen": float(work.pictures),
-        "steps": float(work.steps),
-        "seconds": time.perf_counter() - started,
-    }
+    metrics = (
+        step.totals.means()
+        | _look(study, method, store, site, round_, device)
+        | {
+            "learning_rate": rate,
+            "pictures_seen": float(work.pictures),
+            "steps": float(work.steps),
+            "seconds": time.perf_counter() - started,
+        }
+    )
     return RoundOutcome(metrics, _state_of(optimiser, method))
 
 
@@ -142,6 +156,19 @@ class _Totals:
         return {name: float(value) / self._count for name, value in self._sums.items()}
 
 
+def _look(
+    study: Study, method: Method, store: TensorStore, site: str, round_: int, device: torch.device
+) -> dict[str, float]:
+    """The features of some of the site's pictures, the same ones in every round."""
+    chosen = torch.randperm(len(store), generator=torch_generator(study.seed, "watched", site))[:_WATCHED]
+    with _autocast(study.training, device):
+        return watch(
+            method,
+            store.batch(chosen.sort().values.numpy()).to(device),
+            torch_generator(study.seed, "watch", site, round_),
+        )
+
+
 def _check_weights(method: Method, site: str, round_: int) -> None:
     """A last step can break the weights after its loss was seen; kept moments would then spoil every later round."""
     if not all(all_finite(p.detach()) for p in method.parameters()):
@@ -151,15 +178,33 @@ def _check_weights(method: Method, site: str, round_: int) -> None:
         )
 
 
-def _batches(store: TensorStore, work: LocalWork, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+def _batches(
+    store: TensorStore, relation: Relation | None, work: LocalWork, generator: torch.Generator, device: torch.device
+) -> Iterator[Batch]:
     """Batches without end: every pass a fresh order, whole batches only, so that no batch holds a picture twice."""
-    patients, series = torch.from_numpy(store.patients), torch.from_numpy(store.series)
+    partners = None if relation is None else Partners(store.table, relation)
+    codes = codes_of(store)
     while True:
         order = torch.randperm(len(store), generator=generator)
         for start in range(0, len(store) - work.batch + 1, work.batch):
-            chosen = order[start : start + work.batch]
-            pictures = store.batch(chosen.numpy())
-            yield Batch(pictures.to(device), patients[chosen].to(device), series[chosen].to(device))
+            yield batch_of(store, codes, partners, order[start : start + work.batch], generator, device)
+
+
+def codes_of(store: TensorStore) -> list[Tensor]:
+    """Patients, studies and series of all pictures, ``[N]`` each."""
+    return [torch.from_numpy(each) for each in (store.patients, store.studies, store.series)]
+
+
+def batch_of(
+    store: TensorStore, codes: list[Tensor], partners: Partners | None, chosen: Tensor, generator: torch.Generator,
+    device: torch.device,
+) -> Batch:  # fmt: skip
+    """The pictures ``chosen`` ``[B]`` of the store, of ``codes_of`` that store, with a partner each where wanted."""
+    parts = [store.batch(chosen.numpy()), *(each[chosen] for each in codes)]
+    if partners is not None:
+        others, gaps = partners.draw(chosen, generator)
+        parts += [store.batch(others.numpy()), gaps]
+    return Batch(*(part.to(device) for part in parts))
 
 
 def _shared_parameters(method: Method) -> dict[str, nn.Parameter]:
@@ -167,27 +212,32 @@ def _shared_parameters(method: Method) -> dict[str, nn.Parameter]:
 
 
 def _optimiser(method: Method, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW without weight decay on vectors (biases, norms) and embeddings (mask tokens), as in MAE and DINO."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    """AdamW, a group for each part of the method; no decay of vectors (biases, norms) and embeddings (mask tokens).
+
+    These two are left out in MAE and DINO too.
+    """
     embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
-    for parameter in method.parameters():
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or id(parameter) in embeddings else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+            decays = parameter.ndim > 1 and id(parameter) not in embeddings
+            groups.setdefault((method.part_of(name), decays), []).append(parameter)
+    told = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
     # The fused step is one pass over memory on CPU and CUDA alike.
-    return torch.optim.AdamW(groups, lr=0.0, betas=training.betas, fused=decayed[0].device.type != "mps")
+    fused = next(method.encoder.parameters()).device.type != "mps"
+    return torch.optim.AdamW(told, lr=0.0, betas=training.betas, fused=fused)
 
 
-def _set_rate(optimiser: torch.optim.Optimizer, training: TrainingConfig, progress: float) -> float:
+def _set_rates(optimiser: torch.optim.Optimizer, training: TrainingConfig, method: Method, progress: float) -> float:
+    """Set the learning rate and weight decay of every part; the encoder's rate."""
     peak = training.learning_rate * training.batch * training.accumulate / 256
-    rate = warmup_cosine(progress, peak, warmup=training.warmup)
+    scheduled = warmup_cosine(progress, peak, warmup=training.warmup)
+    end = training.weight_decay if training.final_weight_decay is None else training.final_weight_decay
+    decay = cosine(progress, training.weight_decay, end)
     for group in optimiser.param_groups:
-        group["lr"] = rate
-    return rate
+        group["lr"] = method.rate(group["part"], progress, scheduled, peak)
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return method.rate("encoder", progress, scheduled, peak)
 
 
 def _autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -41,13 +41,14 @@ class Contrast:
     sentence: str
 
 
-_CONTRAST_KINDS = ("random", "pixels", "alone", "pooled", "supervised", "natural", "majority", "other")
+_CONTRAST_KINDS = ("natural", "random", "pixels", "alone", "pooled", "supervised", "majority", "other")
 
+# "baseline" is for what pretraining started from, random initialisation ({base}) or the weights that were given.
 # {metric}, {own}: the federated encoder’s figure; {there}: the other's; {units}: patients or picture clusters;
 # {apart}: "0.05 above", "0.05 below"; {bracket}: " (95 % interval 0.02 to 0.09)"; {why}: why there is none.
-_LEAD = "on unseen {units} the federated encoder’s {metric} is {own}, {apart} random initialisation"
+_LEAD = "on unseen {units} the federated encoder’s {metric} is {own}, {apart} {base}"
 _SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
-    "random": {
+    "baseline": {
         Verdict.BETTER: "Pretraining helped: " + _LEAD + "{bracket}.",
         Verdict.WORSE: "Pretraining made it worse: " + _LEAD + "{bracket}.",
         Verdict.UNCLEAR: "We cannot say whether pretraining helped: " + _LEAD + "{bracket}.",
@@ -80,8 +81,9 @@ _SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
 
 
 _NAMES = {
+    "random": "random initialisation",
+    "natural": "the weights it started from",
     "supervised": "supervised training from scratch with the same labels",
-    "natural": "weights learned from natural images",
     "majority": "always answering the majority class",
 }
 
@@ -114,7 +116,7 @@ def contrasts(folder: RunFolder, question: Question, site: str = OVERALL) -> lis
 
 def outside_sentence(folder: RunFolder, question: Question, site: str) -> str:
     """Whether pretraining helped at a site that took no part in it; "" without a comparison there."""
-    found = [item for item in contrasts(folder, question, site) if item.kind == "random"]
+    found = [item for item in contrasts(folder, question, site) if item.kind == folder.baseline]
     return f"At {site}, which took no part in training, {_lowered(found[0].sentence)}" if found else ""
 
 
@@ -136,17 +138,28 @@ def _contrast(
 ) -> Contrast:
     arm = folder.arm(other)
     verdict = verdict_of(figure, question.metric.lower() in LESS_IS_BETTER)
-    sentence = _SENTENCES.get(arm.kind, _SENTENCES["other"])[verdict].format(
+    sentence = _SENTENCES.get(_sentence_kind(folder, arm.kind), _SENTENCES["other"])[verdict].format(
         units=folder.unit,
         metric=metric_title(question.metric),
         own=number(own.value) if own else "not known",
         there=number(there.value) if there else "a figure that is not known",
-        title=_NAMES.get(arm.kind, arm.short),
+        title=_name(folder, arm.kind, arm.short),
+        base=_NAMES[folder.baseline],
         apart=_apart(figure),
         bracket=_bracket(figure, verdict),
         why=figure.why_no_interval,
     )
     return Contrast(other, arm.short, arm.kind, figure, verdict, sentence)
+
+
+def _sentence_kind(folder: RunFolder, kind: str) -> str:
+    return "baseline" if kind == folder.baseline else kind
+
+
+def _name(folder: RunFolder, kind: str, title: str) -> str:
+    if kind == "supervised" and folder.baseline == "natural":
+        return "supervised training from the same starting weights with the same labels"
+    return _NAMES.get(kind, title)
 
 
 def _apart(figure: Figure) -> str:
@@ -170,11 +183,11 @@ def _bracket(figure: Figure, verdict: Verdict) -> str:
 def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list[str]:
     """The first lines of the report: whether pretraining helped, whether doing it together did, and against pixels.
 
-    Where the run made no comparison with random initialisation the answer says that it has none.
+    Pretraining is held against what it started from; without that comparison the answer says that there is none.
     """
     by_kind = {contrast.kind: contrast for contrast in reversed(found)}
-    if "random" in by_kind:
-        lines = [by_kind["random"].sentence]
+    if folder.baseline in by_kind:
+        lines = [by_kind[folder.baseline].sentence]
     else:
         own = next(
             (f for name, f in arm_figures(folder, question).items() if folder.arm(name).kind == "federated"),
@@ -183,7 +196,7 @@ def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list
         reached = f" Its {metric_title(question.metric)} on unseen {folder.unit} is {number(own.value)}." if own else ""
         lines = [
             "We cannot say whether pretraining helped: this run holds no comparison of the federated encoder "
-            f"with random initialisation.{reached}"
+            f"with {_NAMES[folder.baseline]}.{reached}"
         ]
     if together := tally(found):
         lines.append(together)

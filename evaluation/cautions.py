@@ -153,6 +153,14 @@ def _on_data(folder: RunFolder) -> Iterator[tuple[str, str]]:
             "Not every update was used.",
             f"A site's update was left out in {rounds} round{'s' if rounds > 1 else ''}; the list is above.",
         )
+    if folder.collapsing:
+        arms = sorted({folder.arm(arm).short for arm, _ in folder.collapsing})
+        sites = sorted({site for _, site in folder.collapsing})
+        yield (
+            "Features were collapsing.",
+            f"In training ({', '.join(arms)}) the features of {', '.join(sites)} were becoming all alike in some "
+            "rounds. Such an encoder says little of its pictures: look at the curve output_spread before using it.",
+        )
     if folder.missing:
         yield (
             "Parts of the record are missing.",

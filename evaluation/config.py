@@ -12,7 +12,7 @@ Shots = Annotated[int, Field(ge=1)]
 
 
 class FinetuneConfig(Section):
-    """End-to-end fine-tuning (and, from random weights, the supervised reference)."""
+    """End-to-end fine-tuning (and, from weights that were not pretrained here, the supervised reference)."""
 
     epochs: int = Field(
         default=30, ge=1, description="Passes over the labelled training pictures; none is picked by its score."

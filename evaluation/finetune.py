@@ -2,8 +2,8 @@
 
 AdamW, cosine with warm-up, layer-wise decay of the rate and stochastic depth as in MAE's fine-tuning (He et al.
 2022, table 9; layer decay: Clark et al. 2020), without mixup. The number of epochs is fixed: no picture outside the
-training patients is read, so neither test nor validation can steer it. From random weights it is the supervised
-reference.
+training patients is read, so neither test nor validation can steer it. From random weights, or from
+the starting weights where a study has any, it is the supervised reference.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,9 @@ from evaluation.config import FinetuneConfig
 from evaluation.intervals import FloatArray, IntArray
 from foundation.randomness import numpy_generator, seeded_torch, stream_seed, torch_generator
 from foundation.schedules import warmup_cosine
-from foundation.vision_import import timm
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
-from ssl_methods.encoders import feature_dim, features
+from ssl_methods.encoders import feature_dim, features, layer_depths
 
 SCORED_AT_ONCE = 256
 
@@ -54,18 +53,16 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of standardised pictures ``[B, C, S, S]``."""
+        """Logits ``[B, K]`` of standardised pictures ``[B, *image.shape]``."""
         return cast(Tensor, self.head(features(self.encoder, pictures)))
 
 
 def layer_rates(classifier: Classifier, decay: float) -> dict[str, float]:
     """For every trained weight its multiple of the rate: 1 for the head, ``decay`` less for each layer below it.
 
-    Layers are timm's own grouping of the encoder: stem, block 1, ...; the final norm goes with the last block.
+    Layers are stem, block 1, ...; the final norm goes with the last block.
     """
-    encoder = cast(Any, classifier.encoder)
-    groups = timm.models.group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
-    depth = {name: float(layer) for name, layer in groups.items()}
+    depth = layer_depths(classifier.encoder)
     ranks = {layer: rank for rank, layer in enumerate(sorted(set(depth.values())))}
     rates = {f"encoder.{name}": decay ** (len(ranks) - ranks[layer]) for name, layer in depth.items()}
     return {name: rates.get(name, 1.0) for name, weight in classifier.named_parameters() if weight.requires_grad}
@@ -86,7 +83,7 @@ def optimiser_for(classifier: Classifier, config: FinetuneConfig) -> torch.optim
 
 
 def train(classifier: Classifier, pictures: Tensor, labels: Tensor, trial: Trial, seed: int) -> None:
-    """Fine-tune in place on ``pictures [N, C, S, S]`` in [0, 1] and ``labels [N]``."""
+    """Fine-tune in place on ``pictures [N, *image.shape]`` in [0, 1] and ``labels [N]``."""
     config, augmentation = trial.finetune, Augmentation(trial.image)
     optimiser = optimiser_for(classifier, config)
     order, views = numpy_generator(seed, "order"), torch_generator(seed, "views", device=trial.device)
@@ -114,7 +111,7 @@ def predict(classifier: Classifier, pictures: Tensor, trial: Trial) -> FloatArra
     classifier.eval()
     parts = [
         functional.softmax(classifier(augmentation.plain(part.to(trial.device))).double(), dim=1).cpu().numpy()
-        for part in torch.split(pictures, SCORED_AT_ONCE)
+        for part in torch.split(pictures, trial.image.at_once(SCORED_AT_ONCE))
     ]
     return np.concatenate(parts)
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 from evaluation.intervals import FloatArray, IntArray
 from evaluation.logistic import logistic_scores
 
-SIDE = 32
+SIDE, VOLUME_SIDE = 32, 16
 COMPONENTS = 60
 
 
@@ -19,8 +19,13 @@ def majority_scores(train: IntArray, test: int, classes: int) -> FloatArray:
 
 
 def small_pixels(pictures: Tensor) -> FloatArray:
-    """Pictures ``[B, C, S, S]`` as rows ``[B, C * 32 * 32]``, each small pixel the mean of those it covers."""
-    small = functional.adaptive_avg_pool2d(pictures.to(torch.float32), SIDE)
+    """Pictures ``[B, C, S, S]`` as rows ``[B, C * 32 * 32]``, each small pixel the mean of those it covers.
+
+    Volumes ``[B, C, D, S, S]`` as rows ``[B, C * 16 * 16 * 16]``.
+    """
+    exact = pictures.to(torch.float32)
+    flat = exact.ndim == 4
+    small = functional.adaptive_avg_pool2d(exact, SIDE) if flat else functional.adaptive_avg_pool3d(exact, VOLUME_SIDE)
     return small.flatten(1).numpy().astype(np.float64)
 
 

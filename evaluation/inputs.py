@@ -20,7 +20,7 @@ from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.splits import check_splits
 from imaging.store import TensorStore
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoders import EncoderConfig, build_encoder, drops_paths
 
 MOST_CLASSES = 100
 HELD = ("test", "left-out")
@@ -42,9 +42,10 @@ class Encoder:
     described: Mapping[str, Any]
 
     def build(self, image: ImageConfig, drop_path: float = 0.0) -> nn.Module:
-        """A fresh copy with its weights, on the CPU, in evaluation mode."""
+        """A fresh copy with its weights, on the CPU, in evaluation mode; ``drop_path`` where it can drop paths."""
         tensors, _ = load_tensors(self.weights)
-        encoder = build_encoder(self.config.model_copy(update={"drop_path": drop_path}), image)
+        depth = {"drop_path": drop_path if drops_paths(self.config.name) else 0.0}
+        encoder = build_encoder(self.config.model_copy(update=depth), image)
         try:
             encoder.load_state_dict(tensors)
         except RuntimeError as error:
@@ -247,5 +248,5 @@ def _check_roles(pictures: Pictures, config: EvaluationConfig) -> None:
 
 
 def read_batch(pictures: Pictures, places: IntArray) -> torch.Tensor:
-    """float32 ``[B, C, S, S]`` in [0, 1] of the pictures at ``places``."""
+    """float32 ``[B, *image.shape]`` in [0, 1] of the pictures at ``places``."""
     return pictures.store.batch(pictures.rows[places])

@@ -26,7 +26,8 @@ from evaluation.run_folder import OVERALL, RunFolder, read_run
 from foundation.files import write_text
 
 REPORT_NAME = "report.html"
-_TOLD_FIRST = ("random", "pixels", "alone")
+_TOLD_FIRST = ("pixels", "alone")
+"""Kinds that the answer speaks of, beside what pretraining started from."""
 _CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
 
 
@@ -68,7 +69,9 @@ def page_values(folder: RunFolder) -> dict[str, Any]:
         "labels": all_labels(question),
         "answer": answer(found, folder, question),
         "outside": [line for site in left_out_sites(folder) if (line := outside_sentence(folder, question, site))],
-        "sentences": [item.sentence for item in worth_telling(found) if item.kind not in _TOLD_FIRST],
+        "sentences": [
+            item.sentence for item in worth_telling(found) if item.kind not in (folder.baseline, *_TOLD_FIRST)
+        ],
         "demonstration": demonstration_text(folder),
         **_figures(folder, question, found),
         **_how(folder),

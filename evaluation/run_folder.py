@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from foundation import events
 from foundation.errors import RunError
 from foundation.files import read_json, read_jsonl
 
@@ -26,7 +27,6 @@ SPLIT_COLUMNS = ("image", "patient", "site", "label", "fold", "role")
 CURVE_COLUMNS = ("arm", "fold", "seed", "round", "site", "loss", "learning_rate", "pictures", "seconds")
 
 OVERALL = "all"
-LEFT_OUT_EVENT = "site left out"
 _OVERALL_NAMES = {"", "all", "overall"}
 
 
@@ -78,12 +78,20 @@ class RunFolder:
     splits: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SPLIT_COLUMNS)))
     curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CURVE_COLUMNS)))
     left_out: tuple[LeftOut, ...] = ()
+    collapsing: frozenset[tuple[str, str]] = frozenset()
     skipped: Mapping[str, int] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """The arm called ``name``; one made from the name alone when the run did not describe it."""
-        return next((arm for arm in self.arms if arm.name == name), Arm(name, title_of(name), arm_kind(name)))
+        described = next((arm for arm in self.arms if arm.name == name), None)
+        return described or Arm(name, title_of(name, self.baseline), arm_kind(name))
+
+    @property
+    def baseline(self) -> str:
+        """The kind of arm that pretraining started from: ``natural`` where weights were given, else ``random``."""
+        kinds = {arm.kind for arm in self.arms} | {arm_kind(str(name)) for name in self.results["encoder"].unique()}
+        return "natural" if "natural" in kinds else "random"
 
     @property
     def demonstration(self) -> bool:
@@ -115,7 +123,7 @@ _TITLES = {
     "random": "Random initialisation: no pretraining",
     "pooled": "Pooled pictures",
     "supervised": "Supervised from scratch: the same labels, no pretraining",
-    "natural": "Natural-image weights",
+    "natural": "Starting weights as they are: no pretraining",
     "pixels": "Raw pixels: logistic regression, nothing pretrained",
     "majority": "Majority class: no picture is looked at",
 }
@@ -133,9 +141,14 @@ def arm_kind(name: str, stated: str = "") -> str:
     return "other"
 
 
-def title_of(name: str) -> str:
-    """A readable title for an arm that the run did not describe."""
+_SUPERVISED_FROM_WEIGHTS = "Supervised from the starting weights: the same labels, no pretraining"
+
+
+def title_of(name: str, baseline: str = "random") -> str:
+    """A readable title for an arm that the run did not describe; ``baseline`` is what all arms started from."""
     kind = arm_kind(name)
+    if kind == "supervised" and baseline == "natural":
+        return _SUPERVISED_FROM_WEIGHTS
     if kind == "alone":
         site = next(
             (part for part in name.replace(":", "-").replace("_", "-").split("-") if arm_kind(part) != "alone"),
@@ -150,7 +163,7 @@ def read_run(run: Path) -> RunFolder:
     results = _frame(run / "results.csv", RESULT_COLUMNS, required=True)
     comparisons = _frame(run / "comparisons.csv", COMPARISON_COLUMNS)
     splits = _frame(run / "evaluation" / "splits.csv", SPLIT_COLUMNS)
-    curves, left_out = _read_curves(run)
+    curves, left_out, collapsing = _read_curves(run)
     study = run / "study.yaml"
     info = read_json(run / "run.json") if (run / "run.json").exists() else {}
     arms = _read_arms(run / "arms.json")
@@ -172,6 +185,7 @@ def read_run(run: Path) -> RunFolder:
         splits=splits,
         curves=curves,
         left_out=left_out,
+        collapsing=collapsing,
         skipped=_read_skipped(run, splits),
         missing=tuple(name for name, there in expected.items() if not there),
     )
@@ -221,17 +235,21 @@ def _count(value: Any) -> int | None:
     return len(value) if isinstance(value, list) else value
 
 
-def _read_curves(run: Path) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
+def _read_curves(run: Path) -> tuple[pd.DataFrame, tuple[LeftOut, ...], frozenset[tuple[str, str]]]:
+    """Rows of every arm's rounds, the updates left out, and the (arm, site) whose features were collapsing."""
     rows: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
+    collapsing: set[tuple[str, str]] = set()
     for path in sorted((run / "arms").glob("*/fold-*/seed-*/metrics.jsonl")):
         arm, fold, seed = path.parts[-4], path.parts[-3], path.parts[-2]
         for row in read_jsonl(path):
-            if row.get("event") == LEFT_OUT_EVENT:
+            if row.get("event") == events.LEFT_OUT:
                 left_out.append(LeftOut(arm, int(row["round"]), str(row["site"]), str(row.get("reason", ""))))
+            elif row.get("event") == events.COLLAPSING:
+                collapsing.add((arm, str(row["site"])))
             elif "loss" in row and "site" in row:
                 rows.append({"arm": arm, "fold": fold, "seed": seed} | {key: row.get(key) for key in CURVE_COLUMNS[3:]})
-    return pd.DataFrame(rows, columns=list(CURVE_COLUMNS)), tuple(left_out)
+    return pd.DataFrame(rows, columns=list(CURVE_COLUMNS)), tuple(left_out), frozenset(collapsing)
 
 
 def _read_skipped(run: Path, splits: pd.DataFrame) -> dict[str, int]:

@@ -18,6 +18,7 @@ def facts(folder: RunFolder) -> list[tuple[str, str]]:
     named = {
         "Commit": info.get("commit"),
         "Study hash": info.get("study_hash"),
+        "Starting weights": info.get("starting_weights"),
         "Seed": info.get("seed"),
         "Started": info.get("started"),
         "Finished": info.get("finished"),

@@ -20,6 +20,7 @@ from foundation.files import digest, write_with
 from foundation.machine import choose_device
 from foundation.randomness import stream_seed
 from imaging.augment import Augmentation
+from imaging.config import ImageConfig
 from ssl_methods.encoders import features
 
 VERSION = "1"
@@ -91,19 +92,26 @@ def _extract(inputs: Inputs, encoder: Encoder) -> NDArray[np.float32]:
     model = encoder.build(inputs.image).to(device)
     augmentation = Augmentation(inputs.image)
     parts = []
-    for places in _chunks(len(inputs.pictures.rows)):
+    for places in _chunks(len(inputs.pictures.rows), inputs.image):
         shown = augmentation.plain(read_batch(inputs.pictures, places).to(device))
         parts.append(features(model, shown).float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def _chunks(count: int) -> list[IntArray]:
-    return [np.arange(start, min(start + PICTURES_AT_ONCE, count)) for start in range(0, count, PICTURES_AT_ONCE)]
+def _chunks(count: int, image: ImageConfig) -> list[IntArray]:
+    step = image.at_once(PICTURES_AT_ONCE)
+    return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def shown_as(encoder: Encoder, name: str) -> str:
-    """The encoder's name in the tables: random weights trained further on the labels are the supervised reference."""
-    return SUPERVISED if encoder.kind == "random" and PROTOCOLS[name].reads == "pictures" else encoder.arm
+def untrained_kind(inputs: Inputs) -> str:
+    """The kind of encoder that pretraining started from: ``natural`` where starting weights were given, else random."""
+    return "natural" if any(encoder.kind == "natural" for encoder in inputs.encoders) else "random"
+
+
+def shown_as(inputs: Inputs, encoder: Encoder, name: str) -> str:
+    """The encoder's name in the tables: what pretraining started from, trained on the labels alone, is "supervised"."""
+    supervised = encoder.kind == untrained_kind(inputs) and PROTOCOLS[name].reads == "pictures"
+    return SUPERVISED if supervised else encoder.arm
 
 
 def score_encoder(inputs: Inputs, labels: Labels, encoder: Encoder, name: str) -> pd.DataFrame:
@@ -111,7 +119,7 @@ def score_encoder(inputs: Inputs, labels: Labels, encoder: Encoder, name: str) -
     config, protocol = inputs.config, PROTOCOLS[name]
     settings = config.finetune.model_dump_json() if protocol.reads == "pictures" else ""
     key = (encoder.key, str(encoder.fold), settings, _draws_key(labels, encoder.fold), str(config.seed))
-    arm = shown_as(encoder, name)
+    arm = shown_as(inputs, encoder, name)
 
     def compute() -> pd.DataFrame:
         shown: Callable[[IntArray], NDArray[np.float64] | NDArray[np.float32]]
@@ -172,7 +180,7 @@ def score_floors(inputs: Inputs, labels: Labels) -> pd.DataFrame:
     pictures = inputs.pictures
 
     def compute() -> pd.DataFrame:
-        chunks = _chunks(len(pictures.rows))
+        chunks = _chunks(len(pictures.rows), inputs.image)
         pixels = np.concatenate([small_pixels(read_batch(pictures, places)) for places in chunks])
         frames, classes = [], pictures.classes
         for (fold, budget, repeat), places in labels.draws.items():

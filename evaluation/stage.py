@@ -25,6 +25,7 @@ from evaluation.scoring import (
     score_floors,
     score_leakage,
     shown_as,
+    untrained_kind,
 )
 from foundation.errors import look_up
 from foundation.files import write_json, write_text
@@ -61,9 +62,13 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
 
 
 def _protocols_of(inputs: Inputs, encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
-    """The protocols asked for. A fold's first random encoder is fine-tuned in any case: "supervised from scratch"."""
-    random_seeds = [other.seed for other in inputs.encoders if other.kind == "random" and other.fold == encoder.fold]
-    supervised = encoder.kind == "random" and encoder.seed == min(random_seeds)
+    """The protocols asked for. The first encoder of a fold that was not pretrained is fine-tuned in any case.
+
+    Random, or the starting weights where there are any: that is supervised training without pretraining.
+    """
+    kind = untrained_kind(inputs)
+    seeds = [other.seed for other in inputs.encoders if other.kind == kind and other.fold == encoder.fold]
+    supervised = encoder.kind == kind and encoder.seed == min(seeds)
     return (*names, "finetune") if supervised and "finetune" not in names else tuple(names)
 
 
@@ -89,7 +94,7 @@ def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
 
 def _skipped_rows(inputs: Inputs, labels: Labels, names: Sequence[str]) -> list[Row]:
     """A row for each encoder and protocol of a label budget that could not be drawn."""
-    arms = {(shown_as(encoder, name), name) for encoder in inputs.encoders for name in names}
+    arms = {(shown_as(inputs, encoder, name), name) for encoder in inputs.encoders for name in names}
     blank = {"site": ALL, "seed": ALL, "n": 0}
     return [
         table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, "AUROC", float("nan"), [why])

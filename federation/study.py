@@ -42,6 +42,11 @@ class TrainingConfig(Section):
         description="Peak rate for 256 pictures a step; scaled by batch x accumulate / 256.",
     )
     weight_decay: float = Field(default=0.05, ge=0, description="Decoupled; never on biases, norms or embeddings.")
+    final_weight_decay: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight decay at the study's end, reached by a half cosine (DINO: .04 to .4); null: constant.",
+    )
     betas: tuple[_Decay, _Decay] = Field(default=(0.9, 0.95), description="AdamW's moments; MAE's choice.")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the study over which the rate rises.")
     clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; null for no clipping.")
@@ -106,7 +111,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _method_fits(self) -> Self:
-        check_method(self.method, self.encoder)
+        check_method(self.method, self.encoder, self.image)
         return self
 
     def training_hash(self) -> str:
@@ -114,10 +119,14 @@ class Study(Section):
         return _hash(self.model_dump(mode="json", exclude={"simulation", "evaluation", "title", "demonstration"}))
 
     def whole_hash(self) -> str:
-        """SHA-256 over all of the study but the data's place on this machine."""
+        """SHA-256 over all of the study but the places of data and starting weights on this machine.
+
+        The starting weights count by their content, ``simulation.weights_sha256``.
+        """
         whole = self.model_dump(mode="json")
         if whole["simulation"]:
-            whole["simulation"] = {key: value for key, value in whole["simulation"].items() if key != "root"}
+            places = ("root", "weights")
+            whole["simulation"] = {key: value for key, value in whole["simulation"].items() if key not in places}
         return _hash(whole)
 
     def to_yaml(self) -> str:
@@ -175,17 +184,27 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise StudyError(f"--set {override!r}: write key=value, for example --set rounds.count=5")
     *parents, last = key.split(".")
-    place = raw
+    place: Any = raw
     for parent in parents:
-        if place.get(parent) is None:
-            place[parent] = {}
-        place = place[parent]
-        if not isinstance(place, dict):
+        entry = _entry(place, parent, override)
+        if isinstance(place, dict) and place.get(entry) is None:
+            place[entry] = {}
+        place = place[entry]
+        if not isinstance(place, dict | list):
             raise StudyError(f"--set {override!r}: {parent!r} is a value, not a section")
     try:
-        place[last] = yaml.safe_load(text)
+        place[_entry(place, last, override)] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise StudyError(f"--set {override!r}: the value is not valid YAML") from error
+
+
+def _entry(place: dict[str, Any] | list[Any], key: str, override: str) -> Any:
+    """``key`` as a section takes it, or as the number, from 0, that a list takes."""
+    if isinstance(place, dict):
+        return key
+    if key.isdigit() and int(key) < len(place):
+        return int(key)
+    raise StudyError(f"--set {override!r}: {key!r} is none of a list's {len(place)} entries, counted from 0")
 
 
 def checked(model: type[Model], raw: Any, place: str) -> Model:
@@ -228,6 +247,9 @@ def _keys_beside(model: type[BaseModel], path: list[str]) -> tuple[set[str], lis
     sections: list[Any] = [model]
     shown: list[str] = []
     for part in path[:-1]:
+        if part.isdigit():  # an entry of a list, whose sections are those found already
+            shown.append(part)
+            continue
         chosen = [s for s in sections if getattr(s.model_fields.get("name"), "default", None) == part]
         if not chosen:
             shown.append(part)

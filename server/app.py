@@ -18,8 +18,8 @@ from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import load_study
 from foundation.errors import RunError, StudyError
 from foundation.files import save_tensors
+from server.initial import initial_weights
 from server.rounds import RoundLoop
-from ssl_methods import build_method
 
 app = ServerApp()
 _POLL_S = 0.2
@@ -32,9 +32,8 @@ def main(grid: Grid, context: Context) -> None:
         Path(str(context.run_config["folder"])),
         load_study(Path(str(context.run_config["study"]))),
     )
-    initial = build_method(study.method, study.encoder, study.image, study.seed).shared_state()
     contact = GridContact(grid, int(context.run_config["sites"]))
-    weights = RoundLoop(study, folder, contact, {name: value.clone() for name, value in initial.items()}).run()
+    weights = RoundLoop(study, folder, contact, initial_weights(study, folder)).run()
     save_tensors(folder / "global.safetensors", weights)
 
 

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from foundation.files import append_jsonl, read_jsonl, write_text
+from ssl_methods.diagnostics import SPREAD, collapsing
 
 
 class Journal:
@@ -21,6 +22,9 @@ class Journal:
         rows = [row for row in read_jsonl(self._path) if row["round"] <= after_round]
         if self._path.exists():
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._spreads: dict[str, list[float]] = {}
+        for row in rows:
+            self._watch(row)
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +37,9 @@ class Journal:
 
     def metrics(self, round_: int, site: str, pictures: int, values: dict[str, float]) -> None:
         """One row a site and round."""
-        append_jsonl(self._path, {"round": round_, "site": site, "pictures": pictures, **values})
+        row = {"round": round_, "site": site, "pictures": pictures, **values}
+        append_jsonl(self._path, row)
+        self._watch(row)
         if self._board is None:
             # Imported here: it takes a second, and reading a journal does not need it.
             from torch.utils.tensorboard import SummaryWriter
@@ -45,3 +51,11 @@ class Journal:
     def event(self, round_: int, event: str, site: str | None, reason: str) -> None:
         """One row for what a person has to know: a site left out, a round retried."""
         append_jsonl(self._path, {"round": round_, "event": event, "site": site, "reason": reason})
+
+    def is_collapsing(self, site: str) -> bool:
+        """Whether the features of ``site`` are coming to be all alike, by its rows so far."""
+        return collapsing(self._spreads.get(site, []))
+
+    def _watch(self, row: dict[str, Any]) -> None:
+        if SPREAD in row:
+            self._spreads.setdefault(row["site"], []).append(row[SPREAD])

@@ -11,6 +11,7 @@ from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import Weights
 from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study
+from foundation import events
 from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import write_text
 from foundation.progress import Bar, bar, say
@@ -19,6 +20,10 @@ from server.journal import Journal
 from server.judge import judge_together
 from server.spool import Spool, Spooled
 
+COLLAPSING = (
+    "site {site}: the features of its pictures are becoming all alike (collapse); what is trained on will be worth "
+    "little. Lower training.learning_rate, raise training.batch, or choose another method"
+)
 _OFFLINE = "offline"
 _RESEND_S = 5.0
 
@@ -48,6 +53,7 @@ class RoundLoop:
         self._algorithm = build_algorithm(study.algorithm)
         self._checkpoint = latest_checkpoint(folder / "checkpoints", self._hash) or Checkpoint(self._hash, 0, initial)
         self._journal = Journal(folder, after_round=self._checkpoint.round)
+        self._warned: set[str] = set()
 
     def run(self) -> Weights:
         """Go on to the last round and return the global weights."""
@@ -153,11 +159,16 @@ class RoundLoop:
         weights, state = self._algorithm.fold(self._checkpoint.weights, accepted, self._checkpoint.algorithm)
         for site, reason in sorted(reasons.items()):
             say(f"round {number}: site {site} was left out ({reason})")
-            self._journal.event(number, "site left out", site, reason)
+            self._journal.event(number, events.LEFT_OUT, site, reason)
         for reply in accepted:
             self._journal.metrics(
                 number, reply.site, reply.pictures, reply.metrics | {"update_norm": norms[reply.site]}
             )
+            if self._journal.is_collapsing(reply.site):
+                if reply.site not in self._warned:
+                    say(f"round {number}: {COLLAPSING.format(site=reply.site)}")
+                self._warned.add(reply.site)
+                self._journal.event(number, events.COLLAPSING, reply.site, "features lose their spread")
         self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
         write_checkpoint(self._folder / "checkpoints", self._checkpoint, self._study.rounds.keep_checkpoints)
         spool.remove()

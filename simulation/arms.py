@@ -15,15 +15,18 @@ from federation.local_work import local_work, steps_for_budget
 from federation.study import Study
 from foundation.files import load_tensors, save_tensors, write_json, write_text
 from imaging.manifest import Manifest
+from server.initial import INITIAL_NAME, write_initial
 from server.rounds import write_study
 from simulation.checks import telling_reasons
 from simulation.config import SimulationConfig
 from simulation.runtimes import RUNTIMES, Federation
 from simulation.site_folders import write_site_folders
+from simulation.starting import kept_weights, source_of
 from ssl_methods import build_method
 from ssl_methods.encoders import timm_line
+from ssl_methods.starting_weights import start_from
 
-Kind = Literal["random", "federated", "alone", "pooled"]
+Kind = Literal["random", "natural", "federated", "alone", "pooled"]
 _POOLED = "pooled"
 
 
@@ -87,7 +90,7 @@ def plan_arms(study: Study, config: SimulationConfig, pictures: Manifest, splits
         for repeat in range(config.seeds if fold == 0 else 1):
             seeded = study.model_copy(update={"seed": study.seed + repeat, "simulation": None})
             plan += _arms_of(seeded, int(fold), training, tested, config)
-    order = {"random": 0, "federated": 1, "alone": 2, "pooled": 3}
+    order = {"random": 0, "natural": 1, "federated": 2, "alone": 3, "pooled": 4}
     return sorted(plan, key=lambda arm: (arm.fold, arm.seed, order[arm.kind], arm.name))
 
 
@@ -98,6 +101,9 @@ def _arms_of(study: Study, fold: int, training: Manifest, tested: list[str], con
         Arm("random", "Random initialisation: no pretraining", "random", fold, study.seed, study, None),
         federated,
     ]
+    if config.weights is not None:
+        title = "Starting weights as they are: no pretraining"
+        arms.append(Arm("natural", title, "natural", fold, study.seed, study, None))
     a_round = federated.budget().pictures // study.rounds.count
     if "alone" in config.arms:
         for site in tested:
@@ -136,9 +142,14 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
     """Pretrain an arm, from its last checkpoint if it has one, and write ``encoder.safetensors`` and ``.json``."""
     folder, started = run / arm.place, time.monotonic()
     if arm.sites is None:
-        weights = build_method(arm.study.method, arm.study.encoder, arm.study.image, arm.study.seed).shared_state()
+        method = build_method(arm.study.method, arm.study.encoder, arm.study.image, arm.study.seed)
+        if arm.kind == "natural":
+            start_from(method, kept_weights(run), source_of(config))
+        weights = method.shared_state()
     else:
         federation = _prepare(run, arm, device)
+        if config.weights is not None:
+            write_initial(folder, arm.study, kept_weights(run), source_of(config))
         with telling_reasons(folder):
             RUNTIMES[config.runtime](federation)
         weights = load_tensors(folder / "global.safetensors")[0]
@@ -154,6 +165,7 @@ def tidy(folder: Path) -> None:
         log.replace(log.parents[1] / log.name)
     for done in (folder / "checkpoints", folder / "spool", *folder.glob("sites/*/state")):
         shutil.rmtree(done, ignore_errors=True)
+    (folder / INITIAL_NAME).unlink(missing_ok=True)
 
 
 def _prepare(run: Path, arm: Arm, device: str) -> Federation:

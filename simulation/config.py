@@ -24,6 +24,14 @@ class SimulationConfig(Section):
         default=("alone", "pooled"),
         description="References beside random and federated: every tested site alone, all pictures in one place.",
     )
+    weights: Literal["timm"] | Path | None = Field(
+        default=None,
+        description="Starting weights of every pretrained arm: a .safetensors or .pth file on this machine, or timm "
+        "for timm's own (downloaded); null: random ones. The server sends them; no site reads the file.",
+    )
+    weights_sha256: str | None = Field(
+        default=None, description="SHA-256 of the starting weights; filled in by a run, checked where it is given."
+    )
     seeds: int = Field(default=1, ge=1, le=100, description="Pretraining seeds of the first fold's arms.")
     runtime: Literal["in-process", "ray"] = Field(
         default="in-process",

@@ -30,6 +30,7 @@ from simulation.config import SimulationConfig
 from simulation.datasets import load_dataset
 from simulation.partition import assign_sites
 from simulation.site_folders import write_located
+from simulation.starting import identified, keep_weights
 from ssl_methods import build_method
 
 
@@ -62,6 +63,7 @@ def simulate(
         resolved = load_study(folder / "study.yaml")
         config = simulation_config(resolved)
         with _no_trace_of_failure(folder if resume is None else None):
+            keep_weights(folder, config, resolved)
             pictures, arms = planned(folder, resolved, config)
         for arm in arms:
             if arm.kind == "federated" and arm.sites is not None and not is_done(folder, arm):
@@ -84,8 +86,9 @@ def simulation_config(study: Study) -> SimulationConfig:
 
 
 def _resolved(study: Study) -> Study:
-    """The study with every default of its simulation section written out, so that two can be compared."""
-    return study.model_copy(update={"simulation": simulation_config(study).model_dump(mode="json")})
+    """The study with all of its simulation section written out, defaults and the digest of its starting weights."""
+    config = identified(simulation_config(study), study)
+    return study.model_copy(update={"simulation": config.model_dump(mode="json")})
 
 
 def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[Manifest, pd.DataFrame]:
@@ -182,7 +185,7 @@ def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
 
 def _first_difference(recorded: Study, given: Study) -> str:
     before, now = (dict(_flat(study.model_dump(mode="json"))) for study in (recorded, given))
-    for key in sorted((before.keys() | now.keys()) - {"simulation.root"}):
+    for key in sorted((before.keys() | now.keys()) - {"simulation.root", "simulation.weights"}):
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key)!r} and is {now.get(key)!r} now"
     return "no difference found"

@@ -1,5 +1,6 @@
 """What a study would do, before it does it: parts, bytes a round, memory, and what to think about first."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from federation.algorithms import build_algorithm
 from federation.study import Study, load_study
 from imaging.manifest import Manifest
 from simulation.simulate import planned, simulation_config
+from simulation.starting import identified, look, source_of
 from ssl_methods import build_method
 
 
@@ -19,7 +21,9 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
     lines = [*_method_lines(chosen)]
     if chosen.simulation is not None:
         with TemporaryDirectory() as place:
-            config = simulation_config(chosen)
+            config = identified(simulation_config(chosen), chosen)
+            if config.weights is not None:
+                lines.append(look(config, chosen)[1].line(source_of(config)))
             pictures, arms = planned(Path(place), chosen, config)
         federated = next(arm for arm in arms if arm.kind == "federated")
         sizes = federated.site_sizes()
@@ -45,17 +49,24 @@ def _method_lines(study: Study) -> Iterator[str]:
     shared = method.shared_state()
     parts: dict[str, int] = {}
     for name, value in shared.items():
-        parts[name.split(".")[0]] = parts.get(name.split(".")[0], 0) + value.numel()
+        part = method.part_of(name)
+        parts[part] = parts.get(part, 0) + value.numel()
     sent = _bytes(shared)
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    yield f"method: {study.method.name} ({type(method).paper}), encoder {study.encoder.name}, {study.image.size} px"
+    yield f"method: {study.method.name} ({type(method).paper}), encoder {study.encoder.name}, {_sides(study)} px"
     yield "shared: " + ", ".join(f"{part} {count / 1e6:.2f} M numbers" for part, count in parts.items())
     yield f"a round: {sent / 2**20:.1f} MiB to each site and as much back; {study.rounds.count} rounds"
     # Weights, gradients and two moments in float32; activations depend on the device and are not guessed at.
     state = 4 * 4 * parameters + _bytes(method.local_state())
-    batch = study.training.batch * study.image.channels * study.image.size**2 * 4
+    batch = study.training.batch * math.prod(study.image.shape) * 4
     yield f"memory at a site: about {(state + batch) / 2**20:.0f} MiB for model, optimizer and batch, plus activations"
     yield f"memory at the server: about {3 * sent / 2**20:.0f} MiB, whatever the number of sites"
+
+
+def _sides(study: Study) -> str:
+    """The side of a picture, or the sides of a volume."""
+    image = study.image
+    return str(image.size) if image.depth is None else f"{image.depth} x {image.size} x {image.size}"
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:
@@ -63,9 +74,8 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
 
 
 def _warnings(study: Study, pictures: Manifest) -> Iterator[str]:
-    positives = getattr(study.method, "positives", "view")
-    label = study.evaluation.label
-    if positives == "view" or label not in pictures.table:
+    positives, label = study.method.partner, study.evaluation.label
+    if positives not in ("patient", "study", "series") or not {positives, label} <= set(pictures.table):
         return
     labels = pictures.table.groupby(positives)[label].nunique()
     if (labels > 1).any():

@@ -76,7 +76,7 @@ STUDY: dict[str, Any] = {
     "method": {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2},
     "training": {"batch": 4, "learning_rate": 0.01},
     "algorithm": {"name": "fedavg"},
-    "rounds": {"count": 3, "deadline_minutes": 0.2},
+    "rounds": {"count": 3, "deadline_minutes": 5},
 }
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from ssl_methods import METHODS
+
 Call = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +50,7 @@ REFUSED_STUDIES = {
     ),
     "an unknown method": (
         ["method.name=mea"],
-        "method.name 'mea' is not known; there are: ijepa, mae, simclr; did you mean 'mae'?",
+        f"method.name 'mea' is not known; there are: {', '.join(sorted(METHODS))}; did you mean 'mae'?",
     ),
     "an unknown protocol": (["evaluation.protocols=[knnn]"], "evaluation.protocols.0: Input should be 'knn'"),
     "an unknown dataset": (

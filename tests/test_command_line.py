@@ -52,14 +52,12 @@ def test_help_is_instant(arguments: list[str], tmp_path: Path) -> None:
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert spent < 1.0
     assert max(map(len, done.stdout.splitlines())) <= 80
-    words = ("simulate", "evaluate", "validate", "methods", "algorithms", "encoders", "--debug")
+    words = ("simulate", "evaluate", "validate", "preview", "methods", "algorithms", "encoders", "--debug")
     for word in words if arguments == ["--help"] else ("--help",):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("command", "table"), [("methods", METHODS), ("algorithms", ALGORITHMS), ("encoders", ENCODERS)]
-)
+@pytest.mark.parametrize(("command", "table"), [("algorithms", ALGORITHMS), ("encoders", ENCODERS)])
 def test_lists(command: str, table: dict[str, Any], fedpretext: Call) -> None:
     """Every entry with its summary and its paper, in 80 columns."""
     said = fedpretext(command)
@@ -71,6 +69,17 @@ def test_lists(command: str, table: dict[str, Any], fedpretext: Call) -> None:
     for entry in table.values():
         assert entry.summary in text
         assert entry.paper in text
+
+
+def test_methods_by_family_with_all_that_a_reader_chooses_by(fedpretext: Call) -> None:
+    lines = fedpretext("methods").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    families = [line for line in lines[:-2] if line[0] != " "]
+    assert families == ["contrastive", "non-contrastive", "predictive", "reconstruction", "hybrid"]
+    entries = " ".join(" ".join(lines).split())
+    for name, method in METHODS.items():
+        about = f"{'per-sample' if method.per_sample else 'coupled'}; {', '.join(f'{d}-D' for d in method.dimensions)};"
+        assert f"{name} {method.summary} ({method.paper}) {about} encoders: " in entries
 
 
 def test_validate_prints_facts(fedpretext: Call, study_file: Path, tmp_path: Path) -> None:

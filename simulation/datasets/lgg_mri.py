@@ -16,7 +16,9 @@ def list_lgg_mri(root: Path | None, workspace: Path, seed: int, options: NoOptio
     index = needed_root(root, "lgg_mri_128", "its index.csv") / "index.csv"
     table = read_index(index, COLUMNS, "lgg_mri_128")
     table["label"] = table["tumor"].astype(int)
-    return Manifest(table[["image", "patient", "slice", "site", "label", "mask"]], index.parent)
+    table["series"] = table["patient"]  # one examination a patient
+    table["position"] = table["slice"]
+    return Manifest(table[["image", "patient", "series", "position", "site", "label", "mask"]], index.parent)
 
 
 def read_index(path: Path, columns: set[str], name: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Any 2-D set of MedMNIST v2, through the medmnist package's own download and its published checksums."""
+"""Any set of MedMNIST v2, 2-D or 3-D, through the medmnist package's own download and its published checksums."""
 
 import hashlib
 import shutil
@@ -24,8 +24,13 @@ LISTING = "manifest.csv"
 class MedMnistOptions(Section):
     """Which of the package's sets, and in which size."""
 
-    set: str = Field(default="pneumoniamnist", description="A 2-D set as medmnist names it, pneumoniamnist say.")
-    size: Literal[28, 64, 128, 224] = Field(default=28, description="Side of the pictures, in pixels.")
+    set: str = Field(
+        default="pneumoniamnist",
+        description="A set as medmnist names it: pneumoniamnist, or adrenalmnist3d with image.depth.",
+    )
+    size: Literal[28, 64, 128, 224] = Field(
+        default=28, description="Side of the pictures, in pixels; of volumes 28 or 64."
+    )
 
 
 def list_medmnist(root: Path | None, workspace: Path, seed: int, options: MedMnistOptions) -> Manifest:
@@ -36,8 +41,6 @@ def list_medmnist(root: Path | None, workspace: Path, seed: int, options: MedMni
     published_split and not used.
     """
     info = look_up(INFO, options.set, "MedMNIST set")
-    if options.set.endswith("3d"):
-        raise DataError(f"MedMNIST set {options.set!r} holds volumes; choose a 2-D set, {_flat_sets()}")
     folder = root if root is not None else workspace / "medmnist"
     file = checked_file(options.set, options.size, folder, download=root is None)
     return with_clusters(_unpack(file, workspace / f"{file.stem}-pictures", info))
@@ -47,7 +50,7 @@ def checked_file(name: str, size: int, folder: Path, *, download: bool) -> Path:
     """The set's .npz in ``folder``, with the MD5 the package publishes; downloaded first if missing and allowed.
 
     DataError when it is missing, cannot be downloaded, or has another MD5 (a wrong file is neither replaced nor
-    used). Serves the package's volumes too.
+    used).
     """
     flag = "" if size == 28 else f"_{size}"
     info = INFO[name]
@@ -82,7 +85,10 @@ def _download(name: str, size: int, folder: Path, path: Path) -> None:
 
 
 def _unpack(file: Path, folder: Path, info: dict[str, Any]) -> Manifest:
-    """One NPY file ``[H, W(, C)]`` a picture below ``folder``, whole or absent, and the manifest of them."""
+    """One NPY file a picture ``[H, W(, C)]`` or volume ``[D, H, W]`` below ``folder``, and the manifest of them.
+
+    The folder is there whole or not at all.
+    """
     if (folder / LISTING).is_file():
         return Manifest.read(folder / LISTING, "picture cluster")
     part = folder.with_name(f".{folder.name}.part")
@@ -108,13 +114,9 @@ def _labels(labels: np.ndarray[Any, Any], task: str) -> list[int] | list[str]:
     return [int(value) for value in labels[:, 0]]
 
 
-def _flat_sets() -> str:
-    return ", ".join(name for name in INFO if not name.endswith("3d"))
-
-
 MEDMNIST = Dataset(
     name="medmnist",
-    summary="Any 2-D MedMNIST set (options: set, size), downloaded by the medmnist package; no patient ids.",
+    summary="Any MedMNIST set, 2-D or 3-D (options: set, size), downloaded by the medmnist package; no patient ids.",
     source="MedMNIST v2, Yang et al. 2023; CC BY 4.0 (dermamnist CC BY-NC 4.0)",
     options=MedMnistOptions,
     listing=list_medmnist,

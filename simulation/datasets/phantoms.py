@@ -117,7 +117,7 @@ def _draw_patient(folder: Path, site: str, number: int, seed: int, size: int) ->
         Image.fromarray(stored).save(folder / "images" / name, compress_level=1)
         Image.fromarray(mask).save(folder / "masks" / name)
         files = {"image": f"images/{name}", "mask": f"masks/{name}"}
-        known = {"patient": patient, "slice": index, "site": site, "label": label}
+        known = {"patient": patient, "position": index, "site": site, "label": label}
         rows.append({**files, **known, "boxes": json.dumps([[*box_around(mask), label]])})
     return rows
 

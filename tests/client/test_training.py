@@ -1,5 +1,6 @@
 """Local pretraining: repeatable, in step with the other sites, and every setting does something."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +41,15 @@ def store(hospital: Callable[..., Path], tmp_path: Path, study: MakeStudy) -> Ma
     return make
 
 
+class Coarse(nn.Sequential):
+    """Layers over sixteen pixels of a picture."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """``[B, 1, 32, 32]`` -> ``[B, 1]``."""
+        rows: Tensor = super().forward(pictures[:, 0, ::8, ::8].flatten(1))
+        return rows
+
+
 class Plain(Method):
     """A per-sample loss without chance: a small network is drawn towards each picture's brightness."""
 
@@ -53,7 +63,7 @@ class Plain(Method):
     def __init__(self) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            encoder = nn.Sequential(nn.Linear(16, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1))
+            encoder = Coarse(nn.Linear(16, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1))
             super().__init__(MethodConfig(), encoder, ImageConfig(modality="mri", size=32, channels=1))
             self.head = nn.Embedding(2, 4)
         self.batches: list[Batch] = []
@@ -61,9 +71,9 @@ class Plain(Method):
         self.stepped: list[int] = []
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """The pictures in sixteen numbers; no draw."""
+        """The pictures and their brightness; no draw."""
         self.batches.append(batch)
-        return {"x": batch.pictures[:, 0, ::8, ::8].flatten(1), "y": batch.pictures.mean(dim=(1, 2, 3))}
+        return {"x": batch.pictures, "y": batch.pictures.mean(dim=(1, 2, 3))}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error."""
@@ -190,6 +200,50 @@ def test_the_first_step_by_hand(study: MakeStudy, store: MakeStore) -> None:
         torch.testing.assert_close(after[name], (decayed - step).detach(), rtol=0, atol=rate * 1e-3, msg=name)
 
 
+class Frozen(Plain):
+    """Its head never moves, its encoder goes at the peak rate."""
+
+    def rate(self, part: str, progress: float, scheduled: float, peak: float) -> float:
+        """0 for the head."""
+        return 0.0 if part == "head" else peak
+
+
+def test_a_part_has_the_rate_that_the_method_says(study: MakeStudy, store: MakeStore) -> None:
+    s = study(training={"batch": 9, "learning_rate": 0.1, "weight_decay": 0.5})
+    method = Frozen()
+    before = method.head.weight.detach().clone()
+    _, outcome = run(s, store(), method)
+    assert torch.equal(method.head.weight, before)
+    assert outcome.metrics["learning_rate"] == pytest.approx(0.1 * 9 / 256)
+
+
+def test_weight_decay_follows_half_a_cosine_to_its_end(
+    study: MakeStudy, store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decays: list[set[float]] = []
+    original = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
+        decays.append({group["weight_decay"] for group in self.param_groups})
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    amounts = {"epochs": None, "steps": 2, "weight_decay": 0.04, "final_weight_decay": 0.4}
+    run(study(training=amounts, rounds={"count": 2}), store(), Plain(), round_=2)
+    # Steps 3 and 4 of 4: p = 5/8 and 7/8.
+    expected = [0.4 - 0.36 * (math.cos(math.pi * p) + 1) / 2 for p in (5 / 8, 7 / 8)]
+    assert [max(found) for found in decays] == pytest.approx(expected)
+    assert all(0.0 in found for found in decays)
+
+
+def test_the_site_looks_at_its_features_after_every_round(study: MakeStudy, store: MakeStore) -> None:
+    s = study(method={"name": "simclr"})
+    _, outcome = run(s, store(), real(s))
+    assert {"feature_spread", "rankme", "alignment", "uniformity", "output_spread"} <= outcome.metrics.keys()
+    assert outcome.metrics["rankme"] >= 1
+    assert 0 < outcome.metrics["output_spread"] <= 1.01
+
+
 def test_weight_decay_spares_biases_norms_and_embeddings(study: MakeStudy, store: MakeStore) -> None:
     """With a loss of no slope, decay is all that moves a weight."""
     s = study(training={"weight_decay": 0.5, "learning_rate": 0.5, "warmup": 0.0})
@@ -258,6 +312,7 @@ CHANGES_WEIGHTS: dict[str, dict[str, Any]] = {
     "accumulate": {"accumulate": 2},
     "learning_rate": {"learning_rate": 0.02},
     "weight_decay": {"weight_decay": 0.5},
+    "final_weight_decay": {"final_weight_decay": 0.5},
     "betas": {"betas": (0.5, 0.6)},
     "warmup": {"warmup": 0.0},
     "precision": {"precision": "bf16"},

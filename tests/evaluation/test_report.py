@@ -211,6 +211,31 @@ def test_unflattering_comparisons_are_stated_as_plainly_as_others(
     assert "0.03" in text[text.index(opening) :]
 
 
+@pytest.mark.parametrize(
+    ("interval", "opening"),
+    [
+        ((0.01, 0.05), "Pretraining helped: on unseen patients the federated encoder’s AUROC is 0.80, 0.03 above the "),
+        ((-0.02, 0.05), "We cannot say whether pretraining helped: on unseen patients"),
+        ((-0.09, -0.02), "Pretraining made it worse: on unseen patients the federated encoder’s AUROC is 0.80, 0.03 b"),
+    ],
+)
+def test_with_starting_weights_the_answer_is_what_pretraining_added_to_them(
+    tmp_path: Path, interval: tuple[float, float], opening: str
+) -> None:
+    """That the encoder beats random initialisation is the starting weights' doing as well: it comes after."""
+    middle = -0.03 if interval[1] < 0 else 0.03
+    rows = [result("federated", 0.8), result("natural", 0.8 - middle), result("random", 0.6)]
+    rows.append(result("supervised", 0.7, protocol="finetune"))
+    apart = [comparison("natural", middle, interval), comparison("random", 0.2, (0.1, 0.3))]
+    text = report_text(bare_run(tmp_path, rows, [*apart, comparison("supervised", 0.1, (0.05, 0.2))]))
+    assert opening in text
+    assert "the weights it started from" in text[text.index(opening) :][:200]
+    assert "Better than random initialisation: 0.20 above 0.60" in text
+    assert "above random initialisation (" not in text
+    assert "Better than supervised training from the same starting weights with the same labels: 0.10" in text
+    assert "Supervised from the starting weights" in text
+
+
 def test_a_left_out_site_gets_its_own_answer(tmp_path: Path) -> None:
     text = report_text(full_run(tmp_path))
     assert (

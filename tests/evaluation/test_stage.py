@@ -57,6 +57,21 @@ def test_end_to_end(make_run: MakeRun) -> None:
     assert len(described["results"]) == len(table)
 
 
+def test_with_starting_weights_the_supervised_arm_starts_from_them(make_run: MakeRun) -> None:
+    """The fair competitor: fine-tuned once a fold in any case; random weights only where the protocol is asked for."""
+    arms = [("random", "random"), ("natural", "natural"), ("federated", "federated")]
+    first = evaluate(make_run(RunEvaluation(protocols=("knn",)), arms=arms, seeds=2), show=False)
+    assert set(first["encoder"]) == {"random", "natural", "federated", "supervised", "pixels", "majority"}
+    assert set(first.loc[first["protocol"] == "finetune", "encoder"]) == {"supervised"}
+    run = make_run(RunEvaluation(protocols=("finetune",)), arms=arms)
+    asked = evaluate(run, show=False)
+    assert set(asked.loc[asked["protocol"] == "finetune", "encoder"]) == {"supervised", "random", "federated"}
+    scores = pd.read_csv(run / "evaluation" / "scores.csv")
+    assert len(scores[scores["encoder"] == "supervised"]) == len(scores[scores["encoder"] == "random"])
+    pairs = pd.read_csv(run / "comparisons.csv")
+    assert set(pairs["encoder_b"]) == {"supervised", "random", "pixels", "majority"}
+
+
 def test_comparisons_are_of_the_same_patients(make_run: MakeRun) -> None:
     run = make_run()
     table = evaluate(run, show=False)

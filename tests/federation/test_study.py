@@ -379,9 +379,68 @@ def test_a_misspelt_method_name_is_told_with_the_nearest(raw_study: dict[str, An
     raw_study["method"] = {"name": "simclrr"}
     with pytest.raises(
         StudyError,
-        match=r"^s: method.name 'simclrr' is not known; there are: ijepa, mae, simclr; did you mean 'simclr'\?$",
+        match=r"^s: method.name 'simclrr' is not known; there are: autoencoder, .*, vicreg; did you mean 'simclr'\?$",
     ):
         study_from(raw_study, "s")
+
+
+SUM: Raw = {
+    "name": "combine",
+    "methods": [{"method": {"name": "mae"}}, {"method": {"name": "simclr", "temperature": 0.5}, "weight": 0.5}],
+}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "methods.0.method.mask_ratoi=.5",
+            "key 'method.methods.0.method.mask_ratoi' is not known; did you mean 'mask_ratio'?",
+        ),
+        ("methods.1.wieght=2", "key 'method.methods.1.wieght' is not known; did you mean 'weight'?"),
+        ("methods.1.weight=0", "method.methods.1.weight: Input should be greater than 0 (got 0)"),
+        (
+            "methods.1.method.name=simclrr",
+            "method.methods.1.method.name 'simclrr' is not known; there are: autoencoder, ",
+        ),
+        (
+            "methods.1.method.name=combine",
+            "method.methods.1.method.name 'combine' is not known; there are: autoencoder, ",
+        ),
+        ("methods.0.method=null", "method.methods.0.method"),
+        ("methods.2.weight=1", "--set 'method.methods.2.weight=1': '2' is none of a list's 2 entries, counted from 0"),
+        ("methods.x=1", "--set 'method.methods.x=1': 'x' is none of a list's 2 entries, counted from 0"),
+        ("methods.0.method.share=[encoder]", "share of member mae: parts of all members are shared by method.share"),
+        ("methods.1.method={name: slice_order}", None),
+        ("share=[encoder, mae.decodr]", "'mae.decodr' is no part of 'combine'; there are: encoder, mae.decoder, "),
+    ],
+)
+def test_a_sum_of_methods_is_told_and_changed_by_the_number_of_its_member(
+    tmp_path: Path, raw_study: Raw, override: str, said: str | None
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(raw_study | {"method": SUM}))
+    if said is None:
+        study = load_study(path, [f"method.{override}"])
+        assert study.method.partner == "placed"
+        return
+    with pytest.raises(StudyError) as caught:
+        load_study(path, [f"method.{override}"])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_written_sum_of_methods_is_the_same_study(tmp_path: Path, raw_study: Raw) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(raw_study | {"method": SUM}))
+    study = load_study(path)
+    hashes = {study.training_hash()}
+    for override in ("methods.0.weight=2", "methods.1.method.temperature=.4", "methods.0.method.mask_ratio=.5"):
+        changed = load_study(path, [f"method.{override}"])
+        hashes.add(changed.training_hash())
+        path.with_name("written.yaml").write_text(changed.to_yaml())
+        assert load_study(path.with_name("written.yaml")) == changed
+    assert len(hashes) == 4
 
 
 def test_a_method_that_does_not_fit_its_encoder_is_refused_when_read(raw_study: dict[str, Any]) -> None:

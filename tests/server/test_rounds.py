@@ -172,6 +172,22 @@ def test_an_offline_site_is_not_asked_without_a_pause(
     assert run.contact.sent.count((1, "B")) == 4
 
 
+def test_a_site_that_collapses_is_told_once_and_recorded_every_time(
+    loop: Make, honest_site: Honest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply | Failure:
+        reply = honest_site(instruction, site)
+        spread = 0.9 / 5 ** (instruction.round - 1) if site == "B" else 0.9
+        return replace(reply, metrics=reply.metrics | {"output_spread": spread})
+
+    run = loop()
+    run.run(act)
+    assert run.events() == [(number, "collapsing", "B", "features lose their spread") for number in (2, 3)]
+    told = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
+    assert len(told) == 1
+    assert told[0].startswith("round 2: site B: the features of its pictures are becoming all alike (collapse)")
+
+
 def test_a_site_that_cannot_is_not_waited_for(loop: Make, honest_site: Honest) -> None:
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply | Failure:
         return Failure("", instruction.round, site, "disk-full") if site == "B" else honest_site(instruction, site)

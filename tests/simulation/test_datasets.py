@@ -116,8 +116,8 @@ def test_a_file_that_is_not_the_published_one_is_refused_and_kept(shared: Path, 
 def test_medmnist_says_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pneumoniamnist.npz: is missing; put"):
         load("medmnist", tmp_path, tmp_path)
-    with pytest.raises(DataError, match="'adrenalmnist3d' holds volumes; choose a 2-D set, pathmnist"):
-        load("medmnist", tmp_path, tmp_path, set="adrenalmnist3d")
+    with pytest.raises(DataError, match=r"'adrenalmnist3d' is not published at 224 pixels"):
+        load("medmnist", tmp_path, tmp_path, set="adrenalmnist3d", size=224)
     with pytest.raises(StudyError, match="did you mean 'pneumoniamnist'"):
         load("medmnist", tmp_path, tmp_path, set="pneumonia_mnist")
 

@@ -311,7 +311,8 @@ def test_every_simulation_setting_does_something(
     monkeypatch.setitem(RUNTIMES, "ray", ray)
     with pytest.raises(Chosen):
         simulate(finished.study, ["simulation.runtime=ray"], runs=tmp_path / "runs", device="cpu")
-    assert tried | {"arms", "seeds", "runtime"} == set(SimulationConfig.model_fields)
+    weights = {"weights", "weights_sha256"}  # tests/simulation/test_starting.py
+    assert tried | {"arms", "seeds", "runtime"} | weights == set(SimulationConfig.model_fields)
 
 
 def test_a_finished_arm_keeps_what_a_person_needs(tmp_path: Path) -> None:

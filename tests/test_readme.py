@@ -1,0 +1,90 @@
+"""The README's table of methods: complete, true, and every line of it runs."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from federation.study import load_study
+from simulation.simulate import simulate
+from ssl_methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDE = {2: 32, 3: 16}
+
+
+class Line(NamedTuple):
+    """A row of the table."""
+
+    family: str
+    coupling: str
+    dimensions: str
+    arguments: list[str]
+    """What stands after ``fedpretext simulate``."""
+
+
+def lines() -> dict[str, Line]:
+    """The table's rows by the method's name."""
+    found = re.findall(
+        r"^\| `(\w+)` \| ([\w-]+) \| ([\w-]+) \| ([^|]+) \| `([^`]+)` \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    return {name: Line(family, coupling, sizes, shlex.split(study)) for name, family, coupling, sizes, study in found}
+
+
+def test_the_table_lists_every_method_as_it_is() -> None:
+    table = lines()
+    assert table.keys() == METHODS.keys()
+    for name, line in table.items():
+        method = METHODS[name]
+        assert line.family == method.family, name
+        assert line.coupling == ("per-sample" if method.per_sample else "coupled"), name
+        assert line.dimensions == ", ".join(f"{size}-D" for size in method.dimensions), name
+
+
+def write_hospitals(root: Path, shape: tuple[int, ...]) -> None:
+    """Three hospitals of six patients, two pictures or volumes each, one series a patient."""
+    draw = np.random.default_rng(3)
+    root.mkdir()
+    rows = ["image,patient,series,position,site,label"]
+    for site in ("DU", "HT", "CS"):
+        for patient in range(6):
+            for number in range(2):
+                values = draw.integers(0, 128, shape).astype(np.uint8)
+                label = (patient + number) % 2
+                name = f"{site}-{patient}-{number}" + (".png" if shape[-1] == 3 else ".npy")
+                if shape[-1] == 3:
+                    values[8:20, 8:20] += np.uint8(100 * label)
+                    Image.fromarray(values).save(root / name)
+                else:
+                    np.save(root / name, values)
+                rows.append(f"{name},{site}{patient},{site}{patient},{number},{site},{label}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_line_runs(name: str, tmp_path: Path) -> None:
+    """The study of the README on small pictures, one round; all else as the line says."""
+    config, *options = lines()[name].arguments
+    overrides = [word for word in options if word != "--set"]
+    assert options == [word for override in overrides for word in ("--set", override)]
+    study = load_study(ROOT / config, overrides)
+    assert study.method.name == name
+    side = SIDE[study.image.dimensions]
+    shape = (side, side, 3) if study.image.dimensions == 2 else (side, side, side)
+    write_hospitals(tmp_path / "pictures", shape)
+    assert study.simulation is not None
+    small = [
+        f"image.size={side}", "rounds.count=1", "training.batch=8", "training.threads=1", "evaluation.protocols=[knn]",
+        "evaluation.finetune.epochs=1", "simulation.dataset=folder", f"simulation.root={tmp_path / 'pictures'}",
+        "simulation.options={}", "simulation.arms=[]", "simulation.partition={kind: site}",
+        "simulation.splits={folds: 1, left_out: []}",
+    ]  # fmt: skip
+    if study.image.dimensions == 3:
+        small.append(f"image.depth={side}")
+    run = simulate(ROOT / config, [*overrides, *small], runs=tmp_path / "runs", device="cpu")
+    assert run.report.is_file()
+    assert (run.folder / "arms" / "federated" / "fold-0" / "seed-0" / "encoder.safetensors").is_file()
