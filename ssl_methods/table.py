@@ -23,6 +23,7 @@ from ssl_methods.simsiam import SimSiam, SimSiamConfig
 from ssl_methods.slice_order import SliceOrder, SliceOrderConfig
 from ssl_methods.swav import SwAV, SwAVConfig
 from ssl_methods.swin_unetr import SwinUNETR, SwinUNETRConfig
+from ssl_methods.vicreg import VICReg, VICRegConfig
 
 SINGLE_METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
@@ -36,6 +37,7 @@ SINGLE_METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "simsiam": SimSiam,
     "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
     "swav": SwAV,
     "dino": DINO,
     "ibot": IBOT,
@@ -51,6 +53,7 @@ SingleMethodConfig = (
     | BYOLConfig
     | SimSiamConfig
     | BarlowTwinsConfig
+    | VICRegConfig
     | SwAVConfig
     | DINOConfig
     | IBOTConfig
