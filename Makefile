@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format benchmarks clean
+.PHONY: help demo test check format benchmarks sweep clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -34,6 +34,9 @@ format: $(STAMP) ## put the code into its format
 
 benchmarks: $(STAMP) ## measure speed and memory (about 20 minutes); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.run
+
+sweep: $(STAMP) ## every method against no pretraining, cell by cell: make sweep DATA=FOLDER [CELLS=1]
+	$(BIN)/python -m benchmarks.sweep --root $(DATA) $(if $(CELLS),--cells $(CELLS))
 
 clean: ## remove the virtual environment and caches (run folders stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

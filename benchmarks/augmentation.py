@@ -20,9 +20,10 @@ from torch import Tensor
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
 from foundation import vision_import  # noqa: F401  makes torchvision importable beside torch's CPU build
 from foundation.randomness import torch_generator
-from imaging.augment import FIXED_DEVIATION, FIXED_MEAN, FLAT, Augmentation
+from imaging.augment import Augmentation
 from imaging.config import ImageConfig
 from imaging.presets import Preset
+from imaging.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
 
 # isort: split
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]  # it ships no types

@@ -65,7 +65,7 @@ def _train(method: Method, optimiser: torch.optim.AdamW, store: TensorStore, sit
         for group in optimiser.param_groups:
             group["lr"] = _rate((round_ - 1 + (step + 0.5) / steps) / ROUNDS)
         chosen = order[step * BATCH : (step + 1) * BATCH]
-        batch = Batch(store.batch(chosen.numpy()), patients[chosen], series[chosen])
+        batch = Batch(store.batch(chosen.numpy()), patients[chosen], series[chosen], series[chosen])
         loss, _ = method.loss(method.make_views(batch, generator))
         torch.autograd.backward(loss)
         optimiser.step()
