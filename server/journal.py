@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from foundation.files import append_jsonl, read_jsonl, write_text
-from ssl_methods.diagnostics import SPREAD, collapsing
+from ssl_methods.diagnostics import collapsing
 
 
 class Journal:
@@ -22,7 +22,7 @@ class Journal:
         rows = [row for row in read_jsonl(self._path) if row["round"] <= after_round]
         if self._path.exists():
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._spreads: dict[str, list[float]] = {}
+        self._watched: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             self._watch(row)
 
@@ -54,8 +54,8 @@ class Journal:
 
     def is_collapsing(self, site: str) -> bool:
         """Whether the features of ``site`` are coming to be all alike, by its rows so far."""
-        return collapsing(self._spreads.get(site, []))
+        return collapsing(self._watched.get(site, []))
 
     def _watch(self, row: dict[str, Any]) -> None:
-        if SPREAD in row:
-            self._spreads.setdefault(row["site"], []).append(row[SPREAD])
+        if "event" not in row:
+            self._watched.setdefault(row["site"], []).append(row)

@@ -174,12 +174,9 @@ class Combine(Method):
         label, own = part.split(".")
         return dict(self._each())[label].rate(own, progress, scheduled, peak)
 
-    def output(self, pooled: Tensor) -> Tensor:
-        """That of the first member that compares features, as only such can collapse; else the features."""
-        for _, member in self._each():
-            if member.family in ("contrastive", "non-contrastive"):
-                return member.output(pooled)
-        return pooled
+    def output(self, pooled: Tensor) -> Tensor | None:
+        """That of the first member that compares pictures, if any does."""
+        return next((found for _, member in self._each() if (found := member.output(pooled)) is not None), None)
 
     def after_step(self, progress: float, pictures: int) -> None:
         """Every member's."""

@@ -1,6 +1,6 @@
 """What features look like without labels: rank, alignment, uniformity, collapse."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,10 +53,10 @@ def feature_std(features: Tensor) -> float:
     return float(functional.normalize(_exact(features), dim=1).std(dim=0).mean())
 
 
-SPREAD = "output_spread"
-"""The metric that ``collapsing`` reads."""
-COLLAPSED_SPREAD = 0.1
-LOST_SHARE = 0.25
+FEATURE_SPREAD, OUTPUT_SPREAD, OUTPUT_RANK = "feature_spread", "output_spread", "output_rank"
+# Chosen by training methods with and without what keeps them from collapse (tests/ssl_methods/test_collapse.py).
+COLLAPSED_SPREAD, LOST_SPREAD = 0.1, 0.25
+COLLAPSED_RANK, LOST_RANK = 0.3, 0.6
 
 
 @torch.no_grad()
@@ -64,9 +64,10 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
     """What the method's features of a site's ``pictures`` ``[N, C, ...]`` (N at least 2) look like after a round.
 
     ``feature_spread``, ``rankme`` and ``uniformity`` of the encoder's features of the plain pictures, ``alignment``
-    of these with the features of one strong view each; ``output_spread`` of what the loss compares
-    (``Method.output``): collapse shows there rounds before it reaches the encoder. A spread is ``feature_std``
-    times sqrt(D): 1 when all directions are used alike, 0 when all pictures look the same.
+    of these with the features of one strong view each; ``output_spread`` and ``output_rank`` of what the loss
+    compares, where it compares pictures (``Method.output``): collapse shows there rounds before it reaches the
+    encoder. A spread is ``feature_std`` times sqrt(D): 1 when all directions are used alike, 0 when all pictures look
+    the same. ``output_rank`` is RankMe of the unit outputs as a share of min(N, P).
     """
     training = method.training
     method.eval()
@@ -74,21 +75,40 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
     changed = features(method.encoder, method.augmentation.strong(pictures, generator))
     output = method.output(plain)
     method.train(training)
-    return {
-        "feature_spread": feature_std(plain) * plain.shape[1] ** 0.5,
+    seen = {
+        FEATURE_SPREAD: feature_std(plain) * plain.shape[1] ** 0.5,
         "rankme": rankme(plain),
         "alignment": alignment(plain, changed),
         "uniformity": uniformity(plain),
-        SPREAD: feature_std(output) * output.shape[1] ** 0.5,
+    }
+    if output is None:
+        return seen
+    most = min(output.shape)
+    return seen | {
+        OUTPUT_SPREAD: feature_std(output) * output.shape[1] ** 0.5,
+        OUTPUT_RANK: rankme(functional.normalize(_exact(output), dim=1)) / most,
     }
 
 
-def collapsing(spreads: Sequence[float]) -> bool:
-    """Whether a site's ``output_spread``, round by round, says that all pictures are coming to look the same.
+def collapsing(rounds: Sequence[Mapping[str, float]]) -> bool:
+    """Whether a site's metrics, round by round, say that all pictures are coming to look the same to the encoder.
 
-    True when it is below 0.1 (a fresh head may be there in its first round, so one round says nothing) or has lost
-    three quarters of its highest value, and still falls.
+    The first round says nothing: a fresh head may start anywhere. Where the loss compares pictures, its output says
+    it: a spread below 0.1 or a quarter of its highest, or a rank below 0.3 and below 0.6 of its highest (a last
+    BatchNorm holds the spread up, SimSiam's for one), and falling. Of other losses the features say it, which may lie
+    close together from the start, in nearly empty pictures say: a spread below a quarter of its highest, and falling.
     """
-    if len(spreads) < 2 or spreads[-1] >= spreads[-2]:
+    watched = [metrics for metrics in rounds if FEATURE_SPREAD in metrics]
+    if len(watched) < 2:
         return False
-    return spreads[-1] < max(COLLAPSED_SPREAD, LOST_SHARE * max(spreads))
+    if OUTPUT_SPREAD not in watched[-1]:
+        return _fallen([metrics[FEATURE_SPREAD] for metrics in watched], LOST_SPREAD)
+    spreads = [metrics.get(OUTPUT_SPREAD, 0.0) for metrics in watched]
+    ranks = [metrics.get(OUTPUT_RANK, 0.0) for metrics in watched]
+    lost = _fallen(spreads, LOST_SPREAD) or (spreads[-1] < COLLAPSED_SPREAD and spreads[-1] < spreads[-2])
+    return lost or (ranks[-1] < COLLAPSED_RANK and _fallen(ranks, LOST_RANK))
+
+
+def _fallen(values: Sequence[float], share: float) -> bool:
+    """Whether the last value is below ``share`` of the highest, and below the one before."""
+    return values[-1] < share * max(values) and values[-1] < values[-2]

@@ -1,6 +1,6 @@
 """DINO: self-distillation with no labels (Caron et al. 2021, ICCV)."""
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -100,14 +100,28 @@ class UnitPrototypes(nn.Module):
             return functional.linear(directions.to(weight.dtype), weight)
 
 
-def dino_head(width: int, hidden: int, bottleneck: int) -> nn.Sequential:
-    """The three linear layers before the prototypes, GELU between them (appendix C)."""
-    layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)]
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+class DINOHead(nn.Module):
+    """Directions ``[..., bottleneck]``, unit vectors, of features ``[..., width]``: three linear layers and GELU.
+
+    Appendix C. normalisation "batch": BatchNorm behind the hidden layers, over all leading dimensions together.
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, normalisation: Literal["batch", "none"]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before in (width, hidden):
+            layers.append(nn.Linear(before, hidden))
+            layers += [nn.BatchNorm1d(hidden), nn.GELU()] if normalisation == "batch" else [nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Unit vectors, at least in float32."""
+        rows: Tensor = self.layers(features.flatten(0, -2))
+        return unit(rows).reshape(*features.shape[:-1], -1)
 
 
 class DistillationConfig(MultiCropConfig):
@@ -121,6 +135,11 @@ class DistillationConfig(MultiCropConfig):
     )
     head_width: int = Field(
         default=512, ge=1, description="Hidden channels of the head; the paper's 2048 outweigh a small encoder."
+    )
+    head_normalisation: Literal["batch", "none"] = Field(
+        default="batch",
+        description="Of the head's hidden layers. The paper has none over a ViT, at a batch of 1024; in a "
+        "hospital's the head then shows only what all pictures have in common, and the targets become uniform.",
     )
     bottleneck: int = Field(default=256, ge=2, description="Channels of a prototype.")
     student_temperature: float = Field(default=0.1, gt=0.0, le=10.0, description="Divides the student's outputs.")
@@ -199,7 +218,7 @@ class DINO(Method):
 
     def __init__(self, config: DistillationConfig, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
-        self.head = dino_head(feature_dim(encoder), config.head_width, config.bottleneck)
+        self.head = DINOHead(feature_dim(encoder), config.head_width, config.bottleneck, config.head_normalisation)
         self.prototypes = UnitPrototypes(config.bottleneck, config.outputs)
         followed = {name: follower(part) for name, part in self._followed().items()}
         self.teacher = nn.ModuleDict(followed)
@@ -224,7 +243,7 @@ class DINO(Method):
 
     def output(self, pooled: Tensor) -> Tensor:
         """The directions ``[..., bottleneck]`` that are compared with the prototypes, of ``[..., D]``."""
-        return unit(self.head(pooled))
+        return cast(Tensor, self.head(pooled))
 
     def _teacher_temperature(self, progress: float) -> float:
         start, end, share = (
@@ -245,10 +264,10 @@ class DINO(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy; also the entropy of the targets as a share of log K: it ends at 0 or 1 in collapse."""
-        student = self.prototypes(self.output(view_features(self.encoder, views)))  # [2 + V, B, K]
+        student = self.prototypes(self.head(view_features(self.encoder, views)))  # [2 + V, B, K]
         with torch.no_grad():
             pooled = crop_features(self.teacher["encoder"], views["large"])  # [2, B, D]
-            teacher = self.teacher["prototypes"](unit(self.teacher["head"](pooled)))  # [2, B, K]
+            teacher = self.teacher["prototypes"](self.teacher["head"](pooled))  # [2, B, K]
         return self._distil(student, teacher)
 
     def _distil(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -20,7 +20,6 @@ from ssl_methods.mae import only_patches
 from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
 from ssl_methods.momentum import follow, follower
 from ssl_methods.multi_crop import by_view, crop_features
-from ssl_methods.similarity import unit
 from ssl_methods.token_masks import spared
 
 TRIES = 16
@@ -186,44 +185,42 @@ class IBOT(DINO):
         tokens = masked_tokens(self.encoder, large, masks, self.mask_token)  # [2B, N, D]
         pooled = tokens.mean(dim=1).reshape(2, len(views["large"]), -1)  # [2, B, D]
         small = [crop_features(self.encoder, views["small"])] if "small" in views else []
-        student = self.prototypes(self.output(torch.cat([pooled, *small])))  # [2 + V, B, K]
+        pooled = torch.cat([pooled, *small])  # [2 + V, B, D]
+        places = masks.float().topk(self.most_hidden, dim=1).indices  # [2B, M], the hidden ones first
+        student, student_patches = _together(self.head, pooled, take(tokens, places))
         with torch.no_grad():
             seen = patch_tokens(self.teacher["encoder"], large)  # [2B, N, D]
-            whole = self._teacher_directions(seen.mean(dim=1)).reshape(2, len(views["large"]), -1)
-            teacher = self.teacher["prototypes"](whole)  # [2, B, K]
-        pictures, scalars = self._distil(student, teacher)
-        patches = self._patch_term(tokens, self._teacher_directions(seen), masks)
+            whole = seen.mean(dim=1).reshape(2, len(views["large"]), -1)
+            teacher, teacher_patches = _together(self.teacher["head"], whole, seen)
+            outputs = self.teacher["prototypes"](teacher)  # [2, B, K]
+        pictures, scalars = self._distil(self.prototypes(student), outputs)
+        patches = self._patch_term(student_patches, teacher_patches, places, masks.gather(1, places))
         loss = pictures + self.config.patch_weight * patches
-        scalars |= {"picture_loss": pictures.detach(), "patch_loss": patches.detach()}
+        scalars |= {"picture_loss": pictures, "patch_loss": patches}
         if self.config.koleo_weight > 0:
-            spread = koleo(pooled[0]) + koleo(pooled[1])
-            loss, scalars["koleo"] = loss + self.config.koleo_weight * spread, spread.detach()
+            scalars["koleo"] = koleo(pooled[0]) + koleo(pooled[1])  # of the large views
+            loss = loss + self.config.koleo_weight * scalars["koleo"]
         if self.gram_used:
             with torch.no_grad():
                 anchor = patch_tokens(self.teacher["anchor"], large)
-            drift = gram_loss(tokens, anchor)
-            loss, scalars["gram"] = loss + self.config.gram_weight * drift, drift.detach()
-        return loss, scalars
+            scalars["gram"] = gram_loss(tokens, anchor)
+            loss = loss + self.config.gram_weight * scalars["gram"]
+        return loss, {name: value.detach() for name, value in scalars.items()}
 
-    @torch.no_grad()
-    def _teacher_directions(self, features: Tensor) -> Tensor:
-        return unit(self.teacher["head"](features))
+    def _patch_term(self, student: Tensor, teacher: Tensor, places: Tensor, hidden: Tensor) -> Tensor:
+        """The hidden patches' loss of directions: the student's ``[2B, M, P]``, the teacher's ``[2B, N, P]``.
 
-    def _patch_term(self, tokens: Tensor, directions: Tensor, masks: Tensor) -> Tensor:
-        """The hidden patches' loss of the student's tokens ``[2B, N, D]`` and the teacher's directions ``[2B, N, P]``.
-
-        The patches' centre is of all patches, hidden or not (their code). The prototypes are linear: their mean output
-        is the output of the mean direction, and the teacher's outputs are made at hidden places only.
+        The student's are at ``places`` ``[2B, M]``, of which ``hidden`` are. The patches' centre is of all patches,
+        hidden or not (their code). The prototypes are linear: their mean output is the output of the mean direction,
+        and the teacher's outputs are made at hidden places only.
         """
-        places = masks.float().topk(self.most_hidden, dim=1).indices  # [2B, M], the hidden ones first
-        student = self.prototypes(self.output(take(tokens, places)))  # [2B, M, K]
         with torch.no_grad():
-            teacher = self.teacher["prototypes"](take(directions, places))
-            mean = self.teacher["prototypes"](directions.mean(dim=(0, 1)))  # [K]
+            outputs = self.teacher["prototypes"](take(teacher, places))  # [2B, M, K]
+            mean = self.teacher["prototypes"](teacher.mean(dim=(0, 1)))  # [K]
         loss = patch_loss(
-            student,
-            teacher,
-            masks.gather(1, places),
+            self.prototypes(student),
+            outputs,
+            hidden,
             self.patch_centre.value,
             self.config.student_temperature,
             self.temperature,
@@ -236,3 +233,13 @@ class IBOT(DINO):
         """Also move the patches' centre."""
         super().after_step(progress, pictures)
         self.patch_centre.update(momentum_for_batch(self.config.centre_momentum, pictures, self.config.momentum_batch))
+
+
+def _together(head: nn.Module, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The head's directions of ``pooled`` ``[V, B, D]`` and ``tokens`` ``[R, M, D]``, in one pass.
+
+    BatchNorm then has the same statistics for both, as the prototypes are the same.
+    """
+    found: Tensor = head(torch.cat([pooled.flatten(0, 1), tokens.flatten(0, 1)]))
+    rows = pooled.shape[:2].numel()
+    return found[:rows].reshape(*pooled.shape[:2], -1), found[rows:].reshape(*tokens.shape[:2], -1)

@@ -142,9 +142,12 @@ class Method(nn.Module, ABC):
         """The learning rate of ``part`` where the study's schedule says ``scheduled`` of ``peak``; 0 freezes it."""
         return scheduled
 
-    def output(self, pooled: Tensor) -> Tensor:
-        """What the loss compares ``[B, P]``, from pooled features ``[B, D]``: the collapse watch looks at it."""
-        return pooled
+    def output(self, pooled: Tensor) -> Tensor | None:
+        """What the loss compares between pictures ``[B, P]``, from pooled features ``[B, D]``; None: it compares none.
+
+        The collapse watch looks at it.
+        """
+        return None
 
     def after_step(self, progress: float, pictures: int) -> None:
         """Called after each step of ``pictures`` pictures, at study progress in [0, 1]: momentum encoder, queue."""

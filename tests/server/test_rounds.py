@@ -178,7 +178,9 @@ def test_a_site_that_collapses_is_told_once_and_recorded_every_time(
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply | Failure:
         reply = honest_site(instruction, site)
         spread = 0.9 / 5 ** (instruction.round - 1) if site == "B" else 0.9
-        return replace(reply, metrics=reply.metrics | {"output_spread": spread})
+        return replace(
+            reply, metrics=reply.metrics | {"feature_spread": 0.5, "output_rank": 0.5, "output_spread": spread}
+        )
 
     run = loop()
     run.run(act)

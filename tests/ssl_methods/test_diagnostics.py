@@ -56,8 +56,26 @@ def test_feature_std_is_one_over_root_d_on_the_sphere_and_0_when_collapsed() -> 
         ([], False),
     ],
 )
-def test_the_alarm(spreads: list[float], alarm: bool) -> None:
-    assert collapsing(spreads) is alarm
+def test_the_alarm_of_a_loss_that_compares_pictures(spreads: list[float], alarm: bool) -> None:
+    rest = {"feature_spread": 0.5, "output_rank": 0.5}
+    assert collapsing([rest | {"output_spread": spread} for spread in spreads]) is alarm
+
+
+@pytest.mark.parametrize(
+    ("ranks", "alarm"), [([0.5, 0.25], True), ([0.5, 0.31], False), ([0.3, 0.25], False), ([0.5, 0.1, 0.2], False)]
+)
+def test_the_alarm_when_directions_are_lost(ranks: list[float], alarm: bool) -> None:
+    rest = {"feature_spread": 0.5, "output_spread": 0.9}
+    assert collapsing([rest | {"output_rank": rank} for rank in ranks]) is alarm
+
+
+@pytest.mark.parametrize(
+    ("spreads", "alarm"),
+    [([0.03, 0.02], False), ([0.4, 0.05], True), ([0.4, 0.05, 0.06], False), ([0.4, 0.2], False)],
+)
+def test_the_alarm_of_other_losses_goes_by_what_is_lost(spreads: list[float], alarm: bool) -> None:
+    """Features of nearly empty pictures lie close together from the start: that is no collapse."""
+    assert collapsing([{"loss": 1.0}, *({"feature_spread": spread} for spread in spreads)]) is alarm
 
 
 def test_the_watch_sees_a_collapsed_head_and_leaves_the_method_as_it_was(
@@ -75,3 +93,10 @@ def test_the_watch_sees_a_collapsed_head_and_leaves_the_method_as_it_was(
     after = watch(method, pictures, torch.Generator().manual_seed(0))
     assert after["output_spread"] < 0.1 * before["output_spread"]
     assert after["feature_spread"] == before["feature_spread"]
+
+
+def test_the_watch_of_a_loss_that_compares_no_pictures(
+    build: Callable[..., Method], blobs: Callable[..., Batch]
+) -> None:
+    seen = watch(build("mae"), blobs(8).pictures, torch.Generator().manual_seed(0))
+    assert set(seen) == {"feature_spread", "rankme", "alignment", "uniformity"}

@@ -20,6 +20,8 @@ from ssl_methods.method import Batch, Views
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]
 SMALL = {"outputs": 24, "head_width": 16, "bottleneck": 8, "small_crops": 2, "momentum": 0.9, "momentum_batch": 4}
+ALONE: dict[str, object] = {"head_normalisation": "none"}
+"""With a head that takes each token by itself, so that a loop over them is the same."""
 
 
 def make(build: Build, **options: object) -> IBOT:
@@ -95,7 +97,7 @@ def networks_outputs(method: IBOT, views: Views) -> tuple[Tensor, Tensor, Tensor
                     (students, tokens, (method.head, method.prototypes)),
                     (teachers, seen, teacher),
                 ):
-                    directions = functional.normalize(head(given_), dim=-1)
+                    directions = functional.normalize(head.layers(given_), dim=-1)
                     found.append((directions @ functional.normalize(last.weight, dim=1).T)[0].double())
                 hidden.append(mask)
     return torch.stack(students), torch.stack(teachers), torch.stack(hidden)
@@ -118,7 +120,7 @@ def two_steps(method: IBOT, blobs: Blobs) -> tuple[float, float]:
 
 
 def test_a_step_uses_the_patches_centre_from_before_it(build: Build, blobs: Blobs) -> None:
-    found, expected = two_steps(make(build), blobs)
+    found, expected = two_steps(make(build, **ALONE), blobs)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -129,8 +131,19 @@ def test_a_mean_over_the_batchs_patches_is_noticed(build: Build, blobs: Blobs, m
         return right(student.flatten(0, 1)[None], teacher.flatten(0, 1)[None], counted.flatten()[None], *others)
 
     monkeypatch.setattr(ibot, "patch_loss", over_the_batch)
-    found, expected = two_steps(make(build), blobs)
+    found, expected = two_steps(make(build, **ALONE), blobs)
     assert found != pytest.approx(expected, rel=1e-3)
+
+
+def test_batch_normalisation_sees_pictures_and_patches_together(build: Build, blobs: Blobs) -> None:
+    method = make(build)
+    seen: list[int] = []
+    for head in (method.head, method.teacher["head"]):
+        norm = next(module for module in head.modules() if isinstance(module, torch.nn.BatchNorm1d))
+        norm.register_forward_pre_hook(lambda _, rows: seen.append(len(rows[0])))
+    loss, _ = method.loss(views_of(method, blobs(3)))
+    assert seen == [3 * 4 + 6 * 32, 3 * 2 + 6 * 64]  # of 64 patches at most half are hidden
+    assert loss.isfinite()
 
 
 def test_the_loss_is_the_sum_of_its_terms(build: Build, blobs: Blobs) -> None:
@@ -260,7 +273,7 @@ def test_what_is_shown_hides_what_the_student_does_not_see(build: Build, blobs: 
 
 
 def test_the_student_learns_what_a_standing_teacher_says(build: Build, blobs: Blobs) -> None:
-    method = make(build, mask_chance=1.0)
+    method = make(build, mask_chance=1.0, **ALONE)
     views = views_of(method, blobs(8))
     optimiser = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], 2e-3)
     excess = []
