@@ -80,7 +80,7 @@ class RoundsConfig(Section):
     deadline_minutes: float = Field(default=720.0, gt=0, description="After this a round goes on without the missing.")
     attempts: int = Field(default=3, ge=1, le=1000, description="Times a round is tried before the study stops.")
     norm_factor: float = Field(
-        default=10.0, gt=1, description="An update longer than this many times the median update is left out."
+        default=10.0, gt=1, description="An update this many times longer than the median, for its steps, is left out."
     )
     norm_bound: float = Field(
         default=1e4,

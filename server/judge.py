@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from federation.algorithms.algorithm import Contribution, is_parameter
-from federation.study import RoundsConfig
+from federation.local_work import local_work
+from federation.study import Study
 
 
 @dataclass(frozen=True)
@@ -20,26 +21,29 @@ class Verdict:
 
 
 def judge_together(
-    contributions: Sequence[Contribution],
-    weights: Mapping[str, Tensor],
-    rounds: RoundsConfig,
-    last_norms: Mapping[str, float],
+    contributions: Sequence[Contribution], weights: Mapping[str, Tensor], study: Study, last_norms: Mapping[str, float]
 ) -> Verdict:
-    """Compare update norms with the absolute bound and with their median.
+    """Compare update norms with the absolute bound and with the median of what the others moved.
 
-    With one or two replies a median says nothing about which is wrong, so the last round's accepted norms are
-    counted in; in a first round of two sites only the absolute bound holds.
+    A site's update grows with its steps, at most in proportion: for a site of 24 steps a round the norm of one of 3
+    counts eight times, so that a large hospital among small ones is not taken for a broken one; for one of fewer
+    steps it counts as it is. With one or two replies a median says nothing about which is wrong, so the last round's
+    accepted norms are counted in; in a first round of two sites only the absolute bound holds.
     """
+    rounds = study.rounds
     norms = {c.site: update_norm(c, weights) for c in contributions}
-    known = list(norms.values()) + (list(last_norms.values()) if len(norms) < 3 else [])
-    median = statistics.median(known) if len(known) > 2 else 0.0
+    steps = {c.site: local_work(study.training, c.pictures).steps for c in contributions}
+    known = [*norms.items(), *(last_norms.items() if len(norms) < 3 else ())]
     left_out = {}
     for site, norm in norms.items():
+        # A site that is not among this round's has steps that nobody knows: as many as this one.
+        alike = [other * max(1.0, steps[site] / steps.get(name, steps[site])) for name, other in known]
+        median = statistics.median(alike) if len(alike) > 2 else 0.0
         if norm > rounds.norm_bound:
             left_out[site] = f"update norm {norm:.3g} is above the bound {rounds.norm_bound:g} (rounds.norm_bound)"
         elif median > 0 and norm > rounds.norm_factor * median:
             left_out[site] = (
-                f"update norm {norm:.3g} is {norm / median:.0f} times the median {median:.3g} "
+                f"update norm {norm:.3g} is {norm / median:.0f} times the median {median:.3g} for its steps "
                 f"(rounds.norm_factor {rounds.norm_factor:g})"
             )
     return Verdict({site: norm for site, norm in norms.items() if site not in left_out}, left_out)

@@ -95,7 +95,7 @@ class RoundLoop:
         for attempt in range(1, self._study.rounds.attempts + 1):
             reasons = self._gather(number, sites, spool)
             replies = spool.replies()
-            verdict = judge_together(replies, self._checkpoint.weights, self._study.rounds, self._checkpoint.norms)
+            verdict = judge_together(replies, self._checkpoint.weights, self._study, self._checkpoint.norms)
             reasons |= verdict.left_out
             accepted = [reply for reply in replies if reply.site in verdict.norms]
             if len(accepted) >= needed:

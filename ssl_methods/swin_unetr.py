@@ -48,7 +48,7 @@ def cut_boxes(draws: Tensor, most: float, shape: torch.Size) -> Tensor:
 
 
 def inpainting_loss(restored: Tensor, volumes: Tensor) -> Tensor:
-    """Mean absolute error over all voxels of ``[N, C, D, H, W]``, cut out or not, at least in float32 (sec. 3.2)."""
+    """Mean absolute error over all voxels of ``[N, C, D, H, W]``, cut out or not, at least in float32."""
     volumes = volumes if volumes.dtype == torch.float64 else volumes.float()
     return (restored.to(volumes.dtype) - volumes).abs().mean()
 
@@ -81,7 +81,7 @@ class SwinUNETR(Method):
 
     A copy is turned about the slice axis by 0, 90, 180 or 270 degrees, drawn for itself; then boxes of noise of the
     standardised volume's mean and deviation are put over at most 30 % of it. The loss is L = w1 L_rotation +
-    w2 L_contrast + w3 L_inpainting (their eq. 4; all weights 1). In-painting is an L1 distance over the whole
+    w2 L_contrast + w3 L_inpainting (all weights 1). In-painting is an L1 distance over the whole
     sub-volume, as in the paper's formula and code, not over what was cut out alone.
 
     Deviations. Heads see pooled features, which is what a study exports; their code reads two single tokens of the last
@@ -148,7 +148,7 @@ class SwinUNETR(Method):
         return cast(Tensor, self.contrast_head(pooled))
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum (eq. 4); also its three terms, the share of guessed turns and of anchors left out."""
+        """The weighted sum; also its three terms, the share of guessed turns and of anchors left out."""
         config = self.config
         maps = feature_maps(self.encoder, torch.cat([views["first_cut"], views["second_cut"]]))  # [2B, D, *grid]
         pooled = maps.flatten(2).mean(dim=2)  # [2B, D]

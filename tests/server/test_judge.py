@@ -1,6 +1,7 @@
 """Judging updates together: by an absolute bound and by their median."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from federation.study import RoundsConfig
+from federation.study import Study, study_from
 from server.judge import Verdict, judge_together, update_norm
 
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "image": {"modality": "mri", "size": 32, "channels": 1},
+    "encoder": {"name": "resnet10t"},
+    "method": {"name": "simclr"},
+    "training": {"batch": 4},
+    "algorithm": {"name": "fedavg"},
+}
 BEFORE = {"w": torch.zeros(2), "b": torch.ones(1), "bn.running_var": torch.ones(1), "n": torch.tensor(0)}
 
 
@@ -37,8 +46,28 @@ class Update:
 
 
 def judge(*norms: float, last: dict[str, float] | None = None, factor: float = 10, bound: float = 1e4) -> Verdict:
-    config = RoundsConfig(count=1, norm_factor=factor, norm_bound=bound)
-    return judge_together([Update("ABCDE"[n], norm) for n, norm in enumerate(norms)], BEFORE, config, last or {})
+    updates = [Update("ABCDE"[n], norm) for n, norm in enumerate(norms)]
+    return judge_together(updates, BEFORE, study(norm_factor=factor, norm_bound=bound), last or {})
+
+
+def study(**rounds: float) -> Study:
+    """Batches of four, one epoch a round: a site of 12 pictures takes 3 steps."""
+    return study_from(STUDY | {"rounds": {"count": 1, **rounds}}, "test")
+
+
+def test_a_large_hospital_among_small_ones_is_not_taken_for_a_broken_one() -> None:
+    """24 steps against 3: 12 times the others' norm is what so many steps can give; 300 times is not."""
+    small = [Update("A", 1.0, 12), Update("B", 1.2, 12)]
+    honest, broken = (judge_together([*small, Update("C", norm, 96)], BEFORE, study(), {}) for norm in (12.0, 300.0))
+    assert honest.left_out == {}
+    # By hand, for 24 steps: A 1 x 8, B 1.2 x 8, C itself; the median is B's 9.6.
+    assert broken.left_out == {"C": "update norm 300 is 31 times the median 9.6 for its steps (rounds.norm_factor 10)"}
+
+
+def test_a_small_hospital_is_measured_by_the_others_as_they_are() -> None:
+    large = [Update("A", 10.0, 96), Update("B", 12.0, 96)]
+    assert judge_together([*large, Update("C", 1.0, 12)], BEFORE, study(), {}).left_out == {}
+    assert set(judge_together([*large, Update("C", 150.0, 12)], BEFORE, study(), {}).left_out) == {"C"}
 
 
 def test_the_norm_is_over_parameters_only() -> None:
@@ -52,7 +81,7 @@ def test_a_sum_of_squares_that_float32_cannot_hold() -> None:
 def test_one_of_four_a_hundredfold_is_out_and_said_why() -> None:
     verdict = judge(1.0, 2.0, 150.0, 2.0)
     assert verdict.norms == pytest.approx({"A": 1.0, "B": 2.0, "D": 2.0})
-    assert verdict.left_out == {"C": "update norm 150 is 75 times the median 2 (rounds.norm_factor 10)"}
+    assert verdict.left_out == {"C": "update norm 150 is 75 times the median 2 for its steps (rounds.norm_factor 10)"}
 
 
 def test_the_factor_is_of_the_median_not_of_the_mean() -> None:

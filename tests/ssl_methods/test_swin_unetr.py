@@ -30,7 +30,7 @@ def slow_rotation(logits: Tensor, turns: list[int]) -> Tensor:
 
 
 def slow_contrast(first: Tensor, second: Tensor, temperature: float, patients: list[int]) -> Tensor:
-    """Their eq. 3 over all 2B anchors, both copies of a volume after one another, other patients as negatives."""
+    """NT-Xent over all 2B anchors, both copies of a volume after one another, other patients as negatives."""
     rows = [row / row.square().sum().sqrt() for row in (*first, *second)]
     owners = [*patients, *patients]
     count, losses = len(first), []
