@@ -1,6 +1,6 @@
 """Pictures a second of every method's whole local step, as a share of what its encoder passes would allow.
 
-    python -m benchmarks.throughput [--methods mae simclr] [--device auto] [--size 224] [--batch 16]
+    python -m benchmarks.throughput [--methods mae simclr] [--device auto] [--size 128] [--batch 16]
 
 A step is what a site does: views, loss, gradients, AdamW, momentum encoder. A pass is one forward and backward of one
 whole picture through the encoder; a pass without gradient (a momentum encoder's) counts a third, a small crop its
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if suits(name)])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=3)
     asked = parser.parse_args()
