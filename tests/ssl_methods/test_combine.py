@@ -86,7 +86,8 @@ def test_types_and_modes_reach_every_part(build: Build, blobs: Blobs) -> None:
     method = combined(build, "mae", "ijepa", {"name": "dino", "outputs": 16})
     views = method.make_views(blobs(2), torch.Generator().manual_seed(0))
     method.double()
-    assert {value.dtype for value in method.state_dict().values()} == {torch.float64}
+    floating = [value for value in method.state_dict().values() if value.is_floating_point()]
+    assert {value.dtype for value in floating} == {torch.float64}
     loss, _ = method.loss({key: value.double() if value.is_floating_point() else value for key, value in views.items()})
     assert loss.dtype == torch.float64
     method.train()
@@ -375,7 +376,7 @@ def test_the_collapse_watch_looks_at_the_member_that_can_collapse(build: Build) 
     pooled = torch.randn(4, 48, generator=torch.Generator().manual_seed(0))
     method = combined(build, "mae", "simclr").eval()
     assert torch.equal(method.output(pooled), method.members["simclr"].output(pooled))
-    assert torch.equal(combined(build, "mae", "rotation").output(pooled), pooled)
+    assert combined(build, "mae", "rotation").output(pooled) is None
 
 
 def test_every_member_shows_its_views_under_its_name(build: Build, blobs: Blobs) -> None:
