@@ -69,6 +69,7 @@ class BYOL(Method):
     family: ClassVar[Family] = "non-contrastive"
     per_sample: ClassVar[bool] = False  # because of the heads' BatchNorm
     encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     # The online network is averaged whole and the target stays: so FedU (Zhuang et al. 2021, ICCV), which found
     # the online encoder the better one to send and the target best kept.
     parts: ClassVar[dict[str, Role]] = {
@@ -90,7 +91,7 @@ class BYOL(Method):
         self.target_projector = follower(self.projector)
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, C, S, S]``: a strong view each."""
+        """``first``, ``second`` ``[B, *image.shape]``: a strong view each."""
         return two_views(self.augmentation, batch, generator)
 
     def output(self, pooled: Tensor) -> Tensor:

@@ -122,6 +122,7 @@ class MoCoV2(Method):
     # Over a ViT a batch's own gradients are independent, but the queue carries each picture into later steps.
     per_sample: ClassVar[bool] = False
     encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     # The projector is averaged with the encoder, as in SimCLR. What makes the keys follows the site's own
     # encoder over the rounds: it costs no bytes, and keys of one queue come from one slowly moving network.
     parts: ClassVar[dict[str, Role]] = {
@@ -153,7 +154,7 @@ class MoCoV2(Method):
         return self
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, C, S, S]``: a strong view each, for query and key; ``patients`` ``[B]``."""
+        """``first``, ``second`` ``[B, *image.shape]``: a strong view each, for query and key; ``patients`` ``[B]``."""
         return two_views(self.augmentation, batch, generator) | {"patients": batch.patients}
 
     def output(self, pooled: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class SimSiam(Method):
     family: ClassVar[Family] = "non-contrastive"
     per_sample: ClassVar[bool] = False  # because of the heads' BatchNorm
     encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     # The whole network is averaged, as FedU and FedEMA do with SimSiam (Zhuang et al. 2022, ICLR).
     parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "projector": "shared", "predictor": "shared"}
     config: SimSiamConfig
@@ -71,7 +72,7 @@ class SimSiam(Method):
         return peak if part == "predictor" else scheduled
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, C, S, S]``: a strong view each."""
+        """``first``, ``second`` ``[B, *image.shape]``: a strong view each."""
         return two_views(self.augmentation, batch, generator)
 
     def output(self, pooled: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ class VICReg(Method):
     family: ClassVar[Family] = "non-contrastive"
     per_sample: ClassVar[bool] = False
     encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     # As in SimCLR: the loss reaches the encoder only through the projector.
     parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "projector": "shared"}
     config: VICRegConfig
@@ -94,7 +95,7 @@ class VICReg(Method):
         self.projector = projector([feature_dim(encoder), hidden, hidden, config.projection], last="linear")
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, C, S, S]``: a strong view each."""
+        """``first``, ``second`` ``[B, *image.shape]``: a strong view each."""
         return two_views(self.augmentation, batch, generator)
 
     def output(self, pooled: Tensor) -> Tensor:
