@@ -23,7 +23,8 @@ from foundation.machine import choose_device
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
 from ssl_methods import METHODS, AnyMethodConfig, Method, build_method
-from ssl_methods.encoders import EncoderConfig, encoder_kind, features
+from ssl_methods.encoder_outputs import features
+from ssl_methods.encoders import EncoderConfig, encoder_kind
 from ssl_methods.method import Batch
 
 TARGET = 0.6

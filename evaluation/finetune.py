@@ -22,7 +22,8 @@ from foundation.randomness import numpy_generator, seeded_torch, stream_seed, to
 from foundation.schedules import warmup_cosine
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
-from ssl_methods.encoders import feature_dim, features, layer_depths
+from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.encoders import layer_depths
 
 SCORED_AT_ONCE = 256
 

@@ -21,7 +21,7 @@ from foundation.machine import choose_device
 from foundation.randomness import stream_seed
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
-from ssl_methods.encoders import features
+from ssl_methods.encoder_outputs import features
 
 VERSION = "1"
 """Raise it when scores change, so that kept ones are made anew."""

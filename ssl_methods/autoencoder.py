@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.decoders import picture_decoder, restoration_loss
-from ssl_methods.encoders import Kind, feature_maps
+from ssl_methods.encoder_outputs import feature_maps
+from ssl_methods.encoders import Kind
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 
 

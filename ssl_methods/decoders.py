@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imaging.config import ImageConfig
-from ssl_methods.encoders import feature_dim, feature_maps
+from ssl_methods.encoder_outputs import feature_dim, feature_maps
 
 GROUP = 8
 """Channels that are normalised together."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_methods.encoders import features
+from ssl_methods.encoder_outputs import features
 from ssl_methods.method import Method
 
 

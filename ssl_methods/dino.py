@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from foundation.schedules import cosine, linear, momentum_for_batch
 from imaging.config import ImageConfig
-from ssl_methods.encoders import Kind, feature_dim
+from ssl_methods.encoder_outputs import feature_dim
+from ssl_methods.encoders import Kind
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.momentum import follow, follower
 from ssl_methods.multi_crop import MultiCropConfig, crop_features, draw_crops, small_side, view_features

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from imaging.augment import exact
 from imaging.saliency import entropy_map
-from ssl_methods.encoders import patch_embeddings
+from ssl_methods.encoder_outputs import patch_embeddings
 from ssl_methods.method import Focus
 
 

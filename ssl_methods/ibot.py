@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from foundation.schedules import momentum_for_batch
 from imaging.config import AreaRange, ImageConfig
 from ssl_methods.dino import DINO, Centre, DistillationConfig, teacher_targets
-from ssl_methods.encoders import Kind, feature_dim, grid_shape, masked_tokens, patch_shape, patch_tokens
+from ssl_methods.encoder_outputs import feature_dim, grid_shape, masked_tokens, patch_shape, patch_tokens
+from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.gram import gram_loss
 from ssl_methods.heads import take

@@ -10,7 +10,8 @@ from torch.nn import functional
 from foundation.schedules import linear, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.block_masks import BlockRanges, block_masks
-from ssl_methods.encoders import Kind, feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
+from ssl_methods.encoder_outputs import feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
+from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.heads import TokenPredictor, check_width, take
 from ssl_methods.mae import only_patches

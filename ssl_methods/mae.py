@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from ssl_methods.encoders import Kind, feature_dim, grid_shape, patch_shape, patch_tokens
+from ssl_methods.encoder_outputs import feature_dim, grid_shape, patch_shape, patch_tokens
+from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.heads import TokenPredictor, check_width, take
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views

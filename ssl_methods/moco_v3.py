@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from foundation.schedules import cosine, momentum_for_batch
 from foundation.vision_import import VisionTransformer
 from imaging.config import ImageConfig
-from ssl_methods.encoders import Kind, feature_dim, features
+from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
 from ssl_methods.momentum import follow, follower

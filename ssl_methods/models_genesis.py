@@ -10,7 +10,8 @@ from imaging.augment import exact
 from imaging.config import Fraction, ImageConfig
 from ssl_methods.corruptions import Chances, corrupt, draw
 from ssl_methods.decoders import picture_decoder, restoration_loss
-from ssl_methods.encoders import Kind, feature_maps
+from ssl_methods.encoder_outputs import feature_maps
+from ssl_methods.encoders import Kind
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 
 

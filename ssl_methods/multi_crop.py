@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from foundation.errors import StudyError
 from imaging.augment import Augmentation
 from imaging.config import AreaRange, ImageConfig
-from ssl_methods.encoders import features, patch_side
+from ssl_methods.encoder_outputs import features, patch_side
 from ssl_methods.method import Batch, TwoViewConfig, Views, second_pictures
 
 SMALL_SHARE = 96 / 224

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.classification import class_loss
-from ssl_methods.encoders import Kind, feature_dim, features
+from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.tiles import check_tiles, cut, mosaic, multiple_below, standardised, tile_unit

@@ -10,7 +10,8 @@ from foundation.errors import StudyError
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
 from ssl_methods.classification import class_loss
-from ssl_methods.encoders import Kind, feature_dim, features
+from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 

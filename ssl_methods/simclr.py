@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from ssl_methods.encoders import Kind, feature_dim, features
+from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
 from ssl_methods.similarity import info_nce, unit

@@ -10,7 +10,8 @@ from torch.nn import functional
 from foundation.errors import StudyError
 from foundation.vision_import import VisionTransformer
 from imaging.config import ImageConfig
-from ssl_methods.encoders import Kind, feature_dim, grid_side, masked_maps, patch_side, token_dim
+from ssl_methods.encoder_outputs import feature_dim, grid_side, masked_maps, patch_side, token_dim
+from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.token_masks import counted, random_masks

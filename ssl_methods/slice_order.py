@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from imaging.config import ImageConfig
 from imaging.partners import Relation
-from ssl_methods.encoders import Kind, feature_dim, features
+from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 

@@ -19,7 +19,7 @@ from foundation.errors import RunError, StudyError
 from foundation.files import load_tensors
 from foundation.vision_import import timm
 from ssl_methods import efficientnet_names
-from ssl_methods.encoders import grid_shape
+from ssl_methods.encoder_outputs import grid_shape
 from ssl_methods.method import Method
 
 _NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "teacher", "encoder", "backbone", "student")

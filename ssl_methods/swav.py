@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imaging.config import AreaRange, ImageConfig
-from ssl_methods.encoders import Kind, feature_dim
+from ssl_methods.encoder_outputs import feature_dim
+from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.multi_crop import MultiCropConfig, draw_crops, small_side, view_features

@@ -11,7 +11,8 @@ from imaging.augment import exact
 from imaging.config import ImageConfig
 from ssl_methods.classification import class_loss
 from ssl_methods.decoders import picture_decoder
-from ssl_methods.encoders import Kind, feature_dim, feature_maps
+from ssl_methods.encoder_outputs import feature_dim, feature_maps
+from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views
 from ssl_methods.rotation import TURNS, all_turns, upright_augmentation

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
-from ssl_methods.encoders import features, patch_side
+from ssl_methods.encoder_outputs import features, patch_side
 
 _FLATTEST = 0.05
 """Smallest deviation divided by, of the picture's own: an empty tile stays flat and is not blown up to noise."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ssl_methods import Method, simsiam
 from ssl_methods.diagnostics import collapsing, feature_std, watch
-from ssl_methods.encoders import EncoderConfig, features
+from ssl_methods.encoder_outputs import features
+from ssl_methods.encoders import EncoderConfig
 from ssl_methods.method import Batch
 from ssl_methods.similarity import unit
 

@@ -11,7 +11,8 @@ from foundation.files import load_tensors, save_tensors
 from foundation.schedules import cosine
 from ssl_methods import Method, dino
 from ssl_methods.dino import DINO, Centre, UnitPrototypes, dino_loss, moved_centre
-from ssl_methods.encoders import EncoderConfig, features
+from ssl_methods.encoder_outputs import features
+from ssl_methods.encoders import EncoderConfig
 from ssl_methods.method import Batch, Views
 
 Build = Callable[..., Method]

@@ -12,16 +12,14 @@ from foundation.randomness import seeded_torch
 from foundation.vision_import import timm
 from imaging.config import ImageConfig
 from ssl_methods import Method
+from ssl_methods.encoder_outputs import feature_dim, features, patch_tokens
 from ssl_methods.encoders import (
     ENCODERS,
     EncoderConfig,
     build_encoder,
     encoder_dimensions,
     encoder_kind,
-    feature_dim,
-    features,
     parameter_count,
-    patch_tokens,
     timm_line,
 )
 

@@ -13,7 +13,8 @@ from foundation.errors import StudyError
 from imaging.config import ImageConfig
 from ssl_methods import METHODS, AnyMethodConfig, Method, build_method, token_masks
 from ssl_methods.block_masks import BlockRanges, block_masks
-from ssl_methods.encoders import EncoderConfig, patch_tokens
+from ssl_methods.encoder_outputs import patch_tokens
+from ssl_methods.encoders import EncoderConfig
 from ssl_methods.focus import attention_received, patch_weights
 from ssl_methods.ijepa import ijepa_loss
 from ssl_methods.mae import mae_loss

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import ssl_methods.jigsaw
 from ssl_methods import Method
-from ssl_methods.encoders import features
+from ssl_methods.encoder_outputs import features
 from ssl_methods.jigsaw import Jigsaw, permutation_set
 from ssl_methods.method import Batch, Views
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ssl_methods import Method
-from ssl_methods.encoders import EncoderConfig, features
+from ssl_methods.encoder_outputs import features
+from ssl_methods.encoders import EncoderConfig
 from ssl_methods.method import Batch, Views
 from ssl_methods.slice_order import SliceOrderConfig, gap_loss, order_loss
 
