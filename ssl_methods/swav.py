@@ -94,7 +94,11 @@ class SwAVConfig(MultiCropConfig):
     )
     temperature: float = Field(default=0.1, gt=0.0, le=10.0, description="Divides the similarities in the prediction.")
     epsilon: float = Field(
-        default=0.05, gt=0.0, le=10.0, description="Softness of the codes; too large and all prototypes are alike."
+        default=0.01,
+        gt=0.0,
+        le=10.0,
+        description="Softness of the codes. With the paper's .05 they stay uniform, and the loss at log(prototypes), "
+        "over a hospital's pictures, which resemble each other more than photographs do.",
     )
     sinkhorn_rounds: int = Field(default=3, ge=1, le=100, description="Rounds of balancing the codes.")
     frozen: float = Field(
@@ -122,9 +126,12 @@ class SwAVConfig(MultiCropConfig):
 class SwAV(Method):
     """Predict from one view of a picture to which prototypes another view of it was assigned.
 
-    Start from training.learning_rate .001 (AdamW; the paper has LARS). Deviations, for a hospital's batch of 16 to 64:
-    fewer prototypes, a queue by default, prototypes frozen for a share of the study and not for one epoch. The queue
-    holds projections of the site's own pictures: it never leaves the site, and it outlives rounds and restarts.
+    The paper trains with LARS; with AdamW at batches of 32 start from training.learning_rate .004.
+
+    Deviations, for a hospital's batch of 16 to 64: fewer prototypes, sharper codes, a queue by default, prototypes
+    frozen for a share of the study and not for one epoch; the projector ends in BatchNorm, as SimCLR's does, so that
+    what all pictures have in common does not fill the projection and the encoder keeps its spread. The queue holds
+    projections of the site's own pictures: it never leaves the site, and it outlives rounds and restarts.
     """
 
     Config: ClassVar[type[MethodConfig]] = SwAVConfig
@@ -146,7 +153,7 @@ class SwAV(Method):
     def __init__(self, config: SwAVConfig, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
         width = feature_dim(encoder)
-        self.projector = projector([width, config.projector_width or width, config.projection], last="biased")
+        self.projector = projector([width, config.projector_width or width, config.projection])
         self.prototypes = nn.Linear(config.projection, config.prototypes, bias=False)
         self.queue = Queue(config.queue, config.projection)
         self.small_side = small_side(config, encoder, image)

@@ -18,6 +18,7 @@ from ssl_methods.method import Batch, Views
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]
 SMALL = {"outputs": 24, "head_width": 16, "bottleneck": 8, "small_crops": 2, "momentum": 0.9, "momentum_batch": 4}
+SMALL |= {"teacher_temperature_start": 0.04, "teacher_temperature": 0.07}  # the paper's
 ALONE = SMALL | {"head_normalisation": "none"}
 """With a head that takes each picture by itself, so that a loop over them is the same."""
 

@@ -14,7 +14,7 @@ from ssl_methods.swav import Queue, SwAV, sinkhorn, swav_loss
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]
-SMALL = {"prototypes": 5, "projection": 8, "queue": 10, "queue_from": 0.0, "small_crops": 2}
+SMALL = {"prototypes": 5, "projection": 8, "queue": 10, "queue_from": 0.0, "small_crops": 2, "epsilon": 0.05}
 
 
 @pytest.fixture
