@@ -23,6 +23,8 @@ from ssl_methods import METHODS, Method, build_method, method_class
 ALL = sorted(METHODS)
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 1, "width": 24, "heads": 2}
 SWIN = {"name": "monai_swin_unetr", "width": 12, "depth": 1, "heads": 1}
+OPTIONS: dict[str, dict[str, Any]] = {"swav": {"queue": 16}}
+"""What makes a method keep something at the site that it keeps only where asked."""
 CPU = torch.device("cpu")
 
 
@@ -32,7 +34,8 @@ def study_of(name: str, rounds: int = 2, **training: Any) -> Study:
     image = {"modality": "mri", "size": 32, "channels": 1} | ({} if flat else {"depth": 32})
     return study_from(
         {
-            "name": "tiny", "image": image, "encoder": VIT if flat else SWIN, "method": {"name": name},
+            "name": "tiny", "image": image, "encoder": VIT if flat else SWIN,
+            "method": {"name": name} | OPTIONS.get(name, {}),
             "training": {"batch": 4, "learning_rate": 0.02} | training, "algorithm": {"name": "fedavg"},
             "rounds": {"count": rounds},
         },

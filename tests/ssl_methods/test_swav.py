@@ -1,6 +1,7 @@
 """SwAV: balanced codes, swapped predictions, prototypes and the queue."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from foundation.files import load_tensors, save_tensors
 from ssl_methods import Method, swav
 from ssl_methods.method import Batch, Views
 from ssl_methods.swav import Queue, SwAV, sinkhorn, swav_loss
@@ -175,6 +177,16 @@ def test_the_queue_waits_for_its_time_and_may_be_left_out(build: Build, blobs: B
             seen.append(method.queue_used)
             assert method.loss(views_of(method, blobs(4)))[0].isfinite()
         assert seen == used
+
+
+def test_a_site_without_a_queue_is_stored_and_read_back(build: Build, tmp_path: Path) -> None:
+    method = build("swav")
+    save_tensors(tmp_path / "local.safetensors", method.local_state())
+    stored, _ = load_tensors(tmp_path / "local.safetensors")
+    assert stored["queue.rows"].shape == (2, 0, 128)
+    method.load_state_dict({**method.state_dict(), **stored})
+    method.before_step(1.0)
+    assert isinstance(method, SwAV) and not method.queue_used
 
 
 def test_prototypes_are_unit_vectors_before_and_after_every_step(method: SwAV) -> None:
