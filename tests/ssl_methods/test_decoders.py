@@ -1,5 +1,7 @@
 """The convolutional decoder: every grid to every shape, and one picture at a time."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,9 +10,11 @@ from torch import nn
 
 from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
+from ssl_methods import Method, autoencoder
 from ssl_methods.decoders import GROUP, ConvDecoder, map_grid, picture_decoder, restoration_loss
 from ssl_methods.encoder_outputs import feature_maps
 from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.method import Batch
 
 FLAT = ImageConfig(modality="mri", size=40, channels=2)
 DEEP = ImageConfig(modality="ct", size=32, depth=16, channels=1)
@@ -89,3 +93,23 @@ def test_restoration_loss_and_gradient_by_hand() -> None:
     assert prediction.grad is not None
     assert prediction.grad.flatten().tolist() == pytest.approx([0.5, 1.0, -1.0, 0.0])
     assert restoration_loss(prediction.bfloat16(), torch.zeros(2, 1, 1, 2).bfloat16()).dtype == torch.float32
+
+
+def test_the_autoencoder_compares_what_it_restores_with_the_picture(
+    build: Callable[..., Method], blobs: Callable[..., Batch]
+) -> None:
+    method = build("autoencoder").eval()
+    assert isinstance(method, autoencoder.Autoencoder)
+    views = method.make_views(blobs(3), torch.Generator().manual_seed(0))
+    squares = (method.restore(views).double() - views["pictures"].double()).square()
+    assert method.loss(views)[0].item() == pytest.approx(squares.mean().item(), rel=1e-5)
+
+
+def test_an_absolute_difference_is_noticed(
+    build: Callable[..., Method], blobs: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        autoencoder, "restoration_loss", lambda prediction, pictures: (prediction - pictures).abs().mean()
+    )
+    with pytest.raises(AssertionError):
+        test_the_autoencoder_compares_what_it_restores_with_the_picture(build, blobs)

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ssl_methods import Method
+from ssl_methods import Method, ijepa
 from ssl_methods.ijepa import IJEPA, IJEPAConfig, ijepa_loss
 from ssl_methods.method import Batch, Views
 
@@ -115,3 +115,15 @@ def test_a_new_site_starts_with_the_encoder_it_received(method: IJEPA) -> None:
 def test_settings_that_cannot_be_are_refused(option: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         IJEPAConfig.model_validate(option)
+
+
+def test_a_target_that_is_not_normalised_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ijepa.functional, "layer_norm", lambda tokens, _: tokens)
+    with pytest.raises(AssertionError):
+        test_loss_by_hand()
+
+
+def test_a_plain_l1_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ijepa.functional, "smooth_l1_loss", torch.nn.functional.l1_loss)
+    with pytest.raises(AssertionError):
+        test_loss_by_hand()

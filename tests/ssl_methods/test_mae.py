@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssl_methods import Method
+from ssl_methods import Method, mae
 from ssl_methods.mae import MAE, mae_loss, patchify, unpatchify
 from ssl_methods.method import Batch, Views
 from ssl_methods.token_masks import random_masks
@@ -133,3 +133,19 @@ def test_options_change_the_loss(
         views = method.make_views(blobs(2), torch.Generator().manual_seed(0))
         losses.append(method.loss(views)[0].item())
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_loss_over_all_patches_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = mae.take
+    monkeypatch.setattr(mae, "take", lambda tokens, places: right(tokens, torch.zeros_like(places)))
+    with pytest.raises(AssertionError):
+        test_loss_on_raw_pixels_is_the_mean_square_over_the_masked_patches_only()
+
+
+def test_a_biased_variance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def biased(patches: Tensor) -> tuple[Tensor, Tensor]:
+        return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True, correction=0) + 1e-6).sqrt()
+
+    monkeypatch.setattr(mae, "patch_statistics", biased)
+    with pytest.raises(AssertionError):
+        test_loss_on_normalised_pixels_by_hand()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_methods import Method
+from ssl_methods import Method, simclr
 from ssl_methods.method import Batch
 from ssl_methods.simclr import nt_xent
 
@@ -104,3 +105,22 @@ def test_the_option_chooses_the_positives(
 def test_the_two_views_differ(build: Callable[..., Method], blobs: Callable[..., Batch]) -> None:
     views = build("simclr").make_views(blobs(4), torch.Generator().manual_seed(0))
     assert not torch.equal(views["first"], views["second"])
+
+
+def test_an_anchor_that_is_its_own_candidate_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = simclr._pairs
+
+    def careless(count: int, patients: Tensor | None, groups: Tensor | None, device: torch.device) -> Any:
+        positive, negative = right(count, patients, groups, device)
+        return positive, negative | torch.eye(2 * count, dtype=torch.bool)
+
+    monkeypatch.setattr(simclr, "_pairs", careless)
+    with pytest.raises(AssertionError):
+        test_without_patients_every_other_picture_is_a_negative_by_hand()
+
+
+def test_a_patient_among_its_own_negatives_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = simclr._pairs
+    monkeypatch.setattr(simclr, "_pairs", lambda count, patients, groups, device: right(count, None, groups, device))
+    with pytest.raises(AssertionError):
+        test_a_patient_is_not_its_own_negative_by_hand()
