@@ -4,11 +4,13 @@
 
 A step is what a site does: views, loss, gradients, AdamW, momentum encoder. A pass is one forward and backward of one
 whole picture through the encoder; a pass without gradient (a momentum encoder's) counts a third, a small crop its
-share of the picture's area, a masked picture a whole one. The bare rate is that of the encoder alone, forward and
-backward, in turns with the method in the same run. Allowed is bare rate / passes.
+share of the picture's arithmetic (multiplications, counted by torch), a masked picture a whole one. The bare rate is
+that of the encoder alone, forward and backward, in turns with the method in the same run. Allowed is bare rate /
+passes.
 """
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
 from foundation.machine import choose_device
@@ -54,17 +57,35 @@ def _stem(encoder: nn.Module) -> nn.Module:
     return next(module for module in encoder.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
 
 
+class _Costs(dict[int, float]):
+    """Arithmetic of a square picture of each side, as a share of that of a picture of ``whole`` pixels a side."""
+
+    def __init__(self, encoder: nn.Module, channels: int, whole: int) -> None:
+        super().__init__()
+        self._encoder, self._channels, self._whole = copy.deepcopy(encoder).eval(), channels, whole
+
+    def __missing__(self, side: int) -> float:
+        self[side] = self._count(side) / self._count(self._whole)
+        return self[side]
+
+    def _count(self, side: int) -> int:
+        device = next(self._encoder.parameters()).device
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            features(self._encoder, torch.zeros(1, self._channels, side, side, device=device))
+        return int(counter.get_total_flops())
+
+
 @contextmanager
 def counted_passes(method: Method) -> Iterator[list[float]]:
     """Adds up the pictures that go through the encoder and its copies, in units of a pass of one picture."""
-    whole = method.image.channels * method.image.size**2
-    kind = type(method.encoder)
+    side, kind = method.image.size, type(method.encoder)
     counts: list[float] = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         weight = 1.0 if torch.is_grad_enabled() else 1 / 3
-        counts.append(weight * inputs[0].numel() / whole)
+        counts.append(weight * len(inputs[0]) * cost[inputs[0].shape[-1]])
 
+    cost = _Costs(method.encoder, method.image.channels, side)
     copies = [module for module in method.modules() if type(module) is kind]
     hooks = [_stem(copy).register_forward_pre_hook(count) for copy in copies]
     try:
