@@ -67,11 +67,6 @@ def _check_finite(pixels: FloatArray, path: Path) -> None:
         raise DataError(f"{path}: holds values that are not finite; replace them or leave the picture out")
 
 
-def read_picture(path: Path, channels: int, frame: int | None = None) -> FloatArray:
-    """``decode``'s pixels alone: float32 [channels, H, W] in the file's own intensities."""
-    return decode(path, channels, frame).pixels
-
-
 def _fit_channels(pixels: FloatArray, channels: int, path: Path) -> FloatArray:
     if len(pixels) == channels:
         return pixels

@@ -288,8 +288,3 @@ def layer_depths(encoder: nn.Module) -> dict[str, float]:
 def drops_paths(name: str) -> bool:
     """Whether the encoder ``name`` has stochastic depth to set."""
     return name != "monai_vit"
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Number of weights, trained or fixed."""
-    return sum(parameter.numel() for parameter in module.parameters())

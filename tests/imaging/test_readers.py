@@ -18,13 +18,18 @@ from pydicom.data import get_testdata_file
 from foundation.errors import DataError
 from imaging.config import ImageConfig
 from imaging.formats import Scale
-from imaging.readers import decode, fitted_box, prepare, read_picture, resize, to_unit
+from imaging.readers import decode, fitted_box, prepare, resize, to_unit
 
 nib: Any = import_module("nibabel")  # its functions carry no types
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
+
+
+def pixels_of(path: Path, channels: int, frame: int | None = None) -> npt.NDArray[np.float32]:
+    """What a file holds, in its own intensities."""
+    return decode(path, channels, frame).pixels
 
 
 def dicom_file(name: str) -> Path:
@@ -65,7 +70,7 @@ def test_16_bit_grey_keeps_its_range(tmp_path: Path, suffix: str) -> None:
 
 def test_float_tiff(tmp_path: Path) -> None:
     values = RNG.normal(size=(5, 7)).astype(np.float32)
-    np.testing.assert_array_equal(read_picture(saved(tmp_path / "f.tif", values), 1), values[None])
+    np.testing.assert_array_equal(pixels_of(saved(tmp_path / "f.tif", values), 1), values[None])
 
 
 def deep_colour_png(path: Path) -> Path:
@@ -95,22 +100,22 @@ def test_16_bit_colour_is_refused_not_cut_to_8_bits(tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert np.asarray(image).dtype == np.uint8  # what Pillow would silently do
         with pytest.raises(DataError, match=r"16-bit colour (PNG|TIFF) would be cut to 8 bits"):
-            read_picture(path, 3)
+            pixels_of(path, 3)
 
 
 def test_alpha_is_dropped_and_palettes_become_colours(tmp_path: Path) -> None:
     alpha = RNG.integers(0, 256, (5, 7, 1), dtype=np.uint8)
     rgba = saved(tmp_path / "rgba.png", np.concatenate([COLOUR, alpha], axis=2))
-    np.testing.assert_array_equal(read_picture(rgba, 3), COLOUR.transpose(2, 0, 1))
+    np.testing.assert_array_equal(pixels_of(rgba, 3), COLOUR.transpose(2, 0, 1))
     la = saved(tmp_path / "la.png", np.stack([GREY, alpha[..., 0]], axis=2))
-    np.testing.assert_array_equal(read_picture(la, 1), GREY[None])
+    np.testing.assert_array_equal(pixels_of(la, 1), GREY[None])
     palette = Image.fromarray(COLOUR).quantize(16)
     palette.save(tmp_path / "p.png")
     np.testing.assert_array_equal(
-        read_picture(tmp_path / "p.png", 3), np.asarray(palette.convert("RGB")).transpose(2, 0, 1)
+        pixels_of(tmp_path / "p.png", 3), np.asarray(palette.convert("RGB")).transpose(2, 0, 1)
     )
     Image.fromarray(GREY > 127).save(tmp_path / "bit.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "bit.png", 1)[0], (GREY > 127) * 255)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "bit.png", 1)[0], (GREY > 127) * 255)
 
 
 def test_a_turned_jpeg_comes_upright(tmp_path: Path) -> None:
@@ -118,7 +123,7 @@ def test_a_turned_jpeg_comes_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate 90 degrees clockwise to see it upright"
     Image.fromarray(ramp).save(tmp_path / "t.jpg", exif=exif, quality=100)
-    pixels = read_picture(tmp_path / "t.jpg", 1)[0]
+    pixels = pixels_of(tmp_path / "t.jpg", 1)[0]
     assert pixels.shape == (16, 8)
     np.testing.assert_allclose(pixels, np.rot90(ramp, -1), atol=4)
 
@@ -126,10 +131,10 @@ def test_a_turned_jpeg_comes_upright(tmp_path: Path) -> None:
 def test_tiff_pages(tmp_path: Path) -> None:
     pages = [Image.fromarray(np.full((4, 4), value, dtype=np.uint8)) for value in (10, 20, 30)]
     pages[0].save(tmp_path / "p.tif", save_all=True, append_images=pages[1:])
-    assert read_picture(tmp_path / "p.tif", 1).max() == 20  # the middle one
-    assert read_picture(tmp_path / "p.tif", 1, 2).max() == 30
+    assert pixels_of(tmp_path / "p.tif", 1).max() == 20  # the middle one
+    assert pixels_of(tmp_path / "p.tif", 1, 2).max() == 30
     with pytest.raises(DataError, match="slice 3 was asked for, but the file's slices are 0 to 2"):
-        read_picture(tmp_path / "p.tif", 1, 3)
+        pixels_of(tmp_path / "p.tif", 1, 3)
 
 
 # channels
@@ -137,23 +142,23 @@ def test_tiff_pages(tmp_path: Path) -> None:
 
 def test_grey_stored_as_colour_is_grey_and_other_counts_are_refused(tmp_path: Path) -> None:
     same = saved(tmp_path / "same.png", np.stack([GREY] * 3, axis=2))
-    np.testing.assert_array_equal(read_picture(same, 1), GREY[None])
+    np.testing.assert_array_equal(pixels_of(same, 1), GREY[None])
     almost = np.stack([GREY] * 3, axis=2)
     almost[0, 0, 2] ^= 1
     with pytest.raises(
         DataError, match=r"almost.png: has 3 channels, but image.channels is 1; set image.channels to 3"
     ):
-        read_picture(saved(tmp_path / "almost.png", almost), 1)
+        pixels_of(saved(tmp_path / "almost.png", almost), 1)
     with pytest.raises(DataError, match=r"grey.png: has 1 channel, but image.channels is 3"):
-        read_picture(saved(tmp_path / "grey.png", GREY), 3)
+        pixels_of(saved(tmp_path / "grey.png", GREY), 3)
 
 
 def test_a_real_three_sequence_mri(shared: Path) -> None:
     path = shared / "data" / "lgg_mri_128" / "images" / "TCGA_CS_4941_19960909_2.png"
     with Image.open(path) as image:
-        np.testing.assert_array_equal(read_picture(path, 3), np.asarray(image).transpose(2, 0, 1))
+        np.testing.assert_array_equal(pixels_of(path, 3), np.asarray(image).transpose(2, 0, 1))
     with pytest.raises(DataError, match="has 3 channels"):
-        read_picture(path, 1)
+        pixels_of(path, 1)
 
 
 # damaged files
@@ -165,22 +170,22 @@ def test_a_truncated_png_is_one_line(tmp_path: Path, shared: Path, share: float)
     path = tmp_path / "cut.png"
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(DataError, match=r"cut.png: cannot be read \(") as caught:
-        read_picture(path, 1)
+        pixels_of(path, 1)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_unknown_and_unfit_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone.png: there is no such picture"):
-        read_picture(tmp_path / "gone.png", 1)
+        pixels_of(tmp_path / "gone.png", 1)
     (tmp_path / "a.svg").write_text("<svg/>")
     with pytest.raises(DataError, match=r"no reader for '.svg'"):
-        read_picture(tmp_path / "a.svg", 1)
+        pixels_of(tmp_path / "a.svg", 1)
     with pytest.raises(DataError, match="values that are not finite"):
-        read_picture(saved(tmp_path / "nan.npy", np.array([[1.0, np.nan]])), 1)
+        pixels_of(saved(tmp_path / "nan.npy", np.array([[1.0, np.nan]])), 1)
     with pytest.raises(DataError, match="Python objects"):  # a pickle could run code
-        read_picture(saved(tmp_path / "o.npy", np.array([[{}]], dtype=object)), 1)
+        pixels_of(saved(tmp_path / "o.npy", np.array([[{}]], dtype=object)), 1)
     with pytest.raises(DataError, match="holds complex128"):
-        read_picture(saved(tmp_path / "c.npy", np.ones((2, 2), dtype=np.complex128)), 1)
+        pixels_of(saved(tmp_path / "c.npy", np.ones((2, 2), dtype=np.complex128)), 1)
 
 
 # NPY, NPZ
@@ -205,7 +210,7 @@ def test_arrays(tmp_path: Path, shape: tuple[int, ...], channels: int, frame: in
     array = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
     assert callable(wanted)
     np.testing.assert_array_equal(
-        read_picture(saved(tmp_path / "a.npy", array), channels, frame), wanted(array).astype(np.float32)
+        pixels_of(saved(tmp_path / "a.npy", array), channels, frame), wanted(array).astype(np.float32)
     )
 
 
@@ -222,10 +227,10 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", anything=GREY)
     np.savez(tmp_path / "named.npz", image=GREY, label=np.array(3))
     np.savez(tmp_path / "two.npz", a=GREY, b=GREY)
-    np.testing.assert_array_equal(read_picture(tmp_path / "one.npz", 1), GREY[None])
-    np.testing.assert_array_equal(read_picture(tmp_path / "named.npz", 1), GREY[None])
+    np.testing.assert_array_equal(pixels_of(tmp_path / "one.npz", 1), GREY[None])
+    np.testing.assert_array_equal(pixels_of(tmp_path / "named.npz", 1), GREY[None])
     with pytest.raises(DataError, match="has arrays a, b"):
-        read_picture(tmp_path / "two.npz", 1)
+        pixels_of(tmp_path / "two.npz", 1)
 
 
 def test_a_slice_of_a_medmnist_stack(shared: Path, tmp_path: Path) -> None:
@@ -246,41 +251,41 @@ def test_nifti_is_shown_as_radiologists_look(tmp_path: Path) -> None:
     picture = decode(path, 1)  # slice 5 // 2 = 2
     assert picture.pixels.shape == (1, 8, 6) and picture.scale == "physical"
     assert np.argwhere(picture.pixels).tolist() == [[0, 0, 0]]  # anterior on top, the patient's right on the left
-    assert read_picture(path, 1, 3).max() == 0
+    assert pixels_of(path, 1, 3).max() == 0
 
 
 @pytest.mark.parametrize("code", ["LPS", "PSR", "RAS", "IAL"])
 def test_nifti_pictures_do_not_depend_on_how_the_axes_are_stored(tmp_path: Path, code: str) -> None:
     data = RNG.integers(-500, 500, (6, 8, 5), dtype=np.int16)
     image = nib.Nifti1Image(data, np.diag([1.0, 2.0, 3.0, 1.0]))
-    want = read_picture(volume(tmp_path / "ras.nii", data, image.affine), 1, 1)
+    want = pixels_of(volume(tmp_path / "ras.nii", data, image.affine), 1, 1)
     start, end = nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(code)
     turned = image.as_reoriented(nib.orientations.ornt_transform(start, end))
     assert "".join(nib.aff2axcodes(turned.affine)) == code
     turned.to_filename(tmp_path / "turned.nii")
-    np.testing.assert_array_equal(read_picture(tmp_path / "turned.nii", 1, 1), want)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "turned.nii", 1, 1), want)
 
 
 def test_nifti_scaling_channels_and_single_slices(tmp_path: Path) -> None:
     data = RNG.integers(0, 100, (6, 8, 5, 2), dtype=np.int16)
     path = volume(tmp_path / "four.nii", data, np.eye(4))
-    np.testing.assert_array_equal(read_picture(path, 2, 0), data[::-1, ::-1, 0].transpose(2, 1, 0))
+    np.testing.assert_array_equal(pixels_of(path, 2, 0), data[::-1, ::-1, 0].transpose(2, 1, 0))
     with pytest.raises(DataError, match=r"has 2 channels, but image.channels is 1"):
-        read_picture(path, 1)
+        pixels_of(path, 1)
     scaled = nib.Nifti1Image(data[..., 0], np.eye(4))
     scaled.header.set_slope_inter(2.0, -1024.0)
     raw = tmp_path / "scaled.nii"
     scaled.to_filename(raw)
     stored = np.asarray(nib.load(raw).dataobj)
-    np.testing.assert_allclose(read_picture(raw, 1, 0)[0], stored[::-1, ::-1, 0].T)
+    np.testing.assert_allclose(pixels_of(raw, 1, 0)[0], stored[::-1, ::-1, 0].T)
     sagittal = volume(tmp_path / "sagittal.nii", data[:1, :, :, 0], np.eye(4))
-    assert read_picture(sagittal, 1, 17).shape == (1, 5, 8)
+    assert pixels_of(sagittal, 1, 17).shape == (1, 5, 8)
     assert decode(volume(tmp_path / "byte.nii", GREY[..., None], np.eye(4)), 1).scale == "8-bit"
 
 
 def test_a_real_ct_in_hounsfield_units(shared: Path) -> None:
     path = shared / "data" / "nifti_volumes" / "sub-spleen2_ct.nii.gz"
-    pixels = read_picture(path, 1, 13)
+    pixels = pixels_of(path, 1, 13)
     np.testing.assert_allclose(pixels[0], nib.load(path).get_fdata()[::-1, ::-1, 13].T, rtol=1e-6)
     unit = to_unit(pixels, "ct", "physical")
     np.testing.assert_allclose(unit, (np.clip(pixels, -1000, 1000) + 1000) / 2000, atol=1e-6)
@@ -302,14 +307,14 @@ def test_transfer_syntaxes_give_one_picture() -> None:
     np.testing.assert_array_equal(want.pixels[0], raw)
     assert want.scale == "physical"
     for name in ("RLE", "bigendian", "expb", "implicit", "jp2klossless", "padded"):
-        np.testing.assert_array_equal(read_picture(dicom_file(f"MR_small_{name}.dcm"), 1), want.pixels, err_msg=name)
+        np.testing.assert_array_equal(pixels_of(dicom_file(f"MR_small_{name}.dcm"), 1), want.pixels, err_msg=name)
 
 
 def test_ct_is_rescaled_to_hounsfield_units() -> None:
     dataset = pydicom.dcmread(dicom_file("CT_small.dcm"))
     assert dataset.RescaleIntercept == -1024
     want = dataset.pixel_array * float(dataset.RescaleSlope) - 1024.0
-    np.testing.assert_array_equal(read_picture(dicom_file("CT_small.dcm"), 1)[0], want)
+    np.testing.assert_array_equal(pixels_of(dicom_file("CT_small.dcm"), 1)[0], want)
 
 
 @pytest.mark.parametrize("bits", [12, 8])
@@ -332,28 +337,28 @@ def test_monochrome1_is_inverted_over_the_stored_range(tmp_path: Path, bits: int
 def test_dicom_colours_palettes_and_frames() -> None:
     rgb = decode(dicom_file("examples_rgb_color.dcm"), 3)
     assert rgb.pixels.shape == (3, 240, 320) and rgb.scale == "8-bit"
-    palette = read_picture(dicom_file("examples_palette.dcm"), 3)
+    palette = pixels_of(dicom_file("examples_palette.dcm"), 3)
     assert palette.shape == (3, 350, 800) and len(np.unique(palette.reshape(3, -1), axis=1).T) > 2
-    first, last, middle = (read_picture(dicom_file("examples_ybr_color.dcm"), 3, k) for k in (0, 29, None))
-    np.testing.assert_array_equal(middle, read_picture(dicom_file("examples_ybr_color.dcm"), 3, 15))
+    first, last, middle = (pixels_of(dicom_file("examples_ybr_color.dcm"), 3, k) for k in (0, 29, None))
+    np.testing.assert_array_equal(middle, pixels_of(dicom_file("examples_ybr_color.dcm"), 3, 15))
     assert not np.array_equal(first, last)
     deep = decode(dicom_file("SC_rgb_rle_16bit.dcm"), 3)
     eight = decode(dicom_file("SC_rgb_rle.dcm"), 3)
     np.testing.assert_array_equal(deep.pixels, eight.pixels * 257)
     with pytest.raises(DataError, match=r"has 1 channel, but image.channels is 3"):
-        read_picture(dicom_file("MR_small.dcm"), 3)
+        pixels_of(dicom_file("MR_small.dcm"), 3)
 
 
 @pytest.mark.parametrize("name", ["MR_truncated.dcm", "badVR.dcm", "no_meta.dcm", "meta_missing_tsyntax.dcm"])
 def test_a_damaged_dicom_file_is_one_line(name: str) -> None:
     with pytest.raises(DataError, match=f"{name}: cannot be read") as caught:
-        read_picture(dicom_file(name), 1)
+        pixels_of(dicom_file(name), 1)
     assert "\n" not in str(caught.value)
 
 
 def test_a_real_series(shared: Path) -> None:
     path = sorted((shared / "data" / "dicom_series" / "t1w_biolab_7T").glob("*.dcm"))[20]
-    pixels = read_picture(path, 1)
+    pixels = pixels_of(path, 1)
     np.testing.assert_array_equal(pixels[0], pydicom.dcmread(path).pixel_array)
     assert decode(path, 1).scale == "physical" and pixels.max() == 154.0
 

@@ -19,7 +19,6 @@ from ssl_methods.encoders import (
     build_encoder,
     encoder_dimensions,
     encoder_kind,
-    parameter_count,
     timm_line,
 )
 
@@ -62,7 +61,7 @@ def test_recommended_encoders_exist_with_the_size_that_is_written(name: str) -> 
     else:
         with torch.device("meta"):
             encoder = timm.create_model(name, num_classes=0)
-    assert f"{parameter_count(encoder) / 1e6:.1f} M weights" in ENCODERS[name].summary
+    assert f"{sum(weight.numel() for weight in encoder.parameters()) / 1e6:.1f} M weights" in ENCODERS[name].summary
     assert encoder_kind(name) in ("vit", "convolutional", "swin")
 
 
