@@ -57,6 +57,7 @@ FEATURE_SPREAD, OUTPUT_SPREAD, OUTPUT_RANK = "feature_spread", "output_spread", 
 # Chosen by training methods with and without what keeps them from collapse (tests/ssl_methods/test_collapse.py).
 COLLAPSED_SPREAD, LOST_SPREAD = 0.1, 0.25
 COLLAPSED_RANK, LOST_RANK = 0.3, 0.6
+MENDING = 1.1
 
 
 @torch.no_grad()
@@ -93,22 +94,23 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
 def collapsing(rounds: Sequence[Mapping[str, float]]) -> bool:
     """Whether a site's metrics, round by round, say that all pictures are coming to look the same to the encoder.
 
-    The first round says nothing: a fresh head may start anywhere. Where the loss compares pictures, its output says
-    it: a spread below 0.1 or a quarter of its highest, or a rank below 0.3 and below 0.6 of its highest (a last
-    BatchNorm holds the spread up, SimSiam's for one), and falling. Of other losses the features say it, which may lie
-    close together from the start, in nearly empty pictures say: a spread below a quarter of its highest, and falling.
+    One round says nothing: a fresh head may start anywhere, and running statistics lag behind. What counts must hold in
+    two rounds running and not be mending. Where the loss compares pictures, its output says it: a spread below 0.1 or
+    a quarter of its highest, or a rank below 0.3 and below 0.6 of its highest (a last BatchNorm holds the spread up,
+    SimSiam's for one). Of other losses the features say it, which may lie close together from the start, in nearly
+    empty pictures say: a spread below a quarter of its highest.
     """
     watched = [metrics for metrics in rounds if FEATURE_SPREAD in metrics]
     if len(watched) < 2:
         return False
     if OUTPUT_SPREAD not in watched[-1]:
-        return _fallen([metrics[FEATURE_SPREAD] for metrics in watched], LOST_SPREAD)
+        return _stays_below([metrics[FEATURE_SPREAD] for metrics in watched], LOST_SPREAD)
     spreads = [metrics.get(OUTPUT_SPREAD, 0.0) for metrics in watched]
     ranks = [metrics.get(OUTPUT_RANK, 0.0) for metrics in watched]
-    lost = _fallen(spreads, LOST_SPREAD) or (spreads[-1] < COLLAPSED_SPREAD and spreads[-1] < spreads[-2])
-    return lost or (ranks[-1] < COLLAPSED_RANK and _fallen(ranks, LOST_RANK))
+    lost = _stays_below(spreads, LOST_SPREAD) or _stays_below(spreads, COLLAPSED_SPREAD / max(max(spreads), 1e-9))
+    return lost or (max(ranks[-2:]) < COLLAPSED_RANK and _stays_below(ranks, LOST_RANK))
 
 
-def _fallen(values: Sequence[float], share: float) -> bool:
-    """Whether the last value is below ``share`` of the highest, and below the one before."""
-    return values[-1] < share * max(values) and values[-1] < values[-2]
+def _stays_below(values: Sequence[float], share: float) -> bool:
+    """Whether the last two values are below ``share`` of the highest, and the last is not mending."""
+    return max(values[-2:]) < share * max(values) and values[-1] < MENDING * values[-2]

@@ -182,12 +182,12 @@ def test_a_site_that_collapses_is_told_once_and_recorded_every_time(
             reply, metrics=reply.metrics | {"feature_spread": 0.5, "output_rank": 0.5, "output_spread": spread}
         )
 
-    run = loop()
+    run = loop(count=4)
     run.run(act)
-    assert run.events() == [(number, "collapsing", "B", "features lose their spread") for number in (2, 3)]
+    assert run.events() == [(number, "collapsing", "B", "features lose their spread") for number in (3, 4)]
     told = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
     assert len(told) == 1
-    assert told[0].startswith("round 2: site B: the features of its pictures are becoming all alike (collapse)")
+    assert told[0].startswith("round 3: site B: the features of its pictures are becoming all alike (collapse)")
 
 
 def test_a_site_that_cannot_is_not_waited_for(loop: Make, honest_site: Honest) -> None:

@@ -47,13 +47,15 @@ def test_feature_std_is_one_over_root_d_on_the_sphere_and_0_when_collapsed() -> 
 @pytest.mark.parametrize(
     ("spreads", "alarm"),
     [
-        ([0.05], False),  # one round says nothing
-        ([0.9, 0.05], True),  # gone
-        ([0.9, 0.2], True),  # three quarters lost
-        ([0.9, 0.3], False),
-        ([0.05, 0.06], False),  # rising: a fresh head
-        ([0.9, 0.1, 0.15], False),  # recovering
         ([], False),
+        ([0.05], False),
+        ([0.9, 0.05], False),  # one round says nothing
+        ([0.9, 0.05, 0.05], True),  # gone, and it stays away
+        ([0.9, 0.2, 0.2], True),  # three quarters lost
+        ([0.9, 0.3, 0.25], False),
+        ([0.05, 0.06], False),  # rising: a fresh head
+        ([0.9, 0.1, 0.15], False),  # mending
+        ([0.05, 0.05], True),  # it never learned to tell pictures apart
     ],
 )
 def test_the_alarm_of_a_loss_that_compares_pictures(spreads: list[float], alarm: bool) -> None:
@@ -62,7 +64,14 @@ def test_the_alarm_of_a_loss_that_compares_pictures(spreads: list[float], alarm:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "alarm"), [([0.5, 0.25], True), ([0.5, 0.31], False), ([0.3, 0.25], False), ([0.5, 0.1, 0.2], False)]
+    ("ranks", "alarm"),
+    [
+        ([0.5, 0.25, 0.25], True),
+        ([0.5, 0.25], False),
+        ([0.5, 0.31, 0.28], False),
+        ([0.3, 0.25, 0.25], False),
+        ([0.5, 0.1, 0.2], False),
+    ],
 )
 def test_the_alarm_when_directions_are_lost(ranks: list[float], alarm: bool) -> None:
     rest = {"feature_spread": 0.5, "output_spread": 0.9}
@@ -71,7 +80,7 @@ def test_the_alarm_when_directions_are_lost(ranks: list[float], alarm: bool) -> 
 
 @pytest.mark.parametrize(
     ("spreads", "alarm"),
-    [([0.03, 0.02], False), ([0.4, 0.05], True), ([0.4, 0.05, 0.06], False), ([0.4, 0.2], False)],
+    [([0.03, 0.02, 0.02], False), ([0.4, 0.05, 0.05], True), ([0.4, 0.05, 0.06], False), ([0.4, 0.2, 0.2], False)],
 )
 def test_the_alarm_of_other_losses_goes_by_what_is_lost(spreads: list[float], alarm: bool) -> None:
     """Features of nearly empty pictures lie close together from the start: that is no collapse."""
