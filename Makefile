@@ -36,6 +36,7 @@ benchmarks: $(STAMP) ## measure speed and memory (about 20 minutes); writes benc
 	$(BIN)/python -m benchmarks.run
 
 sweep: $(STAMP) ## every method against no pretraining, cell by cell: make sweep DATA=FOLDER [CELLS=1]
+	@test -n "$(DATA)" || { echo "make sweep DATA=FOLDER: the folder that holds lgg_mri_128 and busi_224" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.sweep --root $(DATA) $(if $(CELLS),--cells $(CELLS))
 
 clean: ## remove the virtual environment and caches (run folders stay)
