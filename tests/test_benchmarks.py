@@ -33,7 +33,7 @@ def test_passes_by_hand(name: str, passes: float) -> None:
 def test_a_small_crop_counts_by_its_arithmetic() -> None:
     config = TypeAdapter(AnyMethodConfig).validate_python({"name": "dino", "small_crops": 2, "small_size": 16})
     method = build_method(config, VIT, IMAGE, 0)
-    # Two large crops seen twice, two of a quarter of the patches seen once; a quarter or, with attention, a little less.
+    # Two large crops seen twice, two of a quarter of the patches seen once: a quarter or, with attention, less.
     passes = passes_a_picture(method, batch_of(IMAGE, 4, torch.device("cpu")))
     assert 2 + 2 / 3 + 2 * 0.2 < passes <= 2 + 2 / 3 + 2 * 0.25 + 1e-6
 
