@@ -57,7 +57,7 @@ FEATURE_SPREAD, OUTPUT_SPREAD, OUTPUT_RANK = "feature_spread", "output_spread", 
 # Chosen by training methods with and without what keeps them from collapse (tests/ssl_methods/test_collapse.py).
 COLLAPSED_SPREAD, LOST_SPREAD = 0.1, 0.25
 COLLAPSED_RANK, LOST_RANK = 0.3, 0.6
-MENDING = 1.1
+MENDING, PATIENCE = 1.1, 10
 
 
 @torch.no_grad()
@@ -94,11 +94,12 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
 def collapsing(rounds: Sequence[Mapping[str, float]]) -> bool:
     """Whether a site's metrics, round by round, say that all pictures are coming to look the same to the encoder.
 
-    One round says nothing: a fresh head may start anywhere, and running statistics lag behind. What counts must hold in
-    two rounds running and not be mending. Where the loss compares pictures, its output says it: a spread below 0.1 or
-    a quarter of its highest, or a rank below 0.3 and below 0.6 of its highest (a last BatchNorm holds the spread up,
-    SimSiam's for one). Of other losses the features say it, which may lie close together from the start, in nearly
-    empty pictures say: a spread below a quarter of its highest.
+    One round says nothing; what counts must hold in two rounds running and not be mending. Where the loss compares
+    pictures, its output says it: a spread below a quarter of its highest; below 0.1 where it was above once, or in the
+    tenth round (a fresh head starts there, and BatchNorm's running statistics lag behind); or a rank below 0.3 and
+    below 0.6 of its highest (a last BatchNorm holds the spread up, SimSiam's for one). Of other losses the features
+    say it, which may lie close together from the start, in nearly empty pictures say: a spread below a quarter of its
+    highest.
     """
     watched = [metrics for metrics in rounds if FEATURE_SPREAD in metrics]
     if len(watched) < 2:
@@ -107,7 +108,9 @@ def collapsing(rounds: Sequence[Mapping[str, float]]) -> bool:
         return _stays_below([metrics[FEATURE_SPREAD] for metrics in watched], LOST_SPREAD)
     spreads = [metrics.get(OUTPUT_SPREAD, 0.0) for metrics in watched]
     ranks = [metrics.get(OUTPUT_RANK, 0.0) for metrics in watched]
-    lost = _stays_below(spreads, LOST_SPREAD) or _stays_below(spreads, COLLAPSED_SPREAD / max(max(spreads), 1e-9))
+    if max(spreads) < COLLAPSED_SPREAD and len(spreads) < PATIENCE:
+        return False
+    lost = _stays_below(spreads, max(LOST_SPREAD, COLLAPSED_SPREAD / max(*spreads, 1e-9)))
     return lost or (max(ranks[-2:]) < COLLAPSED_RANK and _stays_below(ranks, LOST_RANK))
 
 

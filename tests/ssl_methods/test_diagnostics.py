@@ -55,7 +55,10 @@ def test_feature_std_is_one_over_root_d_on_the_sphere_and_0_when_collapsed() -> 
         ([0.9, 0.3, 0.25], False),
         ([0.05, 0.06], False),  # rising: a fresh head
         ([0.9, 0.1, 0.15], False),  # mending
-        ([0.05, 0.05], True),  # it never learned to tell pictures apart
+        ([0.05] * 9, False),  # it takes its time
+        ([0.05] * 10, True),  # it never learned to tell pictures apart
+        ([0.02, 0.5, 0.09, 0.08], True),  # a quarter of .5 is .125
+        ([0.02, 0.2, 0.09, 0.08], True),  # below the floor, where it was above
     ],
 )
 def test_the_alarm_of_a_loss_that_compares_pictures(spreads: list[float], alarm: bool) -> None:
