@@ -367,7 +367,8 @@ def test_steps_and_starts_reach_every_member(build: Build) -> None:
 
 
 def test_every_step_is_announced_to_every_member(build: Build) -> None:
-    method = combined(build, "mae", {"name": "dino", "outputs": 16, "teacher_warmup": 0.5})
+    warming = {"teacher_temperature_start": 0.04, "teacher_temperature": 0.07, "teacher_warmup": 0.5}
+    method = combined(build, "mae", {"name": "dino", "outputs": 16, **warming})
     method.before_step(0.25)
     assert float(method.members["dino"].get_buffer("temperature")) == pytest.approx(0.055)
 
