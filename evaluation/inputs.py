@@ -154,7 +154,7 @@ def _encoders(run: Path) -> tuple[Encoder, ...]:
 def check_labels(manifest: Manifest, splits: pd.DataFrame, config: EvaluationConfig) -> None:
     """DataError when labels or split cannot be evaluated; looks at no picture, so that it can come before training."""
     numbers = np.arange(len(manifest), dtype=np.int64)
-    label_pictures(TensorStore(Path(), manifest.table, numbers, numbers, numbers), splits, config)
+    label_pictures(TensorStore(Path(), manifest.table, numbers, numbers, numbers, numbers), splits, config)
 
 
 def label_pictures(store: TensorStore, splits: pd.DataFrame, config: EvaluationConfig) -> Pictures:

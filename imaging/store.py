@@ -46,6 +46,8 @@ class TensorStore:
     slots: npt.NDArray[np.int64]
     patients: npt.NDArray[np.int64]
     """Per picture a code of its patient."""
+    studies: npt.NDArray[np.int64]
+    """Per picture a code of its study (of its patient); a code of its own where the manifest knows none."""
     series: npt.NDArray[np.int64]
     """Per picture a code of its series (of its patient); a code of its own where the manifest knows none."""
     _mapped: list[npt.NDArray[np.uint16]] = field(default_factory=list, repr=False)
@@ -72,14 +74,9 @@ class TensorStore:
         mask = np.zeros(len(manifest), dtype=np.bool_)
         mask[kept] = True
         whole = manifest.where(mask)
-        series = whole.codes("series") if "series" in whole.table else np.arange(len(kept), dtype=np.int64)
-        return TensorStore(entry, whole.table, kept, whole.codes("patient"), series)
-
-    @property
-    def studies(self) -> npt.NDArray[np.int64]:
-        """Per picture a code of its study (of its patient); a code of its own where the manifest knows none."""
-        alone = np.arange(len(self), dtype=np.int64)
-        return Manifest(self.table, self.folder).codes("study") if "study" in self.table else alone
+        alone = np.arange(len(kept), dtype=np.int64)
+        studies, series = (whole.codes(name) if name in whole.table else alone for name in ("study", "series"))
+        return TensorStore(entry, whole.table, kept, whole.codes("patient"), studies, series)
 
     @property
     def labels(self) -> npt.NDArray[Any] | None:

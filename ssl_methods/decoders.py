@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, feature_maps
+from ssl_methods.similarity import exact
 
 GROUP = 8
 """Channels that are normalised together."""
@@ -71,5 +72,5 @@ def picture_decoder(encoder: nn.Module, image: ImageConfig, width: int) -> ConvD
 
 def restoration_loss(prediction: Tensor, pictures: Tensor) -> Tensor:
     """Mean squared error over all pixels of ``[B, C, ...]``, at least in float32."""
-    pictures = pictures if pictures.dtype == torch.float64 else pictures.float()
+    pictures = exact(pictures)
     return (prediction.to(pictures.dtype) - pictures).square().mean()

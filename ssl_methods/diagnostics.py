@@ -4,15 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ssl_methods.encoder_outputs import features
 from ssl_methods.method import Method
-
-
-def _exact(features: Tensor) -> Tensor:
-    """At least float32: half precision has too few digits for sums over thousands of rows."""
-    return features if features.dtype == torch.float64 else features.float()
+from ssl_methods.similarity import exact, unit
 
 
 def rankme(features: Tensor) -> float:
@@ -22,7 +17,7 @@ def rankme(features: Tensor) -> float:
     exp(-sum p log p) with p = singular values / their sum + 1e-7. The features are neither centred nor
     normalised.
     """
-    values = torch.linalg.svdvals(_exact(features))
+    values = torch.linalg.svdvals(exact(features))
     share = values / values.sum() + 1e-7
     return float((-(share * share.log()).sum()).exp())
 
@@ -32,7 +27,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
 
     Wang and Isola 2020, sec. 4.1.2, with alpha 2.
     """
-    first, second = functional.normalize(_exact(first), dim=1), functional.normalize(_exact(second), dim=1)
+    first, second = unit(first), unit(second)
     return float((first - second).square().sum(dim=1).mean())
 
 
@@ -41,8 +36,7 @@ def uniformity(features: Tensor) -> float:
 
     features ``[N, D]`` with N at least 2. Wang and Isola 2020, sec. 4.1.2, with t 2.
     """
-    unit = functional.normalize(_exact(features), dim=1)
-    return float(torch.pdist(unit).square().mul(-2.0).exp().mean().log())
+    return float(torch.pdist(unit(features)).square().mul(-2.0).exp().mean().log())
 
 
 def feature_std(features: Tensor) -> float:
@@ -50,7 +44,7 @@ def feature_std(features: Tensor) -> float:
 
     Far below 1/sqrt(D) means collapse: Chen and He 2021, sec. 4.1 and figure 2.
     """
-    return float(functional.normalize(_exact(features), dim=1).std(dim=0).mean())
+    return float(unit(features).std(dim=0).mean())
 
 
 FEATURE_SPREAD, OUTPUT_SPREAD, OUTPUT_RANK = "feature_spread", "output_spread", "output_rank"
@@ -87,7 +81,7 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
     most = min(output.shape)
     return seen | {
         OUTPUT_SPREAD: feature_std(output) * output.shape[1] ** 0.5,
-        OUTPUT_RANK: rankme(functional.normalize(_exact(output), dim=1)) / most,
+        OUTPUT_RANK: rankme(unit(output)) / most,
     }
 
 

@@ -15,13 +15,12 @@ from ssl_methods.encoders import Kind
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.momentum import follow, follower
 from ssl_methods.multi_crop import MultiCropConfig, crop_features, draw_crops, small_side, view_features
-from ssl_methods.similarity import unit
+from ssl_methods.similarity import exact, unit
 
 
 def teacher_targets(outputs: Tensor, centre: Tensor, temperature: Tensor | float) -> Tensor:
     """softmax((outputs - centre) / temperature) over the last of ``[..., K]`` (sec. 3.1), at least in float32."""
-    outputs = outputs.detach() if outputs.dtype == torch.float64 else outputs.detach().float()
-    return ((outputs - centre) / temperature).softmax(dim=-1)
+    return ((exact(outputs.detach()) - centre) / temperature).softmax(dim=-1)
 
 
 def dino_loss(

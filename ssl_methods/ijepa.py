@@ -17,6 +17,7 @@ from ssl_methods.heads import TokenPredictor, check_width, take
 from ssl_methods.mae import only_patches
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.momentum import follow, follower
+from ssl_methods.similarity import exact
 from ssl_methods.token_masks import counted
 
 
@@ -27,7 +28,7 @@ def ijepa_loss(prediction: Tensor, tokens: Tensor, counted: Tensor | None = None
     squared distance). counted ``[B, M]`` bool of tokens ``[B, M, D]``: those that count, in every picture at least one;
     the mean is then first of each picture's own, then over the pictures. None: all.
     """
-    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+    tokens = exact(tokens)
     target = functional.layer_norm(tokens, tokens.shape[-1:])
     if counted is None:
         return functional.smooth_l1_loss(prediction.to(target.dtype), target)

@@ -14,6 +14,7 @@ from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.heads import TokenPredictor, check_width, take
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.similarity import exact
 from ssl_methods.token_masks import counted, random_masks
 
 
@@ -65,8 +66,7 @@ def mae_loss(
     ``[B, C, D, H, W]``; ``patch`` as ``patchify`` takes it. counted ``[B, M]`` bool: the masked patches that count, in
     every picture at least one: the mean is then first of each picture's own, then over the pictures; None: all.
     """
-    target = take(patchify(pictures, patch), masked)
-    target = target if target.dtype == torch.float64 else target.float()
+    target = exact(take(patchify(pictures, patch), masked))
     if norm_pixels:
         mean, deviation = patch_statistics(target)
         target = (target - mean) / deviation

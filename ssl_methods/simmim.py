@@ -14,6 +14,7 @@ from ssl_methods.encoder_outputs import feature_dim, grid_side, masked_maps, pat
 from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.similarity import exact
 from ssl_methods.token_masks import counted, random_masks
 from ssl_methods.volume_encoders import STAGES
 
@@ -27,7 +28,7 @@ def simmim_loss(prediction: Tensor, pictures: Tensor, hidden: Tensor) -> Tensor:
     prediction, pictures ``[B, C, S, S]``; hidden ``[B, S, S]`` bool, in every picture somewhere true. Where all
     pictures hide as many pixels, this is the paper's eq. 1.
     """
-    pictures = pictures if pictures.dtype == torch.float64 else pictures.float()
+    pictures = exact(pictures)
     weight = hidden[:, None].to(pictures.dtype)  # [B, 1, S, S]
     error = (prediction.to(pictures.dtype) - pictures).abs() * weight
     each = error.flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) * pictures.shape[1])  # [B]

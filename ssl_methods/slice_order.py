@@ -13,6 +13,7 @@ from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.similarity import exact
 
 
 def order_loss(scores: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +21,7 @@ def order_loss(scores: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
 
     scores ``[B]``: log odds. gaps ``[B]``: how much later the second of each pair lies; 0: no order. At least float32.
     """
-    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = exact(scores)
     ordered = gaps != 0
     each = functional.binary_cross_entropy_with_logits(scores, (gaps > 0).to(scores.dtype), reduction="none")
     return each * ordered, ordered
@@ -28,7 +29,7 @@ def order_loss(scores: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
 
 def gap_loss(lengths: Tensor, gaps: Tensor) -> Tensor:
     """Smooth L1 (beta 1) between ``lengths`` and log(1 + |gap|), ``[B]`` each, 0 where the gap is; at least float32."""
-    lengths = lengths if lengths.dtype == torch.float64 else lengths.float()
+    lengths = exact(lengths)
     each = functional.smooth_l1_loss(lengths, gaps.abs().log1p().to(lengths.dtype), reduction="none")
     return each * (gaps != 0)
 

@@ -13,7 +13,7 @@ from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.multi_crop import MultiCropConfig, draw_crops, small_side, view_features
-from ssl_methods.similarity import unit
+from ssl_methods.similarity import exact, unit
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def sinkhorn(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
     that nothing overflows; at least in float32.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        logarithm = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon
+        logarithm = exact(scores) / epsilon
         for _ in range(rounds):
             logarithm = logarithm - logarithm.logsumexp(dim=0, keepdim=True)  # prototypes: equal shares
             logarithm = logarithm - logarithm.logsumexp(dim=1, keepdim=True)  # pictures: 1 each
@@ -39,7 +39,7 @@ def swav_loss(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
     the first T views. The pairs of a view with itself are left out.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        scores = scores if scores.dtype == torch.float64 else scores.float()
+        scores = exact(scores)
         prediction = (scores / temperature).log_softmax(dim=-1)
         each = -torch.einsum("tbk,vbk->tv", codes.to(prediction.dtype), prediction) / scores.shape[1]  # [T, V]
         other = ~torch.eye(len(codes), len(scores), dtype=torch.bool, device=scores.device)
