@@ -5,14 +5,21 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from foundation.errors import StudyError
+from foundation.errors import StudyError, look_up
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 _RECORDED = ("fedpretext", "torch", "timm", "monai", "flwr", "numpy", "scikit-learn", "pandas", "safetensors")
+
+
+def checked_device(name: str) -> DeviceName:
+    """``name`` as a device, or a StudyError that lists them."""
+    known = {device: device for device in get_args(DeviceName)}
+    device: DeviceName = look_up(known, name, "device")
+    return device
 
 
 def choose_device(name: DeviceName) -> torch.device:

@@ -11,18 +11,14 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import sysconfig
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -31,21 +27,14 @@ from federation.study import load_study
 from foundation import errors
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import read_jsonl, write_text
+from foundation.process_group import ProcessGroup, flower_environment, free_port
 from foundation.progress import bar, say
 from simulation.runtimes import Federation
 
-_START_S, _STOP_S, _POLL_S = 120.0, 10.0, 0.3
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+_START_S, _POLL_S = 120.0, 0.3
 _RAISED = re.compile(r"([\w.]+(?:Error|Exception|Exit)): (.+)")
 _EMPTY = re.compile(r"\s*(\(\w+ pid=\d+\)\s*)?")  # also a blank line of an actor
 _NO_REASON = "An error was encountered. Ending simulation."  # Flower's, around the exception that says why
-# Reads until this process is gone, however it went, then ends its whole process group and clears up.
-_GUARD = "trap '' TERM INT HUP; cat; kill -TERM 0; sleep 2; rm -rf \"$1\"; kill -KILL 0"
 
 
 def run(federation: Federation) -> None:
@@ -108,48 +97,46 @@ class _Engine:
     """SuperLink, SuperExec and whatever they start, in one process group that ends with the ``with`` block."""
 
     def __init__(self, place: Path, log: Path) -> None:
-        self._place, self._port = place, _free_port()
-        scripts = sysconfig.get_path("scripts")
-        self._environment = os.environ | _QUIET | {
-            "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
-            "FLWR_HOME": str(place / "flwr"),
+        self._place, self._port = place, free_port()
+        environment = flower_environment(place / "flwr") | {
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(self._port),
             "RAY_TMPDIR": str(place),
-        }  # fmt: skip
+        }
         # Ray would join a cluster that this names; the simulation is this machine's alone.
-        self._environment.pop("RAY_ADDRESS", None)
+        environment.pop("RAY_ADDRESS", None)
+        self._group = ProcessGroup(environment, place)
         self._log = log.open("ab")
         self._servers_log = (place / "servers.log").open("w+b")
-        self._members: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "_Engine":
-        self._guard = subprocess.Popen(
-            ["sh", "-c", _GUARD, "guard", str(self._place)], stdin=subprocess.PIPE, process_group=0, cwd="/"
-        )
-        assert self._guard.stdin is not None
-        self._pipe = self._guard.stdin
+        self._group.__enter__()
         try:
             self._start()
         except BaseException:
-            self._stop()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self._group.stop()
+        self._keep_logs()
 
     def _start(self) -> None:
         address = f"127.0.0.1:{self._port}"
-        self._launch(
-            "flower-superlink", "--insecure", "--simulation", "--isolation", "process", "--host", "127.0.0.1",
-            "--port", str(self._port), "--disable-runtime-dependency-installation", output=self._servers_log,
+        self._group.launch(
+            "SuperLink", "flower-superlink", "--insecure", "--simulation", "--isolation", "process", "--host",
+            "127.0.0.1", "--port", str(self._port), "--disable-runtime-dependency-installation",
+            output=self._servers_log, folder=self._place,
         )  # fmt: skip
         deadline = time.monotonic() + _START_S
         while not (_answers(f"http://{address}/health") and self.alive()):
             if time.monotonic() > deadline or not self.alive():
                 raise RunError(f"Flower's SuperLink did not start on {address}; the log is {self._log.name}")
             time.sleep(_POLL_S)
-        self._launch("flower-superexec", "--insecure", "--runtime-api-address", address, output=self._servers_log)
+        self._group.launch(
+            "SuperExec", "flower-superexec", "--insecure", "--runtime-api-address", address,
+            output=self._servers_log, folder=self._place,
+        )  # fmt: skip
         connection = f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{address}"\ninsecure = true\n'
         write_text(self._place / "flwr" / "config.toml", connection)
 
@@ -157,54 +144,11 @@ class _Engine:
         """``flwr run``: prints the log of the run, server app included, and ends when the run has ended."""
         config = " ".join(f"{key}={value}" for key, value in wanted.items())
         arguments = ("run", str(app), "local", "--stream", "--federation-config", config)
-        return self._launch("flwr", *arguments, output=self._log)
+        return self._group.launch("flwr run", "flwr", *arguments, output=self._log, folder=self._place)
 
     def alive(self) -> bool:
         """False when one of the programs has ended by itself."""
-        return all(member.poll() is None for member in self._members)
-
-    def _launch(self, program: str, *arguments: str, output: BinaryIO) -> subprocess.Popen[bytes]:
-        # By its path: the search for a bare name would use this process's PATH, not the one passed on.
-        path = shutil.which(program, path=self._environment["PATH"]) or program
-        process = subprocess.Popen(
-            [path, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=self._environment,
-            cwd=self._place,
-            process_group=self._guard.pid,
-        )
-        self._members.append(process)
-        return process
-
-    def _stop(self) -> None:
-        """Ask all to end, wait a little, then end them."""
-        deadline = time.monotonic() + _STOP_S
-        try:
-            os.killpg(self._guard.pid, signal.SIGTERM)
-            for member in self._members:
-                member.wait(max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            os.killpg(self._guard.pid, signal.SIGKILL)
-            for process in (*self._members, self._guard):
-                process.wait()
-            self._await_last()
-            self._pipe.close()
-            self._keep_logs()
-
-    def _await_last(self) -> None:
-        """Wait for what is not our own child: it holds memory, of GPUs too, until it is gone.
-
-        Not for long: where no one reaps orphans (a container without an init), the dead keep the group for ever.
-        """
-        deadline = time.monotonic() + _STOP_S / 2
-        with suppress(ProcessLookupError, PermissionError):
-            while time.monotonic() < deadline:
-                os.killpg(self._guard.pid, 0)
-                time.sleep(0.05)
+        return self._group.ended() is None
 
     def _keep_logs(self) -> None:
         """Put what SuperLink and SuperExec wrote behind the engine's log."""
@@ -272,13 +216,6 @@ def _version(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return facts.st_mtime_ns, facts.st_ino
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(url: str) -> bool:

@@ -9,27 +9,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
 from evaluation.config import RunEvaluation
-from evaluation.inputs import check_labels
+from evaluation.inputs import check_labels, write_settings
 from evaluation.report import write_report
 from evaluation.stage import evaluate
 from federation.study import Study, checked, load_study
-from foundation.errors import FedpretextError, RunError, StudyError, look_up
+from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import read_json, write_json, write_text
 from foundation.machine import DeviceName, choose_device, commit, machine, versions
 from foundation.progress import bar, say
 from imaging.manifest import Manifest
 from imaging.splits import check_splits, draw_splits
+from server.export import write_arms
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
 from simulation.checks import check_sites, decode_pictures
 from simulation.config import SimulationConfig
 from simulation.datasets import load_dataset
 from simulation.partition import assign_sites
-from simulation.site_folders import write_located
 from simulation.starting import identified, keep_weights
 from ssl_methods import build_method
 
@@ -69,7 +69,7 @@ def simulate(
             if arm.kind == "federated" and arm.sites is not None and not is_done(folder, arm):
                 decode_pictures(arm.study, arm.sites, pictures, folder / "store")
         _pretrain(folder, arms, config, device)
-        _write_facts(folder, arms)
+        write_arms(folder, [arm.place for arm in arms])
         results = evaluate(folder)
         run_facts = read_json(folder / "run.json")
         write_json(folder / "run.json", run_facts | {"finished": _now()})
@@ -96,13 +96,11 @@ def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[
     place = folder / "evaluation"
     if not (place / "splits.csv").exists():
         found = load_dataset(config, folder / "data", study.seed)
-        write_located(assign_sites(found, config.partition, study.seed), place)
+        assign_sites(found, config.partition, study.seed).write_located(place)
         pictures = Manifest.read(place / "manifest.csv", found.unit)
         splits = draw_splits(pictures, config.splits, study.seed)
         settings = RunEvaluation(**study.evaluation.model_dump(), dataset=config.dataset, unit=found.unit)
-        write_json(place / "config.json", settings.model_dump(mode="json"))
-        write_json(place / "image.json", study.image.model_dump(mode="json"))
-        write_text(place / "splits.csv", splits.to_csv(index=False))
+        write_settings(place, settings, study.image, splits)
     pictures = Manifest.read(place / "manifest.csv", read_json(place / "config.json")["unit"])
     splits = pd.read_csv(place / "splits.csv", dtype=SPLIT_TYPES, keep_default_na=False)
     check_splits(splits)
@@ -130,22 +128,6 @@ def _pretrain(folder: Path, arms: list[Arm], config: SimulationConfig, device: D
             if not is_done(folder, arm):
                 make_encoder(folder, arm, config, device)
             line.advance()
-
-
-def _write_facts(folder: Path, arms: list[Arm]) -> None:
-    """``arms.json``: one row an arm, for the report's budget table."""
-    rows: dict[str, dict[str, Any]] = {}
-    for arm in arms:
-        facts = read_json(folder / arm.place / "encoder.json")
-        row = rows.setdefault(
-            arm.name,
-            {key: facts[key] for key in ("arm", "title", "kind", "pictures", "optimiser_steps", "sequential_steps")}
-            | {"folds": [], "seeds": [], "seconds": 0.0},
-        )
-        row["folds"] = sorted({*row["folds"], arm.fold})
-        row["seeds"] = sorted({*row["seeds"], arm.seed})
-        row["seconds"] = round(row["seconds"] + facts["seconds"], 1)
-    write_json(folder / "arms.json", list(rows.values()))
 
 
 def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
@@ -230,13 +212,6 @@ def _saying_how_to_resume(folder: Path) -> Iterator[None]:
             study, run = shlex.quote(str(folder / "study.yaml")), shlex.quote(str(folder))
             say(f"stopped; what is finished is kept. Go on with: fedpretext simulate {study} --resume {run}")
         raise
-
-
-def checked_device(name: str) -> DeviceName:
-    """``name`` as a device, or a StudyError that lists them."""
-    known = {device: device for device in get_args(DeviceName)}
-    device: DeviceName = look_up(known, name, "device")
-    return device
 
 
 def _now() -> str:

@@ -179,7 +179,7 @@ def test_a_superlink_that_cannot_start_is_told_with_its_log(
     prepared = federation(raw_study)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(ray_runtime, "_free_port", lambda: taken.getsockname()[1])
+        monkeypatch.setattr(ray_runtime, "free_port", lambda: taken.getsockname()[1])
         with pytest.raises(RunError, match=r"SuperLink did not start on 127.0.0.1:\d+; the log is .*ray.log"):
             run_in_ray(prepared)
     assert "address already in use" in (prepared.folder / "ray.log").read_text()
