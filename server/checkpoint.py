@@ -1,6 +1,7 @@
 """Checkpoints: a folder a round, renamed into place when whole, checked by digest when read."""
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 
 from foundation.errors import RunError
-from foundation.files import load_tensors, read_json, replace_folder, save_tensors, write_json
+from foundation.files import read_json, replace_folder, write_json
 from foundation.progress import say
+from foundation.vault import PLAIN, LockedError, Vault
 
 _FILES = ("weights.safetensors", "algorithm.safetensors")
 
@@ -28,14 +30,15 @@ class Checkpoint:
     """L2 norm of each accepted update of the last round, by site."""
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, vault: Vault = PLAIN) -> None:
     """Write ``folder/round-00003`` and delete all but the newest ``keep``."""
     final = folder / f"round-{checkpoint.round:05d}"
     temporary = folder / f".{final.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
+    place = _place(vault, checkpoint.study_hash, checkpoint.round, checkpoint.norms)
     try:
-        save_tensors(temporary / _FILES[0], checkpoint.weights)
-        save_tensors(temporary / _FILES[1], checkpoint.algorithm)
+        place.save_tensors(temporary / _FILES[0], checkpoint.weights)
+        place.save_tensors(temporary / _FILES[1], checkpoint.algorithm)
         state: dict[str, Any] = {
             "study_hash": checkpoint.study_hash,
             "round": checkpoint.round,
@@ -50,10 +53,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def latest_checkpoint(folder: Path, study_hash: str) -> Checkpoint | None:
+def latest_checkpoint(folder: Path, study_hash: str, vault: Vault = PLAIN) -> Checkpoint | None:
     """The newest whole checkpoint; damaged ones are named, passed over and left for a person to look at.
 
-    RunError when it is of another study.
+    RunError when it is of another study, LockedError when it is whole but the key is not its own.
     """
     for path in _folders(folder):
         try:
@@ -63,9 +66,11 @@ def latest_checkpoint(folder: Path, study_hash: str) -> Checkpoint | None:
                 raise RunError(f"{path / damaged[0]}: is damaged (its SHA-256 is not the recorded one)")
             if state["study_hash"] != study_hash:
                 raise _OtherStudyError(f"{path}: is of another study; resume with the study file it was made with")
-            weights, algorithm = (load_tensors(path / name)[0] for name in _FILES)
-            return Checkpoint(study_hash, int(state["round"]), weights, algorithm, dict(state["norms"]))
-        except _OtherStudyError:
+            round_, norms = int(state["round"]), dict(state["norms"])
+            place = _place(vault, study_hash, round_, norms)
+            weights, algorithm = (place.load_tensors(path / name)[0] for name in _FILES)
+            return Checkpoint(study_hash, round_, weights, algorithm, norms)
+        except (_OtherStudyError, LockedError):
             raise
         except (RunError, OSError, KeyError, TypeError, ValueError) as error:
             say(f"{path}: checkpoint not usable ({error}); going back to the one before it")
@@ -75,6 +80,11 @@ def latest_checkpoint(folder: Path, study_hash: str) -> Checkpoint | None:
 
 class _OtherStudyError(RunError):
     """Not damage: falling back would not help."""
+
+
+def _place(vault: Vault, study_hash: str, round_: int, norms: dict[str, float]) -> Vault:
+    """Binds the sealed weights to what state.json, which people and programs read, says of them in plain text."""
+    return vault.at("checkpoint", study_hash, str(round_), json.dumps(norms, sort_keys=True))
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -8,7 +8,8 @@ import torch
 
 from federation.records import TrainReply, check_reply, weights_digest
 from foundation.errors import RunError
-from foundation.files import TensorFile, load_tensors, save_tensors
+from foundation.files import TensorFile
+from foundation.vault import PLAIN, LockedError, Vault
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,13 @@ class Spooled:
 class Spool:
     """The replies of one round in a folder of their own."""
 
-    def __init__(self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor], vault: Vault = PLAIN
+    ) -> None:
         self._folder = folder / f"round-{round_:05d}"
         self._study_hash, self._round, self._expected = study_hash, round_, expected
         self._start = weights_digest(expected)
+        self._vault = vault.at("spool", study_hash, str(round_))
         self._written: dict[Path, Spooled] = {}
 
     def write(self, reply: TrainReply) -> None:
@@ -50,14 +54,14 @@ class Spool:
             "start": self._start,
         }
         path = self._folder / f"{reply.site}.safetensors"
-        save_tensors(path, reply.weights, metadata)
-        self._written[path] = Spooled(reply.site, reply.pictures, reply.metrics, TensorFile(path))
+        self._vault.save_tensors(path, reply.weights, metadata)
+        self._written[path] = Spooled(reply.site, reply.pictures, reply.metrics, self._vault.tensor_file(path))
 
     def replies(self) -> list[Spooled]:
         """What is there and whole, in site-name order. What this object wrote was judged then.
 
         A damaged file is deleted, so that its site is asked again; so is one that answers other starting weights, which
-        a server finds when it had to go back to an older checkpoint.
+        a server finds when it had to go back to an older checkpoint. LockedError where the key is not this file's.
         """
         found = []
         for path in sorted(self._folder.glob("*.safetensors")):
@@ -65,7 +69,7 @@ class Spool:
                 found.append(self._written[path])
                 continue
             try:
-                weights, metadata = load_tensors(path)
+                weights, metadata = self._vault.load_tensors(path)
                 reply = TrainReply(
                     metadata["study"], int(metadata["round"]), metadata["site"], int(metadata["pictures"]), weights,
                     json.loads(metadata["metrics"]),
@@ -73,7 +77,9 @@ class Spool:
                 check_reply(reply, self._expected, self._study_hash, self._round)
                 if metadata["start"] != self._start:
                     raise RunError(f"{path}: was trained from other weights")
-                found.append(Spooled(reply.site, reply.pictures, reply.metrics, TensorFile(path)))
+                found.append(Spooled(reply.site, reply.pictures, reply.metrics, self._vault.tensor_file(path)))
+            except LockedError:
+                raise
             except (RunError, KeyError, ValueError):
                 path.unlink()
         return sorted(found, key=lambda spooled: spooled.site)
