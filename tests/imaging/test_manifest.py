@@ -107,6 +107,25 @@ def test_slices_of_one_volume_are_different_pictures(tmp_path: Path) -> None:
         Manifest(table.assign(slice=1), tmp_path)
 
 
+def test_a_located_manifest_finds_its_pictures_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a relative root too; a missing mask stays missing, an absolute path stays what it is."""
+    names = ["a.png", "b/c.png", str(tmp_path / "elsewhere.png")]
+    for name in names:
+        picture(tmp_path / "data" / name)
+    monkeypatch.chdir(tmp_path)
+    table = pd.DataFrame(
+        {"image": names, "patient": ["1", "2", "3"], "mask": [None, "a.png", None], "label": [0, 1, 0]}
+    )
+    folder = Manifest(table, Path("data")).write_located(tmp_path / "new" / "place")
+    monkeypatch.chdir("/")
+    assert {path.name for path in folder.iterdir()} == {"manifest.csv"}
+    read = Manifest.read(folder / "manifest.csv")
+    assert read.paths() == [tmp_path / "data" / "a.png", tmp_path / "data" / "b" / "c.png", tmp_path / "elsewhere.png"]
+    assert read.table["mask"].isna().tolist() == [True, False, True]
+    assert read.table["mask"][1] == str(tmp_path / "data" / "a.png")
+    assert read.table[["patient", "label"]].to_numpy().tolist() == [["1", 0], ["2", 1], ["3", 0]]
+
+
 def test_where_keeps_order_and_may_be_empty(tmp_path: Path) -> None:
     manifest = Manifest(pd.DataFrame({"image": list("abc"), "patient": list("xyz")}), tmp_path, "picture cluster")
     some = manifest.where(manifest.table["patient"] != "y")
@@ -151,6 +170,7 @@ def test_a_flat_folder_knows_no_patients(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     manifest = Manifest.from_folder(tmp_path)
     assert manifest.table["patient"].tolist() == ["a", "b"] and manifest.unit == "picture cluster"
+    assert list(manifest.table) == ["image", "patient"]
 
 
 def test_from_folder_reads_dicom_headers(tmp_path: Path) -> None:
