@@ -61,6 +61,7 @@ def _on_purpose(folder: RunFolder) -> Iterator[tuple[str, str]]:
         "Not for clinical use.",
         "An encoder is a part, not a test. Nothing here says how a tool built on it would do for a patient.",
     )
+    yield from _on_origin(folder)
     if folder.demonstration:
         yield "A demonstration.", demonstration_text(folder).partition(": ")[2].replace("one", "One", 1)
     tasks = sorted(set(folder.results["task"]) - {""})
@@ -70,6 +71,31 @@ def _on_purpose(folder: RunFolder) -> Iterator[tuple[str, str]]:
             "One task.",
             f"The encoder was judged on a single task{name}; on another the order of the arms may differ.",
         )
+
+
+def elsewhere_text(folder: RunFolder) -> str:
+    """Where the pictures of a run that hospitals made came from, and what cannot be known of them; "" for others."""
+    if not folder.pretrained_elsewhere:
+        return ""
+    return (
+        "Judged away from the hospitals: the labelled pictures are the evaluator’s own and none was taken from a site "
+        "for this. Whether these pictures are also at a site cannot be seen from here."
+    )
+
+
+def _on_origin(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    if not folder.pretrained_elsewhere:
+        return
+    yield (
+        "Whether these pictures are also at a site cannot be seen from here.",
+        "The sites’ pictures never left them, so that no duplicates could be looked for. If these pictures, or others "
+        "of the same people, were in the pretraining, the figures of the federated encoder are too good.",
+    )
+    yield (
+        "Not the hospitals’ pictures.",
+        "The figures are of the evaluator’s pictures. How the encoder does on those of a site that took part, only "
+        "labelled pictures of that site can show.",
+    )
 
 
 def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> Iterator[tuple[str, str]]:
@@ -110,6 +136,12 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
 
 def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]:
     kinds = {folder.arm(str(name)).kind for name in folder.results["encoder"].unique()}
+    if "federated" in kinds and not kinds & {"alone", "pooled"}:
+        yield (
+            "Whether doing it together paid was not asked.",
+            "No site was pretrained alone and no pictures were pooled, so nothing here says what the federation gained "
+            "over either.",
+        )
     if "pooled" in kinds:
         yield (
             "Pooled is a reference, not a ceiling.",

@@ -62,3 +62,8 @@ class RunEvaluation(EvaluationConfig):
     unit: Literal["patient", "picture cluster"] = Field(
         default="patient", description="What a row's patient column stands for; clusters are said beside every figure."
     )
+    pretrained_elsewhere: bool = Field(
+        default=False,
+        description="Hospitals made the encoder from pictures that are not here; these are the evaluator's own. The "
+        "report says what cannot be known then.",
+    )

@@ -15,7 +15,7 @@ from torch import nn
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.intervals import IntArray
 from foundation.errors import DataError, RunError, nearest
-from foundation.files import digest, load_tensors, read_json
+from foundation.files import digest, load_tensors, read_json, write_json, write_text
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.splits import check_splits
@@ -95,18 +95,28 @@ class Inputs:
     encoders: tuple[Encoder, ...]
 
 
+def write_settings(place: Path, config: RunEvaluation, image: ImageConfig, splits: pd.DataFrame) -> None:
+    """Put what ``read_inputs`` reads beside the manifest in ``place``, the split last: with it all is there."""
+    write_json(place / "config.json", config.model_dump(mode="json"))
+    write_json(place / "image.json", image.model_dump(mode="json"))
+    write_text(place / "splits.csv", splits.to_csv(index=False))
+
+
 def read_inputs(run: Path, show: bool = True) -> Inputs:
     """RunError where a part is missing or damaged, DataError where labels or split cannot be used."""
     if not run.is_dir():
-        raise RunError(f"{run}: there is no such run folder; give the folder that simulate printed")
+        raise RunError(f"{run}: there is no such run folder; give the folder that simulate or server printed")
     encoders = _encoders(run)
     folder = run / "evaluation"
-    config = _section(folder / "config.json", RunEvaluation)
-    image = _section(folder / "image.json", ImageConfig)
     manifest_path, splits_path = folder / "manifest.csv", folder / "splits.csv"
     for path in (manifest_path, splits_path):
         if not path.is_file():
-            raise RunError(f"{path}: is missing; the run never drew its split: simulate it again")
+            raise RunError(
+                f"{path}: is missing, as no split was drawn for this run: simulate it again, or, where hospitals made "
+                "the run, give labelled pictures of your own with --data"
+            )
+    config = _section(folder / "config.json", RunEvaluation)
+    image = _section(folder / "image.json", ImageConfig)
     store = TensorStore.build(Manifest.read(manifest_path, config.unit), image, run / "store", progress=show)
     splits = pd.read_csv(splits_path, dtype=str, keep_default_na=False)
     return Inputs(run, config, image, label_pictures(store, splits, config), encoders)
@@ -147,7 +157,9 @@ def _encoders(run: Path) -> tuple[Encoder, ...]:
             what = str(error).splitlines()[0]
             raise RunError(f"{described}: does not describe an encoder ({what}); resume the run") from error
     if not found:
-        raise RunError(f"{run}: holds no trained encoder under arms/; finish it first (simulate --resume {run})")
+        raise RunError(
+            f"{run}: holds no trained encoder under arms/; finish it first (simulate --resume {run}, or its server)"
+        )
     return tuple(sorted(found, key=lambda e: (e.arm, e.fold, e.seed)))
 
 
@@ -168,7 +180,7 @@ def label_pictures(store: TensorStore, splits: pd.DataFrame, config: EvaluationC
             + nearest(config.label, known)
         )
     raw = table[config.label]
-    labelled = (raw.notna() & (raw.astype(str).str.strip() != "")).to_numpy()
+    labelled = has_label(raw)
     if not labelled.any():
         raise DataError(f"no picture has a {config.label!r}; evaluation needs labelled pictures")
     text = _as_names(raw[labelled])
@@ -196,6 +208,11 @@ def label_pictures(store: TensorStore, splits: pd.DataFrame, config: EvaluationC
     )
     _check_roles(pictures, config)
     return pictures
+
+
+def has_label(labels: pd.Series) -> NDArray[np.bool_]:
+    """``[N]``, False where the cell is empty or blank."""
+    return (labels.notna() & (labels.astype(str).str.strip() != "")).to_numpy(dtype=np.bool_)
 
 
 def _roles(splits: pd.DataFrame) -> dict[str, dict[str, str]]:

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from evaluation import result_tables, run_tables, site_tables
 from evaluation.answers import Contrast, answer, contrasts, outside_sentence, worth_telling
-from evaluation.cautions import cautions, demonstration_text, left_out_sites, study_settings
+from evaluation.cautions import cautions, demonstration_text, elsewhere_text, left_out_sites, study_settings
 from evaluation.feature_map import feature_panels
 from evaluation.figures import (
     LESS_IS_BETTER,
@@ -73,6 +73,7 @@ def page_values(folder: RunFolder) -> dict[str, Any]:
             item.sentence for item in worth_telling(found) if item.kind not in (folder.baseline, *_TOLD_FIRST)
         ],
         "demonstration": demonstration_text(folder),
+        "elsewhere": elsewhere_text(folder),
         **_figures(folder, question, found),
         **_how(folder),
         "cautions": cautions(folder, question, found),

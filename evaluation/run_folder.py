@@ -26,6 +26,8 @@ COMPARISON_COLUMNS = (
 SPLIT_COLUMNS = ("image", "patient", "site", "label", "fold", "role")
 CURVE_COLUMNS = ("arm", "fold", "seed", "round", "site", "loss", "learning_rate", "pictures", "seconds")
 
+_CURVES = "arms/*/fold-*/seed-*/metrics.jsonl"
+
 OVERALL = "all"
 _OVERALL_NAMES = {"", "all", "overall"}
 
@@ -80,6 +82,7 @@ class RunFolder:
     left_out: tuple[LeftOut, ...] = ()
     collapsing: frozenset[tuple[str, str]] = frozenset()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    pretrained_elsewhere: bool = False
     missing: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
@@ -173,7 +176,7 @@ def read_run(run: Path) -> RunFolder:
         "study.yaml": study.exists(),
         "arms.json": bool(arms),
         "evaluation/splits.csv": not splits.empty,
-        "arms/*/fold-*/seed-*/metrics.jsonl": not curves.empty,
+        _CURVES: any(run.glob(_CURVES)),
     }
     return RunFolder(
         path=run,
@@ -187,6 +190,7 @@ def read_run(run: Path) -> RunFolder:
         left_out=left_out,
         collapsing=collapsing,
         skipped=_read_skipped(run, splits),
+        pretrained_elsewhere=_pretrained_elsewhere(run / "evaluation" / "config.json"),
         missing=tuple(name for name, there in expected.items() if not there),
     )
 
@@ -240,7 +244,7 @@ def _read_curves(run: Path) -> tuple[pd.DataFrame, tuple[LeftOut, ...], frozense
     rows: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
     collapsing: set[tuple[str, str]] = set()
-    for path in sorted((run / "arms").glob("*/fold-*/seed-*/metrics.jsonl")):
+    for path in sorted(run.glob(_CURVES)):
         arm, fold, seed = path.parts[-4], path.parts[-3], path.parts[-2]
         for row in read_jsonl(path):
             if row.get("event") == events.LEFT_OUT:
@@ -250,6 +254,11 @@ def _read_curves(run: Path) -> tuple[pd.DataFrame, tuple[LeftOut, ...], frozense
             elif "loss" in row and "site" in row:
                 rows.append({"arm": arm, "fold": fold, "seed": seed} | {key: row.get(key) for key in CURVE_COLUMNS[3:]})
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS)), tuple(left_out), frozenset(collapsing)
+
+
+def _pretrained_elsewhere(path: Path) -> bool:
+    """Whether hospitals made the encoder and the evaluator's own pictures judged it."""
+    return path.exists() and read_json(path).get("pretrained_elsewhere") is True
 
 
 def _read_skipped(run: Path, splits: pd.DataFrame) -> dict[str, int]:

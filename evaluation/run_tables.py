@@ -19,6 +19,7 @@ def facts(folder: RunFolder) -> list[tuple[str, str]]:
         "Commit": info.get("commit"),
         "Study hash": info.get("study_hash"),
         "Starting weights": info.get("starting_weights"),
+        "Evaluated on": info.get("evaluated_on"),
         "Seed": info.get("seed"),
         "Started": info.get("started"),
         "Finished": info.get("finished"),

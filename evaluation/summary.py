@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.answers import Contrast, answer, contrasts
-from evaluation.cautions import demonstration_text
+from evaluation.cautions import demonstration_text, elsewhere_text
 from evaluation.figures import Figure, Question, arm_figures, interval_text, main_question, metric_title, number
 from evaluation.run_folder import RunFolder, read_run
 
@@ -28,6 +28,9 @@ def summary_lines(run: Path) -> list[str]:
     if folder.demonstration:
         console.print()
         console.print(Text(demonstration_text(folder)))
+    if folder.pretrained_elsewhere:
+        console.print()
+        console.print(Text(elsewhere_text(folder)))
     written = console.file
     assert isinstance(written, io.StringIO)
     return [line.rstrip() for line in written.getvalue().splitlines()]

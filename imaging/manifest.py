@@ -20,6 +20,7 @@ Unit = Literal["patient", "picture cluster"]
 REQUIRED = ("image", "patient")
 OPTIONAL = ("study", "series", "slice", "position", "date", "site", "label", "mask", "boxes")
 FILES = ("manifest.csv", "manifest.parquet")
+_FILE_COLUMNS = ("image", "mask")
 _TEXT = ("image", "patient", "study", "series", "date", "site", "mask", "boxes")
 
 
@@ -98,7 +99,7 @@ class Manifest:
                 f"{folder}: holds no pictures (.png .jpg .tif .bmp .npy .npz .nii .nii.gz .dcm);"
                 " put some there or leave the site out of the study"
             )
-        flat = any(row.pop("flat") for row in rows)
+        flat = [row for row in rows if row.pop("flat")]
         return Manifest(pd.DataFrame(rows), folder, "picture cluster" if flat else "patient")
 
     def write(self, path: Path) -> None:
@@ -109,6 +110,15 @@ class Manifest:
             write_with(path, lambda temporary: self.table.to_parquet(temporary, index=False))
         else:
             write_with(path, lambda temporary: self.table.to_csv(temporary, index=False))
+
+    def write_located(self, folder: Path) -> Path:
+        """Write ``folder/manifest.csv`` with absolute image and mask paths, so that it can stand anywhere."""
+        table, root = self.table.copy(), self.root.resolve()
+        for column in _FILE_COLUMNS:
+            if column in table:
+                table[column] = table[column].map(lambda name: str(root / name), na_action="ignore")
+        Manifest(table, folder, self.unit).write(folder / FILES[0])
+        return folder
 
     def where(self, mask: npt.ArrayLike) -> "Manifest":
         """The rows where ``mask`` (bool, one a row) is true, possibly none, in the same order."""

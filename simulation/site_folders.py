@@ -6,8 +6,6 @@ from pathlib import Path
 from foundation.errors import DataError
 from imaging.manifest import Manifest
 
-FILE_COLUMNS = ("image", "mask")
-
 
 def write_site_folders(manifest: Manifest, out: Path, min_pictures: int = 1) -> dict[str, Path]:
     """Write ``out/<site>/manifest.csv`` for every site of the manifest; each site's folder by site name.
@@ -30,19 +28,7 @@ def write_site_folders(manifest: Manifest, out: Path, min_pictures: int = 1) -> 
                 f"site {name!r} has {len(part)} pictures to train on, at least {min_pictures} are needed;"
                 " leave it out, or give it more patients"
             )
-    return {name: write_located(part, out / folders[name]) for name, part in parts.items()}
-
-
-def write_located(manifest: Manifest, folder: Path) -> Path:
-    """Write ``folder/manifest.csv`` with absolute image and mask paths, so that it can stand anywhere."""
-    table = manifest.table.copy()
-    root = manifest.root.resolve()
-    for column in FILE_COLUMNS:
-        if column in table:
-            table[column] = table[column].map(lambda name: str(root / name), na_action="ignore")
-    folder.mkdir(parents=True, exist_ok=True)
-    Manifest(table, folder, manifest.unit).write(folder / "manifest.csv")
-    return folder
+    return {name: part.write_located(out / folders[name]) for name, part in parts.items()}
 
 
 def folder_names(sites: list[str]) -> dict[str, str]:

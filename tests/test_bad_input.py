@@ -234,7 +234,7 @@ def test_evaluate_refuses(fedpretext: Call, finished: Any, tmp_path: Path) -> No
     assert said.error == "protocol 'linear' is not known; there are: finetune, knn, logistic"
     assert contents(finished.folder) == before
     assert fedpretext("evaluate", "nowhere").error == (
-        "nowhere: there is no such run folder; give the folder that simulate printed"
+        "nowhere: there is no such run folder; give the folder that simulate or server printed"
     )
     (tmp_path / "holiday").mkdir()
     assert "holiday: holds no trained encoder under arms/" in fedpretext("evaluate", "holiday").error

@@ -303,6 +303,15 @@ def test_everything_but_results_may_be_missing_and_is_then_named(tmp_path: Path)
     assert "Parts of the record are missing" not in full
 
 
+def test_losses_that_sites_keep_are_no_missing_file(tmp_path: Path) -> None:
+    """A site's policy may tell no figure of its rounds; the file is there all the same."""
+    run = full_run(tmp_path)
+    (run / "arms" / "federated" / "fold-0" / "seed-0" / "metrics.jsonl").write_text('{"round": 1, "site": "DU"}\n')
+    text = report_text(run)
+    assert "or its sites keep their losses to themselves" in text
+    assert "Parts of the record are missing" not in text
+
+
 def test_without_results_one_line_says_so(tmp_path: Path) -> None:
     with pytest.raises(
         RunError, match=r"results\.csv: is missing, so there is nothing to report; run `fedpretext evaluate`"

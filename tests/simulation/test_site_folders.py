@@ -54,15 +54,6 @@ def test_only_the_pictures_given_are_listed(tmp_path: Path) -> None:
     assert "A-0" in text and "A-2" in text and "A-1" not in text
 
 
-def test_a_relative_root_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "data").mkdir()
-    manifest = dataset(tmp_path / "data", {"A": 2})
-    monkeypatch.chdir(tmp_path)
-    folder = write_site_folders(Manifest(manifest.table, Path("data")), tmp_path / "sites")["A"]
-    monkeypatch.chdir("/")
-    assert all(path.is_file() for path in Manifest.read(folder / "manifest.csv").paths())
-
-
 @pytest.mark.parametrize(
     ("site", "folder"),
     [

@@ -1,0 +1,109 @@
+"""What a finished arm leaves: its encoder, a description of it, and its row in the run's table of arms."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from federation.study import Study
+from foundation.files import load_tensors, read_json, read_jsonl, save_tensors, write_json
+from ssl_methods.encoders import timm_line
+
+GLOBAL_NAME = "global.safetensors"
+DESCRIPTION_NAME = "encoder.json"
+TITLES = {
+    "federated": "Federated: all sites together, pictures stay home",
+    "random": "Random initialisation: no pretraining",
+    "natural": "Starting weights as they are: no pretraining",
+}
+_PREFIX = "encoder."
+_FACTS = ("arm", "title", "kind", "pictures", "optimiser_steps", "sequential_steps")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm costs: pictures seen and optimiser steps by all sites together, and steps one after another.
+
+    None where a site keeps its counts to itself.
+    """
+
+    pictures: int | None = 0
+    optimiser_steps: int | None = 0
+    sequential_steps: int | None = 0
+
+
+def write_encoder(
+    folder: Path,
+    study: Study,
+    kind: str,
+    title: str,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    budget: Budget | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Write ``encoder.safetensors`` and then ``encoder.json`` into an arm's folder, ``arms/<arm>/fold-<n>/seed-<n>``.
+
+    weights: the shared weights; default: the folder's ``global.safetensors``. budget: what the arm cost; default: what
+    its ``metrics.jsonl`` says. seconds: how long it took, where that was measured. RunError without weights.
+    """
+    shared = load_tensors(folder / GLOBAL_NAME)[0] if weights is None else weights
+    encoder = {name.removeprefix(_PREFIX): value for name, value in shared.items() if name.startswith(_PREFIX)}
+    save_tensors(folder / "encoder.safetensors", encoder)
+    cost = spent(folder) if budget is None else budget
+    described = {
+        "arm": folder.parent.parent.name,
+        "title": title,
+        "kind": kind,
+        "fold": int(folder.parent.name.removeprefix("fold-")),
+        "seed": study.seed,
+        "encoder": study.encoder.model_dump(mode="json"),
+        "image": study.image.model_dump(mode="json"),
+        "method": study.method.name,
+        "training_hash": study.training_hash(),
+        "pictures": cost.pictures,
+        "optimiser_steps": cost.optimiser_steps,
+        "sequential_steps": cost.sequential_steps,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "load": timm_line(study.encoder, study.image),
+    }
+    write_json(folder / DESCRIPTION_NAME, described)
+
+
+def spent(folder: Path) -> Budget:
+    """What a federation cost, by the updates that it used. A count that some site did not tell is None.
+
+    Sites of a round work side by side, so that the round's steps one after another are the busiest site's.
+    """
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "event" not in row]
+    steps: dict[int, list[float | None]] = {}
+    for row in rows:
+        steps.setdefault(row["round"], []).append(row.get("steps"))
+    return Budget(
+        _told(sum, [row.get("pictures_seen") for row in rows]),
+        _told(sum, [row.get("steps") for row in rows]),
+        _told(sum, [_told(max, each) for each in steps.values()]),
+    )
+
+
+def _told(figure: Callable[[Iterable[float]], float], counts: Sequence[float | None]) -> int | None:
+    """The figure of the counts as a whole number; None where one is not told, or there is none."""
+    known = [count for count in counts if count is not None]
+    return int(figure(known)) if known and len(known) == len(counts) else None
+
+
+def write_arms(run: Path, places: Sequence[Path]) -> None:
+    """Write ``arms.json``: a row an arm, for the report's budget table, of the encoders in these folders of the run."""
+    rows: dict[str, dict[str, Any]] = {}
+    for place in places:
+        facts = read_json(run / place / DESCRIPTION_NAME)
+        row = rows.setdefault(
+            facts["arm"], {key: facts[key] for key in _FACTS} | {"folds": [], "seeds": [], "seconds": 0.0}
+        )
+        row["folds"] = sorted({*row["folds"], facts["fold"]})
+        row["seeds"] = sorted({*row["seeds"], facts["seed"]})
+        both = (row["seconds"], facts["seconds"])
+        row["seconds"] = None if None in both else round(sum(both), 1)
+    write_json(run / "arms.json", list(rows.values()))
