@@ -1,4 +1,4 @@
-"""The command line: a thin face of the functions in simulation/ and evaluation/, imported only when used."""
+"""The command line: a thin face of the rooms' functions, which are imported only when used."""
 
 import os
 import sys
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+
+import client.commands
+import server.commands
 
 # Flower reports usage and looks for updates by default; a hospital's machine must not.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -47,7 +50,8 @@ def simulate(
 ) -> None:
     """Pretrain over simulated hospitals, compare with the alternatives, write the report."""
     from evaluation.summary import summary_lines
-    from simulation.simulate import checked_device, simulate
+    from foundation.machine import checked_device
+    from simulation.simulate import simulate
 
     run = simulate(study, overrides or (), runs=runs, resume=resume, device=checked_device(device))
     for line in summary_lines(run.folder):
@@ -61,12 +65,26 @@ def evaluate(
     protocol: Annotated[
         list[str] | None, typer.Option(help="Protocol to use in place of the study's; may be repeated.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a run that hospitals made: labelled pictures of your own, a manifest or a folder with one.",
+            metavar="DATA",
+        ),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The label's column in DATA; default: the study's.")] = None,
 ) -> None:
-    """Score a run's encoders again, or with other protocols, and write the report anew."""
+    """Score a run's encoders (again, with other protocols, on pictures of your own) and write the report."""
     from evaluation.report import write_report
     from evaluation.stage import evaluate
     from evaluation.summary import summary_lines
 
+    if data is not None:
+        from server.central_evaluation import prepare
+
+        prepare(run, data, label=label)
+    elif label is not None:
+        raise typer.BadParameter("--label names a column of --data: give --data too, or leave it out")
     evaluate(run, protocol or None)
     report = write_report(run)
     for line in summary_lines(run):
@@ -99,6 +117,17 @@ def preview(
     shown = preview(study, overrides or (), site=site, out=out, pictures=pictures, weights=weights, channel=channel)
     for line in shown:
         print(line)
+
+
+@app.command()
+def pretend_hospitals(
+    out: Annotated[Path, typer.Argument(help="A new folder for them.", metavar="OUT")],
+    pictures: Annotated[int, typer.Option(help="Pictures of each hospital, at least 40.")] = 48,
+) -> None:
+    """Draw three small pretend hospitals and an evaluator, for the walk-through (docs/walkthrough.md)."""
+    from simulation.pretend_hospitals import make_hospitals
+
+    print(*make_hospitals(out, pictures), sep="\n")
 
 
 @app.command()
@@ -139,6 +168,10 @@ def encoders() -> None:
 
     for name, about in ENCODERS.items():
         _print_entry(name, f"{about.summary} ({about.paper})")
+
+
+server.commands.mount(app)
+client.commands.mount(app)
 
 
 def _print_entry(name: str, text: str) -> None:

@@ -60,7 +60,8 @@ def messages(contributions: list[Spooled], names: list[str], shared: bool) -> li
     """The same replies as Flower's messages; ``shared``: sites with the same tensors share the memory of them."""
     from flwr.app import MetricRecord, RecordDict
 
-    from federation.flower import reply_as_received, tensors_to_arrays
+    from federation.flower import tensors_to_arrays
+    from federation.flower_private import reply_as_received
 
     kept: list[Any] = []
     replies = []

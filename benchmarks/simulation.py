@@ -101,7 +101,8 @@ def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth
     )
     write_study(folder, study)
     for site, manifest in data.items():
-        text = {"site": site, "data": str(manifest), "state": "state", "cache": str(cache), "device": "cpu"}
+        text: dict[str, object] = {"site": site, "data": str(manifest), "state": "state", "cache": str(cache)}
+        text |= {"device": "cpu", "policy": OPEN_POLICY}
         write_text(folder / "sites" / site / "site.yaml", json.dumps(text))
     federation = Federation(folder, tuple(sorted(data)))
 

@@ -1,57 +1,119 @@
 """The site's Flower app: thin. Everything that can go wrong is answered with a category, never with a text."""
 
 import errno
-import traceback
+import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.approval import approved_study
+from client.outgoing import checked_reply
+from client.policy import Policy
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
+from client.site_log import LogNotContinuedError, SiteLog, log_error
 from federation.flower import (
+    check_record_dict,
+    confirmation_to_content,
     content_to_instruction,
+    content_to_note,
     reply_to_content,
     site_to_content,
+    study_asked_for,
+    with_note,
 )
+from federation.key_source import open_vault
 from federation.records import Category, Failure
-from federation.study import load_study
-from foundation.errors import DataError, RunError, StudyError, TrainingError
+from federation.study import Study, load_study
+from foundation.errors import DataError, FedpretextError, RunError, StudyError, TrainingError
 
 app = ClientApp()
-_sites: dict[tuple[Path, Path], Site] = {}
+_sites: dict[tuple[str, SiteFile], Site] = {}
+Act = Callable[[Site, SiteLog], RecordDict]
 
 
 @app.query()
 def who(message: Message, context: Context) -> Message:
     """Answer with the site's name, the study it has, and how many pictures."""
-    return _guarded(message, context, lambda site: site_to_content(site.describe()))
+    return _guarded(message, context, lambda site, log: _introduction(site))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round, idempotently."""
-    return _guarded(
-        message, context, lambda site: reply_to_content(site.train(content_to_instruction(message.content)))
-    )
+    return _guarded(message, context, lambda site, log: _trained(message, site, log))
 
 
-def _guarded(message: Message, context: Context, act: Callable[[Site], RecordDict]) -> Message:
-    name, state = "unknown", None
-    round_ = int(message.metadata.group_id) if message.metadata.group_id.isdecimal() else 0
+@app.query("deliver")
+def deliver(message: Message, context: Context) -> Message:
+    """Keep the study's final weights."""
+    return _guarded(message, context, lambda site, log: _kept(message, site, log))
+
+
+def _introduction(site: Site) -> RecordDict:
+    content = site_to_content(site.allowed(site.describe()))
+    check_record_dict(content, site.name, site.study_hash, {}, ())
+    return content
+
+
+def _trained(message: Message, site: Site, log: SiteLog) -> RecordDict:
+    """The round's update, held against the list of what may leave: as values, then as what Flower will serialise."""
+    log.check(content_to_note(message.content))
+    instruction = content_to_instruction(message.content)
+    log.instructed(instruction)
+    again = site.has_trained(instruction)
+    allowed = site.allowed(site.train(instruction), instruction.round)
+    log.released(allowed, again)
+    content = with_note(reply_to_content(allowed), log.note())
+    check_record_dict(content, site.name, site.study_hash, site.shared_like(), list(allowed.metrics))
+    return content
+
+
+def _kept(message: Message, site: Site, log: SiteLog) -> RecordDict:
+    log.check(content_to_note(message.content))
+    digest = site.keep_final(content_to_instruction(message.content).weights)
+    log.delivered(site.study_hash, digest)
+    content = with_note(confirmation_to_content(site.name, site.study_hash, digest), log.note())
+    check_record_dict(content, site.name, site.study_hash, {}, ())
+    return content
+
+
+def _guarded(message: Message, context: Context, act: Act) -> Message:
+    site_file: SiteFile | None = None
+    log: SiteLog | None = None
     try:
         site_file = load_site_file(_site_file_path(context))
-        name, state = site_file.site, site_file.state
-        content = act(_site(site_file, context))
+        log = SiteLog(site_file)
+        return Message(act(_site(site_file, message, context), log), reply_to=message)
     except Exception as error:
-        if state is not None:
-            _log(state, round_)
-        failure = Failure("", round_, name, category_of(error))
-        content = reply_to_content(failure)
+        if site_file is not None:
+            log_error(site_file.state, round_of(message))
+        return refusal(site_file, message, category_of(error), log)
+
+
+def refusal(site_file: SiteFile | None, message: Message, category: Category, log: SiteLog | None = None) -> Message:
+    """The answer of a site that does not do what it was asked: its name, the round, a category."""
+    name, round_ = site_file.site if site_file else "unknown", round_of(message)
+    note = None
+    if log is not None:
+        try:
+            log.refused(category, round_)
+            note = log.note()
+        except FedpretextError:
+            log_error(site_file.state if site_file else Path(), round_)
+    failure = checked_reply(None, Failure("", round_, name, category), {}, Policy(), name)
+    content = with_note(reply_to_content(failure), note)
+    check_record_dict(content, name, "", {}, ())
     return Message(content, reply_to=message)
+
+
+def round_of(message: Message) -> int:
+    """The round that a message is about; 0 where it does not say."""
+    group = message.metadata.group_id
+    return int(group) if re.fullmatch("[0-9]{1,5}", group) else 0
 
 
 def _site_file_path(context: Context) -> Path:
@@ -62,18 +124,33 @@ def _site_file_path(context: Context) -> Path:
     return files[int(context.node_config["partition-id"])]
 
 
-def _site(site_file: SiteFile, context: Context) -> Site:
-    study_path = Path(str(context.run_config["study"]))
-    key = (study_path, site_file.state)
+def _site(site_file: SiteFile, message: Message, context: Context) -> Site:
+    """The site for the study that the message is about: a simulation's own file, at a hospital what it has approved."""
+    asked = study_asked_for(message.content)
+    place = str(context.run_config.get("study", ""))
+    key = (place or asked, site_file)
     if key not in _sites:
-        # Simulated sites of one study share this process and take turns; another study's are over.
-        for other in [other for other in _sites if other[0] != study_path]:
+        # Simulated sites of one study share this process and take turns; another study's are over, and so is a site
+        # whose file was changed.
+        for other in [other for other in _sites if other[0] != key[0] or other[1].state == site_file.state]:
             del _sites[other]
-        study = load_study(study_path)
-        if study.simulation is not None:
-            raise StudyError(f"{study_path}: has a `simulation` section, which only `fedpretext simulate` acts on")
-        _sites[key] = Site(site_file, study)
+        study = _simulated_study(Path(place)) if place else _approved(site_file, asked)
+        _sites[key] = Site(site_file, study, open_vault(site_file.key, [site_file.state]))
     return _sites[key]
+
+
+def _simulated_study(place: Path) -> Study:
+    study = load_study(place)
+    if study.simulation is not None:
+        raise StudyError(f"{place}: has a `simulation` section, which only `fedpretext simulate` acts on")
+    return study
+
+
+def _approved(site_file: SiteFile, asked: str) -> Study:
+    study = approved_study(site_file, asked)
+    if study is None:
+        raise StudyError(f"site {site_file.site}: the study {asked[:12]} that the server asks for is not approved here")
+    return study
 
 
 def category_of(error: BaseException) -> Category:
@@ -87,18 +164,7 @@ def category_of(error: BaseException) -> Category:
         StudyError: "study-not-approved",
         DataError: "data-not-usable",
         TrainingError: "loss-not-finite",
+        LogNotContinuedError: "log-not-continued",
         RunError: "state-damaged",
     }
     return next((category for kind, category in kinds.items() if isinstance(error, kind)), "internal-error")
-
-
-def _log(state: Path, round_: int) -> None:
-    """Append the traceback to the site's own log, which stays at the site."""
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        with (state / "site.log").open("a") as handle:
-            handle.write(
-                f"{datetime.now(UTC).isoformat(timespec='seconds')} round {round_}\n{traceback.format_exc()}\n"
-            )
-    except OSError:
-        return  # a full disk must not turn a category into a crash

@@ -15,15 +15,21 @@ from pathlib import Path
 
 from torch import Tensor
 
+from client.approval import approved_study
+from client.approval_page import patients_in
+from client.outgoing import Answer, checked_reply, hide_count
+from client.outgoing_metrics import rounded
+from client.policy import check_pictures, check_study, check_trained, check_work, wait_for_quiet_hours
 from client.site_file import SiteFile
 from client.training import check_site, train_round
 from federation.algorithms import build_algorithm
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import RunError, StudyError
-from foundation.files import load_tensors, replace_folder, save_tensors
+from foundation.files import load_tensors, replace_folder, save_tensors, write_text
 from foundation.machine import choose_device
 from foundation.progress import say
+from foundation.vault import PLAIN, LockedError, Vault
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
@@ -33,45 +39,108 @@ from ssl_methods.method import Method
 class Site:
     """A hospital that has one study on its disk and answers instructions for it."""
 
-    def __init__(self, site_file: SiteFile, study: Study) -> None:
+    def __init__(self, site_file: SiteFile, study: Study, vault: Vault = PLAIN) -> None:
         self.name = site_file.site
         self._file = site_file
         self._study = study
-        self._hash = study.training_hash()
-        self._folder = site_file.state / self._hash[:16]
+        self.study_hash = study.training_hash()
+        self._folder = site_file.state / self.study_hash[:16]
+        self._vault = vault.at("site", self.name, self.study_hash)
         self._store: TensorStore | None = None
 
     def describe(self) -> SiteInfo:
-        """Name, study and number of usable pictures; decodes them the first time."""
-        return SiteInfo(self.name, self._hash, len(self.store()))
+        """Name, study and number of usable pictures (not told exactly where they are few); decodes them the first time.
+
+        StudyError, before anything is decoded, where the site does not permit the study; DataError for pictures that
+        cannot be used.
+        """
+        self._permit()
+        return SiteInfo(self.name, self.study_hash, max(len(self.store()), self._file.policy.smallest_count))
 
     def store(self) -> TensorStore:
-        """The site's decoded pictures, checked against the study."""
+        """The site's decoded pictures, checked against the study and against what the site permits."""
         if self._store is None:
-            store = TensorStore.build(Manifest.open(self._file.data), self._study.image, self._file.cache)
+            manifest, policy = Manifest.open(self._file.data), self._file.policy
+            patients = patients_in(manifest)
+            check_pictures(policy, len(manifest), patients)
+            store = TensorStore.build(manifest, self._study.image, self._file.cache)
+            # Pictures that cannot be read are not counted, and may have been a patient's only ones.
+            check_pictures(policy, len(store), None if patients is None else len(set(store.patients.tolist())))
             check_site(self._study, store)
+            check_work(policy, self._study, len(store))
             self._store = store
         return self._store
+
+    def shared_like(self) -> dict[str, Tensor]:
+        """The tensors that the study shares, as its seed draws them: the names, shapes and types of every update."""
+        method, pristine = _workbench(self._study)
+        return {name: value for name, value in pristine.items() if method.role_of(name) == "shared"}
+
+    def allowed(self, answer: Answer, round_: int = 0) -> Answer:
+        """The answer as it may be sent; WithheldError when it holds anything that is not on the list."""
+        expected = self.shared_like() if isinstance(answer, TrainReply) else {}
+        return checked_reply(self._study, answer, expected, self._file.policy, self.name, round_)
 
     def train(self, instruction: TrainInstruction) -> TrainReply:
         """Train one round, or give back its stored update: one (study, round) is trained once from the same weights.
 
         Other weights for a round (a server that starts the study anew, or went back to an older checkpoint) are a new
         job: the stored update would belong to another history. A second instruction for a round in work waits for it.
-        RunError when the disk is full or state is damaged, StudyError for another study, TrainingError when the loss is
-        not finite (nothing is stored then).
+        A round is not started in quiet hours, nor is anything done for a study that the site does not permit now.
+        RunError when the disk is full or state is damaged, StudyError for another study or one not permitted,
+        TrainingError when the loss is not finite (nothing is stored then).
         """
-        if instruction.study_hash != self._hash:
+        if instruction.study_hash != self.study_hash:
             raise StudyError(f"site {self.name}: was asked to train a study that is not the one on this site's disk")
+        self._permit()
+        self._check(instruction)
+        self.store()  # too few pictures for the policy: then nothing stored is sent either
         with self._job(instruction.round):
             received = weights_digest(instruction.weights)
             stored = self._stored(instruction.round, received)
-            return stored or self._train(instruction, received)
+            reply = stored or self._train(instruction, received)
+        return hide_count(reply, instruction.weights, self._file.policy)
+
+    def has_trained(self, instruction: TrainInstruction) -> bool:
+        """Whether the update that an instruction asks for lies on this site's disk already."""
+        stored = self._stored(instruction.round, weights_digest(instruction.weights))
+        return instruction.study_hash == self.study_hash and stored is not None
+
+    def keep_final(self, weights: dict[str, Tensor]) -> str:
+        """Keep the study's final weights as ``final.safetensors``, and the encoder's alone for use; their digest.
+
+        StudyError when they are not the tensors that the study shares.
+        """
+        like = {name: (value.shape, value.dtype) for name, value in self.shared_like().items()}
+        if {name: (value.shape, value.dtype) for name, value in weights.items()} != like:
+            raise StudyError(f"site {self.name}: was handed weights that are not those of the study")
+        save_tensors(self._folder / "final.safetensors", weights)
+        prefix = "encoder."
+        encoder = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        save_tensors(self._folder / "encoder.safetensors", encoder)
+        return weights_digest(load_tensors(self._folder / "final.safetensors")[0])
+
+    def _permit(self) -> None:
+        """Ask policy and approvals, which may have changed since the last instruction."""
+        approved = approved_study(self._file, self.study_hash)
+        check_study(self._file.policy, self._study, () if approved is None else (self.study_hash,))
+
+    def _check(self, instruction: TrainInstruction) -> None:
+        """StudyError for an instruction that the study does not have: other rounds, or tensors that stay here."""
+        if not 1 <= instruction.round <= self._study.rounds.count:
+            raise StudyError(
+                f"site {self.name}: was asked for round {instruction.round} of a study of {self._study.rounds.count}"
+            )
+        if instruction.weights.keys() != self.shared_like().keys():
+            raise StudyError(f"site {self.name}: was sent other tensors than those that the study shares")
 
     def _train(self, instruction: TrainInstruction, received: str) -> TrainReply:
         store, device = self.store(), choose_device(self._file.device)
+        wait_for_quiet_hours(self._file.policy)
+        self._permit()  # an approval may have been withdrawn while it waited
         method, pristine = _workbench(self._study)
         local, optimiser = self._before(instruction.round)
+        self._count_trained()
         method.load_state_dict({**pristine, **local, **instruction.weights})
         if not local:
             method.start_local_parts()
@@ -80,10 +149,21 @@ class Site:
             optimiser, device,
         )  # fmt: skip
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
-        reply = TrainReply(self._hash, instruction.round, self.name, len(store), shared, _rounded(outcome.metrics))
+        metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
+        reply = TrainReply(self.study_hash, instruction.round, self.name, len(store), shared, metrics)
         kept = outcome.optimiser if self._study.training.optimiser_state == "keep" else {}
         self._keep(reply, received, method.local_state(), kept)
         return reply
+
+    def _count_trained(self) -> None:
+        """Count this round, which is about to be trained; StudyError where the policy permits no more."""
+        path = self._folder / "trained"
+        try:
+            trained = int(path.read_text()) if path.exists() else 0
+        except ValueError as error:
+            raise RunError(f"{path}: is damaged; write into it how many rounds this site has trained") from error
+        check_trained(self._file.policy, self._study, trained)
+        write_text(path, f"{trained + 1}\n")
 
     def _round_folder(self, round_: int) -> Path:
         return self._folder / f"round-{round_:05d}"
@@ -93,20 +173,23 @@ class Site:
         if not folder.exists():
             return None
         try:
-            weights, metadata = load_tensors(folder / "update.safetensors")
-            load_tensors(folder / "local.safetensors")
-            load_tensors(folder / "optimiser.safetensors")
+            vault = self._vault.at(str(round_))
+            weights, metadata = vault.load_tensors(folder / "update.safetensors")
+            vault.load_tensors(folder / "local.safetensors")
+            vault.load_tensors(folder / "optimiser.safetensors")
             if metadata["received"] != received:
                 say(f"site {self.name}: round {round_} is asked for from other weights and is trained again")
                 return None
             return TrainReply(
-                self._hash,
+                self.study_hash,
                 round_,
                 self.name,
                 int(metadata["pictures"]),
                 weights,
                 json.loads(metadata["metrics"]),
             )
+        except LockedError:
+            raise
         except (RunError, KeyError, ValueError):
             say(f"site {self.name}: the stored round {round_} is damaged and is trained again")
             shutil.rmtree(folder)
@@ -116,10 +199,12 @@ class Site:
         """Local tensors and optimiser state of the last round before this one that this site finished."""
         for folder in sorted(self._folder.glob("round-[0-9]*"), key=_number, reverse=True):
             if _number(folder) < round_:
+                vault = self._vault.at(str(_number(folder)))
                 try:
-                    return load_tensors(folder / "local.safetensors")[0], load_tensors(
-                        folder / "optimiser.safetensors"
-                    )[0]
+                    local = vault.load_tensors(folder / "local.safetensors")[0]
+                    return local, vault.load_tensors(folder / "optimiser.safetensors")[0]
+                except LockedError:
+                    raise
                 except RunError as error:
                     say(f"site {self.name}: {error}; an older round's state is used")
         return {}, {}
@@ -128,15 +213,16 @@ class Site:
         folder = self._round_folder(reply.round)
         temporary = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)  # a killed process's; the lock keeps any other out
+        vault = self._vault.at(str(reply.round))
         try:
-            save_tensors(temporary / "local.safetensors", local)
-            save_tensors(temporary / "optimiser.safetensors", optimiser)
+            vault.save_tensors(temporary / "local.safetensors", local)
+            vault.save_tensors(temporary / "optimiser.safetensors", optimiser)
             metadata = {
                 "pictures": str(reply.pictures),
                 "metrics": json.dumps(reply.metrics),
                 "received": received,
             }
-            save_tensors(temporary / "update.safetensors", reply.weights, metadata)
+            vault.save_tensors(temporary / "update.safetensors", reply.weights, metadata)
             replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -170,8 +256,3 @@ def _workbench(study: Study) -> tuple[Method, dict[str, Tensor]]:
         method = build_method(study.method, study.encoder, study.image, study.seed)
         _bench[key] = method, {name: value.clone() for name, value in method.state_dict().items()}
     return _bench[key]
-
-
-def _rounded(metrics: dict[str, float]) -> dict[str, float]:
-    # Six digits: enough for a curve, too few to carry a picture.
-    return {name: float(f"{value:.6g}") for name, value in metrics.items()}

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from client.policy import Policy
+from federation.key_source import KeySource
 from federation.records import SITE_NAME
 from federation.study import checked, read_yaml
 from foundation.machine import DeviceName
@@ -18,10 +20,32 @@ class SiteFile(Section):
     state: Path = Field(description="Folder for jobs, momentum encoders, optimizer state and the site's log.")
     cache: Path = Field(description="Folder for decoded pictures.")
     device: DeviceName = Field(default="auto", description="auto, cpu, cuda or mps.")
+    key: KeySource | None = Field(
+        default=None, description="Where the key lies that encrypts what the state folder holds; null: not encrypted."
+    )
+    policy: Policy = Field(default=Policy(), description="What this hospital permits, whatever the server asks for.")
+
+
+SITE_FILE, AUDIT = "site.yaml", "audit.jsonl"
+
+
+def find_site_file(path: Path) -> Path:
+    """The site file that a path names: itself, or that of the kit."""
+    return path / SITE_FILE if path.is_dir() else path
+
+
+def audit_log_at(path: Path) -> Path:
+    """The audit log that a path names: itself, a federation folder's, or that of a site file or kit."""
+    if path.suffix == ".jsonl":
+        return path
+    if path.is_dir() and (path / AUDIT).exists():
+        return path / AUDIT
+    return load_site_file(find_site_file(path)).state / AUDIT
 
 
 def load_site_file(path: Path) -> SiteFile:
     """Read a site file; relative paths in it count from its folder."""
     site = checked(SiteFile, read_yaml(path), str(path))
     here = path.resolve().parent
-    return site.model_copy(update={name: here / getattr(site, name) for name in ("data", "state", "cache")})
+    places = {name: here / getattr(site, name) for name in ("data", "state", "cache")}
+    return site.model_copy(update=places | {"key": site.key and site.key.counted_from(here)})

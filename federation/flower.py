@@ -1,45 +1,30 @@
-"""Flower's record types to ours and back, and all uses of Flower's private names (tests/federation/test_flower.py).
-
-Flower 1.41 keeps the identity of the running task in a private class; building a ``Message`` outside a process that
-Flower started needs it set. The id of a message is likewise private: the SuperLink sets it, our in-process grid must.
-"""
+"""Flower's record types to ours and back."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.metadata import Metadata
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from federation.records import CATEGORIES, Failure, SiteInfo, TrainInstruction, TrainReply
-from foundation.errors import RunError
+from federation.audit import Extension, Head
+from federation.audit_chain import MOST_DIGESTS
+from federation.records import (
+    CATEGORIES,
+    AuditNote,
+    Failure,
+    SiteInfo,
+    TrainInstruction,
+    TrainReply,
+    WithheldError,
+)
+from foundation.errors import RunError, StudyError
 
-_ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
-
-
-def assume_identity(node_id: int, run_id: int = 1) -> None:
-    """Let this process make messages as node ``node_id``, unless Flower has already said who it is."""
-    if TaskIdentity._run_id is None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
-
-
-def set_message_id(message: Message, message_id: str) -> None:
-    """Give a message the id that a SuperLink would have given it."""
-    cast(Any, message.metadata).__dict__["_message_id"] = message_id
-
-
-def reply_as_received(content: RecordDict, node_id: int, server_round: int) -> Message:
-    """A training reply of ``node_id`` as a Flower strategy expects it."""
-    metadata = Metadata(
-        1, f"reply-{node_id}", node_id, 0, f"instruction-{node_id}", str(server_round), 0.0, 60.0, "train"
-    )
-    # Flower's own, internal form of the constructor: no overload is declared for it.
-    return cast(Any, Message)(content=content, metadata=metadata)  # type: ignore[no-any-return]
+_ARRAYS, _CONFIG, _METRICS, _AUDIT = "arrays", "config", "metrics", "audit"
 
 
 def tensors_to_arrays(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
@@ -77,10 +62,54 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return np.lib.format.read_array_header_1_0(stream)
 
 
-def instruction_to_content(instruction: TrainInstruction, arrays: ArrayRecord | None = None) -> RecordDict:
+def instruction_to_content(
+    instruction: TrainInstruction, arrays: ArrayRecord | None = None, note: AuditNote | None = None
+) -> RecordDict:
     """The content of a training message; ``arrays`` saves encoding the same weights once a site."""
     config = ConfigRecord({"study": instruction.study_hash, "round": instruction.round})
-    return RecordDict({_ARRAYS: arrays or tensors_to_arrays(instruction.weights), _CONFIG: config})
+    content = RecordDict({_ARRAYS: arrays or tensors_to_arrays(instruction.weights), _CONFIG: config})
+    return with_note(content, note)
+
+
+def question(study_hash: str) -> RecordDict:
+    """The content of 'who are you'."""
+    return RecordDict({_CONFIG: ConfigRecord({"study": study_hash})})
+
+
+def study_asked_for(content: RecordDict) -> str:
+    """The hash of the study that a message to a site is about; StudyError when it does not say."""
+    try:
+        return str(cast(ConfigRecord, content[_CONFIG])["study"])
+    except (KeyError, TypeError) as error:
+        raise StudyError(
+            "a message of the server does not say which study it is about; nothing is done for it"
+        ) from error
+
+
+def with_note(content: RecordDict, note: AuditNote | None) -> RecordDict:
+    """The content with what goes with it about the audit logs."""
+    if note is not None:
+        content[_AUDIT] = ConfigRecord(
+            {
+                "count": note.extension.head.count, "head": note.extension.head.hash,
+                "digests": list(note.extension.digests), "known": note.known.count, "known-head": note.known.hash,
+            }
+        )  # fmt: skip
+    return content
+
+
+def content_to_note(content: RecordDict) -> AuditNote | None:
+    """What a message says about the audit logs, None when nothing; RunError when it is not of the agreed form."""
+    if _AUDIT not in content:
+        return None
+    try:
+        said = cast(Any, content[_AUDIT])
+        head, known = Head(int(said["count"]), str(said["head"])), Head(int(said["known"]), str(said["known-head"]))
+        return AuditNote(Extension(head, tuple(map(str, said["digests"]))), known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"a message's note on the audit logs is not of the agreed form ({type(error).__name__})"
+        ) from error
 
 
 def content_to_instruction(content: RecordDict) -> TrainInstruction:
@@ -138,7 +167,113 @@ def content_to_site(content: RecordDict) -> SiteInfo:
         raise RunError(f"a site's answer lacks what the study agreed on ({type(error).__name__})") from error
 
 
+def delivery_to_content(study_hash: str, round_: int, arrays: ArrayRecord, note: AuditNote) -> RecordDict:
+    """The content of a message that hands a site the weights at the study's end."""
+    return with_note(RecordDict({_ARRAYS: arrays, _CONFIG: ConfigRecord({"study": study_hash, "round": round_})}), note)
+
+
+def confirmation_to_content(site: str, study_hash: str, weights: str) -> RecordDict:
+    """The content of a site's answer to a delivery; ``weights``: digest of what it has on its disk now."""
+    return RecordDict({_CONFIG: ConfigRecord({"site": site, "study": study_hash, "weights": weights})})
+
+
+def confirmed_weights(content: RecordDict) -> str:
+    """The digest that a site confirms, "" where it confirms none."""
+    config = cast(Mapping[str, Any], content.get(_CONFIG, {}))
+    return str(config.get("weights", ""))
+
+
 def failure_in(content: RecordDict) -> str | None:
     """The category of a failure that a site answered with, if it did."""
     config = cast(ConfigRecord, content[_CONFIG])
     return _category(config) if "failure" in config else None
+
+
+_UPDATE = frozenset({"study", "round", "site"})
+_ANSWERS = (
+    _UPDATE,
+    _UPDATE | {"failure"},
+    frozenset({"site", "study", "pictures"}),
+    frozenset({"site", "study", "weights"}),
+)
+_NOTE = frozenset({"count", "head", "digests", "known", "known-head"})
+
+
+def check_record_dict(
+    content: RecordDict, site: str, study_hash: str, expected: Mapping[str, torch.Tensor], metrics: Collection[str]
+) -> None:
+    """WithheldError unless the content is, byte for byte, an answer that a site may give; ours alone decide what is.
+
+    Looks at nothing but the record that is about to be serialised: every record, key, type and value, and of arrays
+    the bytes, headers included. expected: the shared tensors (names, shapes, types); metrics: names that may leave.
+    """
+    kinds = {_ARRAYS: ArrayRecord, _METRICS: MetricRecord, _CONFIG: ConfigRecord, _AUDIT: ConfigRecord}
+    if any(type(record) is not kinds.get(name) for name, record in content.items()):
+        raise WithheldError("an answer has a record that is not on the list")
+    config = cast(ConfigRecord, content.get(_CONFIG, ConfigRecord()))
+    if frozenset(config) not in _ANSWERS or not _true_words(config, site, study_hash):
+        raise WithheldError("an answer says something that is not on the list")
+    if _AUDIT in content and not _is_note(cast(ConfigRecord, content[_AUDIT])):
+        raise WithheldError("an answer's note on the audit logs is not of the agreed form")
+    if {_ARRAYS in content, _METRICS in content} != {frozenset(config) == _UPDATE}:
+        raise WithheldError("an answer has tensors or metrics where there are none to be, or lacks them")
+    if frozenset(config) == _UPDATE:
+        _check_arrays(cast(ArrayRecord, content[_ARRAYS]), expected)
+        _check_metrics(cast(MetricRecord, content[_METRICS]), metrics)
+
+
+def _true_words(config: ConfigRecord, site: str, study_hash: str) -> bool:
+    checks: dict[str, Callable[[Any], bool]] = {
+        "site": lambda value: value == site,
+        "study": lambda value: value == study_hash or (value == "" and "failure" in config),
+        "round": lambda value: type(value) is int and 0 <= value <= 100_000,
+        "pictures": lambda value: type(value) is int and value >= 1,
+        "failure": lambda value: value in CATEGORIES,
+        "weights": _is_hash,
+    }
+    return all(checks[key](value) for key, value in config.items())
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_note(note: ConfigRecord) -> bool:
+    if frozenset(note) != _NOTE or not isinstance(note["digests"], list) or len(note["digests"]) > MOST_DIGESTS:
+        return False
+    heads = ((note["count"], note["head"]), (note["known"], note["known-head"]))
+    return all(map(_is_hash, note["digests"])) and all(
+        (count, hash_) == (0, "") or (type(count) is int and count > 0 and _is_hash(hash_)) for count, hash_ in heads
+    )
+
+
+def _check_arrays(arrays: ArrayRecord, expected: Mapping[str, torch.Tensor]) -> None:
+    if arrays.keys() != expected.keys():
+        raise WithheldError(f"an update has other tensors than the {len(expected)} that the study shares")
+    for name, array in arrays.items():
+        like = expected[name]
+        dtype, shape = np.dtype(str(like.dtype).removeprefix("torch.")), tuple(like.shape)
+        header = _written_header(shape, dtype)
+        told = (array.stype, array.dtype, tuple(array.shape), len(array.data), bytes(array.data[: len(header)]))
+        size = len(header) + math.prod(shape) * dtype.itemsize
+        if told != ("numpy.ndarray", str(dtype), shape, size, header):
+            raise WithheldError(f"the bytes of tensor {name!r} are not those of its shape and type")
+        flat = np.frombuffer(array.data, dtype, offset=len(header))
+        if dtype.kind == "f" and flat.size and not np.isfinite([flat.min(), flat.max()]).all():
+            raise WithheldError(f"tensor {name!r} has values that are not finite")
+
+
+@lru_cache(maxsize=1024)
+def _written_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    stream = BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, facts)
+    return stream.getvalue()
+
+
+def _check_metrics(told: MetricRecord, permitted: Collection[str]) -> None:
+    for name, value in told.items():
+        if name == "num-examples" and type(value) is int and value >= 1:
+            continue
+        if name not in permitted or type(value) is not float or float(f"{value:.6g}") != value or math.isinf(value):
+            raise WithheldError("an update has a metric that is not on the list, or with more than six digits")

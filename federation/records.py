@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from foundation.errors import RunError
+from federation.audit import Extension, Head
+from foundation.errors import FedpretextError, RunError
 from foundation.files import digest
 
 Category = Literal[
@@ -17,6 +18,8 @@ Category = Literal[
     "out-of-memory",
     "disk-full",
     "state-damaged",
+    "app-not-approved",
+    "log-not-continued",
     "internal-error",
     "offline",
 ]
@@ -36,6 +39,18 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
         flat = value.detach().cpu().contiguous().reshape(-1)
         parts += [name, str(value.dtype), str(list(value.shape)), flat.view(torch.uint8).numpy().data]
     return digest(*parts)
+
+
+@dataclass(frozen=True)
+class AuditNote:
+    """What goes with each message about the two parties' audit logs (federation/audit.py).
+
+    extension: the sender's head, proved from the head that the receiver holds; known: the receiver's head that the
+    sender holds, from which the receiver will prove its own.
+    """
+
+    extension: Extension
+    known: Head
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,10 @@ class SiteInfo:
     site: str
     study_hash: str
     pictures: int
+
+
+class WithheldError(FedpretextError):
+    """An answer holds something that is not on the list of what may leave a site; it is not sent."""
 
 
 def all_finite(value: Tensor) -> bool:

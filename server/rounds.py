@@ -1,6 +1,5 @@
 """The round loop: send, spool, judge, fold, checkpoint. Ours, as Flower's has no checkpoint, quorum or deadline."""
 
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -9,15 +8,18 @@ from typing import Protocol
 
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import Weights
-from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply
+from federation.audit import AuditLog
+from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation import events
 from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import write_text
 from foundation.progress import Bar, bar, say
+from foundation.vault import PLAIN, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from server.journal import Journal
 from server.judge import judge_together
+from server.quorum import needed_replies
 from server.spool import Spool, Spooled
 
 COLLAPSING = (
@@ -32,7 +34,7 @@ class Contact(Protocol):
     """The way to the sites; Flower stays behind it."""
 
     def sites(self) -> list[SiteInfo]:
-        """All sites of the study, once they are there."""
+        """All sites of the study, once enough of them are there; asked before each round."""
         ...
 
     def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
@@ -47,22 +49,25 @@ class Contact(Protocol):
 class RoundLoop:
     """One federation from its last checkpoint to its end, in ``folder``."""
 
-    def __init__(self, study: Study, folder: Path, contact: Contact, initial: Weights) -> None:
+    def __init__(
+        self, study: Study, folder: Path, contact: Contact, initial: Weights, audit: AuditLog, vault: Vault = PLAIN
+    ) -> None:
         self._study, self._folder, self._contact = study, folder, contact
+        self._audit, self._vault = audit, vault
         self._hash = study.training_hash()
         self._algorithm = build_algorithm(study.algorithm)
-        self._checkpoint = latest_checkpoint(folder / "checkpoints", self._hash) or Checkpoint(self._hash, 0, initial)
+        found = latest_checkpoint(folder / "checkpoints", self._hash, vault=vault)
+        self._checkpoint = found or Checkpoint(self._hash, 0, initial)
         self._journal = Journal(folder, after_round=self._checkpoint.round)
         self._warned: set[str] = set()
 
     def run(self) -> Weights:
         """Go on to the last round and return the global weights."""
-        sites = self._known_sites()
         count = self._study.rounds.count
         with bar(f"study {self._study.name}: rounds", count) as line, self._journal:
             line.advance(self._checkpoint.round)
             while self._checkpoint.round < count:
-                self._one_round(sites, line)
+                self._one_round(self._known_sites(), line)
                 line.advance(1)
         return self._checkpoint.weights
 
@@ -88,9 +93,8 @@ class RoundLoop:
 
     def _one_round(self, sites: list[str], line: Bar) -> None:
         number = self._checkpoint.round + 1
-        spool = Spool(self._folder / "spool", self._hash, number, self._checkpoint.weights)
-        # 0.55 of 20 sites is 11, though 0.55 * 20 > 11 in floating point.
-        needed = max(math.ceil(self._study.rounds.quorum * len(sites) - 1e-9), self._algorithm.fewest_replies)
+        spool = Spool(self._folder / "spool", self._hash, number, self._checkpoint.weights, vault=self._vault)
+        needed = needed_replies(self._study, len(sites))
         reasons: dict[str, str] = {}
         for attempt in range(1, self._study.rounds.attempts + 1):
             reasons = self._gather(number, sites, spool)
@@ -101,9 +105,9 @@ class RoundLoop:
             if len(accepted) >= needed:
                 self._finish(number, spool, accepted, verdict.norms, reasons)
                 return
-            self._journal.event(
-                number, "round retried", None, f"{len(accepted)} of {needed} updates, attempt {attempt}"
-            )
+            why = f"{len(accepted)} of {needed} updates, attempt {attempt}"
+            self._journal.event(number, "round retried", None, why)
+            self._audit.append("round retried", study=self._hash, round=number, reason=why)
         for site, reason in sorted(reasons.items()):
             self._journal.event(number, "no usable update", site, reason)
         why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
@@ -160,6 +164,7 @@ class RoundLoop:
         for site, reason in sorted(reasons.items()):
             say(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
+            self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
         for reply in accepted:
             self._journal.metrics(
                 number, reply.site, reply.pictures, reply.metrics | {"update_norm": norms[reply.site]}
@@ -170,7 +175,12 @@ class RoundLoop:
                 self._warned.add(reply.site)
                 self._journal.event(number, events.COLLAPSING, reply.site, "features lose their spread")
         self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
-        write_checkpoint(self._folder / "checkpoints", self._checkpoint, self._study.rounds.keep_checkpoints)
+        kept = self._study.rounds.keep_checkpoints
+        write_checkpoint(self._folder / "checkpoints", self._checkpoint, kept, vault=self._vault)
+        self._audit.append(
+            "round folded", study=self._hash, round=number, sites=", ".join(reply.site for reply in accepted),
+            weights=weights_digest(weights),
+        )  # fmt: skip
         spool.remove()
 
 

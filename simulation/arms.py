@@ -11,10 +11,11 @@ import yaml
 from torch import Tensor
 
 from federation.algorithms.fedavg import FedAvgConfig
-from federation.local_work import local_work, steps_for_budget
+from federation.local_work import LocalWork, local_work, steps_for_budget
 from federation.study import Study
-from foundation.files import load_tensors, save_tensors, write_json, write_text
+from foundation.files import write_text
 from imaging.manifest import Manifest
+from server.export import DESCRIPTION_NAME, TITLES, Budget, write_encoder
 from server.initial import INITIAL_NAME, write_initial
 from server.rounds import write_study
 from simulation.checks import telling_reasons
@@ -23,20 +24,12 @@ from simulation.runtimes import RUNTIMES, Federation
 from simulation.site_folders import write_site_folders
 from simulation.starting import kept_weights, source_of
 from ssl_methods import build_method
-from ssl_methods.encoders import timm_line
 from ssl_methods.starting_weights import start_from
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
 _POOLED = "pooled"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What an arm costs: pictures seen and optimiser steps by all sites together, and steps one after another."""
-
-    pictures: int = 0
-    optimiser_steps: int = 0
-    sequential_steps: int = 0
+_POLICY = {"studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1}
+"""A simulated hospital's: its pictures are public, and it is the study's to say who takes part."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,13 @@ class Arm:
             return {}
         return {str(site): int(n) for site, n in self.sites.table["site"].value_counts().sort_index().items()}
 
+    def works(self) -> list[LocalWork]:
+        """What each site does in a round."""
+        return [local_work(self.study.training, n) for n in self.site_sizes().values()]
+
     def budget(self) -> Budget:
         """Pictures and steps of the whole study (for the manifest's pictures; unreadable ones make it smaller)."""
-        works = [local_work(self.study.training, n) for n in self.site_sizes().values()]
-        rounds = self.study.rounds.count
+        works, rounds = self.works(), self.study.rounds.count
         if not works:
             return Budget()
         return Budget(
@@ -95,16 +91,11 @@ def plan_arms(study: Study, config: SimulationConfig, pictures: Manifest, splits
 
 
 def _arms_of(study: Study, fold: int, training: Manifest, tested: list[str], config: SimulationConfig) -> list[Arm]:
-    federated = Arm("federated", "Federated: all sites together, pictures stay home", "federated", fold, study.seed,
-                    study, training)  # fmt: skip
-    arms = [
-        Arm("random", "Random initialisation: no pretraining", "random", fold, study.seed, study, None),
-        federated,
-    ]
+    federated = Arm("federated", TITLES["federated"], "federated", fold, study.seed, study, training)
+    arms = [Arm("random", TITLES["random"], "random", fold, study.seed, study, None), federated]
     if config.weights is not None:
-        title = "Starting weights as they are: no pretraining"
-        arms.append(Arm("natural", title, "natural", fold, study.seed, study, None))
-    a_round = federated.budget().pictures // study.rounds.count
+        arms.append(Arm("natural", TITLES["natural"], "natural", fold, study.seed, study, None))
+    a_round = sum(work.pictures for work in federated.works())
     if "alone" in config.arms:
         for site in tested:
             own = training.where(training.table["site"] == site)
@@ -135,12 +126,13 @@ def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifes
 
 def is_done(run: Path, arm: Arm) -> bool:
     """True when the arm's encoder is written."""
-    return (run / arm.place / "encoder.json").exists()
+    return (run / arm.place / DESCRIPTION_NAME).exists()
 
 
 def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> None:
     """Pretrain an arm, from its last checkpoint if it has one, and write ``encoder.safetensors`` and ``.json``."""
     folder, started = run / arm.place, time.monotonic()
+    weights: dict[str, Tensor] | None = None
     if arm.sites is None:
         method = build_method(arm.study.method, arm.study.encoder, arm.study.image, arm.study.seed)
         if arm.kind == "natural":
@@ -152,9 +144,8 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
             write_initial(folder, arm.study, kept_weights(run), source_of(config))
         with telling_reasons(folder):
             RUNTIMES[config.runtime](federation)
-        weights = load_tensors(folder / "global.safetensors")[0]
     seconds = time.monotonic() - started
-    _export(folder, arm, weights, seconds)
+    write_encoder(folder, arm.study, arm.kind, arm.title, weights=weights, budget=arm.budget(), seconds=seconds)
     if arm.sites is not None:
         tidy(folder)
 
@@ -176,33 +167,7 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
     for site, place in places.items():
         text = {
             "site": site, "data": "manifest.csv", "state": "state", "cache": str((run / "store").resolve()),
-            "device": device,
+            "device": device, "policy": _POLICY,
         }  # fmt: skip
         write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))
     return Federation(folder.resolve(), tuple(sorted(place.name for place in places.values())))
-
-
-def _export(folder: Path, arm: Arm, weights: dict[str, Tensor], seconds: float) -> None:
-    prefix = "encoder."
-    encoder = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    save_tensors(folder / "encoder.safetensors", encoder)
-    budget = arm.budget()
-    write_json(
-        folder / "encoder.json",
-        {
-            "arm": arm.name,
-            "title": arm.title,
-            "kind": arm.kind,
-            "fold": arm.fold,
-            "seed": arm.seed,
-            "encoder": arm.study.encoder.model_dump(mode="json"),
-            "image": arm.study.image.model_dump(mode="json"),
-            "method": arm.study.method.name,
-            "training_hash": arm.study.training_hash(),
-            "pictures": budget.pictures,
-            "optimiser_steps": budget.optimiser_steps,
-            "sequential_steps": budget.sequential_steps,
-            "seconds": round(seconds, 1),
-            "load": timm_line(arm.study.encoder, arm.study.image),
-        },
-    )

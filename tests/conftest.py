@@ -55,8 +55,15 @@ def write_site(folder: Path, site: str, pictures: int, patients: int, seed: int)
     (place / "manifest.csv").write_text("\n".join(rows) + "\n")
     (place / "site.yaml").write_text(
         f"site: {site}\ndata: manifest.csv\nstate: state\ncache: ../../store\ndevice: cpu\n"
+        "policy: {studies: any, min_pictures: 1, min_patients: 1, smallest_count: 1}\n"
     )
     return place / "site.yaml"
+
+
+@pytest.fixture(name="write_site")
+def write_site_fixture() -> Callable[..., Path]:
+    """``write_site(folder, "A", pictures=9, patients=3, seed=0)``, for conftests of rooms."""
+    return write_site
 
 
 @pytest.fixture

@@ -22,6 +22,11 @@ LEVELS = {
 }
 KNOW_FLOWER = {
     "federation/flower.py",
+    "federation/flower_private.py",
+    "client/worker.py",
+    "server/contact.py",
+    "server/heads.py",
+    "server/service.py",
     "federation/algorithms/flower_strategies.py",
     "client/app.py",
     "server/app.py",
@@ -30,7 +35,7 @@ KNOW_FLOWER = {
     "simulation/ray_runtime.py",
 }
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
-KNOWS_PRIVATE_FLOWER = "federation/flower.py"
+KNOWS_PRIVATE_FLOWER = "federation/flower_private.py"
 SEEDING = {
     "torch.manual_seed", "torch.seed", "torch.random.manual_seed", "torch.cuda.manual_seed",
     "torch.cuda.manual_seed_all", "np.random.seed", "numpy.random.seed", "random.seed",

@@ -26,7 +26,8 @@ from federation.algorithms.algorithm import (
     average,
     is_parameter,
 )
-from federation.flower import reply_as_received, tensors_to_arrays
+from federation.flower import tensors_to_arrays
+from federation.flower_private import reply_as_received
 
 _ROUNDS = "rounds"
 

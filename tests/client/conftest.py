@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import RecordDict
 
 import client.app
 import client.site
 from client.site import Site
 from client.site_file import load_site_file
-from federation.records import TrainInstruction
+from federation.audit import NOTHING, AuditLog
+from federation.flower import instruction_to_content
+from federation.records import AuditNote, TrainInstruction
 from federation.study import Study, study_from
 from ssl_methods import build_method
 
@@ -86,3 +89,15 @@ IJEPA = {"name": "ijepa", "predictor_width": 24, "predictor_depth": 1, "predicto
 def ijepa() -> dict[str, Any]:
     """A method with a part that stays at the site: the target encoder."""
     return dict(IJEPA)
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Callable[[TrainInstruction], RecordDict]:
+    """``asked(instruction)``: the content of the server's message, with the head of its audit log."""
+    log = AuditLog(tmp_path / "server-audit.jsonl", "server")
+
+    def make(instruction: TrainInstruction) -> RecordDict:
+        log.append("instruction sent", round=instruction.round)
+        return instruction_to_content(instruction, None, AuditNote(log.extension(NOTHING), NOTHING))
+
+    return make

@@ -12,7 +12,9 @@ from flwr.common.serde import recorddict_to_proto
 
 import client.site
 from client.app import app, category_of
-from federation.flower import assume_identity, content_to_reply, failure_in, instruction_to_content
+from client.site_log import LogNotContinuedError
+from federation.flower import content_to_reply, failure_in, question
+from federation.flower_private import assume_identity
 from federation.records import CATEGORIES, Failure, TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import DataError, QuorumError, RunError, StudyError, TrainingError
@@ -20,6 +22,7 @@ from ssl_methods.mae import MAE
 
 MakeStudy = Callable[..., Study]
 Instruct = Callable[..., TrainInstruction]
+Ask = Callable[[TrainInstruction], RecordDict]
 SECRET = "Erika-Mustermann-1957"
 
 
@@ -57,18 +60,18 @@ def leaks(content: RecordDict, *words: str) -> list[str]:
     return [word for word in words if word.encode() in sent]
 
 
-def test_who_and_train(node: Node, study: MakeStudy, instruction: Instruct) -> None:
-    who = node.ask(RecordDict(), "query")["config"]
+def test_who_and_train(node: Node, study: MakeStudy, instruction: Instruct, asked: Ask) -> None:
+    who = node.ask(question(study().training_hash()), "query")["config"]
     assert dict(who) == {"site": "A", "study": study().training_hash(), "pictures": 9}
-    reply = content_to_reply(node.ask(instruction_to_content(instruction(study()))))
+    reply = content_to_reply(node.ask(asked(instruction(study()))))
     assert isinstance(reply, TrainReply)
     assert (reply.site, reply.round, reply.pictures) == ("A", 1, 9)
 
 
 def test_a_good_reply_holds_no_path_and_no_patient(
-    node: Node, study: MakeStudy, instruction: Instruct, tmp_path: Path
+    node: Node, study: MakeStudy, instruction: Instruct, asked: Ask, tmp_path: Path
 ) -> None:
-    for content in (node.ask(RecordDict(), "query"), node.ask(instruction_to_content(instruction(study())))):
+    for content in (node.ask(question(study().training_hash()), "query"), node.ask(asked(instruction(study())))):
         assert leaks(content, str(tmp_path), "A-0", ".png", "manifest") == []
         assert leaks(content, study().training_hash()) != []  # the search finds what is there
 
@@ -91,6 +94,7 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
     "GPU memory": (torch.OutOfMemoryError(SECRET), "out-of-memory"),
     "permission": (PermissionError(errno.EACCES, SECRET, f"/data/{SECRET}"), "internal-error"),
     "a bug": (KeyError(SECRET), "internal-error"),
+    "audit": (LogNotContinuedError(SECRET), "log-not-continued"),
     "another of ours": (QuorumError(SECRET), "internal-error"),
 }
 
@@ -98,8 +102,8 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
 @pytest.mark.parametrize("kind", ["train", "query"])
 @pytest.mark.parametrize("case", ERRORS)
 def test_an_error_is_one_word_outside_and_a_traceback_inside(
-    node: Node, study: MakeStudy, instruction: Instruct, monkeypatch: pytest.MonkeyPatch, log: Callable[[], str],
-    case: str, kind: str,
+    node: Node, study: MakeStudy, instruction: Instruct, asked: Ask, monkeypatch: pytest.MonkeyPatch,
+    log: Callable[[], str], case: str, kind: str,
 ) -> None:  # fmt: skip
     error, category = ERRORS[case]
 
@@ -108,11 +112,11 @@ def test_an_error_is_one_word_outside_and_a_traceback_inside(
 
     monkeypatch.setattr(client.site.Site, "train", fail)
     monkeypatch.setattr(client.site.Site, "describe", fail)
-    content = node.ask(instruction_to_content(instruction(study(), 2)), kind, group="2")
+    content = node.ask(asked(instruction(study(), 2)), kind, group="2")
     assert failure_in(content) == category
     assert category in CATEGORIES
     assert content_to_reply(content) == Failure("", 2, "A", category)
-    assert list(content) == ["config"]
+    assert set(content) <= {"config", "audit"}
     assert leaks(content, SECRET, "/data", "Error", "Traceback") == []
     assert SECRET in log()
     assert "Traceback (most recent call last)" in log()
@@ -121,37 +125,47 @@ def test_an_error_is_one_word_outside_and_a_traceback_inside(
 
 def test_every_category_of_the_site_has_its_error() -> None:
     reached = {category_of(error) for error, _ in ERRORS.values()}
-    assert reached == set(CATEGORIES) - {"offline"}  # that one is the server's own
+    assert reached == set(CATEGORIES) - {"offline", "app-not-approved"}  # the server's own, and the worker's
 
 
 def test_a_loss_that_is_not_finite_is_withheld(
-    node: Node, study: MakeStudy, instruction: Instruct, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    node: Node, study: MakeStudy, instruction: Instruct, asked: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = MAE.loss
     monkeypatch.setattr(MAE, "loss", lambda self, views: (original(self, views)[0] * float("inf"), {}))
-    content = node.ask(instruction_to_content(instruction(study())))
+    content = node.ask(asked(instruction(study())))
     assert content_to_reply(content) == Failure("", 1, "A", "loss-not-finite")
-    assert list(content) == ["config"]
+    assert set(content) <= {"config", "audit"}
     assert not list(tmp_path.glob("sites/A/state/*/round-*"))
 
 
 @pytest.mark.parametrize(
-    "content", [RecordDict(), RecordDict({"config": ConfigRecord({"study": "x", "round": SECRET})})]
+    ("content", "category"),
+    [
+        (RecordDict(), "study-not-approved"),
+        (RecordDict({"config": ConfigRecord({"study": "x", "round": SECRET})}), "log-not-continued"),
+        (
+            RecordDict({"config": ConfigRecord({"study": "x"}), "audit": ConfigRecord({"count": SECRET})}),
+            "state-damaged",
+        ),
+    ],
 )
-def test_an_instruction_that_cannot_be_read(node: Node, content: RecordDict, log: Callable[[], str]) -> None:
+def test_an_instruction_that_cannot_be_read(
+    node: Node, content: RecordDict, category: str, log: Callable[[], str]
+) -> None:
     """Flower would send the exception's text back."""
     answer = node.ask(content, group="4")
-    assert content_to_reply(answer) == Failure("", 4, "A", "internal-error")
+    assert content_to_reply(answer) == Failure("", 4, "A", category)
     assert leaks(answer, SECRET) == []
     assert "Traceback" in log()
 
 
 def test_a_study_with_a_simulation_section_is_refused(
-    node: Node, study: MakeStudy, instruction: Instruct, tmp_path: Path, log: Callable[[], str]
+    node: Node, study: MakeStudy, instruction: Instruct, asked: Ask, tmp_path: Path, log: Callable[[], str]
 ) -> None:
     s = study(simulation={"dataset": "folder", "root": f"/data/{SECRET}"})
     (tmp_path / "study.yaml").write_text(s.to_yaml())
-    for kind, content in (("query", RecordDict()), ("train", instruction_to_content(instruction(s)))):
+    for kind, content in (("query", question(s.training_hash())), ("train", asked(instruction(s)))):
         answer = node.ask(content, kind)
         assert failure_in(answer) == "study-not-approved"
         assert leaks(answer, SECRET) == []
@@ -159,16 +173,16 @@ def test_a_study_with_a_simulation_section_is_refused(
     assert not list(tmp_path.glob("sites/A/state/*/round-*"))
 
 
-def test_another_studys_instruction_is_refused(node: Node, study: MakeStudy, instruction: Instruct) -> None:
+def test_another_studys_instruction_is_refused(node: Node, study: MakeStudy, instruction: Instruct, asked: Ask) -> None:
     other = study(training={"learning_rate": 0.5})
-    assert failure_in(node.ask(instruction_to_content(instruction(other)))) == "study-not-approved"
+    assert failure_in(node.ask(asked(instruction(other)))) == "study-not-approved"
 
 
-def test_a_site_file_that_is_not_there_or_not_right(node: Node, tmp_path: Path) -> None:
+def test_a_site_file_that_is_not_there_or_not_right(node: Node, study: MakeStudy, tmp_path: Path) -> None:
     site_file = tmp_path / "sites" / "A" / "site.yaml"
     site_file.write_text(site_file.read_text() + f"pasword: {SECRET}\n")
     for _ in range(2):
-        answer = node.ask(RecordDict(), "query")
+        answer = node.ask(question(study().training_hash()), "query")
         assert content_to_reply(answer) == Failure("", 1, "unknown", "study-not-approved")
         assert leaks(answer, SECRET, str(tmp_path)) == []
         site_file.unlink(missing_ok=True)
@@ -180,11 +194,11 @@ def test_a_log_that_cannot_be_written_is_no_crash(node: Node, tmp_path: Path) ->
 
 
 def test_in_flowers_simulation_a_node_is_the_number_of_a_site(
-    node: Node, hospital: Callable[..., Path], tmp_path: Path
+    node: Node, study: MakeStudy, hospital: Callable[..., Path], tmp_path: Path
 ) -> None:
     hospital("B", pictures=5)
     numbered = Node(tmp_path / "study.yaml", None, **{"partition-id": 1})
-    assert numbered.ask(RecordDict(), "query")["config"]["site"] == "B"
+    assert numbered.ask(question(study().training_hash()), "query")["config"]["site"] == "B"
 
 
 def test_sites_of_one_study_that_take_turns_are_made_once(
@@ -193,9 +207,9 @@ def test_sites_of_one_study_that_take_turns_are_made_once(
     made: list[str] = []
 
     class Counted(client.site.Site):
-        def __init__(self, site_file: Any, study: Study) -> None:
+        def __init__(self, site_file: Any, study: Study, vault: Any) -> None:
             made.append(site_file.site)
-            super().__init__(site_file, study)
+            super().__init__(site_file, study, vault)
 
     monkeypatch.setattr("client.app.Site", Counted)
     for name in ("first.yaml", "second.yaml"):
@@ -203,5 +217,5 @@ def test_sites_of_one_study_that_take_turns_are_made_once(
     files = [hospital("A"), hospital("B")]
     first, second = ([Node(tmp_path / name, file) for file in files] for name in ("first.yaml", "second.yaml"))
     for node in (*first, *first, second[0], *first):
-        node.ask(RecordDict(), "query")
+        node.ask(question(study().training_hash()), "query")
     assert made == ["A", "B", "A", "A", "B"]  # another study's sites are let go

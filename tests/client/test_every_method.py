@@ -54,7 +54,10 @@ def hospital(folder: Path, study: Study, name: str, seed: int) -> Path:
         np.save(place / f"{number}.npy", grown.astype(np.uint8))
         rows.append(f"{number}.npy,{name}{number % 3},{number % 3},{number}")
     (place / "manifest.csv").write_text("\n".join(rows) + "\n")
-    (place / "site.yaml").write_text(f"site: {name}\ndata: manifest.csv\nstate: state\ncache: cache\ndevice: cpu\n")
+    (place / "site.yaml").write_text(
+        f"site: {name}\ndata: manifest.csv\nstate: state\ncache: cache\ndevice: cpu\n"
+        "policy: {studies: any, min_pictures: 1, min_patients: 1, smallest_count: 1}\n"
+    )
     return place / "site.yaml"
 
 

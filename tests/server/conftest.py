@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-import server.app
+import server.contact
+from federation.audit import AuditLog
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study, study_from
 from foundation.files import read_jsonl
@@ -89,7 +90,8 @@ class Loop:
         """Run to the end; the final weights. The contact is kept as ``self.contact``."""
         self.contact = contact or Script(self.study, sites, act)
         initial = {name: value.clone() for name, value in INITIAL.items()}
-        return RoundLoop(self.study, self.folder, self.contact, initial).run()
+        audit = AuditLog(self.folder / "audit.jsonl", "server")
+        return RoundLoop(self.study, self.folder, self.contact, initial, audit).run()
 
     def events(self) -> list[tuple[int, str, str | None, str]]:
         """What a person has to know, from metrics.jsonl."""
@@ -106,7 +108,7 @@ class Loop:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The round loop and the app's polling go by ``CLOCK``; a site that is offline is asked again at once."""
     monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: CLOCK.now))
-    monkeypatch.setattr(server.app, "time", SimpleNamespace(sleep=CLOCK.sleep))
+    monkeypatch.setattr(server.contact, "time", SimpleNamespace(sleep=CLOCK.sleep))
     monkeypatch.setattr(rounds, "_RESEND_S", 0.0)
 
 

@@ -19,11 +19,12 @@ from simulation.runtimes import Federation, run_in_process
 # Where a process dies: a function, and how often it is called in a whole run of the study below.
 MOMENTS = {
     "training": ("ssl_methods.ijepa.IJEPA.make_views", 12),
-    "a site stores its round": ("client.site.save_tensors", 27),
+    "a site stores its round": ("client.site.Site._keep", 9),
+    "tensors are written": ("foundation.vault.Vault.save_tensors", 42),
     "a file is written and not yet renamed": ("foundation.files.os.fsync", 40),
-    "a reply is spooled": ("server.spool.save_tensors", 9),
+    "a reply is spooled": ("server.spool.Spool.write", 9),
     "folding": ("federation.algorithms.fedavg.average", 100),
-    "checkpointing": ("server.checkpoint.save_tensors", 6),
+    "checkpointing": ("server.rounds.write_checkpoint", 3),
     "a checkpoint is renamed": ("server.checkpoint.replace_folder", 3),
     "the spool is removed": ("server.rounds.Spool.remove", 3),
 }

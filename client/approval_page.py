@@ -1,0 +1,158 @@
+"""What a person reads before a study is approved: what is trained, what leaves and how much, what stays, the cost."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from client.outgoing_metrics import OUTGOING_METRICS
+from client.policy import Policy, check_pictures, check_work
+from client.site_file import SiteFile
+from client.training import check_amount
+from federation.local_work import local_work
+from federation.records import CATEGORIES
+from federation.study import Study
+from foundation.errors import FedpretextError
+from imaging.manifest import Manifest
+from ssl_methods import Method, build_method, method_class
+
+_MIB = 2**20
+
+
+def page(study: Study, site_file: SiteFile) -> list[str]:
+    """The page, line by line. The pictures are counted in the manifest, not decoded."""
+    method = build_method(study.method, study.encoder, study.image, study.seed)
+    pictures, told = _pictures_here(study, site_file)
+    return [
+        f"study {study.name}: {study.title or '(no title)'}",
+        f"training hash {study.training_hash()}",
+        "",
+        "WHAT IS TRAINED",
+        *_indented(_trained(study, pictures)),
+        "",
+        "WHAT LEAVES THIS SITE, in each round",
+        *_indented(_leaves(study, method, site_file, pictures)),
+        "",
+        "WHAT STAYS",
+        *_indented(_stays(method)),
+        "",
+        "WHAT IT COSTS",
+        *_indented(_cost(study, method, pictures)),
+        "",
+        "THIS SITE'S POLICY",
+        "  permits the study" if pictures is not None else "  permits the study, but not with these pictures:",
+        *_indented(told),
+    ]
+
+
+def _indented(lines: Iterator[str] | list[str]) -> Iterator[str]:
+    return (f"  {line}" for line in lines)
+
+
+def _pictures_here(study: Study, site_file: SiteFile) -> tuple[int | None, list[str]]:
+    """How many pictures the manifest lists, None where they cannot be trained on; and what there is to say of them."""
+    try:
+        manifest = Manifest.open(site_file.data)
+        pictures, patients = len(manifest), patients_in(manifest)
+        check_pictures(site_file.policy, pictures, patients)
+        check_amount(study, pictures, manifest.table["patient"].nunique())
+        check_work(site_file.policy, study, pictures)
+    except FedpretextError as error:
+        return None, [str(error)]
+    whose = "" if patients is None else f" of {patients} patients"
+    return pictures, [f"{pictures} pictures{whose} are listed here; they are read when training starts"]
+
+
+def patients_in(manifest: Manifest) -> int | None:
+    """How many patients the manifest's pictures are of; None where it does not say."""
+    return None if manifest.unit == "picture cluster" else int(manifest.table["patient"].nunique())
+
+
+def _trained(study: Study, pictures: int | None) -> Iterator[str]:
+    described, training = method_class(study.method), study.training
+    yield f"method: {study.method.name}: {described.summary} ({described.paper})"
+    yield f"encoder: {_settings(study.encoder)}"
+    yield f"pictures: {_settings(study.image)}"
+    relation = study.method.partner
+    yield "views: of one picture" if relation is None else f"views: of a picture and another one by {relation}"
+    yield f"algorithm: {_settings(study.algorithm)}"
+    yield f"rounds: {study.rounds.count}"
+    amount = f"{training.epochs:g} epochs" if training.epochs is not None else f"{training.steps} steps"
+    yield f"local work in a round: {amount} in batches of {training.batch} x {training.accumulate}"
+    if pictures is not None:
+        work = local_work(training, pictures)
+        yield f"at this site: {work.steps} steps, {work.pictures} pictures seen, repeats counted"
+
+
+def _settings(section: BaseModel) -> str:
+    """What a section says, without what it leaves to the method or the modality, on one line."""
+    values = section.model_dump(mode="json")
+    name = [str(values.pop("name"))] if "name" in values else []
+    return ", ".join([*name, *(f"{key} {text}" for key, value in values.items() if (text := _plain(value)))])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        inside = ", ".join(f"{key} {text}" for key, each in value.items() if (text := _plain(each)))
+        return f"({inside})" if inside else ""
+    return "" if value is None or value == [] else str(value)
+
+
+def _leaves(study: Study, method: Method, site_file: SiteFile, pictures: int | None) -> Iterator[str]:
+    for part, tensors in _by_part(method, method.shared_state()).items():
+        yield f"{part}: {_amount(tensors)}"
+    shared = list(method.shared_state().values())
+    in_all = study.rounds.count * _bytes(shared) / _MIB
+    yield f"together: {_amount(shared)}; {in_all:,.1f} MiB in {study.rounds.count} rounds"
+    yield "These are numbers learnt from the pictures, not pictures; nothing keeps them free of traces of single ones."
+    yield _count_told(site_file.policy, pictures)
+    permitted = site_file.policy.metrics
+    names = list(OUTGOING_METRICS) if permitted == "all" else list(permitted)
+    yield f"numbers about the round, of these those that the method has: {', '.join(names) or 'none'}"
+    yield f"words: the name {site_file.site}, the training hash, and of an error one of: {', '.join(CATEGORIES)}"
+    yield "the number of rows of this site's audit log and hashes of them; a hash of the weights at the study's end"
+    yield "nothing else: no picture, name, path, header or log; who carries the traffic sees addresses, sizes and times"
+
+
+def _count_told(policy: Policy, pictures: int | None) -> str:
+    if pictures is not None and pictures < policy.smallest_count:
+        return f"the count of pictures: told as {policy.smallest_count} (policy.smallest_count), the true one stays"
+    return f"the count of pictures{'' if pictures is None else f': {pictures}'}"
+
+
+def _stays(method: Method) -> Iterator[str]:
+    for part, tensors in _by_part(method, method.local_state()).items():
+        yield f"{part}: {_amount(tensors)}, kept in the state folder"
+    derived = sorted({part for part, role in type(method).parts.items() if role == "derived"})
+    if derived:
+        yield f"{', '.join(derived)}: made anew from the rest"
+    yield "pictures, what is decoded of them, manifest, the optimiser's state, this site's log and this approval"
+
+
+def _cost(study: Study, method: Method, pictures: int | None) -> Iterator[str]:
+    rounds, shared = study.rounds.count, _bytes(method.shared_state().values())
+    yield f"traffic: {shared / _MIB:,.1f} MiB in and as much out in a round, {2 * rounds * shared / _MIB:,.1f} in all"
+    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
+    kept = 3 * (shared + _bytes(method.local_state().values()) + 2 * trained)
+    yield f"disk: up to {kept / _MIB:,.1f} MiB in the state folder, and the decoded pictures in the cache"
+    if pictures is not None:
+        work = local_work(study.training, pictures)
+        yield f"computing: {rounds * work.steps:,} steps, {rounds * work.pictures:,} pictures seen, in {rounds} rounds"
+
+
+def _by_part(method: Method, tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    parts: dict[str, list[Tensor]] = {}
+    for key, value in tensors.items():
+        parts.setdefault(method.part_of(key), []).append(value)
+    return parts
+
+
+def _amount(tensors: list[Tensor]) -> str:
+    numbers = sum(tensor.numel() for tensor in tensors)
+    return f"{numbers:,} numbers in {len(tensors)} tensors, {_bytes(tensors) / _MIB:,.1f} MiB"
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

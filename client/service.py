@@ -1,0 +1,100 @@
+"""``fedpretext client``: joins a federation and stays in it, through reboots, cut lines and a server that goes away."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.approval import approve, approved_study
+from client.kit_keys import load_site_key
+from client.policy import is_listed
+from client.site_file import SITE_FILE, SiteFile, load_site_file
+from client.site_log import check_own_log
+from client.supernode import SuperNode
+from client.worker import serve
+from federation.certificates import PrivateKey
+from federation.kit import STUDY, Kit, read_kit
+from foundation.errors import RunError, StudyError
+from foundation.service_log import ServiceLog
+
+_WAITS_S = (2.0, 5.0, 15.0, 30.0)
+_LASTED_S = 120.0  # a connection that held so long was a good one
+
+
+def join(kit_folder: Path, passphrase: bytes | None = None) -> None:
+    """Take part in the kit's study until this program is ended. One line says why a connection was lost.
+
+    StudyError when the study is not approved here; CredentialError for a kit or key that cannot be used; RunError when
+    another client works with the same state.
+    """
+    kit = read_kit(kit_folder)
+    site_file = load_site_file(kit_folder / SITE_FILE)
+    key = load_site_key(kit_folder, passphrase)
+    _check_approved(kit_folder, kit, site_file)
+    log = ServiceLog(site_file.state / "client.jsonl")
+    check_own_log(site_file)
+    with _alone_in(site_file.state):
+        log.write("info", f"site {kit.site}: joining the federation {kit.federation} at {kit.server}")
+        failures = 0
+        while True:
+            lasted = _connected(kit_folder, kit, key, site_file, log)
+            failures = 0 if lasted > _LASTED_S else failures + 1
+            wait = _WAITS_S[min(failures, len(_WAITS_S) - 1)]
+            log.write("info", f"trying again in {wait:.0f} s")
+            time.sleep(wait)
+
+
+def _check_approved(kit_folder: Path, kit: Kit, site_file: SiteFile) -> None:
+    if is_listed(site_file.policy, kit.study) and approved_study(site_file, kit.study) is None:
+        approve(kit_folder / STUDY, site_file, "this site's policy, which lists the study", lambda _: True)
+    if approved_study(site_file, kit.study) is None:
+        raise StudyError(
+            f"site {kit.site}: the study {kit.study[:12]} is not approved here; look at what it would do with: "
+            f"fedpretext site approve {kit_folder / STUDY} --site {kit_folder / SITE_FILE}"
+        )
+
+
+def _connected(kit_folder: Path, kit: Kit, key: PrivateKey, site_file: SiteFile, log: ServiceLog) -> float:
+    """One life of the SuperNode, from start to end; how long it lasted, in seconds."""
+    started = time.monotonic()
+    with SuperNode(kit_folder, kit, key, site_file.state / "supernode") as node:
+        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, node.ended)
+        log.write("warning", f"site {kit.site}: {node.reason()}")
+    return time.monotonic() - started
+
+
+@contextmanager
+def _alone_in(state: Path) -> Iterator[None]:
+    """Refuse a second client with the same state; the system frees the lock when a process dies."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "client.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{state}: another client works with this state; stop it first") from error
+        yield
+
+
+def unit(kit_folder: Path, program: Path) -> str:
+    """A systemd unit that keeps the client running, with as few rights as it needs."""
+    kit, site_file = kit_folder.resolve(), load_site_file(kit_folder / SITE_FILE)
+    return f"""\
+[Unit]
+Description=fedpretext client ({read_kit(kit_folder).site})
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+ExecStart="{program}" client "{kit}"
+Restart=always
+RestartSec=30
+NoNewPrivileges=true
+PrivateTmp=true
+ProtectSystem=strict
+ReadWritePaths="{site_file.state.resolve()}" "{site_file.cache.resolve()}"
+ReadOnlyPaths="{site_file.data.resolve()}"
+
+[Install]
+WantedBy=multi-user.target
+"""

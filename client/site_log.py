@@ -1,0 +1,94 @@
+"""A site's audit log beside its app: instructions, releases, refusals, and heads exchanged with the server."""
+
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from client.site_file import AUDIT, SiteFile
+from federation.audit import AuditLog, Event, Head, verify
+from federation.records import AuditNote, Category, TrainInstruction, TrainReply, weights_digest
+from foundation.errors import RunError
+from foundation.machine import versions
+
+SERVER = "server"
+_REFUSALS: dict[str, Event] = {
+    "app-not-approved": "app refused",
+    "study-not-approved": "policy refused",
+    "log-not-continued": "request refused",
+}
+
+
+class LogNotContinuedError(RunError):
+    """The server's log, or this site's own, does not go on from the head that the other party holds."""
+
+
+class SiteLog:
+    """One message's part in the audit log."""
+
+    def __init__(self, site_file: SiteFile) -> None:
+        self._log = AuditLog(site_file.state / AUDIT, site_file.site)
+        self._since: Head | None = None
+
+    def check(self, note: AuditNote | None) -> None:
+        """Hold the server's head, and see that this site's log goes on from what the server holds of it.
+
+        LogNotContinuedError when a log was rewritten, cut or restored from a backup, or the message shows no head.
+        """
+        if note is None:
+            raise LogNotContinuedError("the server's message shows no head of its audit log; nothing is done for it")
+        try:
+            self._log.receive(SERVER, note.extension)
+            self._log.extension(note.known)
+        except RunError as error:
+            raise LogNotContinuedError(str(error)) from error
+        self._since = note.known
+
+    def instructed(self, instruction: TrainInstruction) -> None:
+        """A round is asked for."""
+        self._log.append(
+            "instruction received", study=instruction.study_hash, round=instruction.round,
+            weights=weights_digest(instruction.weights),
+        )  # fmt: skip
+
+    def released(self, reply: TrainReply, again: bool) -> None:
+        """An update is about to leave; ``again``: it was trained before and is sent another time."""
+        event: Event = "update sent again" if again else "update released"
+        self._log.append(
+            event, study=reply.study_hash, round=reply.round, tensors=len(reply.weights),
+            bytes=sum(value.numel() * value.element_size() for value in reply.weights.values()),
+            weights=weights_digest(reply.weights), metrics=", ".join(sorted(reply.metrics)),
+            code=versions()["fedpretext"],
+        )  # fmt: skip
+
+    def delivered(self, study_hash: str, digest: str) -> None:
+        """The study's final weights have come and lie on this site's disk."""
+        self._log.append("weights delivered", study=study_hash, weights=digest)
+
+    def refused(self, category: Category, round_: int) -> None:
+        """The site does not do what it was asked."""
+        self._log.append(_REFUSALS.get(category, "round failed"), category=category, round=round_)
+
+    def note(self) -> AuditNote | None:
+        """What goes with the answer: None where the message's own note was not accepted."""
+        if self._since is None:
+            return None
+        return AuditNote(self._log.extension(self._since), self._log.known(SERVER))
+
+
+def check_own_log(site_file: SiteFile) -> None:
+    """LogNotContinuedError when this site's audit log is broken."""
+    path = site_file.state / AUDIT
+    verdict = verify(path) if path.exists() else None
+    if verdict is not None and verdict.fault:
+        raise LogNotContinuedError(f"{path}: {verdict.line}; find out who changed it before this site goes on")
+
+
+def log_error(state: Path, round_: int, text: str | None = None) -> None:
+    """Append the error being handled, or ``text``, to the site's own log, which stays at the site."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with (state / "site.log").open("a") as handle:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            handle.write(f"{now} round {round_}\n{text or traceback.format_exc()}\n")
+    except OSError:
+        return  # a full disk must not turn a category into a crash

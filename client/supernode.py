@@ -1,0 +1,102 @@
+"""Flower's SuperNode of one site: it talks to the server, and hands every task to this site's own worker."""
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+from client.kit_keys import flower_key_bytes
+from federation.certificates import PrivateKey
+from federation.flower_private import Endpoint, sign_off
+from federation.kit import CA, Kit
+from foundation.process_group import ProcessGroup, flower_environment, free_port
+from foundation.service_log import rotate
+
+_REASONS = {
+    r"certificate has expired|certificate is not yet valid": "the server's certificate is not valid now: {found}; "
+    "ask the study lead to renew it (fedpretext renew), and check this machine's clock",
+    r"Hostname mismatch|IP address mismatch": "the server shows a certificate for another address: {found}; "
+    "ask the study lead for a kit with the right address",
+    r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": "the server's certificate is not of this kit's "
+    "federation: {found}; do not go on before the study lead has explained it",
+    r"WRONG_VERSION_NUMBER|wrong version number|RECORD_LAYER_FAILURE|record layer failure": "the server does not speak "
+    "TLS at this address; nothing is sent without it",
+    r"\[code: 2004\]|\b401\b|Unauthorized|terminated gracefully": "the server does not admit this site "
+    "now: its key is not accepted yet, revoked or expired, this machine's clock is wrong, or another client with this "
+    "key is still connected (a killed one counts for a minute); ask the study lead",
+    r"\b403\b": "the server refused the request; ask the study lead whether this is the right address",
+}
+_NOISE = re.compile(r"^(\s|$|Traceback|INFO|WARNING|DEBUG)")
+
+
+class SuperNode:
+    """The SuperNode, running while the ``with`` block does. Its key goes to it through a pipe, never onto the disk."""
+
+    def __init__(self, kit_folder: Path, kit: Kit, key: PrivateKey, place: Path) -> None:
+        self._kit_folder, self._kit, self._key, self._place = kit_folder.resolve(), kit, key, place.resolve()
+        self._port = free_port()
+        self.endpoint = Endpoint(f"127.0.0.1:{self._port}")
+        self.secret = secrets.token_bytes(32)
+        self._group = ProcessGroup(flower_environment(self._place / "flwr"))
+        self.log = self._place / "supernode.log"
+        self._log_from = 0
+
+    def __enter__(self) -> "SuperNode":
+        self._place.mkdir(parents=True, exist_ok=True)
+        rotate(self.log)
+        self._sign_off()
+        self._log_from = self.log.stat().st_size if self.log.exists() else 0
+        self._group.__enter__()
+        try:
+            self._start()
+        except BaseException:
+            self._group.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._group.stop()
+        (self._place / "executor.secret").unlink(missing_ok=True)
+
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._group.ended() is not None
+
+    def reason(self) -> str:
+        """Why it ended, in one line with the remedy, going by its log."""
+        with self.log.open("rb") as handle:
+            handle.seek(self._log_from)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", handle.read().decode(errors="replace"))
+        for pattern, words in _REASONS.items():
+            if (found := re.search(pattern, text)) is not None:
+                return words.format(found=found[0].strip(" '\""))
+        lines = [line.strip() for line in text.splitlines() if not _NOISE.match(line)]
+        return f"the SuperNode ended ({lines[-1][-200:] if lines else 'it wrote nothing'}); its log is {self.log}"
+
+    def _sign_off(self) -> None:
+        """Take back the place of a SuperNode that was killed, whose number its log tells."""
+        if not self.log.exists():
+            return
+        numbers = re.findall(r"SuperNode ID: (\d+)", self.log.read_text(errors="replace"))
+        if numbers:
+            sign_off(self._kit.server, (self._kit_folder / CA).read_bytes(), self._key, int(numbers[-1]))
+
+    def _start(self) -> None:
+        secret = self._place / "executor.secret"
+        secret.unlink(missing_ok=True)
+        secret.touch(0o600)
+        secret.write_bytes(self.secret)
+        reading, writing = os.pipe()
+        try:
+            os.write(writing, flower_key_bytes(self._key))
+            os.close(writing)
+            with self.log.open("ab") as output:
+                self._group.launch(
+                    "SuperNode", "flower-supernode", "--root-certificates", str(self._kit_folder / CA),
+                    "--superlink", self._kit.server, "--auth-supernode-private-key", f"/dev/fd/{reading}",
+                    "--isolation", "process", "--superexec-auth-secret-file", str(secret),
+                    "--host", "127.0.0.1", "--port", str(self._port),
+                    output=output, folder=self._place, keep=(reading,),
+                )  # fmt: skip
+        finally:
+            os.close(reading)

@@ -1,0 +1,229 @@
+"""The sites behind a Flower grid, by name: a simulation's, who say who they are, and those that were admitted."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from federation.audit import AuditLog
+from federation.flower import (
+    content_to_note,
+    content_to_reply,
+    content_to_site,
+    delivery_to_content,
+    failure_in,
+    instruction_to_content,
+    question,
+    tensors_to_arrays,
+)
+from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.study import Study
+from foundation.errors import RunError, StudyError
+from server.fleet import Fleet
+from server.heads import SiteHeads
+from server.quorum import needed_replies
+from server.status_board import Board
+
+_POLL_S = 0.2
+_MARGIN_S = 600.0  # a reply on the last second of a round is still read
+
+
+@dataclass(frozen=True)
+class _Sent:
+    site: str
+    round: int
+
+
+class GridContact:
+    """The sites of a simulation: as many as are expected, by the names that they give themselves."""
+
+    def __init__(self, grid: Grid, study: Study, audit: AuditLog, expected: int) -> None:
+        self._grid, self._study, self._expected = grid, study, expected
+        self._hash = study.training_hash()
+        self._heads = SiteHeads(audit, self._hash)
+        self._nodes: dict[str, int] = {}
+        self._open: dict[str, _Sent] = {}
+
+    def sites(self) -> list[SiteInfo]:
+        """Wait for the expected number of nodes, ask each once who it is."""
+        if self._nodes:
+            return [SiteInfo(name, self._hash, 0) for name in self._nodes]
+        while len(nodes := list(self._grid.get_node_ids())) < self._expected:
+            time.sleep(_POLL_S)
+        infos = []
+        messages = [self._message(question(self._hash), node, "query", 0) for node in sorted(nodes)]
+        for reply in self._grid.send_and_receive(messages):
+            if reply.has_error():
+                raise RunError("a site could not be asked who it is; see that site's log, then --resume")
+            failure = failure_in(reply.content)
+            if failure is not None:
+                site = content_to_reply(reply.content).site
+                raise StudyError(f"site {site}: cannot take part ({failure}); its own log (state/site.log) says why")
+            info = content_to_site(reply.content)
+            self._nodes[info.site] = reply.metadata.src_node_id
+            infos.append(info)
+        return infos
+
+    def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
+        """Send the instruction; the weights are encoded once for all sites."""
+        self._send(instruction, sites, tensors_to_arrays(instruction.weights))
+
+    def collect(self) -> list[TrainReply | Failure]:
+        """Pull what has come. A node that is offline, or a reply that cannot be read, becomes a ``Failure``."""
+        replies = list(self._grid.pull_messages(self._askable()))
+        if not replies:
+            time.sleep(_POLL_S)
+        # Of two answers of one site the older head comes first; a site that sends it after the newer was tampered with.
+        replies.sort(key=_rows_told)
+        return [self._read(reply) for reply in replies if reply.metadata.reply_to_message_id in self._open]
+
+    def _askable(self) -> list[str]:
+        """The messages whose replies may be asked for now."""
+        return list(self._open)
+
+    def _send(self, instruction: TrainInstruction, sites: Sequence[str], arrays: ArrayRecord) -> list[str]:
+        """Push one message a site; the sites whose message was not taken."""
+        messages = []
+        for site in sites:
+            note = self._heads.note_for(site, instruction)
+            content = instruction_to_content(instruction, arrays, note)
+            messages.append(self._message(content, self._nodes[site], "train", instruction.round))
+        ids = dict(zip(sites, self._grid.push_messages(messages), strict=True))
+        self._open |= {message_id: _Sent(site, instruction.round) for site, message_id in ids.items() if message_id}
+        return [site for site, message_id in ids.items() if not message_id]
+
+    def _message(self, content: RecordDict, node: int, kind: str, round_: int) -> Message:
+        ttl = 60 * self._study.rounds.deadline_minutes + _MARGIN_S
+        return Message(content, node, kind, ttl=ttl, group_id=str(round_))
+
+    def _read(self, reply: Message) -> TrainReply | Failure:
+        # An error reply's source is the SuperLink, so the site is found by the message it answers.
+        sent = self._open.pop(reply.metadata.reply_to_message_id)
+        if reply.has_error():
+            return Failure("", sent.round, sent.site, "offline")
+        try:
+            answer, note = content_to_reply(reply.content), content_to_note(reply.content)
+        except RunError:
+            answer, note = Failure("", sent.round, sent.site, "unreadable reply"), None
+        if answer.site != sent.site:
+            answer, note = Failure("", sent.round, sent.site, "reply under another site's name"), None
+        return self._heads.received(answer, note)
+
+
+def _rows_told(reply: Message) -> int:
+    try:
+        note = None if reply.has_error() else content_to_note(reply.content)
+    except RunError:
+        note = None
+    return 0 if note is None else note.extension.head.count
+
+
+class FleetContact(GridContact):
+    """The sites that the study lead has admitted, through SuperLink and SuperNodes.
+
+    A node counts for the site whose public key it has shown; what it calls itself must agree. A site that is not there
+    is sent the instruction when it comes (back); what it was sent before stays open, so that the update of a site that
+    was cut off while it trained is taken as it comes.
+    """
+
+    def __init__(self, grid: Grid, study: Study, audit: AuditLog, fleet: Fleet, board: Board) -> None:
+        super().__init__(grid, study, audit, 0)
+        self._fleet, self._board = fleet, board
+        self._instruction: TrainInstruction | None = None
+        self._arrays = ArrayRecord()
+        self._owed: set[str] = set()
+        self._there: set[str] = set()
+
+    def sites(self) -> list[SiteInfo]:
+        """All admitted sites, as soon as a quorum of them is there."""
+        while True:
+            self._fleet.refresh()
+            admitted, online = self._fleet.admitted(), self._fleet.online()
+            needed = needed_replies(self._study, len(admitted))
+            self._board.needed(needed)
+            if admitted and len(online) >= needed:
+                return [SiteInfo(site, self._hash, 0) for site in admitted]
+            missing = ", ".join(sorted(set(admitted) - set(online))) or "no site is admitted yet"
+            self._board.phase("waiting for sites", f"{len(online)} of {needed} needed; missing: {missing}")
+            self._board.online(admitted, online)
+            time.sleep(5 * _POLL_S)
+
+    def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
+        """Send to the sites that are there; owe it to the others."""
+        if self._instruction is not instruction:
+            self._instruction, self._arrays = instruction, tensors_to_arrays(instruction.weights)
+            self._open = {message: sent for message, sent in self._open.items() if sent.round == instruction.round}
+            self._board.round_started(instruction.round, sites)
+        self._fleet.refresh()
+        self._nodes = self._fleet.online()
+        self._there = set(self._nodes)
+        now = [site for site in sites if site in self._nodes]
+        self._owed |= set(sites) - set(now)
+        self._hand_out(now)
+
+    def _hand_out(self, sites: Sequence[str]) -> None:
+        if not sites or self._instruction is None:
+            return
+        refused = self._send(self._instruction, sites, self._arrays)
+        self._owed |= set(refused)
+        size = sum(len(array.data) for array in self._arrays.values())
+        for site in set(sites) - set(refused):
+            self._board.sent(site, size)
+
+    def collect(self) -> list[TrainReply | Failure]:
+        """As ``GridContact``; sends what is owed to sites that have come back."""
+        self._fleet.refresh()
+        self._nodes = self._fleet.online()
+        self._board.online(self._fleet.admitted(), self._nodes)
+        waiting = {sent.site for sent in self._open.values()}
+        # A SuperNode that was started anew has forgotten its instruction; one that was only cut off has not, and
+        # answers the second one from its disk.
+        back = (set(self._nodes) - self._there) & waiting
+        self._there = set(self._nodes)
+        due = sorted(back | (self._owed & set(self._nodes)))
+        self._owed -= set(due)
+        self._hand_out(due)
+        answers = [*super().collect(), *self._gone()]
+        for answer in answers:
+            self._board.answered(answer)
+        return answers
+
+    def _gone(self) -> list[TrainReply | Failure]:
+        """A failure for each site that is waited for and was revoked, or whose certificate has expired, meanwhile."""
+        asked = {sent.site for sent in self._open.values()} | self._owed
+        out = sorted(asked - set(self._fleet.admitted()))
+        self._owed -= set(out)
+        self._open = {message: sent for message, sent in self._open.items() if sent.site not in out}
+        round_ = self._instruction.round if self._instruction else 0
+        return [Failure("", round_, site, "no longer admitted") for site in out]
+
+    def _askable(self) -> list[str]:
+        # Flower answers a question about an offline node with an error, and throws the node's own answer away.
+        return [message for message, sent in self._open.items() if sent.site in self._nodes]
+
+    def deliver(self, weights: dict[str, Tensor], round_: int, patience_s: float) -> list[str]:
+        """Send the final weights to all admitted sites; those that have confirmed them in time."""
+        digest = weights_digest(weights)
+        confirmed: set[str] = set()
+        arrays = tensors_to_arrays(weights)
+        deadline = time.monotonic() + patience_s
+        asked: dict[str, str] = {}
+        while time.monotonic() < deadline and confirmed != set(self._fleet.admitted()):
+            self._fleet.refresh()
+            online = self._fleet.online()
+            due = [site for site in online if site not in confirmed and site not in asked.values()]
+            for site in due:
+                content = delivery_to_content(self._hash, round_, arrays, self._heads.note_of_delivery(site, digest))
+                (message_id,) = self._grid.push_messages(
+                    [self._message(content, online[site], "query.deliver", round_)]
+                )
+                asked[message_id] = site
+            for reply in self._grid.pull_messages([m for m, site in asked.items() if site in online]):
+                site = asked.pop(reply.metadata.reply_to_message_id)
+                if not reply.has_error() and self._heads.delivered(site, reply.content, digest):
+                    confirmed.add(site)
+            time.sleep(_POLL_S)
+        return sorted(confirmed)

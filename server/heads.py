@@ -1,0 +1,91 @@
+"""The server's side of the exchange of audit heads: what goes with an instruction, and what an answer has to prove."""
+
+from flwr.app import RecordDict
+from torch import Tensor
+
+from federation.audit import NOTHING, AuditLog, Head, Row, verify
+from federation.flower import confirmed_weights, content_to_note
+from federation.records import AuditNote, Failure, TrainInstruction, TrainReply, weights_digest
+from foundation.errors import RunError
+from foundation.progress import say
+
+
+class SiteHeads:
+    """Proves this server's log to each site from the head that the site last acknowledged, and checks theirs.
+
+    What a site acknowledged stands in the server's log, so that a restarted server goes on from there. RunError when
+    that log itself is broken.
+    """
+
+    def __init__(self, audit: AuditLog, study_hash: str) -> None:
+        self._audit, self._hash = audit, study_hash
+        self._acknowledged: dict[str, Head] = {}
+        audit.append("run started", study=study_hash)
+        verdict = verify(audit.path, self._see)
+        if verdict.fault:
+            raise RunError(f"{audit.path}: {verdict.line}; find out who changed it before the server goes on")
+
+    def note_for(self, site: str, instruction: TrainInstruction) -> AuditNote:
+        """Write that an instruction is sent; what goes with it."""
+        self._audit.append("instruction sent", site=site, study=self._hash, round=instruction.round)
+        return self._note(site)
+
+    def note_of_delivery(self, site: str, digest: str) -> AuditNote:
+        """Write that the final weights are sent; what goes with them."""
+        self._audit.append("instruction sent", site=site, study=self._hash, weights=digest)
+        return self._note(site)
+
+    def received(self, answer: TrainReply | Failure, note: AuditNote | None) -> TrainReply | Failure:
+        """The answer, or a failure in its place when the site's log does not go on from the head that is held here.
+
+        A failure may come without a note: a site that does not act on an instruction writes only that into its log.
+        """
+        if isinstance(answer, Failure):
+            self._audit.append("update refused", site=answer.site, round=answer.round, category=answer.category)
+            if note is None:
+                return answer
+        try:
+            if note is None:
+                raise RunError(f"the answer of {answer.site} came without a head of its audit log")
+            self._audit.receive(answer.site, note.extension)
+        except RunError as error:
+            say(f"site {answer.site}: {error}")
+            return Failure("", answer.round, answer.site, "log-not-continued")
+        self._acknowledged[answer.site] = note.known
+        if isinstance(answer, TrainReply):
+            self._audit.append(
+                "update received", site=answer.site, study=answer.study_hash, round=answer.round,
+                bytes=_bytes(answer.weights), weights=weights_digest(answer.weights), **_of(note.known),
+            )  # fmt: skip
+        return answer
+
+    def delivered(self, site: str, content: RecordDict, digest: str) -> bool:
+        """Whether a site's answer to a delivery confirms these weights, and its log goes on."""
+        try:
+            note = content_to_note(content)
+            if note is not None:
+                self._audit.receive(site, note.extension)
+                self._acknowledged[site] = note.known
+            confirmed = note is not None and confirmed_weights(content) == digest
+        except RunError as error:
+            say(f"site {site}: {error}")
+            confirmed = False
+        if confirmed:
+            self._audit.append("weights delivered", site=site, study=self._hash, weights=digest)
+        return confirmed
+
+    def _note(self, site: str) -> AuditNote:
+        # A site that has not answered yet may hold a head all the same: after ``NOTHING`` it is shown all rows.
+        return AuditNote(self._audit.extension(self._acknowledged.get(site, NOTHING)), self._audit.known(site))
+
+    def _see(self, row: Row) -> None:
+        if row["event"] == "update received":
+            self._acknowledged[row["site"]] = Head(row["acknowledged"], row["acknowledged_hash"])
+
+
+def _of(head: Head) -> dict[str, int | str]:
+    return {"acknowledged": head.count, "acknowledged_hash": head.hash}
+
+
+def _bytes(weights: dict[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in weights.values())

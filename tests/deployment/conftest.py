@@ -1,0 +1,146 @@
+"""A federation as hospitals run it: SuperLink, nginx and SuperNodes over TLS on loopback, each with its own ports."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from client.approval import approve
+from client.kit_keys import site_init
+from client.site_file import load_site_file
+from federation.study import study_from
+from foundation.errors import RunError
+from foundation.process_group import free_port
+from server.provision import accept, provision
+from server.proxy import nginx
+from server.status_board import Status, read_status
+
+# Half a dozen programs that import torch start on two cores.
+pytestmark = pytest.mark.timeout(600)
+_ANY_PORT = ("--metrics-port", "0")
+SITES = {"a": (9, 3), "b": (6, 2), "c": (4, 2)}
+
+
+class Deployment:
+    """One federation in a folder: provisioned, enrolled and approved; programs are started and stopped one by one."""
+
+    def __init__(self, root: Path, raw: dict[str, Any], write: Callable[..., Path], sites: Any = None) -> None:
+        self.root, self.sites = root, dict(sites or SITES)
+        self.study = study_from(raw, "test")
+        self.port = free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        self.study_file = root / "study.yaml"
+        self.study_file.write_text(yaml.safe_dump(raw))
+        self.federation = root / "kits" / "server"
+        provision(self.study_file, server=f"localhost:{self.port}", sites=list(self.sites), out=root / "kits")
+        for seed, (site, (pictures, patients)) in enumerate(self.sites.items()):
+            data = write(root / "hospitals", site, pictures=pictures, patients=patients, seed=seed).parent
+            self.enrol(site, data / "manifest.csv")
+
+    def enrol(self, site: str, data: Path) -> None:
+        """What a site and the study lead do before the first start."""
+        kit = self.kit(site)
+        site_init(kit, data=data, device="cpu")
+        self.permit(site, min_pictures=1, min_patients=1, smallest_count=1)
+        accept(self.federation, kit / "site.csr")
+        approve(kit / "study.yaml", load_site_file(kit / "site.yaml"), "a test", lambda _: True)
+
+    def permit(self, site: str, **policy: Any) -> None:
+        """Change a site's policy."""
+        path = self.kit(site) / "site.yaml"
+        raw = yaml.safe_load(path.read_text())
+        raw["policy"] |= policy
+        path.write_text(yaml.safe_dump(raw))
+
+    def kit(self, site: str) -> Path:
+        return self.root / "kits" / f"kit-{site}"
+
+    @property
+    def run(self) -> Path:
+        return self.federation / "runs" / f"{self.study.name}-{self.study.training_hash()[:12]}"
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "arms" / "federated" / "fold-0" / f"seed-{self.study.seed}"
+
+    def start(self, *names: str) -> None:
+        """Start "server" or sites by name."""
+        for name in names:
+            arguments = (
+                ("server", self.study_file, "--federation", self.federation, "--host", "127.0.0.1", *_ANY_PORT)
+                if name == "server"
+                else ("client", self.kit(name))
+            )
+            with (self.root / f"{name}.log").open("ab") as log:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", "fedpretext", *map(str, arguments)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.root,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+                )  # fmt: skip
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """End one program, as a power cut does unless told otherwise, and wait until it is gone."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        process.wait(60)
+
+    def stop(self) -> None:
+        for name in list(self.processes):
+            self.kill(name, signal.SIGTERM)
+
+    def status(self) -> Status | None:
+        try:
+            return read_status(self.folder / "status.json")
+        except RunError:
+            return None
+
+    def wait(self, reached: Callable[[Status], bool], seconds: float = 240.0) -> Status:
+        """Wait until the server's status says so; fails, with the logs, when it does not or the server gave up."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            status = self.status()
+            if status is not None and reached(status):
+                return status
+            server = self.processes.get("server")
+            if server is not None and server.poll() not in (None, 0):
+                break
+            time.sleep(0.2)
+        raise AssertionError(f"not reached; status {self.status()}\n{self.logs()}")
+
+    def finish(self, seconds: float = 240.0) -> None:
+        """Wait until the server has ended by itself, with success."""
+        self.wait(lambda status: status.phase == "finished", seconds)
+        assert self.processes.pop("server").wait(60) == 0, self.logs()
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.root.glob("*.log")))
+
+
+@pytest.fixture
+def deployment(
+    tmp_path: Path, raw_study: dict[str, Any], write_site: Callable[..., Path]
+) -> Iterator[Callable[..., Deployment]]:
+    """``deployment(rounds={"count": 2})``: a federation of three sites with the small study, changed in sections."""
+    if nginx() is None:
+        pytest.skip("needs nginx, the proxy in front of a server (Debian: apt install nginx-light)")
+    made: list[Deployment] = []
+
+    def make(sites: Any = None, name: str = "deployment", **sections: Any) -> Deployment:
+        whole = {key for key, section in sections.items() if "name" in section}
+        raw = raw_study | {
+            key: section if key in whole else {**raw_study.get(key, {}), **section} for key, section in sections.items()
+        }
+        made.append(Deployment(tmp_path / name, raw, write_site, sites))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()

@@ -1,0 +1,233 @@
+"""A real federation is killed, cut off and restarted, and ends at the bits of one that nothing happened to."""
+
+import json
+import random
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from federation.audit import verify
+from foundation.files import load_tensors
+from server.rounds import write_study
+from simulation.runtimes import Federation, run_in_process
+
+from .conftest import Deployment
+
+pytestmark = pytest.mark.timeout(900)
+Make = Callable[..., Deployment]
+IJEPA = {"name": "ijepa", "predictor_width": 24, "predictor_depth": 1, "predictor_heads": 2}
+
+
+def bits(path: Path) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in load_tensors(path)[0].items()}
+
+
+def undisturbed(deployment: Deployment, place: Path) -> dict[str, bytes]:
+    """The weights of the same study and sites in process, where nothing happens."""
+    write_study(place, deployment.study)
+    for site in deployment.sites:
+        own = place / "sites" / site
+        own.mkdir(parents=True)
+        hospital = deployment.root / "hospitals" / site
+        shutil.copy(hospital / "site.yaml", own)
+        raw = yaml.safe_load((own / "site.yaml").read_text())
+        (own / "site.yaml").write_text(yaml.safe_dump(raw | {"data": str(hospital / "manifest.csv"), "cache": "cache"}))
+    run_in_process(Federation(place, tuple(deployment.sites)))
+    return bits(place / "global.safetensors")
+
+
+def final(deployment: Deployment, site: str) -> Path:
+    state = deployment.kit(site) / "state"
+    return state / deployment.study.training_hash()[:16] / "final.safetensors"
+
+
+def trained(deployment: Deployment, site: str) -> int:
+    """How many rounds the site has trained, repeats counted."""
+    state = deployment.kit(site) / "state"
+    return int((state / deployment.study.training_hash()[:16] / "trained").read_text())
+
+
+def released(deployment: Deployment, site: str) -> list[int]:
+    """The rounds whose update left the site for the first time, by its audit log."""
+    rows = (deployment.kit(site) / "state" / "audit.jsonl").read_text().splitlines()
+    return [row["round"] for row in map(json.loads, rows) if row["event"] == "update released"]
+
+
+def test_simulation_and_deployment_are_bit_identical(deployment: Make, tmp_path: Path) -> None:
+    """Two rounds, three sites; the weights at the server, and those that every site was handed at the end."""
+    federation = deployment(rounds={"count": 2}, method=IJEPA)
+    federation.start("server", *federation.sites)
+    federation.finish()
+    expected = undisturbed(federation, tmp_path / "in-process")
+    assert bits(federation.folder / "global.safetensors") == expected
+    for site in federation.sites:
+        assert bits(final(federation, site)) == expected
+        assert trained(federation, site) == 2
+        assert released(federation, site) == [1, 2]
+        assert verify(federation.kit(site) / "state" / "audit.jsonl").fault == ""
+    assert verify(federation.federation / "audit.jsonl").fault == ""
+
+
+KILLS, ROUNDS = 10, 6
+
+
+def test_killed_ten_times_in_a_row(deployment: Make, tmp_path: Path) -> None:
+    """kill -9 of the server (with SuperLink and nginx) or of a site (with its SuperNode), at random moments.
+
+    No round is lost, no file is corrupt, and momentum encoders and optimiser state go on: the weights are those of an
+    undisturbed run, bit for bit.
+    """
+    federation = deployment(rounds={"count": ROUNDS}, method=IJEPA, training={"epochs": 3.0})
+    draw = random.Random(4)
+    federation.start("server", *federation.sites)
+    victims = ["server", "a", "server", "b", "server", "c", "server", "a", "server", "b"]
+    draw.shuffle(victims)
+    federation.wait(lambda status: status.round >= 1)
+    for number, victim in enumerate(victims):
+        # Spread over the rounds: the later half of the kills waits for the later half of the study.
+        reached = 1 + number * (ROUNDS - 1) // KILLS
+        federation.wait(lambda status, reached=reached: status.round >= reached)  # type: ignore[misc]
+        time.sleep(draw.uniform(0.0, 4.0))
+        process = federation.processes.get(victim)
+        assert process is not None
+        assert process.poll() is None, f"{victim} ended by itself\n{federation.logs()}"
+        federation.kill(victim)
+        federation.start(victim)
+    federation.finish(600)
+    assert bits(federation.folder / "global.safetensors") == undisturbed(federation, tmp_path / "in-process")
+    assert not list(federation.root.rglob("*.part"))
+    for log in (federation.federation / "audit.jsonl", *federation.root.glob("kits/kit-*/state/audit.jsonl")):
+        assert verify(log).fault == ""
+    for site in federation.sites:
+        assert set(released(federation, site)) == set(range(1, ROUNDS + 1))
+
+
+class Line:
+    """A network line between sites and server that can be cut: a forwarder on a port of its own."""
+
+    def __init__(self, port: int, towards: int) -> None:
+        self._towards, self.cut = towards, threading.Event()
+        self._server = socket.create_server(("127.0.0.1", port))
+        self._pairs: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            if self.cut.is_set():
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._towards))
+            self._pairs += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _copy(one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                other.sendall(data)
+        except OSError:
+            pass
+        finally:
+            one.close()
+            other.close()
+
+    def break_off(self) -> None:
+        """End every connection and take no new one."""
+        self.cut.set()
+        for each in self._pairs:
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def mend(self) -> None:
+        self.cut.clear()
+
+    def close(self) -> None:
+        self.break_off()
+        self._server.close()
+
+
+@pytest.fixture
+def lines() -> Iterator[list[Line]]:
+    made: list[Line] = []
+    yield made
+    for line in made:
+        line.close()
+
+
+def test_a_minute_without_network_in_a_long_round_costs_nothing(
+    deployment: Make, lines: list[Line], tmp_path: Path
+) -> None:
+    """The round is longer than the time after which Flower takes a node for offline; nothing is trained twice."""
+    from foundation.process_group import free_port
+
+    federation = deployment(
+        sites={"a": (9, 3), "b": (6, 2)}, rounds={"count": 1, "quorum": 1.0}, training={"epochs": None, "steps": 9000}
+    )
+    outside = free_port()
+    lines.append(Line(outside, federation.port))
+    for site in federation.sites:
+        path = federation.kit(site) / "kit.yaml"
+        path.write_text(path.read_text().replace(f"localhost:{federation.port}", f"localhost:{outside}"))
+    federation.start("server", *federation.sites)
+    federation.wait(lambda status: all(site.state == "in work" for site in status.sites.values()) and status.round == 1)
+    time.sleep(6)  # both have pulled it
+    lines[0].break_off()
+    federation.wait(lambda status: not any(site.online for site in status.sites.values()), 150)
+    time.sleep(10)
+    lines[0].mend()
+    federation.finish(300)
+    for site in federation.sites:
+        assert trained(federation, site) == 1
+        assert released(federation, site) == [1]
+    assert bits(federation.folder / "global.safetensors") == undisturbed(federation, tmp_path / "in-process")
+
+
+def test_a_lost_quorum_is_a_pause_that_says_why(deployment: Make) -> None:
+    """Two of three sites go: the server waits, names them, and goes on when one comes back."""
+    federation = deployment(rounds={"count": 3, "quorum": 0.6, "deadline_minutes": 5})
+    federation.start("server", "a")
+    status = federation.wait(lambda status: status.phase.startswith("waiting for sites") and status.sites["a"].online)
+    assert status.detail == "1 of 2 needed; missing: b, c"
+    federation.start("b", "c")
+    federation.finish()
+
+
+def test_ended_by_a_signal_nothing_is_left(deployment: Make) -> None:
+    """SIGTERM, as systemd sends it: SuperLink, nginx and SuperNode go too."""
+    federation = deployment(rounds={"count": 50})
+    federation.start("server", "a", "b", "c")
+    federation.wait(lambda status: status.round >= 1)
+    for name in list(federation.processes):
+        federation.kill(name, signal.SIGTERM)
+    deadline = time.monotonic() + 15
+    while (left := running(federation.root)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+def running(place: Path) -> list[Any]:
+    """Commands of processes whose command line names a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = entry.read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if str(place) in text:
+            found.append(text)
+    return found
