@@ -76,6 +76,7 @@ def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth
     from federation.study import study_from
     from server.checkpoint import write_checkpoint
     from server.rounds import write_study
+    from simulation.arms import OPEN_POLICY
     from simulation.runtimes import RUNTIMES, Federation
 
     study = study_from(
@@ -107,8 +108,8 @@ def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth
     federation = Federation(folder, tuple(sorted(data)))
 
     def run(laps: Laps) -> None:
-        def write_and_note(*arguments: object) -> None:
-            write_checkpoint(*arguments)  # type: ignore[arg-type]  # handed on as they come
+        def write_and_note(*arguments: object, **named: object) -> None:
+            write_checkpoint(*arguments, **named)  # type: ignore[arg-type]  # handed on as they come
             laps.note()
 
         # In Ray the server is another process: no laps are seen there.

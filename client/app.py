@@ -64,11 +64,13 @@ def _trained(message: Message, site: Site, log: SiteLog) -> RecordDict:
     log.check(content_to_note(message.content))
     instruction = content_to_instruction(message.content)
     log.instructed(instruction)
-    again = site.has_trained(instruction)
-    allowed = site.allowed(site.train(instruction), instruction.round)
-    log.released(allowed, again)
-    content = with_note(reply_to_content(allowed), log.note())
-    check_record_dict(content, site.name, site.study_hash, site.shared_like(), list(allowed.metrics))
+    reply, again = site.trained_or_stored(instruction)
+    allowed = site.allowed(reply, instruction.round)
+    content, expected, metrics = reply_to_content(allowed), site.shared_like(), list(allowed.metrics)
+    check_record_dict(content, site.name, site.study_hash, expected, metrics)
+    log.released(allowed, again)  # an update that is withheld was not released
+    content = with_note(content, log.note())
+    check_record_dict(content, site.name, site.study_hash, expected, metrics)
     return content
 
 
@@ -135,7 +137,7 @@ def _site(site_file: SiteFile, message: Message, context: Context) -> Site:
         for other in [other for other in _sites if other[0] != key[0] or other[1].state == site_file.state]:
             del _sites[other]
         study = _simulated_study(Path(place)) if place else _approved(site_file, asked)
-        _sites[key] = Site(site_file, study, open_vault(site_file.key, [site_file.state]))
+        _sites[key] = Site(site_file, study, open_vault(site_file.key, [site_file.state, site_file.cache]))
     return _sites[key]
 
 

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from client.approval_page import page
 from client.policy import check_study
-from client.site_file import SiteFile
+from client.site_file import AUDIT, SiteFile
+from federation.audit import AuditLog
 from federation.study import Study, checked, load_study, read_yaml
 from foundation.errors import StudyError
 from foundation.files import write_text
@@ -49,6 +50,7 @@ def approve(study_path: Path, site_file: SiteFile, by: str, confirm: Callable[[s
     text = yaml.safe_dump(approval.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
     path = _path(site_file, study.training_hash())
     write_text(path, text)
+    AuditLog(site_file.state / AUDIT, site_file.site).append("study approved", study=study.training_hash(), who=by)
     return [*lines, f"approved by {by}; recorded in {path}"]
 
 
@@ -71,6 +73,7 @@ def withdraw(site_file: SiteFile, training_hash: str) -> str:
     except StudyError:
         name = "(damaged record)"
     found[0].unlink()
+    AuditLog(site_file.state / AUDIT, site_file.site).append("approval withdrawn", study=found[0].stem)
     return f"{name} {found[0].stem}"
 
 

@@ -82,7 +82,13 @@ class Site:
         return checked_reply(self._study, answer, expected, self._file.policy, self.name, round_)
 
     def train(self, instruction: TrainInstruction) -> TrainReply:
+        """The update that ``trained_or_stored`` makes or finds."""
+        return self.trained_or_stored(instruction)[0]
+
+    def trained_or_stored(self, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
         """Train one round, or give back its stored update: one (study, round) is trained once from the same weights.
+
+        Returns the update, and whether it was stored before.
 
         Other weights for a round (a server that starts the study anew, or went back to an older checkpoint) are a new
         job: the stored update would belong to another history. A second instruction for a round in work waits for it.
@@ -99,12 +105,7 @@ class Site:
             received = weights_digest(instruction.weights)
             stored = self._stored(instruction.round, received)
             reply = stored or self._train(instruction, received)
-        return hide_count(reply, instruction.weights, self._file.policy)
-
-    def has_trained(self, instruction: TrainInstruction) -> bool:
-        """Whether the update that an instruction asks for lies on this site's disk already."""
-        stored = self._stored(instruction.round, weights_digest(instruction.weights))
-        return instruction.study_hash == self.study_hash and stored is not None
+        return hide_count(reply, instruction.weights, self._file.policy), stored is not None
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
         """Keep the study's final weights as ``final.safetensors``, and the encoder's alone for use; their digest.
@@ -238,6 +239,7 @@ class Site:
         with (self._folder / "lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             handle.write(f"{os.getpid()} round {round_}\n")
+            handle.flush()
             yield
 
 

@@ -38,7 +38,7 @@ def _pyproject(study: Study) -> str:
         'license = { text = "Apache-2.0" }\ndependencies = []\n\n'
         '[tool.flwr.app]\npublisher = "fedpretext"\n\n'
         f'[tool.flwr.app.components]\nserverapp = "{SERVER_APP}"\nclientapp = "{CLIENT_APP}"\n\n'
-        f'[tool.flwr.app.config]\nstudy = "{study.training_hash()}"\n'
+        f'[tool.flwr.app.config]\ntraining-hash = "{study.training_hash()}"\n'
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from federation.audit_chain import NOTHING, OWN_FIELDS, Head, Row, head_in
 from federation.audit_check import Agreement, cross_check, verify
+from foundation.wording import one_line
 
 WIDTH = 80
 _LEFT = ("update released", "update sent again")
@@ -36,8 +37,8 @@ def report(*paths: Path) -> Report:
         if "server" in (one.party, other.party) and "" not in (one.party, other.party):
             agreement = cross_check(one.path, other.path)
             ok = ok and not agreement.faults
-            lines += _wrapped(_printable(f"{one.party} and {other.party}: {_said_of(agreement)}"), "  ")
-            lines += [part for fault in agreement.faults for part in _wrapped(_printable(fault), "  ")]
+            lines += _wrapped(one_line(f"{one.party} and {other.party}: {_said_of(agreement)}"), "  ")
+            lines += [part for fault in agreement.faults for part in _wrapped(one_line(fault), "  ")]
     return Report(lines[:-1] if lines and not lines[-1] else lines, ok)
 
 
@@ -63,7 +64,7 @@ class _Log:
 
     def lines(self) -> list[str]:
         """The report on this log alone."""
-        lines = [*_wrapped(f"Audit log of {_printable(self.party) or 'nobody'}: {_printable(str(self.path))}")]
+        lines = [*_wrapped(f"Audit log of {one_line(self.party) or 'nobody'}: {one_line(str(self.path))}")]
         lines += _wrapped(self.verdict.line)
         if self.verdict.fault:
             lines += _wrapped("What follows is of the rows before it; do not trust the rows after it.")
@@ -111,7 +112,7 @@ class _Log:
         lines += [_columns(_SITE_WIDTHS, "site", "updates", "size", "refused", "left out", "last round")]
         for name, site in sorted(self._sites.items()):
             counts = (site["update refused"], site["site left out"], site["round"] or "none")
-            cells = (_printable(name), site["update received"], _size(site["bytes"]), *counts)
+            cells = (one_line(name), site["update received"], _size(site["bytes"]), *counts)
             lines.append(_columns(_SITE_WIDTHS, *map(str, cells)))
         return lines
 
@@ -119,14 +120,14 @@ class _Log:
         lines = []
         for party, (head, time) in sorted(self._heads.items()):
             said = f"row {head.count}, {head.hash[:12]}" if head != NOTHING else "none since its restart was accepted"
-            lines += _wrapped(f"{_printable(party)}: {said}, {_minute(time)}")
+            lines += _wrapped(f"{one_line(party)}: {said}, {_minute(time)}")
         return lines
 
 
 def _decision(row: Row) -> list[str]:
     fields = [_field(name, value) for name, value in row.items() if name not in OWN_FIELDS]
     said = f"{row['event']}{': ' if fields else ''}{', '.join(fields)}"
-    return _wrapped(f"{_minute(row['time'])}  {_printable(said)}", 18 * " ")
+    return _wrapped(f"{_minute(row['time'])}  {one_line(said)}", 18 * " ")
 
 
 def _field(name: str, value: object) -> str:
@@ -135,7 +136,7 @@ def _field(name: str, value: object) -> str:
 
 
 def _texts(row: Row, *names: str) -> list[str]:
-    return [_printable(str(row.get(name, "?"))) for name in names]
+    return [one_line(str(row.get(name, "?"))) for name in names]
 
 
 def _number(row: Row, name: str) -> int:
@@ -160,13 +161,8 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _printable(text: str) -> str:
-    """Without what could move the cursor of a terminal: a text may have come from another party."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def _minute(time: str) -> str:
-    return _printable(time[:16].replace("T", " "))
+    return one_line(time[:16].replace("T", " "))
 
 
 def _size(count: float) -> str:

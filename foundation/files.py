@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,11 +29,12 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be written to may not be cleared either; the reason has been told
+            temporary.unlink(missing_ok=True)
 
 
 def _not_written(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path}: could not be written ({error.strerror}); free space or permit writing, then --resume")
+    return RunError(f"{path}: could not be written ({error.strerror}); free space or permit writing, then go on")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -57,7 +57,7 @@ class GridContact:
         messages = [self._message(question(self._hash), node, "query", 0) for node in sorted(nodes)]
         for reply in self._grid.send_and_receive(messages):
             if reply.has_error():
-                raise RunError("a site could not be asked who it is; see that site's log, then --resume")
+                raise RunError("a site could not be asked who it is; see that site's log, then go on")
             failure = failure_in(reply.content)
             if failure is not None:
                 site = content_to_reply(reply.content).site

@@ -113,7 +113,7 @@ class RoundLoop:
         why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
         raise QuorumError(
             f"round {number}: fewer than {needed} of {len(sites)} sites gave a usable update in "
-            f"{self._study.rounds.attempts} attempts ({why}); mend those sites, then --resume"
+            f"{self._study.rounds.attempts} attempts ({why}); mend those sites, then go on"
         )
 
     def _gather(self, number: int, sites: list[str], spool: Spool) -> dict[str, str]:

@@ -28,7 +28,7 @@ from ssl_methods.starting_weights import start_from
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
 _POOLED = "pooled"
-_POLICY = {"studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1}
+OPEN_POLICY = {"studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1}
 """A simulated hospital's: its pictures are public, and it is the study's to say who takes part."""
 
 
@@ -167,7 +167,7 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
     for site, place in places.items():
         text = {
             "site": site, "data": "manifest.csv", "state": "state", "cache": str((run / "store").resolve()),
-            "device": device, "policy": _POLICY,
+            "device": device, "policy": OPEN_POLICY,
         }  # fmt: skip
         write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))
     return Federation(folder.resolve(), tuple(sorted(place.name for place in places.values())))

@@ -122,7 +122,7 @@ def test_nan_at_all_sites(monkeypatch: pytest.MonkeyPatch, fedpretext: Call, stu
     said = fedpretext(*quick(study_file))
     assert said.error.startswith(
         "round 1: fewer than 2 of 3 sites gave a usable update in 1 attempts (north: loss-not-finite; "
-        "small: loss-not-finite; south: loss-not-finite); mend those sites, then --resume; north's log says: "
+        "small: loss-not-finite; south: loss-not-finite); mend those sites, then go on; north's log says: "
     )
     assert "site north, round 1: the loss is not finite; lower training.learning_rate" in said.error
     (run,) = run_folders(tmp_path)
@@ -163,7 +163,7 @@ def test_a_full_disk_and_then_room(
     with monkeypatch.context() as full:
         full_disk(full, "/state/")
         said = fedpretext(*command)
-        assert "(north: disk-full; small: disk-full; south: disk-full)" in said.error
+        assert said.error.startswith("site north: cannot take part (disk-full); its own log (state/site.log) says why")
         assert "No space left on device" in said.error
     for place in ("/spool/", "/checkpoints/"):
         with monkeypatch.context() as full:
@@ -221,7 +221,11 @@ def test_truncated_files_of_a_federation(
     with monkeypatch.context() as patched, pytest.raises(Killed):
         calls = iter([False, False, True])  # dies in round 3, with its spool full
         write = __import__("server.rounds", fromlist=["write_checkpoint"]).write_checkpoint
-        patched.setattr("server.rounds.write_checkpoint", lambda *a: killed() if next(calls) else write(*a))
+
+        def dying(*arguments: Any, **named: Any) -> None:
+            killed() if next(calls) else write(*arguments, **named)
+
+        patched.setattr("server.rounds.write_checkpoint", dying)
         run_in_process(disturbed)
     cut(disturbed.folder / "spool" / "round-00003" / "B.safetensors")
     cut(disturbed.folder / "checkpoints" / "round-00002" / "weights.safetensors")

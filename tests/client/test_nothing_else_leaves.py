@@ -198,15 +198,15 @@ def test_the_search_for_pixels_finds_a_planted_patch(
 ) -> None:
     """What no list can stop: values of allowed tensors that are pixels. It shows that the hunt reaches the wire."""
     approved(small, hospitals, tmp_path)
-    real = Site.train
+    real = Site.trained_or_stored
 
-    def train(self: Site, instruction: TrainInstruction) -> TrainReply:
-        reply = real(self, instruction)
+    def train(self: Site, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
+        reply, again = real(self, instruction)
         picture = self.store().batch(np.array([0]))[0, 0]
         next(v for v in reply.weights.values() if v.numel() >= 64).view(-1)[8:24] = picture[3:7, 5:9].flatten()
-        return reply
+        return reply, again
 
-    monkeypatch.setattr(Site, "train", train)
+    monkeypatch.setattr(Site, "trained_or_stored", train)
     left = federate(tmp_path, small, hospitals)
     assert patches_in(left, all_patterns(small, hospitals)) >= 4
 

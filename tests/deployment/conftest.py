@@ -15,6 +15,7 @@ import yaml
 from client.approval import approve
 from client.kit_keys import site_init
 from client.site_file import load_site_file
+from federation.key_source import new_key_text
 from federation.study import study_from
 from foundation.errors import RunError
 from foundation.process_group import free_port
@@ -59,6 +60,15 @@ class Deployment:
         raw = yaml.safe_load(path.read_text())
         raw["policy"] |= policy
         path.write_text(yaml.safe_dump(raw))
+
+    def encrypt(self, site: str | None = None) -> None:
+        """Have a site, or the server, encrypt what it keeps, with a key in a folder of its own."""
+        path = self.kit(site) / "site.yaml" if site else self.federation / "federation.yaml"
+        key = self.root / "secrets" / (site or "server")
+        key.parent.mkdir(exist_ok=True)
+        key.touch(0o600)
+        key.write_text(new_key_text())
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"key": {"file": str(key)}}))
 
     def kit(self, site: str) -> Path:
         return self.root / "kits" / f"kit-{site}"

@@ -83,9 +83,11 @@ def test_killed_ten_times_in_a_row(deployment: Make, tmp_path: Path) -> None:
     """kill -9 of the server (with SuperLink and nginx) or of a site (with its SuperNode), at random moments.
 
     No round is lost, no file is corrupt, and momentum encoders and optimiser state go on: the weights are those of an
-    undisturbed run, bit for bit.
+    undisturbed run, bit for bit. The server and site a encrypt what they keep.
     """
     federation = deployment(rounds={"count": ROUNDS}, method=IJEPA, training={"epochs": 3.0})
+    federation.encrypt()
+    federation.encrypt("a")
     draw = random.Random(4)
     federation.start("server", *federation.sites)
     victims = ["server", "a", "server", "b", "server", "c", "server", "a", "server", "b"]
@@ -104,6 +106,9 @@ def test_killed_ten_times_in_a_row(deployment: Make, tmp_path: Path) -> None:
     federation.finish(600)
     assert bits(federation.folder / "global.safetensors") == undisturbed(federation, tmp_path / "in-process")
     assert not list(federation.root.rglob("*.part"))
+    (newest,) = federation.folder.glob(f"checkpoints/round-{ROUNDS:05d}")
+    for sealed in (newest / "weights.safetensors", *(federation.kit("a") / "state").glob("*/round-*/*.safetensors")):
+        assert sealed.read_bytes().startswith(b"fedpretext vault")
     for log in (federation.federation / "audit.jsonl", *federation.root.glob("kits/kit-*/state/audit.jsonl")):
         assert verify(log).fault == ""
     for site in federation.sites:

@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, full_disk: None, write: Callabl
     with pytest.raises(RunError) as caught:
         write(path)
     assert str(caught.value) == (
-        f"{path}: could not be written (No space left on device); free space or permit writing, then --resume"
+        f"{path}: could not be written (No space left on device); free space or permit writing, then go on"
     )
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC

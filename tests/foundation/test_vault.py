@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path, write: C
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(caught.value) == (
-        f"{tmp_path / 'x'}: could not be written (File too large); free space or permit writing, then --resume"
+        f"{tmp_path / 'x'}: could not be written (File too large); free space or permit writing, then go on"
     )
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EFBIG

@@ -409,7 +409,7 @@ def test_the_ca_key_with_a_passphrase(study: Path, tmp_path: Path, request_of: A
     provision(study, server="localhost:8443", sites=["north"], out=tmp_path / "kits", passphrase=PASSPHRASE)
     federation = tmp_path / "kits" / "server"
     request, path = request_of("north"), federation / "ca.key"
-    assert b"ENCRYPTED PRIVATE KEY" in path.read_bytes()
+    assert b"BEGIN OPENSSH PRIVATE KEY" in path.read_bytes()
     assert refusal(lambda: accept(federation, request)).startswith(f"{path}: is protected by a passphrase")
     said = refusal(lambda: accept(federation, request, ca_passphrase=b"another passphrase"))
     assert said.startswith(f"{path}: the passphrase is wrong")

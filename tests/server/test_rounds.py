@@ -213,7 +213,7 @@ def test_a_missed_quorum_names_sites_and_reasons_and_harms_nothing(
         run.run(act)
     assert str(caught.value) == (
         "round 3: fewer than 2 of 4 sites gave a usable update in 2 attempts (B: out-of-memory; C: no answer before "
-        "the deadline; D: tensor 'encoder.w' has values that are not finite); mend those sites, then --resume"
+        "the deadline; D: tensor 'encoder.w' has values that are not finite); mend those sites, then go on"
     )
     checkpoint = latest_checkpoint(run.folder / "checkpoints", run.study.training_hash())
     assert checkpoint is not None

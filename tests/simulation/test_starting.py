@@ -69,9 +69,9 @@ def started(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Started:
     path.parent.mkdir()
     save_file(earlier(seed=11), path)
     run = Started(finished.study, path, place)
-    train: Callable[..., TrainReply] = client.site.Site.train
+    train: Callable[..., tuple[TrainReply, bool]] = client.site.Site.trained_or_stored
 
-    def spy(self: Any, instruction: TrainInstruction) -> TrainReply:
+    def spy(self: Any, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
         arm = self._file.state.parents[2]
         if instruction.round == 1:
             received = {name: value.clone() for name, value in instruction.weights.items()}
@@ -81,7 +81,7 @@ def started(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Started:
         return reply
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(client.site.Site, "train", spy)
+        patched.setattr(client.site.Site, "trained_or_stored", spy)
         settings = [f"simulation.weights={path}", ONE_ARM]
         run.folder = simulate(finished.study, settings, runs=place / "runs", device="cpu").folder
     return run
