@@ -59,7 +59,16 @@ def _connected(kit_folder: Path, kit: Kit, key: PrivateKey, site_file: SiteFile,
     """One life of the SuperNode, from start to end; how long it lasted, in seconds."""
     started = time.monotonic()
     with SuperNode(kit_folder, kit, key, site_file.state / "supernode") as node:
-        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, node.ended)
+        told = False
+
+        def ended() -> bool:
+            nonlocal told
+            if not told and node.connected():
+                log.write("info", f"site {kit.site}: connected; rounds are trained as the server asks for them")
+                told = True
+            return node.ended()
+
+        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, ended)
         log.write("warning", f"site {kit.site}: {node.reason()}")
     return time.monotonic() - started
 

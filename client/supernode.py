@@ -62,16 +62,24 @@ class SuperNode:
         """Whether it has ended by itself."""
         return self._group.ended() is not None
 
+    def connected(self) -> bool:
+        """Whether the server has let it in, since it was started."""
+        return "SuperNode ID:" in self._said()
+
     def reason(self) -> str:
         """Why it ended, in one line with the remedy, going by its log."""
-        with self.log.open("rb") as handle:
-            handle.seek(self._log_from)
-            text = re.sub(r"\x1b\[[0-9;]*m", "", handle.read().decode(errors="replace"))
+        text = self._said()
         for pattern, words in _REASONS.items():
             if (found := re.search(pattern, text)) is not None:
                 return words.format(found=found[0].strip(" '\""))
         lines = [line.strip() for line in text.splitlines() if not _NOISE.match(line)]
         return f"the SuperNode ended ({lines[-1][-200:] if lines else 'it wrote nothing'}); its log is {self.log}"
+
+    def _said(self) -> str:
+        """What it has written since it was started, without colours."""
+        with self.log.open("rb") as handle:
+            handle.seek(self._log_from)
+            return re.sub(r"\x1b\[[0-9;]*m", "", handle.read().decode(errors="replace"))
 
     def _sign_off(self) -> None:
         """Take back the place of a SuperNode that was killed, whose number its log tells."""
