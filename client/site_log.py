@@ -45,7 +45,7 @@ class SiteLog:
 
     def instructed(self, instruction: TrainInstruction) -> None:
         """A round is asked for."""
-        self._log.append(
+        self._log.note(
             "instruction received", study=instruction.study_hash, round=instruction.round,
             weights=weights_digest(instruction.weights),
         )  # fmt: skip
@@ -53,7 +53,7 @@ class SiteLog:
     def released(self, reply: TrainReply, again: bool) -> None:
         """An update is about to leave; ``again``: it was trained before and is sent another time."""
         event: Event = "update sent again" if again else "update released"
-        self._log.append(
+        self._log.note(
             event, study=reply.study_hash, round=reply.round, tensors=len(reply.weights),
             bytes=sum(value.numel() * value.element_size() for value in reply.weights.values()),
             weights=weights_digest(reply.weights), metrics=", ".join(sorted(reply.metrics)),

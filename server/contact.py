@@ -108,9 +108,19 @@ class GridContact:
             answer, note = content_to_reply(reply.content), content_to_note(reply.content)
         except RunError:
             answer, note = Failure("", sent.round, sent.site, "unreadable reply"), None
-        if answer.site != sent.site:
-            answer, note = Failure("", sent.round, sent.site, "reply under another site's name"), None
+        if (wrong := self._not_to(answer, sent)) is not None:
+            answer, note = Failure("", sent.round, sent.site, wrong), None
         return self._heads.received(answer, note)
+
+    def _not_to(self, answer: TrainReply | Failure, sent: _Sent) -> str | None:
+        """In what an answer is not one to what was sent; the round loop would wait for the right one in vain."""
+        if answer.site != sent.site:
+            return "reply under another site's name"
+        if answer.round != sent.round:
+            return "reply of another round"
+        if isinstance(answer, TrainReply) and answer.study_hash != self._hash:
+            return "reply of another study"
+        return None
 
 
 def _rows_told(reply: Message) -> int:

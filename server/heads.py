@@ -27,7 +27,7 @@ class SiteHeads:
 
     def note_for(self, site: str, instruction: TrainInstruction) -> AuditNote:
         """Write that an instruction is sent; what goes with it."""
-        self._audit.append("instruction sent", site=site, study=self._hash, round=instruction.round)
+        self._audit.note("instruction sent", site=site, study=self._hash, round=instruction.round)
         return self._note(site)
 
     def note_of_delivery(self, site: str, digest: str) -> AuditNote:
@@ -47,13 +47,17 @@ class SiteHeads:
         try:
             if note is None:
                 raise RunError(f"the answer of {answer.site} came without a head of its audit log")
+            if isinstance(answer, TrainReply) and note.extension.head == self._audit.known(answer.site):
+                raise RunError(f"the audit log of {answer.site} has no row about the update that came with it")
             self._audit.receive(answer.site, note.extension)
         except RunError as error:
             say(f"site {answer.site}: {error}")
-            return Failure("", answer.round, answer.site, "log-not-continued")
+            refused = Failure("", answer.round, answer.site, "log-not-continued")
+            self._audit.append("update refused", site=refused.site, round=refused.round, category=refused.category)
+            return refused
         self._acknowledged[answer.site] = note.known
         if isinstance(answer, TrainReply):
-            self._audit.append(
+            self._audit.note(
                 "update received", site=answer.site, study=answer.study_hash, round=answer.round,
                 bytes=_bytes(answer.weights), weights=weights_digest(answer.weights), **_of(note.known),
             )  # fmt: skip

@@ -177,7 +177,7 @@ class RoundLoop:
         self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
         kept = self._study.rounds.keep_checkpoints
         write_checkpoint(self._folder / "checkpoints", self._checkpoint, kept, vault=self._vault)
-        self._audit.append(
+        self._audit.note(
             "round folded", study=self._hash, round=number, sites=", ".join(reply.site for reply in accepted),
             weights=weights_digest(weights),
         )  # fmt: skip

@@ -15,7 +15,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     named = set(
         re.findall(r"`((?:tests|client|server|federation|foundation|imaging|simulation|configs|docs)/[\w./-]+)`", text)
     )
-    linked = {target for target in re.findall(r"\]\(([^)#:]+)\)", text)}
+    linked = set(re.findall(r"\]\(([^)#:]+)\)", text))
     missing = [name for name in sorted(named) if not (ROOT / name).exists()]
     missing += [target for target in sorted(linked) if not (page.parent / target).exists()]
     assert missing == []

@@ -658,3 +658,20 @@ def test_logs_that_cannot_be_compared(tmp_path: Path, log: AuditLog) -> None:
 def test_strangers_hold_no_heads_of_each_other(tmp_path: Path, log: AuditLog) -> None:
     agreement = cross_check(log.path, AuditLog(tmp_path / "b.jsonl", "b").path)
     assert (agreement.heads, agreement.faults) == (0, [])
+
+
+def test_a_note_is_on_the_disk_before_anything_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other parties are told of must outlive a power cut; what nobody is told of may wait."""
+    log = AuditLog(tmp_path / "log", "a")
+    log.append("server started")
+    real, synced = os.fsync, []
+
+    def watched(handle: int) -> None:
+        synced.append(handle)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    head = log.note("run started")
+    assert synced == []
+    assert log.extension(NOTHING).head == head
+    assert len(synced) == 1
