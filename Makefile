@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format benchmarks sweep clean
+.PHONY: help demo walkthrough test check format benchmarks sweep clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## install if needed, run the demonstration on phantoms, print where the report is
 	$(BIN)/fedpretext simulate configs/demo.yaml
+
+walkthrough: $(STAMP) ## a real federation of three pretend hospitals on this machine (needs nginx; docs/walkthrough.md)
+	PATH="$(abspath $(BIN)):$$PATH" docs/walkthrough.sh runs/walkthrough-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP) ## install if needed, run every test
 	$(BIN)/python -m pytest

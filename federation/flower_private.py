@@ -160,6 +160,10 @@ class TaskQueue:
             answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[_TYPES[kind]]))
         except httpx.TransportError:
             return None
+        except httpx.HTTPStatusError as error:
+            raise RunError(
+                f"Flower hands out no tasks to this program (HTTP {error.response.status_code}); start it anew"
+            ) from error
         return answer.token if answer.HasField("task") and answer.token else None
 
     def close(self) -> None:
@@ -206,16 +210,21 @@ class ClientTask:
         if not answer.messages_list:
             raise RunError("the SuperNode handed out a task without a message; it is asked again")
         tree = answer.message_object_trees[0]
-        message = pull_and_inflate_object_from_tree(
-            tree,
-            self._pull_object,
-            make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, self.run_id),
-            return_type=Message,
-            max_time=None,
-            max_tries_per_object=None,
-            initial_backoff=_BACKOFF_S,
-            backoff_cap=_MOST_BACKOFF_S,
-        )
+        try:
+            message = pull_and_inflate_object_from_tree(
+                tree,
+                self._pull_object,
+                make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, self.run_id),
+                return_type=Message,
+                max_time=None,
+                max_tries_per_object=None,
+                initial_backoff=_BACKOFF_S,
+                backoff_cap=_MOST_BACKOFF_S,
+            )
+        except (httpx.HTTPError, RunError):
+            raise
+        except Exception as error:  # whatever a server sends, it must not end a site's program
+            raise RunError(f"the server's message cannot be read ({type(error).__name__})") from error
         set_message_id(message, tree.object_id)
         return message
 
