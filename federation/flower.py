@@ -3,16 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
-from io import BytesIO
 from typing import Any, cast
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from federation.audit import Extension, Head
 from federation.audit_chain import MOST_DIGESTS
+from federation.packed import check_packed, pack, unpack
 from federation.records import (
     CATEGORIES,
     AuditNote,
@@ -25,6 +23,7 @@ from federation.records import (
 from foundation.errors import RunError, StudyError
 
 _ARRAYS, _CONFIG, _METRICS, _AUDIT = "arrays", "config", "metrics", "audit"
+_WEIGHTS, _PACKED = "weights", "safetensors"
 
 
 def tensors_to_arrays(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
@@ -36,30 +35,18 @@ def _to_array(value: torch.Tensor) -> Array:
     return Array(value.detach().cpu().contiguous().numpy())
 
 
-def arrays_to_tensors(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
-    """The tensors of an ArrayRecord, each with memory of its own."""
-    return {name: _to_tensor(array) for name, array in arrays.items()}
+def weights_to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Shared tensors as they travel: one array of packed bytes."""
+    data = pack(tensors)
+    return ArrayRecord({_WEIGHTS: Array("uint8", (len(data),), _PACKED, data)})
 
 
-def _to_tensor(array: Array) -> torch.Tensor:
-    # Flower sends NumPy's .npy bytes. Its reader parses a Python literal a tensor, which took longer than the numbers;
-    # a model has few shapes, so headers are remembered. Anything unusual is left to Flower.
-    data = array.data
-    if array.stype != "numpy.ndarray" or data[:8] != b"\x93NUMPY\x01\x00":
-        return torch.from_numpy(array.numpy())
-    length = 10 + int.from_bytes(data[8:10], "little")
-    shape, fortran, dtype = _npy_header(data[:length])
-    if fortran or dtype.hasobject:
-        return torch.from_numpy(array.numpy())
-    flat = np.frombuffer(data, dtype, math.prod(shape), length)
-    return torch.from_numpy(flat.reshape(shape).copy())
-
-
-@lru_cache(maxsize=1024)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    stream = BytesIO(header)
-    np.lib.format.read_magic(stream)
-    return np.lib.format.read_array_header_1_0(stream)
+def record_to_weights(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
+    """The tensors of ``weights_to_record``; an exception of some kind when it is not whole."""
+    (array,) = arrays.values()
+    if array.stype != _PACKED:
+        raise ValueError("the weights are not packed")
+    return unpack(array.data)
 
 
 def instruction_to_content(
@@ -67,7 +54,7 @@ def instruction_to_content(
 ) -> RecordDict:
     """The content of a training message; ``arrays`` saves encoding the same weights once a site."""
     config = ConfigRecord({"study": instruction.study_hash, "round": instruction.round})
-    content = RecordDict({_ARRAYS: arrays or tensors_to_arrays(instruction.weights), _CONFIG: config})
+    content = RecordDict({_ARRAYS: arrays or weights_to_record(instruction.weights), _CONFIG: config})
     return with_note(content, note)
 
 
@@ -118,7 +105,7 @@ def content_to_instruction(content: RecordDict) -> TrainInstruction:
     return TrainInstruction(
         str(config["study"]),
         int(cast(int, config["round"])),
-        arrays_to_tensors(cast(ArrayRecord, content[_ARRAYS])),
+        record_to_weights(cast(ArrayRecord, content[_ARRAYS])),
     )
 
 
@@ -128,7 +115,7 @@ def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
     if isinstance(reply, Failure):
         return RecordDict({_CONFIG: ConfigRecord(config | {"failure": reply.category})})
     metrics = MetricRecord({"num-examples": reply.pictures, **reply.metrics})
-    return RecordDict({_ARRAYS: tensors_to_arrays(reply.weights), _CONFIG: ConfigRecord(config), _METRICS: metrics})
+    return RecordDict({_ARRAYS: weights_to_record(reply.weights), _CONFIG: ConfigRecord(config), _METRICS: metrics})
 
 
 def content_to_reply(content: RecordDict) -> TrainReply | Failure:
@@ -141,7 +128,7 @@ def content_to_reply(content: RecordDict) -> TrainReply | Failure:
         metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[_METRICS]).items()}
         pictures = int(metrics.pop("num-examples"))
         return TrainReply(
-            study, round_, site, pictures, arrays_to_tensors(cast(ArrayRecord, content[_ARRAYS])), metrics
+            study, round_, site, pictures, record_to_weights(cast(ArrayRecord, content[_ARRAYS])), metrics
         )
     except Exception as error:  # whatever a site sends, it must not stop the server
         raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__})") from error
@@ -248,27 +235,12 @@ def _is_note(note: ConfigRecord) -> bool:
 
 
 def _check_arrays(arrays: ArrayRecord, expected: Mapping[str, torch.Tensor]) -> None:
-    if arrays.keys() != expected.keys():
-        raise WithheldError(f"an update has other tensors than the {len(expected)} that the study shares")
-    for name, array in arrays.items():
-        like = expected[name]
-        dtype, shape = np.dtype(str(like.dtype).removeprefix("torch.")), tuple(like.shape)
-        header = _written_header(shape, dtype)
-        told = (array.stype, array.dtype, tuple(array.shape), len(array.data), bytes(array.data[: len(header)]))
-        size = len(header) + math.prod(shape) * dtype.itemsize
-        if told != ("numpy.ndarray", str(dtype), shape, size, header):
-            raise WithheldError(f"the bytes of tensor {name!r} are not those of its shape and type")
-        flat = np.frombuffer(array.data, dtype, offset=len(header))
-        if dtype.kind == "f" and flat.size and not np.isfinite([flat.min(), flat.max()]).all():
-            raise WithheldError(f"tensor {name!r} has values that are not finite")
-
-
-@lru_cache(maxsize=1024)
-def _written_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    stream = BytesIO()
-    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, facts)
-    return stream.getvalue()
+    array = arrays.get(_WEIGHTS)
+    if array is None or len(arrays) != 1:
+        raise WithheldError("an update has other arrays than its weights")
+    if (array.stype, array.dtype, tuple(array.shape)) != (_PACKED, "uint8", (len(array.data),)):
+        raise WithheldError("an update's weights are not packed as agreed")
+    check_packed(array.data, expected)
 
 
 def _check_metrics(told: MetricRecord, permitted: Collection[str]) -> None:

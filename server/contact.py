@@ -17,7 +17,7 @@ from federation.flower import (
     failure_in,
     instruction_to_content,
     question,
-    tensors_to_arrays,
+    weights_to_record,
 )
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
@@ -69,7 +69,7 @@ class GridContact:
 
     def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
         """Send the instruction; the weights are encoded once for all sites."""
-        self._send(instruction, sites, tensors_to_arrays(instruction.weights))
+        self._send(instruction, sites, weights_to_record(instruction.weights))
 
     def collect(self) -> list[TrainReply | Failure]:
         """Pull what has come. A node that is offline, or a reply that cannot be read, becomes a ``Failure``."""
@@ -164,7 +164,7 @@ class FleetContact(GridContact):
     def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
         """Send to the sites that are there; owe it to the others."""
         if self._instruction is not instruction:
-            self._instruction, self._arrays = instruction, tensors_to_arrays(instruction.weights)
+            self._instruction, self._arrays = instruction, weights_to_record(instruction.weights)
             self._open = {message: sent for message, sent in self._open.items() if sent.round == instruction.round}
             self._board.round_started(instruction.round, sites)
         self._fleet.refresh()
@@ -218,7 +218,7 @@ class FleetContact(GridContact):
         """Send the final weights to all admitted sites; those that have confirmed them in time."""
         digest = weights_digest(weights)
         confirmed: set[str] = set()
-        arrays = tensors_to_arrays(weights)
+        arrays = weights_to_record(weights)
         deadline = time.monotonic() + patience_s
         asked: dict[str, str] = {}
         while time.monotonic() < deadline and confirmed != set(self._fleet.admitted()):

@@ -1,5 +1,6 @@
 """The list of what may leave: everything that is not on it is withheld, whatever a method or a bug puts there."""
 
+import json
 import math
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.common.serde import recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import Tensor
 
 import client.app
@@ -35,6 +37,7 @@ from federation.flower import (
     with_note,
 )
 from federation.flower_private import assume_identity
+from federation.packed import pack
 from federation.records import (
     CATEGORIES,
     AuditNote,
@@ -294,17 +297,31 @@ def changed(key: str, record: str = "config") -> Callable[[Any], RecordDict]:
 
 def with_array(data: bytes | None = None, **facts: Any) -> RecordDict:
     made = content()
-    old = made.array_records["arrays"]["encoder.bias"]
+    old = made.array_records["arrays"]["weights"]
     facts = {"dtype": old.dtype, "shape": old.shape, "stype": old.stype, "data": old.data} | facts
-    made.array_records["arrays"]["encoder.bias"] = Array(**facts | ({} if data is None else {"data": data}))
+    if data is not None:
+        facts |= {"data": data, "shape": (len(data),)}
+    made.array_records["arrays"]["weights"] = Array(**facts)
     return made
 
 
-def padded(extra: bytes) -> bytes:
-    """A tensor's bytes with something in the spaces that fill its header up; NumPy reads it as before."""
-    data = content().array_records["arrays"]["encoder.bias"].data
-    place = data.index(b"}") + 2
-    return data[:place] + extra + data[place + len(extra) :]
+def with_tensors(**tensors: torch.Tensor) -> RecordDict:
+    """An update whose packed tensors are others."""
+    weights = good().weights
+    return with_array(pack({**weights, **{name.replace("__", "."): value for name, value in tensors.items()}}))
+
+
+def data_of() -> bytes:
+    return content().array_records["arrays"]["weights"].data
+
+
+def turned(data: bytes) -> bytes:
+    """The same tensors with the entries of the header in another order."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    facts = json.loads(data[8:start])
+    header = json.dumps(dict(reversed(facts.items())), separators=(",", ":")).encode()
+    assert len(facts) > 1
+    return data[:8] + header.ljust(start - 8) + data[start:]
 
 
 def more_records(name: str, record: Any) -> RecordDict:
@@ -335,15 +352,18 @@ BYTES: dict[str, Callable[[], RecordDict]] = {
     "a failure with tensors": lambda: changed("failure")("disk-full"),
     "an update without metrics": lambda: RecordDict({k: v for k, v in content().items() if k != "metrics"}),
     "metrics alone": lambda: RecordDict({k: v for k, v in content().items() if k == "metrics"}),
-    "a tensor more": lambda: changed("extra", "arrays")(Array(PIXELS.numpy())),
-    "a longer tensor": lambda: changed("encoder.bias", "arrays")(Array(PIXELS.numpy())),
-    "another type": lambda: changed("encoder.bias", "arrays")(Array(torch.zeros(3).double().numpy())),
-    "bytes behind the numbers": lambda: with_array(content().array_records["arrays"]["encoder.bias"].data + b"DOE"),
-    "bytes in the header": lambda: with_array(padded(b"#DOE")),
+    "an array more": lambda: changed("extra", "arrays")(Array(PIXELS.numpy())),
+    "another array": lambda: changed("weights", "arrays")(Array(PIXELS.numpy())),
+    "a tensor more": lambda: with_tensors(extra=PIXELS),
+    "a longer tensor": lambda: with_tensors(encoder__bias=PIXELS),
+    "another type": lambda: with_tensors(encoder__bias=torch.zeros(3).double()),
+    "bytes behind the numbers": lambda: with_array(data_of() + b"DOE"),
+    "bytes in the header": lambda: with_array(save(good().weights, {"patient": "DOE"})),
+    "an order that says something": lambda: with_array(turned(data_of())),
     "a type that says something": lambda: with_array(dtype=SECRET),
     "a shape that is not so": lambda: with_array(shape=(1957, 3, 11)),
     "a format that says something": lambda: with_array(stype=SECRET),
-    "NaN": lambda: with_array(Array(payload(0x2ABCDE).numpy()).data),
+    "NaN": lambda: with_tensors(encoder__bias=payload(0x2ABCDE)),
     "a metric more": lambda: changed("p00ff", "metrics")(1.0),
     "digits": lambda: changed("loss", "metrics")(0.12345678901),
     "a metric that is not finite": lambda: changed("loss", "metrics")(math.nan),

@@ -239,12 +239,14 @@ class Node:
         self.state.set_node_id(NODE)
         port = int(self.endpoint.address.rpartition(":")[2])
         application = create_app(state_factory=factory, superexec_auth_secret=self.secret)
-        self._server = uvicorn.Server(uvicorn.Config(application, "127.0.0.1", port, log_config=None, lifespan="off"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(application, "127.0.0.1", port, log_config=None, ws="none", lifespan="off")
+        )
         self._thread = threading.Thread(target=self._server.run)
 
     def start(self) -> None:
         self._thread.start()
-        while not self._server.started:
+        while self._thread.is_alive() and not self._server.started:
             time.sleep(0.01)
 
     def stop(self) -> None:
