@@ -3,6 +3,7 @@
 import getpass
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -76,10 +77,11 @@ def approve(
     from client.site_file import find_site_file, load_site_file
 
     def confirm(text: str) -> bool:
-        print(text)
+        for line in text.splitlines():
+            print(textwrap.fill(line, 80, subsequent_indent="    ", break_on_hyphens=False))
         return yes or typer.confirm("Approve this study?")
 
-    print(*record(study, load_site_file(find_site_file(site)), by or getpass.getuser(), confirm), sep="\n")
+    print(record(study, load_site_file(find_site_file(site)), by or getpass.getuser(), confirm)[-1])
 
 
 @site_app.command()
@@ -122,10 +124,12 @@ def client(
     """Join the federation of a kit and stay in it; reconnects by itself."""
     from client.service import join, unit
     from foundation.passphrase import passphrase as given
+    from foundation.process_group import end_well_on_sigterm
 
     if service:
         print(unit(kit, Path(sys.argv[0]).resolve()), end="")
         return
+    end_well_on_sigterm()
     join(kit, given(passphrase, "the site's key"))
 
 

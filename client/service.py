@@ -20,6 +20,7 @@ from foundation.service_log import ServiceLog
 
 _WAITS_S = (2.0, 5.0, 15.0, 30.0)
 _LASTED_S = 120.0  # a connection that held so long was a good one
+_LOOK_S, _PATIENCE_S, _REPEAT_S = 2.0, 20.0, 600.0
 
 
 def join(kit_folder: Path, passphrase: bytes | None = None) -> None:
@@ -59,18 +60,37 @@ def _connected(kit_folder: Path, kit: Kit, key: PrivateKey, site_file: SiteFile,
     """One life of the SuperNode, from start to end; how long it lasted, in seconds."""
     started = time.monotonic()
     with SuperNode(kit_folder, kit, key, site_file.state / "supernode") as node:
-        told = False
-
-        def ended() -> bool:
-            nonlocal told
-            if not told and node.connected():
-                log.write("info", f"site {kit.site}: connected; rounds are trained as the server asks for them")
-                told = True
-            return node.ended()
-
-        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, ended)
+        line = _Line(node, kit, log)
+        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, line.ended)
         log.write("warning", f"site {kit.site}: {node.reason()}")
     return time.monotonic() - started
+
+
+class _Line:
+    """The line to the server, looked at while the worker waits: a person is told when it comes and goes."""
+
+    def __init__(self, node: SuperNode, kit: Kit, log: ServiceLog) -> None:
+        self._node, self._kit, self._log = node, kit, log
+        self._holds, self._looked, self._started = False, float("-inf"), time.monotonic()
+
+    def ended(self) -> bool:
+        """Whether the SuperNode has ended."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            self._look(patient=now - self._started < _PATIENCE_S)
+        return self._node.ended()
+
+    def _look(self, patient: bool) -> None:
+        site, server, holds = self._kit.site, self._kit.server, self._node.connected()
+        if holds and not self._holds:
+            self._log.write("info", f"site {site}: connected; rounds are trained as the server asks for them")
+        if not holds and (self._holds or not patient):
+            self._log.write(
+                "warning", f"site {site}: no answer from {server}; what is trained is kept, and it goes on trying"
+            )
+            self._started = time.monotonic() + _REPEAT_S - _PATIENCE_S
+        self._holds = holds
 
 
 @contextmanager

@@ -63,8 +63,12 @@ class SuperNode:
         return self._group.ended() is not None
 
     def connected(self) -> bool:
-        """Whether the server has let it in, since it was started."""
-        return "SuperNode ID:" in self._said()
+        """Whether the server has let it in since it was started, and has not been out of reach since then."""
+        said = self._said()
+        good = max(
+            said.rfind(words) for words in ("SuperNode ID:", "Receiving:", "Sent successfully", "successful after")
+        )
+        return good > said.rfind("Connection attempt failed")
 
     def reason(self) -> str:
         """Why it ended, in one line with the remedy, going by its log."""

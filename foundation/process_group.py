@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Mapping
@@ -102,6 +103,11 @@ def flower_environment(home: Path) -> dict[str, str]:
     """The environment of Flower's programs: quiet, this installation's own, their files below ``home``."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath), "/usr/sbin"])
     return os.environ | FLOWER_QUIET | {"PATH": path, "FLWR_HOME": str(home)}
+
+
+def end_well_on_sigterm() -> None:
+    """Have SIGTERM, as a service manager sends it, end this process by the way out of its ``with`` blocks, with 0."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def free_port() -> int:

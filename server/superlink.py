@@ -75,6 +75,7 @@ class SuperLink:
     def open_door(self) -> None:
         """Start the proxy: from now on sites reach the fleet paths; they try at once, so they are admitted before."""
         program = needed_nginx()
+        _check_free(*self._listen)
         configuration = write_proxy(self._place, self._listen, self._port, self._federation)
         log = self._place / "nginx-error.log"
         rotate(log)
@@ -94,6 +95,20 @@ class SuperLink:
                 what = f"{ended} ended" if ended else f"{name} did not answer within {_START_S:.0f} s"
                 raise RunError(f"{what}: {_last_line(log)}; the whole log is {log}")
             time.sleep(0.1)
+
+
+def _check_free(host: str, port: int) -> None:
+    """RunError when another program has the address: it would answer in the proxy's place."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise RunError(
+                f"{host}:{port}: cannot be listened on ({error.strerror}); stop the program that has it, or choose "
+                f"another --host"
+            ) from error
 
 
 def _last_line(log: Path) -> str:

@@ -12,13 +12,14 @@ import yaml
 import client.service
 from client.approval import approve, approved_study
 from client.kit_keys import site_init
-from client.service import join, unit
+from client.service import _Line, join, unit
 from client.site_file import load_site_file
 from federation.certificates import CredentialError, ca_certificate, new_key
 from federation.kit import Kit, write_kit
 from federation.study import study_from
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import read_jsonl
+from foundation.service_log import ServiceLog
 
 
 class Ended(BaseException):
@@ -160,3 +161,29 @@ def test_a_unit_for_systemd(kit: Path) -> None:
     assert f'ExecStart="/opt/fed/bin/fedpretext" client "{kit}"' in text
     assert f'ReadWritePaths="{kit / "state"}" "{kit / "cache"}"' in text
     assert "NoNewPrivileges=true" in text
+
+
+def test_a_person_is_told_when_the_line_goes_and_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kit: Path
+) -> None:
+    """Flower's SuperNode tries again without a word; the site's log says what holds."""
+    now, holds = [0.0], [False]
+    monkeypatch.setattr(client.service, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    node: Any = SimpleNamespace(connected=lambda: holds[0], ended=lambda: False)
+    log = ServiceLog(tmp_path / "log.jsonl")
+    line = _Line(node, Kit(site="A", federation="t", server="localhost:8443", study="0" * 64), log)
+
+    def said_at(moment: float, there: bool) -> list[str]:
+        now[0], holds[0] = moment, there
+        before = len(read_jsonl(log.path))
+        assert not line.ended()
+        return [row["event"].removeprefix("site A: ").split(";")[0] for row in read_jsonl(log.path)[before:]]
+
+    assert said_at(5, False) == []  # it takes a moment
+    assert said_at(25, False) == ["no answer from localhost:8443"]
+    assert said_at(30, False) == []  # once is enough
+    assert said_at(40, True) == ["connected"]
+    assert said_at(50, True) == []
+    assert said_at(60, False) != []  # a line that was there and is gone is told at once
+    assert said_at(70, False) == []
+    assert said_at(700, False) != []  # and again after ten minutes

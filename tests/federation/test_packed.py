@@ -10,10 +10,8 @@ from federation.records import WithheldError
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
-layout_names = st.text("abc._0", min_size=1, max_size=6)
-layouts = st.dictionaries(layout_names, st.tuples(shapes, st.sampled_from(TYPES)), max_size=6)
-    st.text("abc._0", min_size=1, max_size=6), st.tuples(shapes, st.sampled_from(TYPES)), max_size=6
-)
+names = st.text("abc._0", min_size=1, max_size=6)
+layouts = st.dictionaries(names, st.tuples(shapes, st.sampled_from(TYPES)), max_size=6)
 
 
 def filled(layout: dict[str, tuple[tuple[int, ...], torch.dtype]], value: float = 1.0) -> dict[str, torch.Tensor]:
