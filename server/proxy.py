@@ -83,9 +83,10 @@ http {{
 
         location / {{ return 403; }}
 
-        location ~ ^/v1/fleet/({paths})$ {{
+        location ~ ^/v1/fleet/(?<call>{paths})\\z {{
             limit_except POST {{ deny all; }}
-            proxy_pass https://127.0.0.1:{upstream};
+            # The path that was checked, not as it was sent: no other reading of dots and slashes can matter behind.
+            proxy_pass https://127.0.0.1:{upstream}/v1/fleet/$call;
             proxy_ssl_trusted_certificate {_quoted(federation / "ca.crt")};
             proxy_ssl_verify on;
             proxy_ssl_name localhost;
@@ -93,6 +94,8 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host localhost;
+            proxy_set_header X-Forwarded-For "";
+            proxy_set_header X-Forwarded-Proto "";
             proxy_request_buffering off;
             proxy_read_timeout 300s;
             proxy_intercept_errors off;
