@@ -16,6 +16,7 @@ from foundation.files import read_jsonl
 from foundation.wording import mebibytes, one_line, span
 
 _LABEL = 10
+_CONSENT = ("study approved", "approval withdrawn")
 _RELEASED = ("update released", "update sent again")
 _REFUSED = ("app refused", "policy refused", "request refused", "round failed")
 _ENDED = (*_RELEASED, *_REFUSED)
@@ -83,7 +84,8 @@ class _Records:
         return max(rows, key=lambda row: row["n"], default=None)
 
     def _study(self) -> str:
-        row = self._newest(*(event for event, row in self._last.items() if "study" in row))
+        asked = (event for event, row in self._last.items() if "study" in row and event not in _CONSENT)
+        row = self._newest(*asked)
         if row is None:
             known = [f"{one.study.name} ({one.training_hash[:12]})" for one in approvals(self._file)]
             return f"approved here: {', '.join(known) or 'none'}; no instruction has come yet"

@@ -133,7 +133,7 @@ def test_it_fits_a_narrow_terminal(here: Here) -> None:
         "          DataError: /pictures/0001.dcm:",
         "          is cut short; copy it again",
         "          from the archive",
-        "audit     chain is whole: 4 rows, head",
+        "audit     chain is whole: 5 rows, head",
     ]
 
 

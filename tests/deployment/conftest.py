@@ -154,3 +154,20 @@ def deployment(
     yield make
     for each in made:
         each.stop()
+        deadline = time.monotonic() + 15
+        while (left := running(each.root)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert left == [], "SIGTERM, as systemd sends it, takes SuperLink, nginx and SuperNodes with it"
+
+
+def running(place: Path) -> list[str]:
+    """Command lines of processes that name a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = entry.read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if str(place) in text:
+            found.append(text)
+    return found
