@@ -9,10 +9,11 @@ from pathlib import Path
 from client.approval import approve, approved_study
 from client.kit_keys import load_site_key
 from client.policy import is_listed
-from client.site_file import SITE_FILE, SiteFile, load_site_file
+from client.site_file import AUDIT, SITE_FILE, SiteFile, load_site_file
 from client.site_log import check_own_log
 from client.supernode import SuperNode
 from client.worker import serve
+from federation.audit import AuditLog
 from federation.certificates import PrivateKey
 from federation.kit import STUDY, Kit, read_kit
 from foundation.errors import RunError, StudyError
@@ -37,10 +38,13 @@ def join(kit_folder: Path, passphrase: bytes | None = None) -> None:
     check_own_log(site_file)
     with _alone_in(site_file.state):
         log.write("info", f"site {kit.site}: joining the federation {kit.federation} at {kit.server}")
-        failures = 0
+        failures, told = 0, ""
         while True:
-            lasted = _connected(kit_folder, kit, key, site_file, log)
+            lasted, reason = _connected(kit_folder, kit, key, site_file, log)
             failures = 0 if lasted > _LASTED_S else failures + 1
+            if failures == 0 or reason != told:  # one row, not one a minute for as long as it lasts
+                AuditLog(site_file.state / AUDIT, site_file.site).append("connection lost", reason=reason)
+                told = reason
             wait = _WAITS_S[min(failures, len(_WAITS_S) - 1)]
             log.write("info", f"trying again in {wait:.0f} s")
             time.sleep(wait)
@@ -56,14 +60,15 @@ def _check_approved(kit_folder: Path, kit: Kit, site_file: SiteFile) -> None:
         )
 
 
-def _connected(kit_folder: Path, kit: Kit, key: PrivateKey, site_file: SiteFile, log: ServiceLog) -> float:
-    """One life of the SuperNode, from start to end; how long it lasted, in seconds."""
+def _connected(kit_folder: Path, kit: Kit, key: PrivateKey, site_file: SiteFile, log: ServiceLog) -> tuple[float, str]:
+    """One life of the SuperNode, from start to end; how long it lasted, in seconds, and why it ended."""
     started = time.monotonic()
     with SuperNode(kit_folder, kit, key, site_file.state / "supernode") as node:
         line = _Line(node, kit, log)
         serve(node.endpoint, node.secret, kit_folder / SITE_FILE, line.ended)
-        log.write("warning", f"site {kit.site}: {node.reason()}")
-    return time.monotonic() - started
+        reason = node.reason()
+        log.write("warning", f"site {kit.site}: {reason}")
+    return time.monotonic() - started, reason
 
 
 class _Line:

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import sys
 from pathlib import Path
 
 from client.kit_keys import flower_key_bytes
@@ -21,12 +22,17 @@ _REASONS = {
     "federation: {found}; do not go on before the study lead has explained it",
     r"WRONG_VERSION_NUMBER|wrong version number|RECORD_LAYER_FAILURE|record layer failure": "the server does not speak "
     "TLS at this address; nothing is sent without it",
-    r"\[code: 2004\]|\b401\b|Unauthorized|terminated gracefully": "the server does not admit this site "
+    r"\[code: 2004\]|401 Unauthorized|terminated gracefully": "the server does not admit this site "
     "now: its key is not accepted yet, revoked or expired, this machine's clock is wrong, or another client with this "
     "key is still connected (a killed one counts for a minute); ask the study lead",
-    r"\b403\b": "the server refused the request; ask the study lead whether this is the right address",
+    r"403 Forbidden|RunNotRunningException": "the server refused the request; ask the study lead whether this is the "
+    "right address",
+    r"(?<=error ')[45]\d\d [^']{1,60}|(?<=response ')3\d\d [^']{1,60}|Invalid protobuf": "what answers at the server's "
+    "address does not answer as a server of this version does: {found}; ask the study lead",
+    r"BadZipFile|Invalid TOML|There is no item named|FAB hash mismatch": "the server sent an app that is none "
+    "({found}); nothing of it was run; ask the study lead",
 }
-_NOISE = re.compile(r"^(\s|$|Traceback|INFO|WARNING|DEBUG)")
+_NOISE = re.compile(r"^(\s|$|Traceback|INFO|WARNING|DEBUG|For more information)")
 
 
 class SuperNode:
@@ -104,7 +110,8 @@ class SuperNode:
             os.close(writing)
             with self.log.open("ab") as output:
                 self._group.launch(
-                    "SuperNode", "flower-supernode", "--root-certificates", str(self._kit_folder / CA),
+                    "SuperNode", sys.executable, "-P", "-m", "client.flower_supernode",
+                    "--root-certificates", str(self._kit_folder / CA),
                     "--superlink", self._kit.server, "--auth-supernode-private-key", f"/dev/fd/{reading}",
                     "--isolation", "process", "--superexec-auth-secret-file", str(secret),
                     "--host", "127.0.0.1", "--port", str(self._port),

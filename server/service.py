@@ -62,6 +62,8 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
         audit.append("server started", study=study.training_hash(), code=versions()["fedpretext"])
         for warning in registry.warnings(datetime.now(UTC)):
             log.write("warning", warning)
+        for site, reason in registry.refused(datetime.now(UTC)).items():
+            audit.append("site not admitted", site=site, reason=reason)
         with MetricsEndpoint(settings.metrics_port, folder / STATUS, log) as metrics, heartbeat(folder / STATUS):
             board.metrics_at(metrics.port)
             while not _attempt(study, registry, folder, settings, board, audit, log):
