@@ -26,7 +26,7 @@ from federation.flower import (
     with_note,
 )
 from federation.key_source import open_vault
-from federation.records import Category, Failure
+from federation.records import UNKNOWN_SITE, Category, Failure
 from federation.study import Study, load_study
 from foundation.errors import DataError, FedpretextError, RunError, StudyError, TrainingError
 
@@ -98,7 +98,7 @@ def _guarded(message: Message, context: Context, act: Act) -> Message:
 
 def refusal(site_file: SiteFile | None, message: Message, category: Category, log: SiteLog | None = None) -> Message:
     """The answer of a site that does not do what it was asked: its name, the round, a category."""
-    name, round_ = site_file.site if site_file else "unknown", round_of(message)
+    name, round_ = site_file.site if site_file else UNKNOWN_SITE, round_of(message)
     note = None
     if log is not None:
         try:

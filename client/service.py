@@ -15,7 +15,8 @@ from client.supernode import SuperNode
 from client.worker import serve
 from federation.audit import AuditLog
 from federation.certificates import PrivateKey
-from federation.kit import STUDY, Kit, read_kit
+from federation.kit import STUDY, Kit, host_and_port, kit_ca, read_kit
+from federation.signing import Authority
 from foundation.errors import RunError, StudyError
 from foundation.service_log import ServiceLog
 
@@ -65,10 +66,15 @@ def _connected(kit_folder: Path, kit: Kit, key: PrivateKey, site_file: SiteFile,
     started = time.monotonic()
     with SuperNode(kit_folder, kit, key, site_file.state / "supernode") as node:
         line = _Line(node, kit, log)
-        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, line.ended)
+        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, _authority(kit_folder, kit), line.ended)
         reason = node.reason()
         log.write("warning", f"site {kit.site}: {reason}")
     return time.monotonic() - started, reason
+
+
+def _authority(kit_folder: Path, kit: Kit) -> Authority:
+    """Whose messages this site acts on: the server's that the kit names, by the CA that it holds."""
+    return Authority(kit_ca(kit_folder), host_and_port(kit.server)[0])
 
 
 class _Line:

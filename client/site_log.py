@@ -15,6 +15,7 @@ _REFUSALS: dict[str, Event] = {
     "app-not-approved": "app refused",
     "study-not-approved": "policy refused",
     "log-not-continued": "request refused",
+    "not-the-server": "request refused",
 }
 
 

@@ -17,14 +17,16 @@ from client.approval import approved_studies
 from client.site_file import SiteFile, load_site_file
 from client.site_log import SiteLog, log_error
 from federation.app_bundle import app_bundle
+from federation.flower import said, signature_of
 from federation.flower_private import Bundle, ClientTask, Endpoint, TaskQueue, client_task, context_for
+from federation.signing import Authority
 from foundation.errors import FedpretextError
 from foundation.progress import say
 
 _POLL_S = 0.2
 
 
-def serve(endpoint: Endpoint, secret: bytes, site_file: Path, ended: Callable[[], bool]) -> None:
+def serve(endpoint: Endpoint, secret: bytes, site_file: Path, authority: Authority, ended: Callable[[], bool]) -> None:
     """Answer the SuperNode's tasks, one at a time, until ``ended()``; a task that fails is answered or given up."""
     queue = TaskQueue(endpoint, secret)
     try:
@@ -35,7 +37,7 @@ def serve(endpoint: Endpoint, secret: bytes, site_file: Path, ended: Callable[[]
                 continue
             try:
                 with client_task(endpoint, token, lambda: queue.waits("client")) as task:
-                    task.answer(answer_to(task, site_file))
+                    task.answer(answer_to(task, site_file, authority))
             except FedpretextError as error:
                 # The update is on this site's disk: when the server asks again it is sent, not trained again.
                 say(f"the answer could not be handed over ({error}); waiting for the server to ask again")
@@ -43,7 +45,7 @@ def serve(endpoint: Endpoint, secret: bytes, site_file: Path, ended: Callable[[]
         queue.close()
 
 
-def answer_to(task: ClientTask, site_file: Path) -> Message:
+def answer_to(task: ClientTask, site_file: Path, authority: Authority) -> Message:
     """What this site answers to a task: its app's reply, or the category of what is wrong."""
     message = task.message
     try:
@@ -52,10 +54,21 @@ def answer_to(task: ClientTask, site_file: Path) -> Message:
         if difference is not None:
             log_error(own.state, round_of(message), difference)
             return refusal(own, message, "app-not-approved", SiteLog(own))
+        fault = fault_of(message, own.site, authority)
+        if fault:
+            log_error(own.state, round_of(message), f"a message {fault}; it is not this federation's server's")
+            return refusal(own, message, "not-the-server", SiteLog(own))
         return app(message, context_for(task, site_file))
     except Exception:
         _keep(site_file)
         return refusal(None, message, "internal-error")
+
+
+def fault_of(message: Message, site: str, authority: Authority) -> str:
+    """Why a message is not of the server, for this site; empty where it is."""
+    meta = message.metadata
+    digest = said(message.content, meta.message_type, meta.group_id, site)
+    return authority.fault(digest, signature_of(message.content))
 
 
 def difference_of(bundle: Bundle, site_file: SiteFile) -> str | None:

@@ -203,6 +203,20 @@ def not_certified(certificate: x509.Certificate, ca: x509.Certificate, public: P
     return ""
 
 
+def not_servers(certificate: x509.Certificate, ca: x509.Certificate, host: str) -> str:
+    """Why ``certificate`` is not that of a server at ``host``; empty where it is, whatever the time. A verb phrase."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, InvalidSignature):
+        return "has a certificate that is not signed by this federation's CA"
+    except x509.ExtensionNotFound:
+        return "has a certificate that is not a server's"
+    if _purposes(certificate) != [ExtendedKeyUsageOID.SERVER_AUTH]:
+        return "has a certificate that is not a server's"
+    return "" if _general_name(host) in names else "has a certificate of another server"
+
+
 def not_now(certificate: x509.Certificate, now: datetime) -> str:
     """Why the certificate does not hold at ``now``; empty where it does. A verb phrase with the date."""
     if now < certificate.not_valid_before_utc:

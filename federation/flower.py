@@ -1,5 +1,6 @@
 """Flower's record types to ours and back."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -20,10 +21,12 @@ from federation.records import (
     TrainReply,
     WithheldError,
 )
+from federation.signing import Signature
 from foundation.errors import RunError, StudyError
+from foundation.files import digest
 
 _ARRAYS, _CONFIG, _METRICS, _AUDIT = "arrays", "config", "metrics", "audit"
-_WEIGHTS, _PACKED = "weights", "safetensors"
+_WEIGHTS, _PACKED, _SIGNATURE = "weights", "safetensors", "signature"
 
 
 def tensors_to_arrays(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
@@ -97,6 +100,35 @@ def content_to_note(content: RecordDict) -> AuditNote | None:
         raise RunError(
             f"a message's note on the audit logs is not of the agreed form ({type(error).__name__})"
         ) from error
+
+
+def said(content: RecordDict, kind: str, round_: str, site: str) -> str:
+    """SHA-256 over all that a message says but its signature, with its kind, its round and the site that it is for."""
+    parts: list[bytes | str] = [kind, round_, site]
+    for name, record in sorted(content.items()):
+        if name == _SIGNATURE:
+            continue
+        parts.append(f"{name} {type(record).__name__}")
+        if isinstance(record, ArrayRecord):
+            for key, array in record.items():
+                parts += [key, f"{array.dtype} {array.shape} {array.stype}", array.data]
+        else:
+            parts.append(json.dumps(dict(record), sort_keys=True, default=repr))
+    return digest(*parts)
+
+
+def signed(content: RecordDict, signature: Signature) -> RecordDict:
+    """The content with the server's signature."""
+    content[_SIGNATURE] = ConfigRecord({"certificate": signature.certificate, "value": signature.value})
+    return content
+
+
+def signature_of(content: RecordDict) -> Signature | None:
+    """The signature that a message bears; None where it bears none, or one that is not of the agreed form."""
+    record = content.get(_SIGNATURE)
+    if not isinstance(record, ConfigRecord) or set(record) != {"certificate", "value"}:
+        return None
+    return Signature(str(record["certificate"]), str(record["value"]))
 
 
 def content_to_instruction(content: RecordDict) -> TrainInstruction:

@@ -19,6 +19,7 @@ Category = Literal[
     "disk-full",
     "state-damaged",
     "app-not-approved",
+    "not-the-server",
     "log-not-continued",
     "internal-error",
     "offline",
@@ -26,6 +27,8 @@ Category = Literal[
 """All that a site ever says of an error: never its text, which could hold a path or a name."""
 
 CATEGORIES: tuple[str, ...] = get_args(Category)
+UNKNOWN_SITE = "unknown"
+"""What a site is called whose own file cannot be read."""
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$"
 """What a site may call itself; the server makes file names of it, so it checks too."""
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")

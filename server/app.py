@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from federation.audit import AuditLog
 from federation.flower_private import ControlPlane, Endpoint
 from federation.key_source import open_vault
+from federation.signing import Signer
 from federation.study import load_study
 from foundation.files import save_tensors
 from server.contact import FleetContact, GridContact
@@ -42,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     vault = open_vault(registry.federation.key, [registry.folder])
     board = Board(folder / STATUS, study.name, study.training_hash(), study.rounds.count)
     control = ControlPlane(Endpoint(config["control"], (registry.folder / "ca.crt").read_bytes()))
-    fleet = FleetContact(grid, study, audit, Fleet(registry, control, audit), board)
+    fleet = FleetContact(grid, study, audit, Fleet(registry, control, audit), board, Signer.of(registry.folder))
     weights = RoundLoop(study, folder, fleet, initial_weights(study, folder), audit, vault).run()
     save_tensors(folder / "global.safetensors", weights)
     audit.append("study finished", study=study.training_hash())

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,9 +17,12 @@ from federation.flower import (
     failure_in,
     instruction_to_content,
     question,
+    said,
+    signed,
     weights_to_record,
 )
-from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.records import UNKNOWN_SITE, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.signing import Signer
 from federation.study import Study
 from foundation.errors import RunError, StudyError
 from server.fleet import Fleet
@@ -28,6 +31,7 @@ from server.quorum import needed_replies
 from server.status_board import Board
 
 _POLL_S = 0.2
+_AGAIN_S = 30.0
 _MARGIN_S = 600.0  # a reply on the last second of a round is still read
 
 
@@ -54,7 +58,7 @@ class GridContact:
         while len(nodes := list(self._grid.get_node_ids())) < self._expected:
             time.sleep(_POLL_S)
         infos = []
-        messages = [self._message(question(self._hash), node, "query", 0) for node in sorted(nodes)]
+        messages = [self._message(question(self._hash), "", node, "query", 0) for node in sorted(nodes)]
         for reply in self._grid.send_and_receive(messages):
             if reply.has_error():
                 raise RunError("a site could not be asked who it is; see that site's log, then go on")
@@ -90,12 +94,12 @@ class GridContact:
         for site in sites:
             note = self._heads.note_for(site, instruction)
             content = instruction_to_content(instruction, arrays, note)
-            messages.append(self._message(content, self._nodes[site], "train", instruction.round))
+            messages.append(self._message(content, site, self._nodes[site], "train", instruction.round))
         ids = dict(zip(sites, self._grid.push_messages(messages), strict=True))
         self._open |= {message_id: _Sent(site, instruction.round) for site, message_id in ids.items() if message_id}
         return [site for site, message_id in ids.items() if not message_id]
 
-    def _message(self, content: RecordDict, node: int, kind: str, round_: int) -> Message:
+    def _message(self, content: RecordDict, site: str, node: int, kind: str, round_: int) -> Message:
         ttl = 60 * self._study.rounds.deadline_minutes + _MARGIN_S
         return Message(content, node, kind, ttl=ttl, group_id=str(round_))
 
@@ -108,6 +112,8 @@ class GridContact:
             answer, note = content_to_reply(reply.content), content_to_note(reply.content)
         except RunError:
             answer, note = Failure("", sent.round, sent.site, "unreadable reply"), None
+        if isinstance(answer, Failure) and answer.site == UNKNOWN_SITE:
+            answer = replace(answer, site=sent.site)  # its own file was not readable, so that it could not say its name
         if (wrong := self._not_to(answer, sent)) is not None:
             answer, note = Failure("", sent.round, sent.site, wrong), None
         return self._heads.received(answer, note)
@@ -139,13 +145,17 @@ class FleetContact(GridContact):
     was cut off while it trained is taken as it comes.
     """
 
-    def __init__(self, grid: Grid, study: Study, audit: AuditLog, fleet: Fleet, board: Board) -> None:
+    def __init__(self, grid: Grid, study: Study, audit: AuditLog, fleet: Fleet, board: Board, signer: Signer) -> None:
         super().__init__(grid, study, audit, 0)
-        self._fleet, self._board = fleet, board
+        self._fleet, self._board, self._signer = fleet, board, signer
         self._instruction: TrainInstruction | None = None
         self._arrays = ArrayRecord()
         self._owed: set[str] = set()
         self._there: set[str] = set()
+
+    def _message(self, content: RecordDict, site: str, node: int, kind: str, round_: int) -> Message:
+        signature = self._signer.sign(said(content, kind, str(round_), site))
+        return super()._message(signed(content, signature), site, node, kind, round_)
 
     def sites(self) -> list[SiteInfo]:
         """All admitted sites, as soon as a quorum of them is there."""
@@ -221,16 +231,17 @@ class FleetContact(GridContact):
         arrays = weights_to_record(weights)
         deadline = time.monotonic() + patience_s
         asked: dict[str, str] = {}
+        again: dict[str, float] = {}  # a site whose disk is full, say, is not sent the whole at every turn
         while time.monotonic() < deadline and confirmed != set(self._fleet.admitted()):
             self._fleet.refresh()
             online = self._fleet.online()
-            due = [site for site in online if site not in confirmed and site not in asked.values()]
+            waiting = confirmed | set(asked.values())
+            due = [site for site in online if site not in waiting and time.monotonic() >= again.get(site, 0.0)]
             for site in due:
                 content = delivery_to_content(self._hash, round_, arrays, self._heads.note_of_delivery(site, digest))
-                (message_id,) = self._grid.push_messages(
-                    [self._message(content, online[site], "query.deliver", round_)]
-                )
-                asked[message_id] = site
+                message = self._message(content, site, online[site], "query.deliver", round_)
+                (message_id,) = self._grid.push_messages([message])
+                asked[message_id], again[site] = site, time.monotonic() + _AGAIN_S
             for reply in self._grid.pull_messages([m for m, site in asked.items() if site in online]):
                 site = asked.pop(reply.metadata.reply_to_message_id)
                 if not reply.has_error() and self._heads.delivered(site, reply.content, digest):

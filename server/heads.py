@@ -20,6 +20,7 @@ class SiteHeads:
     def __init__(self, audit: AuditLog, study_hash: str) -> None:
         self._audit, self._hash = audit, study_hash
         self._acknowledged: dict[str, Head] = {}
+        self._digested: tuple[TrainInstruction, str] | None = None
         audit.append("run started", study=study_hash)
         verdict = verify(audit.path, self._see)
         if verdict.fault:
@@ -27,7 +28,10 @@ class SiteHeads:
 
     def note_for(self, site: str, instruction: TrainInstruction) -> AuditNote:
         """Write that an instruction is sent; what goes with it."""
-        self._audit.note("instruction sent", site=site, study=self._hash, round=instruction.round)
+        if self._digested is None or self._digested[0] is not instruction:
+            self._digested = instruction, weights_digest(instruction.weights)
+        round_, digest = instruction.round, self._digested[1]
+        self._audit.note("instruction sent", site=site, study=self._hash, round=round_, weights=digest)
         return self._note(site)
 
     def note_of_delivery(self, site: str, digest: str) -> AuditNote:

@@ -125,7 +125,11 @@ def test_an_error_is_one_word_outside_and_a_traceback_inside(
 
 def test_every_category_of_the_site_has_its_error() -> None:
     reached = {category_of(error) for error, _ in ERRORS.values()}
-    assert reached == set(CATEGORIES) - {"offline", "app-not-approved"}  # the server's own, and the worker's
+    assert reached == set(CATEGORIES) - {
+        "offline",
+        "app-not-approved",
+        "not-the-server",
+    }  # the server's own, and the worker's
 
 
 def test_a_loss_that_is_not_finite_is_withheld(

@@ -67,7 +67,7 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return "the server's certificate is not valid now"
 
     monkeypatch.setattr(client.service, "SuperNode", Node)
-    monkeypatch.setattr(client.service, "serve", lambda endpoint, secret, site_file, ended: ended())
+    monkeypatch.setattr(client.service, "serve", lambda endpoint, secret, site_file, authority, ended: ended())
     clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: told.append(f"wait {seconds:.0f}"))
     monkeypatch.setattr(client.service, "time", clock)
     return told

@@ -6,11 +6,13 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from cryptography import x509
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
 
 import client.site
@@ -20,9 +22,18 @@ from client.site_file import load_site_file
 from client.worker import answer_to, serve
 from federation.app_bundle import app_bundle
 from federation.audit import verify
-from federation.flower import content_to_note, content_to_reply
+from federation.certificates import (
+    PrivateKey,
+    ca_certificate,
+    certificate_pem,
+    new_key,
+    server_certificate,
+    site_certificate,
+)
+from federation.flower import content_to_note, content_to_reply, said, signed
 from federation.flower_private import Bundle, Endpoint, assume_identity, set_message_id
 from federation.records import Failure, TrainInstruction, TrainReply
+from federation.signing import Authority, Signer
 from federation.study import Study
 from foundation.errors import RunError
 from foundation.files import read_jsonl
@@ -53,10 +64,13 @@ class Place:
     site_file: Path
     study: Study
     ask: Callable[[], RecordDict]
+    signer: Signer
+    authority: Authority
 
     def task(self, content: bytes, **overrides: Any) -> Task:
         assume_identity(1)
-        message = Message(self.ask(), 2, "train", group_id="1")
+        asked = self.ask()
+        message = Message(signed(asked, self.signer.sign(said(asked, "train", "1", "A"))), 2, "train", group_id="1")
         set_message_id(message, "message-1")
         return Task(message, Bundle(content, overrides))
 
@@ -92,7 +106,19 @@ def place(
     monkeypatch.chdir(tmp_path / "work")
     (tmp_path / "to-read.yaml").write_text(study().to_yaml())
     approve(tmp_path / "to-read.yaml", load_site_file(site_file), "Dr. Ada Klein", lambda _: True)
-    return Place(tmp_path, site_file, study(), lambda: asked(instruction(study())))
+    ask = lambda: asked(instruction(study()))  # noqa: E731
+    return Place(tmp_path, site_file, study(), ask, *server_of("fl.example.org"))
+
+
+def server_of(
+    host: str, ca_key: PrivateKey | None = None, ca: x509.Certificate | None = None
+) -> tuple[Signer, Authority]:
+    """A server at a host and what a site knows of it; by a CA of its own unless one is given."""
+    now, key = datetime.now(UTC), new_key()
+    ca_key = ca_key or new_key()
+    ca = ca or ca_certificate(ca_key, "test", now, 30)
+    certificate = server_certificate(ca, ca_key, key.public_key(), [host], now, 7)
+    return Signer(key, certificate_pem(certificate)), Authority(ca, host)
 
 
 def archive(files: dict[str, bytes], base: bytes | None = None) -> bytes:
@@ -161,10 +187,10 @@ def test_a_hostile_app_is_answered_with_a_category_and_leaves_no_trace(place: Pl
     No file appears but in the site's log and audit log, no module is imported, and one line each says what happened.
     """
     content = HOSTILE[case](place.study)
-    answer_to(place.task(b"warm up"), place.site_file)
+    answer_to(place.task(b"warm up"), place.site_file, place.authority)
     before, modules = place.files(), set(sys.modules)
     log = (place.state / "site.log").read_text()
-    answer = answer_to(place.task(content), place.site_file)
+    answer = answer_to(place.task(content), place.site_file, place.authority)
     assert content_to_reply(answer.content) == Failure("", 1, "A", "app-not-approved")
     assert set(answer.content) == {"config"}
     assert place.files() == before and not Path("/tmp/was-here").exists()
@@ -181,7 +207,9 @@ def test_a_hostile_app_is_answered_with_a_category_and_leaves_no_trace(place: Pl
 def test_settings_that_a_run_overrides_are_refused(place: Place) -> None:
     """Defends the approval: even the approved app is not run with a setting that the hospital did not read."""
     task = place.task(app_bundle(place.study), **{"training-hash": "0" * 64, "study": f"/data/{SECRET}"})
-    assert content_to_reply(answer_to(task, place.site_file).content) == Failure("", 1, "A", "app-not-approved")
+    assert content_to_reply(answer_to(task, place.site_file, place.authority).content) == Failure(
+        "", 1, "A", "app-not-approved"
+    )
     line = (place.state / "site.log").read_text().splitlines()[-1]
     assert line == "the run overrides 2 settings of its app; an approved study has none"
     assert place.refused() == ["app-not-approved"]
@@ -189,13 +217,13 @@ def test_settings_that_a_run_overrides_are_refused(place: Place) -> None:
 
 def test_the_approved_study_is_trained_until_the_approval_is_withdrawn(place: Place) -> None:
     """The refusals above are for what was changed in the app; a withdrawal counts from the next message on."""
-    answer = answer_to(place.task(app_bundle(place.study)), place.site_file)
+    answer = answer_to(place.task(app_bundle(place.study)), place.site_file, place.authority)
     reply = content_to_reply(answer.content)
     assert isinstance(reply, TrainReply) and (reply.site, reply.round) == ("A", 1)
     assert content_to_note(answer.content) is not None
     assert place.refused() == []
     withdraw(load_site_file(place.site_file), place.study.training_hash())
-    answer = answer_to(place.task(app_bundle(place.study)), place.site_file)
+    answer = answer_to(place.task(app_bundle(place.study)), place.site_file, place.authority)
     assert content_to_reply(answer.content) == Failure("", 1, "A", "app-not-approved")
     assert "no study is approved at this site" in (place.state / "site.log").read_text()
 
@@ -204,8 +232,12 @@ def test_an_approved_app_does_not_open_the_door_to_another_studys_message(place:
     """Defends the approval at the message too: the app is right, but what is asked for was never read here."""
     other = study(training={"learning_rate": 0.5})
     task = place.task(app_bundle(place.study))
-    task.message.content["config"]["study"] = other.training_hash()  # type: ignore[index, call-overload]
-    assert content_to_reply(answer_to(task, place.site_file).content) == Failure("", 1, "A", "study-not-approved")
+    content = task.message.content
+    content["config"]["study"] = other.training_hash()  # type: ignore[index, call-overload]
+    signed(content, place.signer.sign(said(content, "train", "1", "A")))
+    assert content_to_reply(answer_to(task, place.site_file, place.authority).content) == Failure(
+        "", 1, "A", "study-not-approved"
+    )
 
 
 def crash(*_: Any, **__: Any) -> Any:
@@ -220,7 +252,7 @@ def test_an_exception_with_a_patients_name_is_a_category(
 ) -> None:
     """Defends patients against an error's text: Flower would send ``str(exception)`` to the server."""
     monkeypatch.setattr(where, crash)
-    answer = answer_to(place.task(app_bundle(place.study)), place.site_file)
+    answer = answer_to(place.task(app_bundle(place.study)), place.site_file, place.authority)
     reply = content_to_reply(answer.content)
     assert isinstance(reply, Failure) and reply.category == "internal-error"
     assert not answer.has_error()
@@ -235,7 +267,7 @@ def test_an_exception_with_a_patients_name_is_a_category(
 def test_a_broken_site_file_is_a_category_without_a_name(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is known of the site then, not even where its log is: the traceback goes to this machine's screen."""
     place.site_file.write_text(f"site: {SECRET}\n")
-    answer = answer_to(place.task(app_bundle(place.study)), place.site_file)
+    answer = answer_to(place.task(app_bundle(place.study)), place.site_file, place.authority)
     assert content_to_reply(answer.content) == Failure("", 1, "unknown", "internal-error")
     assert SECRET.encode() not in message_to_proto(answer).SerializeToString()
     assert "Traceback" in capsys.readouterr().err
@@ -262,7 +294,7 @@ class Queue:
 def loop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Queue]:
     """``loop(["x", None], tasks)``: the worker's loop over these tokens, until they are used up."""
 
-    def run(tokens: list[str | None], tasks: dict[str, Any], site_file: Path) -> Queue:
+    def run(tokens: list[str | None], tasks: dict[str, Any], place: Place) -> Queue:
         queue = Queue(tokens)
 
         class Lent:
@@ -280,7 +312,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Queue]:
         monkeypatch.setattr(client.worker, "TaskQueue", lambda endpoint, secret: queue)
         monkeypatch.setattr(client.worker, "client_task", lambda endpoint, token, given_up: Lent(token))
         monkeypatch.setattr(client.worker, "sleep", lambda _: None)
-        serve(Endpoint("127.0.0.1:1"), b"", site_file, lambda: not queue.tokens)
+        serve(Endpoint("127.0.0.1:1"), b"", place.site_file, place.authority, lambda: not queue.tokens)
         return queue
 
     return run
@@ -292,7 +324,7 @@ def test_a_lost_task_is_one_line_and_the_next_is_served(
     """Defends a round's work against a SuperNode that goes away: the site goes on, the update is on its disk."""
     good = place.task(b"not an app")
     tasks = {"lost": RunError("the SuperNode no longer waits for this task (ConnectError)"), "good": good}
-    queue = loop([None, "lost", "good", None], tasks, place.site_file)
+    queue = loop([None, "lost", "good", None], tasks, place)
     assert queue.closed
     assert len(good.answers) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "could not be handed over" in line]
@@ -304,3 +336,79 @@ def no_bytecode(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An import would leave a file of its own."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     yield
+
+
+def by_nobody(place: Place, asked: RecordDict) -> RecordDict:
+    return asked
+
+
+def by_another_ca(place: Place, asked: RecordDict) -> RecordDict:
+    return signed(asked, server_of("fl.example.org")[0].sign(said(asked, "train", "1", "A")))
+
+
+def by_an_admitted_site(place: Place, asked: RecordDict) -> RecordDict:
+    """With a certificate of the federation's own CA, which is a site's."""
+    now, key, ca_key = datetime.now(UTC), new_key(), new_key()
+    ca = ca_certificate(ca_key, "test", now, 30)
+    certificate = certificate_pem(site_certificate(ca, ca_key, key.public_key(), "B", now, 7))
+    place.authority = Authority(ca, "fl.example.org")
+    return signed(asked, Signer(key, certificate).sign(said(asked, "train", "1", "A")))
+
+
+def by_a_server_elsewhere(place: Place, asked: RecordDict) -> RecordDict:
+    now, ca_key = datetime.now(UTC), new_key()
+    ca = ca_certificate(ca_key, "test", now, 30)
+    place.authority = Authority(ca, "fl.example.org")
+    return signed(asked, server_of("other.example.org", ca_key, ca)[0].sign(said(asked, "train", "1", "A")))
+
+
+def for_another_site(place: Place, asked: RecordDict) -> RecordDict:
+    return signed(asked, place.signer.sign(said(asked, "train", "1", "B")))
+
+
+def of_another_round(place: Place, asked: RecordDict) -> RecordDict:
+    return signed(asked, place.signer.sign(said(asked, "train", "2", "A")))
+
+
+def of_another_kind(place: Place, asked: RecordDict) -> RecordDict:
+    return signed(asked, place.signer.sign(said(asked, "query.deliver", "1", "A")))
+
+
+def changed_since(place: Place, asked: RecordDict) -> RecordDict:
+    signature = place.signer.sign(said(asked, "train", "1", "A"))
+    asked["config"]["round"] = 2  # type: ignore[index, assignment]
+    return signed(asked, signature)
+
+
+def other_weights(place: Place, asked: RecordDict) -> RecordDict:
+    signature = place.signer.sign(said(asked, "train", "1", "A"))
+    array = asked.array_records["arrays"]["weights"]
+    data = array.data[:-1] + bytes([array.data[-1] ^ 1])
+    asked.array_records["arrays"]["weights"] = Array(array.dtype, array.shape, array.stype, data)
+    return signed(asked, signature)
+
+
+def with_a_record_more(place: Place, asked: RecordDict) -> RecordDict:
+    signature = place.signer.sign(said(asked, "train", "1", "A"))
+    asked["more"] = ConfigRecord({"x": 1})
+    return signed(asked, signature)
+
+
+FORGERIES = [
+    by_nobody, by_another_ca, by_an_admitted_site, by_a_server_elsewhere, for_another_site, of_another_round,
+    of_another_kind, changed_since, other_weights, with_a_record_more,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_only_the_server_can_ask(place: Place, forge: Callable[[Place, RecordDict], RecordDict]) -> None:
+    """Defends against an admitted site that writes to another in the server's name: Flower delivers such a message."""
+    task = place.task(app_bundle(place.study))
+    task.message = Message(forge(place, place.ask()), 2, "train", group_id="1")
+    set_message_id(task.message, "message-1")
+    answer = answer_to(task, place.site_file, place.authority)
+    assert content_to_reply(answer.content) == Failure("", 1, "A", "not-the-server")
+    rows = read_jsonl(place.state / "audit.jsonl")
+    assert (rows[-1]["event"], rows[-1]["category"]) == ("request refused", "not-the-server")
+    assert "it is not this federation's server's" in (place.state / "site.log").read_text()
+    assert not list(place.state.glob("*/round-*"))

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 import server.contact
 from federation.audit import AuditLog, Extension, Head, verify
+from federation.certificates import new_key
 from federation.flower import (
     confirmation_to_content,
     content_to_instruction,
@@ -22,6 +23,7 @@ from federation.flower import (
 )
 from federation.flower_private import assume_identity, set_message_id
 from federation.records import AuditNote, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.signing import Signer
 from federation.study import Study, study_from
 from foundation import events
 from foundation.files import read_jsonl
@@ -327,7 +329,8 @@ def fleeted(
         wire, fleet = Wire(tmp_path / "logs", study, honest_site, bend), Admitted(["A", "C"])
         audit = AuditLog(tmp_path / "audit.jsonl", "server")
         board = Board(tmp_path / "status.json", study.name, study.training_hash(), 3)
-        contact = FleetContact(wire, study, audit, fleet, board)  # type: ignore[arg-type]
+        signer = Signer(new_key(), "the server's certificate")
+        contact = FleetContact(wire, study, audit, fleet, board, signer)  # type: ignore[arg-type]
         weights = {"encoder.w": torch.zeros(4), "encoder.count": torch.tensor(0)}
         return Fleeted(contact, wire, fleet, audit, TrainInstruction(study.training_hash(), 1, weights))
 
