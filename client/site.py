@@ -26,13 +26,14 @@ from federation.algorithms import build_algorithm
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import RunError, StudyError
-from foundation.files import load_tensors, replace_folder, save_tensors, write_text
+from foundation.files import load_tensors, replace_folder, save_tensors, write_json, write_text
 from foundation.machine import choose_device
 from foundation.progress import say
 from foundation.vault import PLAIN, LockedError, Vault
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
+from ssl_methods.encoders import timm_line
 from ssl_methods.method import Method
 
 
@@ -108,7 +109,7 @@ class Site:
         return hide_count(reply, instruction.weights, self._file.policy), stored is not None
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
-        """Keep the study's final weights as ``final.safetensors``, and the encoder's alone for use; their digest.
+        """Keep the study's final weights as ``final.safetensors``, and the encoder's alone with how to load it; a digest.
 
         StudyError when they are not the tensors that the study shares.
         """
@@ -119,6 +120,8 @@ class Site:
         prefix = "encoder."
         encoder = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         save_tensors(self._folder / "encoder.safetensors", encoder)
+        described = {"study": self._study.name, "load": timm_line(self._study.encoder, self._study.image)}
+        write_json(self._folder / "encoder.json", described)
         return weights_digest(load_tensors(self._folder / "final.safetensors")[0])
 
     def _permit(self) -> None:

@@ -10,6 +10,7 @@ from client.kit_keys import flower_key_bytes
 from federation.certificates import PrivateKey
 from federation.flower_private import Endpoint, sign_off
 from federation.kit import CA, Kit
+from federation.secret_files import write_secret
 from foundation.process_group import ProcessGroup, flower_environment, free_port
 from foundation.service_log import rotate
 
@@ -101,9 +102,7 @@ class SuperNode:
 
     def _start(self) -> None:
         secret = self._place / "executor.secret"
-        secret.unlink(missing_ok=True)
-        secret.touch(0o600)
-        secret.write_bytes(self.secret)
+        write_secret(secret, self.secret, replace=True)
         reading, writing = os.pipe()
         try:
             os.write(writing, flower_key_bytes(self._key))

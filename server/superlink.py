@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from federation.flower_private import Endpoint
+from federation.secret_files import write_secret
 from foundation.errors import RunError
 from foundation.process_group import ProcessGroup, flower_environment, free_port
 from foundation.service_log import rotate
@@ -54,9 +55,7 @@ class SuperLink:
 
     def _start_superlink(self) -> None:
         secret = self._place / "executor.secret"
-        secret.unlink(missing_ok=True)
-        secret.touch(0o600)
-        secret.write_bytes(self.secret)
+        write_secret(secret, self.secret, replace=True)
         log = self._place / "superlink.log"
         rotate(log)
         with log.open("ab") as output:

@@ -1,5 +1,6 @@
 """A site's part: a round is trained once, and what the next one starts from survives on its disk."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 import client.site
 from client.site import Site
-from federation.records import TrainInstruction, TrainReply
+from federation.records import TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import DataError, StudyError, TrainingError
 from foundation.files import load_tensors, save_tensors
@@ -339,3 +340,18 @@ def test_a_loss_that_is_not_finite_stores_nothing(
     mended = site(s).train(instruction(s))
     shutil.rmtree(tmp_path / "sites" / "A" / "state")
     assert same(mended, site(s).train(instruction(s)))
+
+
+def test_the_final_weights_are_kept_with_the_encoder_apart(
+    site: MakeSite, study: MakeStudy, instruction: Instruct, tmp_path: Path
+) -> None:
+    """What a hospital has of the study in the end: all shared weights, bit for bit, and an encoder to use."""
+    here, s = site(study()), study()
+    weights = instruction(s).weights
+    assert here.keep_final(weights) == weights_digest(weights)
+    (folder,) = (tmp_path / "sites" / "A" / "state").glob("*/final.safetensors")
+    encoder = load_tensors(folder.with_name("encoder.safetensors"))[0]
+    assert set(encoder) == {name[8:] for name in weights if name.startswith("encoder.")}
+    assert "timm.create_model" in json.loads(folder.with_name("encoder.json").read_text())["load"]
+    with pytest.raises(StudyError, match="weights that are not those of the study"):
+        here.keep_final(weights | {"more": torch.zeros(1)})
