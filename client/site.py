@@ -109,7 +109,7 @@ class Site:
         return hide_count(reply, instruction.weights, self._file.policy), stored is not None
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
-        """Keep the study's final weights as ``final.safetensors``, and the encoder's alone with how to load it; a digest.
+        """Keep the final weights as ``final.safetensors``, and the encoder alone with the line that loads it; a digest.
 
         StudyError when they are not the tensors that the study shares.
         """
