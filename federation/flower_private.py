@@ -67,7 +67,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from foundation.errors import RunError
+from foundation.errors import FedpretextError, RunError
 
 if TYPE_CHECKING:
     from flwr.superlink.grid import HttpGrid
@@ -268,7 +268,9 @@ def client_task(endpoint: Endpoint, token: str, given_up: Callable[[], bool]) ->
         task = ClientTask(client, given_up)
         with _identity(*task.identity):
             yield task
-    except httpx.HTTPError as error:
+    except FedpretextError:
+        raise
+    except Exception as error:  # Flower has many ways to say that the SuperNode, or its session, is gone
         raise RunError(f"the SuperNode no longer waits for this task ({type(error).__name__})") from error
     finally:
         heartbeat.stop()

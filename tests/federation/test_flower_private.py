@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from flwr.app.message import remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -436,3 +438,15 @@ def test_a_message_that_cannot_be_read_is_one_line_and_the_next_is_served(
     node.hand_in(question(2), app)
     with taken(node, queue) as task:
         assert number_in(task.message) == 2
+
+
+def test_whatever_flower_raises_in_a_task_is_a_lost_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defends the client against a crash: a push session that expired, say, raises an error of Flower's own kind."""
+    monkeypatch.setattr(flower_private, "_client", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(flower_private, "_Heartbeat", lambda _: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(flower_private, "ClientTask", lambda *_: SimpleNamespace(identity=(1, 2, 3)))
+    with (
+        pytest.raises(RunError, match=r"^the SuperNode no longer waits for this task \(ObjectPushError\)$"),
+        client_task(Endpoint("127.0.0.1:1"), "token", lambda: False),
+    ):
+        raise ObjectPushError("object", 1, "session")
