@@ -23,6 +23,7 @@ from server.export import TITLES, write_encoder
 from server.fleet import Fleet
 from server.initial import INITIAL_NAME, write_initial
 from server.metrics import MetricsEndpoint
+from server.proxy import needed_nginx
 from server.registry import Registry, check_server_keys
 from server.rounds import write_study
 from server.status_board import Board, heartbeat, read_status
@@ -51,6 +52,7 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
     """
     registry = Registry(federation)
     check_server_keys(federation)
+    needed_nginx()
     study = checked_study(study_path, overrides, registry)
     run = federation / "runs" / f"{study.name}-{study.training_hash()[:12]}"
     run.mkdir(parents=True, exist_ok=True)

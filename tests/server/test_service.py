@@ -61,6 +61,7 @@ def mishaps(monkeypatch: pytest.MonkeyPatch) -> Fail:
             if error is not None:
                 raise error
 
+        monkeypatch.setattr(server.service, "needed_nginx", lambda: "nginx")
         monkeypatch.setattr(server.service, "SuperLink", Link)
         monkeypatch.setattr(server.service, "_admit", lambda *_: None)
         monkeypatch.setattr(server.service, "_run", run)
@@ -163,3 +164,11 @@ def test_a_unit_for_systemd(federation: Path, tmp_path: Path) -> None:
 def test_no_server_has_run(federation: Path) -> None:
     with pytest.raises(RunError, match="no server has run here yet"):
         latest_status(federation)
+
+
+def test_without_nginx_nothing_is_started(federation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause would not mend that: a person has to install it."""
+    monkeypatch.setattr("server.proxy.nginx", lambda: None)
+    with pytest.raises(RunError, match=r"^nginx is not installed, .*apt install nginx-light"):
+        serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
+    assert not (federation / "runs").exists()
