@@ -315,6 +315,19 @@ def server_task(endpoint: Endpoint, token: str) -> Iterator["HttpGrid"]:
         grid.close()
 
 
+@contextmanager
+def superlink_errors() -> Iterator[None]:
+    """Turn what Flower and its HTTP client raise into a RunError of one line; our own errors, and bugs, pass."""
+    try:
+        yield
+    except BaseException as error:  # Flower says with a BaseException that a run was ended
+        if type(error).__module__.split(".")[0] not in ("flwr", "httpx"):
+            raise
+        raise RunError(
+            f"the SuperLink is gone, or has ended the run ({type(error).__name__}); its log is superlink/superlink.log"
+        ) from error
+
+
 @dataclass(frozen=True)
 class NodeFacts:
     """A registered SuperNode as the SuperLink knows it; ``public_key``: PEM."""

@@ -12,7 +12,7 @@ from flwr.app import Context, RecordDict
 
 from federation.app_bundle import app_bundle, bundle_digest
 from federation.audit import AuditLog
-from federation.flower_private import ControlPlane, TaskQueue, server_task
+from federation.flower_private import ControlPlane, TaskQueue, server_task, superlink_errors
 from federation.study import Study, load_study
 from foundation.errors import FedpretextError, QuorumError, RunError, StudyError
 from foundation.files import read_json, write_json, write_text
@@ -31,7 +31,8 @@ from server.superlink import SuperLink
 from ssl_methods.starting_weights import read_weights
 
 _TASK_S, _POLL_S = 60.0, 0.2
-_PAUSE_S = 60.0
+_PAUSE_S, _LASTED_S = 60.0, 120.0
+_WAITS_S = (2.0, 5.0, 15.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,11 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
             audit.append("site not admitted", site=site, reason=reason)
         with MetricsEndpoint(settings.metrics_port, folder / STATUS, log) as metrics, heartbeat(folder / STATUS):
             board.metrics_at(metrics.port)
+            failures, started = 0, time.monotonic()
             while not _attempt(study, registry, folder, settings, board, audit, log):
-                time.sleep(settings.pause_s)
+                failures = 0 if time.monotonic() - started > _LASTED_S else failures + 1
+                time.sleep(min(settings.pause_s, _WAITS_S[min(failures, len(_WAITS_S) - 1)]))
+                started = time.monotonic()
         write_encoder(folder, study, "federated", TITLES["federated"])
         finished = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(run / "run.json", read_json(run / "run.json") | {"finished": finished})
@@ -115,7 +119,8 @@ def _attempt(
     """Run to the end and return True; False after what may pass by itself, which the board and the log then name."""
     port = int(registry.federation.server.rpartition(":")[2])
     try:
-        with SuperLink(registry.folder, registry.folder / "superlink", (settings.host, port)) as link:
+        place = registry.folder / "superlink"
+        with superlink_errors(), SuperLink(registry.folder, place, (settings.host, port)) as link:
             _admit(registry, link, audit)
             link.open_door()
             log.write("info", f"listening on {settings.host}:{port}; SuperLink on {link.endpoint.address} only")

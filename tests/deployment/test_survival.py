@@ -88,7 +88,9 @@ KILLS, ROUNDS = 10, 6
 
 
 def test_killed_ten_times_in_a_row(deployment: Make, tmp_path: Path) -> None:
-    """kill -9 of the server (with SuperLink and nginx) or of a site (with its SuperNode), at random moments.
+    """kill -9 of the server (with SuperLink and nginx), of its SuperLink alone, or of a site (with its SuperNode).
+
+    At random moments; what was killed is started again, but for the SuperLink, which the server starts by itself.
 
     No round is lost, no file is corrupt, and momentum encoders and optimiser state go on: the weights are those of an
     undisturbed run, bit for bit. The server and site a encrypt what they keep.
@@ -98,7 +100,7 @@ def test_killed_ten_times_in_a_row(deployment: Make, tmp_path: Path) -> None:
     federation.encrypt("a")
     draw = random.Random(4)
     federation.start("server", *federation.sites)
-    victims = ["server", "a", "server", "b", "server", "c", "server", "a", "server", "b"]
+    victims = ["server", "a", "server", "b", "SuperLink", "c", "server", "a", "SuperLink", "b"]
     draw.shuffle(victims)
     federation.wait(lambda status: status.round >= 1)
     for number, victim in enumerate(victims):
@@ -106,6 +108,9 @@ def test_killed_ten_times_in_a_row(deployment: Make, tmp_path: Path) -> None:
         reached = 1 + number * (ROUNDS - 1) // KILLS
         federation.wait(lambda status, reached=reached: status.round >= reached)  # type: ignore[misc]
         time.sleep(draw.uniform(0.0, 4.0))
+        if victim == "SuperLink":
+            federation.kill_superlink()
+            continue
         process = federation.processes.get(victim)
         assert process is not None
         assert process.poll() is None, f"{victim} ended by itself\n{federation.logs()}"

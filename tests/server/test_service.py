@@ -6,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from flwr.supercore.run import RunNotRunningException
 
 import server.service
 from foundation.errors import QuorumError, RunError, StudyError
@@ -36,7 +38,7 @@ Fail = Callable[..., list[str]]
 def mishaps(monkeypatch: pytest.MonkeyPatch) -> Fail:
     """``mishaps(error, error)``: stand-ins for SuperLink and proxy; each run ends with the next error, then well."""
 
-    def make(*errors: Exception) -> list[str]:
+    def make(*errors: BaseException) -> list[str]:
         told: list[str] = []
         coming = iter(errors)
 
@@ -88,8 +90,14 @@ def test_a_lost_quorum_pauses_the_run_and_leaves_the_door_open(federation: Path,
     assert read_json(run / "run.json")["finished"]
 
 
-@pytest.mark.parametrize("error", [full_disk(), RunError("SuperLink ended: x"), OSError(errno.EIO, "broken")])
-def test_what_may_pass_starts_all_programs_anew(federation: Path, mishaps: Fail, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        full_disk(), RunError("SuperLink ended: x"), OSError(errno.EIO, "broken"), httpx.ConnectError("refused"),
+        RunNotRunningException(),
+    ],
+)  # fmt: skip
+def test_what_may_pass_starts_all_programs_anew(federation: Path, mishaps: Fail, error: BaseException) -> None:
     told = mishaps(error)
     serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
     assert told == ["start", "open", "run", "stop", "start", "open", "run", "stop"]
@@ -172,3 +180,18 @@ def test_without_nginx_nothing_is_started(federation: Path, monkeypatch: pytest.
     with pytest.raises(RunError, match=r"^nginx is not installed, .*apt install nginx-light"):
         serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
     assert not (federation / "runs").exists()
+
+
+def test_a_bug_is_no_pause(federation: Path, mishaps: Fail) -> None:
+    """It would never pass, and its traceback is what mends it."""
+    mishaps(ZeroDivisionError("bug"))
+    with pytest.raises(ZeroDivisionError):
+        serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
+
+
+def test_pauses_grow_while_nothing_lasts(federation: Path, mishaps: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    mishaps(*[RunError("x")] * 5)
+    slept: list[float] = []
+    monkeypatch.setattr(server.service, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 0.0))
+    serve(federation.parent.parent / "study.yaml", (), federation, Settings("127.0.0.1", metrics_port=0, pause_s=20.0))
+    assert slept == [5.0, 15.0, 20.0, 20.0, 20.0]
