@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from flwr.superlink.grid import HttpGrid
 
 _HEARTBEAT_S = 20.0
+_PATIENCE_S = 20.0  # with a SuperLink on this machine: longer, and it is dead
 _BACKOFF_S, _MOST_BACKOFF_S = 0.1, 2.0
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 TaskKind = Literal["client", "server"]
@@ -294,7 +295,7 @@ def server_task(endpoint: Endpoint, token: str) -> Iterator["HttpGrid"]:
     from flwr.superlink.grid import HttpGrid  # half a second to import, and a site never needs it
 
     grid = HttpGrid(endpoint.address, endpoint.root is None, endpoint.root, token=token)
-    grid._retry_invoker.max_time = 60.0
+    grid._retry_invoker.max_time = _PATIENCE_S
     heartbeat = _Heartbeat(grid._runtime_client)
     status = SubStatus.FAILED
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -342,12 +343,14 @@ class ControlPlane:
     """Registers nodes and starts runs. Its address is on this machine only: the proxy in front does not pass it on."""
 
     def __init__(self, endpoint: Endpoint) -> None:
+        retries = make_simple_http_retry_invoker()
+        retries.max_time = _PATIENCE_S
         self._client = ControlHttpClient.from_server_address(
             endpoint.address,
             endpoint.root is None,
             endpoint.root,
             [RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-            retry_invoker=make_simple_http_retry_invoker(),
+            retry_invoker=retries,
         )
 
     def nodes(self) -> list[NodeFacts]:
