@@ -31,6 +31,7 @@ _ADVICE = {
     "disk-full": "the site has to free disk space",
     "state-damaged": "a file at the site is damaged; its state/site.log names it",
     "app-not-approved": "the site has another version of the program, or another study",
+    "not-the-server": "it got a message that this server did not sign; if the server has a new key, restart it",
     "log-not-continued": "its audit log was rewritten, cut or restored; ask the site why, then: "
     "fedpretext accept-restart",
     "internal-error": "a fault of the program; the site's state/site.log has it",
