@@ -5,7 +5,6 @@ same Runtime interface: ``TaskQueue`` hands out tasks, ``ClientTask`` and ``Serv
 ``ControlPlane`` is the interface of ``flwr run`` and ``flwr supernode``. Every call goes over HTTP to this machine.
 """
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -298,7 +297,6 @@ def server_task(endpoint: Endpoint, token: str) -> Iterator["HttpGrid"]:
     grid._retry_invoker.max_time = _PATIENCE_S
     heartbeat = _Heartbeat(grid._runtime_client)
     status = SubStatus.FAILED
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         answer = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         run = run_from_proto(answer.run)
@@ -307,8 +305,6 @@ def server_task(endpoint: Endpoint, token: str) -> Iterator["HttpGrid"]:
             yield grid
         status = SubStatus.COMPLETED
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         heartbeat.stop()
         grid._retry_invoker.max_tries = 1
         with suppress(httpx.HTTPError):  # the SuperLink may be gone; what counts is in the run folder
