@@ -15,10 +15,11 @@ from client.approval_page import page
 from client.policy import check_study
 from client.site_file import AUDIT, SiteFile
 from federation.audit import AuditLog
-from federation.study import Study, checked, load_study, read_yaml
+from federation.study import Study, load_study
 from foundation.errors import StudyError
 from foundation.files import write_text
 from foundation.progress import say
+from foundation.yaml_files import checked, read_yaml
 from imaging.config import Section
 
 _FEWEST_DIGITS = 12

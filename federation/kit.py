@@ -11,8 +11,9 @@ from pydantic import AfterValidator, Field
 
 from federation.certificates import CredentialError, certificate_pem, read_certificate
 from federation.records import SITE_NAME
-from federation.study import Study, checked, load_study, read_yaml
+from federation.study import Study, load_study
 from foundation.files import write_text
+from foundation.yaml_files import checked, read_yaml
 from imaging.config import Section
 
 KIT, CA, STUDY, README = "kit.yaml", "ca.crt", "study.yaml", "README.txt"

@@ -44,9 +44,18 @@ class SplitConfig(Section):
         default=5, ge=3, description="All patients of a site with fewer than this train: it gets no test set."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _folds_test_in_turn(cls, values: object) -> object:
+        """The share that folds imply is written out, so that a resolved study says it, and can be read back."""
+        folds = values.get("folds") if isinstance(values, dict) else None
+        if isinstance(values, dict) and isinstance(folds, int) and folds > 1 and "test_share" not in values:
+            return {**values, "test_share": 1.0 / folds}
+        return values
+
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
-        if self.folds > 1 and "test_share" in self.model_fields_set and abs(self.test_share * self.folds - 1) > 1e-3:
+        if self.folds > 1 and abs(self.test_share * self.folds - 1) > 1e-3:
             raise ValueError(
                 f"test_share {self.test_share} does nothing with folds {self.folds}, where a fold tests"
                 f" 1/{self.folds} of the patients; remove it"
@@ -103,7 +112,9 @@ def check_splits(table: pd.DataFrame) -> None:
     if len(twice):
         fold, patient = twice[["fold", "patient"]].iloc[0]
         roles = twice["role"][(twice["fold"] == fold) & (twice["patient"] == patient)]
-        raise DataError(f"patient {patient!r} is in {' and '.join(roles)} of fold {fold}; a patient has one role")
+        others = twice["patient"].nunique() - 1
+        more = f" ({others} more such patient{'s' if others > 1 else ''})" if others else ""
+        raise DataError(f"patient {patient!r} is in {' and '.join(roles)} of fold {fold}; a patient has one role{more}")
 
 
 def _scores(table: pd.DataFrame) -> dict[str, tuple[float, ...]]:

@@ -15,9 +15,9 @@ from federation.certificates import CredentialError, read_certificate
 from federation.key_source import KeySource
 from federation.kit import CA, ServerAddress, StudyHash
 from federation.records import SITE_NAME
-from federation.study import checked, read_yaml
 from foundation.errors import nearest
 from foundation.files import write_text
+from foundation.yaml_files import checked, read_yaml
 from imaging.config import Section
 
 FEDERATION, SITES = "federation.yaml", "sites"

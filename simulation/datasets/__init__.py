@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.errors import look_up
 from imaging.manifest import Manifest
+from simulation.datasets.bccd import BCCD
 from simulation.datasets.busi import BUSI
+from simulation.datasets.chase_db1 import CHASE_DB1
 from simulation.datasets.dataset import Dataset, NoOptions
+from simulation.datasets.dsb2018 import DSB2018
 from simulation.datasets.folder import FOLDER
 from simulation.datasets.lgg_mri import LGG_MRI
 from simulation.datasets.medmnist import MEDMNIST
@@ -19,6 +22,9 @@ DATASETS: dict[str, Dataset[Any]] = {
     "phantoms": PHANTOMS,
     "lgg_mri_128": LGG_MRI,
     "busi_224": BUSI,
+    "bccd": BCCD,
+    "dsb2018": DSB2018,
+    "chase_db1": CHASE_DB1,
     "medmnist": MEDMNIST,
     "folder": FOLDER,
 }

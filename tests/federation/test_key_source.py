@@ -11,9 +11,9 @@ import pytest
 
 from federation import key_source
 from federation.key_source import KeySource, new_key_text, open_vault
-from federation.study import checked
 from foundation.errors import StudyError
 from foundation.vault import PLAIN, Vault
+from foundation.yaml_files import checked
 
 KEY = bytes(range(100, 132))
 

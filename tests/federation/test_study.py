@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from federation.study import Study, load_study, read_yaml, study_from
+from federation.study import Study, load_study, study_from
 from foundation.errors import StudyError
 from foundation.files import digest
+from foundation.yaml_files import read_yaml
 
 Raw = dict[str, Any]
 

@@ -153,6 +153,9 @@ def test_check_splits_names_the_patient() -> None:
     table.loc[marker, "role"] = "train"
     with pytest.raises(DataError, match=f"patient '{name}' is in test and train of fold 1; a patient has one role"):
         check_splits(table)
+    table["role"] = table["role"].where(table.duplicated(["fold", "patient"]), "train")
+    with pytest.raises(DataError, match=r"a patient has one role \(\d+ more such patients\)$"):
+        check_splits(table)
     with pytest.raises(DataError, match="role 'tset' does not exist"):
         check_splits(table.assign(role="tset"))
 
@@ -169,3 +172,9 @@ def test_the_real_sites(shared: Path) -> None:
     for site in ("DU", "HT"):
         share = tested[tested["site"] == site].groupby("fold")["label"].mean()
         assert share.max() - share.min() < 0.2
+
+
+def test_what_folds_imply_is_written_out_and_read_back() -> None:
+    config = SplitConfig.model_validate({"folds": 3})
+    assert config.test_share == pytest.approx(1 / 3)
+    assert SplitConfig.model_validate(config.model_dump(mode="json")) == config

@@ -1,6 +1,8 @@
 """The table of datasets, and what each makes of its files."""
 
+import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from medmnist import INFO
 from PIL import Image
 
 from foundation.errors import DataError, StudyError
+from imaging.boxes import read_boxes
+from imaging.config import ImageConfig
 from imaging.manifest import Manifest
+from imaging.masks import read_masks
 from simulation.config import SimulationConfig
-from simulation.datasets import DATASETS, dataset, load_dataset, medmnist
+from simulation.datasets import DATASETS, bccd, dataset, load_dataset, medmnist
 from simulation.datasets.medmnist import checked_file
 
 
@@ -45,7 +50,7 @@ def test_a_misspelt_option_is_refused_with_the_options_there_are() -> None:
         SimulationConfig(dataset="lgg_mri_128", options={"size": 8})
 
 
-@pytest.mark.parametrize("name", ["lgg_mri_128", "busi_224", "folder"])
+@pytest.mark.parametrize("name", ["lgg_mri_128", "busi_224", "bccd", "dsb2018", "chase_db1", "folder"])
 def test_a_missing_root_is_one_line_with_the_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--set simulation\.root=") as error:
         load(name, None, tmp_path)
@@ -54,12 +59,12 @@ def test_a_missing_root_is_one_line_with_the_remedy(name: str, tmp_path: Path) -
         load(name, tmp_path / "absent", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["lgg_mri_128", "busi_224"])
+@pytest.mark.parametrize("name", ["lgg_mri_128", "busi_224", "dsb2018"])
 def test_a_folder_that_is_not_the_dataset_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"index.csv: is missing"):
         load(name, tmp_path, tmp_path)
     (tmp_path / "index.csv").write_text("picture,age\na.png,7\n")
-    with pytest.raises(DataError, match=rf"lacks the column image.*not the index of '{name}'"):
+    with pytest.raises(DataError, match=rf"lacks the column .*image.*not the index of '{name}'"):
         load(name, tmp_path, tmp_path)
 
 
@@ -84,6 +89,75 @@ def test_breast_ultrasound_has_clusters_for_patients_and_no_sites(shared: Path, 
     clusters = pictures.table["patient"].nunique()
     assert 500 < clusters < 780  # the set is known to hold near-duplicates, and most pictures are none
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blood_smears_have_the_published_cells(shared: Path, tmp_path: Path) -> None:
+    pictures = load("bccd", shared / "data" / "bccd", tmp_path)
+    assert pictures.unit == "picture cluster" and len(pictures) == 364 and "site" not in pictures.table
+    assert all(path.is_file() for path in pictures.paths())
+    boxes = [box for text in pictures.table["boxes"] for box in json.loads(text)]
+    # 4,155 red cells are published; two of them are clicks without extent
+    assert Counter(box[4] for box in boxes) == {"RBC": 4153, "WBC": 372, "Platelets": 361}
+    image = ImageConfig(modality="microscopy", size=64, channels=3)
+    found = read_boxes(pictures.table.iloc[:9], pictures.root, image, bccd.CLASSES)
+    # the first picture's white cell is published as pixels 260 to 491 and 177 to 376 of 640 x 480, counted from 1
+    np.testing.assert_allclose(found[0].boxes[0], [25.9, 8 + 17.6, 49.1, 8 + 37.6], rtol=1e-6)
+    assert bccd.CLASSES[found[0].kinds[0]] == "WBC"
+
+
+def test_an_annotation_that_is_not_of_the_set_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Annotations: holds no .xml file; point simulation.root"):
+        load("bccd", tmp_path, tmp_path)
+    (tmp_path / "Annotations").mkdir()
+    cell = "<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>9</ymax></bndbox></object>"
+    for text, said in {
+        f"<annotation>{cell.format('RBC', 9)}": "is no Pascal VOC annotation",
+        f"<annotation>{cell.format('RBC', 'far')}</annotation>": "is no Pascal VOC annotation",
+        "<annotation><object><name>RBC</name></object></annotation>": "is no Pascal VOC annotation",
+        f"<annotation>{cell.format('Cat', 9)}</annotation>": "cell 'Cat' is none of Platelets, RBC, WBC",
+    }.items():
+        (tmp_path / "Annotations" / "a.xml").write_text(text)
+        with pytest.raises(DataError, match=rf"a\.xml: {said}") as error:
+            load("bccd", tmp_path, tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_nuclei_have_the_published_counts_and_their_microscopes_as_sites(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data" / "dsb2018_nuclei_256"
+    grey, colour = load("dsb2018", root, tmp_path), load("dsb2018", root, tmp_path, colour=True)
+    assert grey.unit == colour.unit == "picture cluster"
+    assert dict(colour.table["site"].value_counts()) == {"320x256-stained": 107}
+    counts = dict(grey.table["site"].value_counts())
+    assert counts["256x256-fluorescence"] == 334 and counts["1024x1024-brightfield"] == 16
+    assert len(counts) == 9 and sum(counts.values()) == 557
+    for pictures, channels in ((grey, 1), (colour, 3)):
+        image = ImageConfig(modality="microscopy", size=32, channels=channels)
+        share = read_masks(pictures.table.iloc[::20], pictures.root, image).mean()
+        assert 0.05 < share < 0.5
+        assert pictures.table["mask"].notna().all()
+
+
+def test_fundus_photographs_are_of_two_eyes_and_two_graders(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data" / "chase_db1"
+    image = ImageConfig(modality="fundus", size=240, channels=3)
+    drawn = {}
+    for grader in (1, 2):
+        pictures = load("chase_db1", root, tmp_path, grader=grader)
+        assert pictures.unit == "patient" and len(pictures) == 28 and "site" not in pictures.table
+        assert pictures.table.groupby("patient")["series"].agg(list).tolist() == [["L", "R"]] * 14
+        drawn[grader] = read_masks(pictures.table.iloc[:4], pictures.root, image) > 0
+    both, either = drawn[1] & drawn[2], drawn[1] | drawn[2]
+    assert 0.5 < both.sum() / either.sum() < 0.95  # two people draw the same vessels, not the same pixels
+    with pytest.raises(StudyError, match=r"simulation.options.grader = 3: .*chase_db1 has the options: grader"):
+        load("chase_db1", root, tmp_path, grader=3)
+
+
+def test_a_folder_without_the_photographs_or_a_mask_is_one_line(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no Image_01L\.jpg; point simulation\.root"):
+        load("chase_db1", tmp_path, tmp_path)
+    shutil.copy(shared / "data" / "chase_db1" / "Image_01L.jpg", tmp_path)
+    with pytest.raises(DataError, match=r"Image_01L_2ndHO\.png: is missing; restore"):
+        load("chase_db1", tmp_path, tmp_path, grader=2)
 
 
 def test_a_folder_of_ones_own_is_read_as_a_manifest_or_by_subfolder(tmp_path: Path) -> None:
