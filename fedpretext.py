@@ -4,12 +4,14 @@ import os
 import sys
 import textwrap
 import traceback
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 import client.commands
+import evaluation.export.commands
 import server.commands
 
 # Flower reports usage and looks for updates by default; a hospital's machine must not.
@@ -47,12 +49,19 @@ def simulate(
     resume: Annotated[Path | None, typer.Option(help="Go on in this run folder of the same study.")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    pretrain_only: Annotated[
+        bool, typer.Option("--pretrain-only", help="Leave the evaluation to `fedpretext evaluate RUN [--task FILE]`.")
+    ] = False,
 ) -> None:
     """Pretrain over simulated hospitals, compare with the alternatives, write the report."""
     from evaluation.summary import summary_lines
     from foundation.machine import checked_device
-    from simulation.simulate import simulate
+    from simulation.simulate import pretrain, simulate
 
+    if pretrain_only:
+        folder = pretrain(study, overrides or (), runs=runs, resume=resume, device=checked_device(device))
+        print(f"pretrained: {folder}\nevaluate it: fedpretext evaluate {folder}")
+        return
     run = simulate(study, overrides or (), runs=runs, resume=resume, device=checked_device(device))
     for line in summary_lines(run.folder):
         print(line)
@@ -61,7 +70,21 @@ def simulate(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            help="A run folder; with --task also several, an arm's folder in a run, an exported folder, NAME=FILE "
+            "(weights for a timm model) or NAME (timm's own weights).",
+            metavar="CHECKPOINT...",
+        ),
+    ],
+    task: Annotated[
+        Path | None,
+        typer.Option(help="Task file (YAML) to judge the encoders on; the ready ones are in configs/tasks/."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --task: the folder to write; default: runs/<task>-<time>.")
+    ] = None,
     protocol: Annotated[
         list[str] | None, typer.Option(help="Protocol to use in place of the study's; may be repeated.")
     ] = None,
@@ -73,23 +96,44 @@ def evaluate(
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="The label's column in DATA; default: the study's.")] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Show test pictures in the report: it then holds pictures of patients.")
+    ] = False,
 ) -> None:
-    """Score a run's encoders (again, with other protocols, on pictures of your own) and write the report."""
+    """Score encoders on labelled pictures and write the report: a run's own again, or any on a task file."""
     from evaluation.report import write_report
     from evaluation.stage import evaluate
     from evaluation.summary import summary_lines
 
+    run = _to_evaluate(checkpoints, task, out, data, label)
+    evaluate(run, protocol or None)
+    report = write_report(run, pictures=pictures)
+    for line in summary_lines(run):
+        print(line)
+    print(f"\nreport: {report}")
+
+
+def _to_evaluate(
+    checkpoints: list[str], task: Path | None, out: Path | None, data: Path | None, label: str | None
+) -> Path:
+    """The folder to evaluate: gathered for a task file, else the one run itself."""
+    if task is not None:
+        from evaluation.gather import gather
+
+        if data is not None or label is not None:
+            raise typer.BadParameter("--data and --label do nothing with --task: the task file says where pictures are")
+        default = Path("runs") / f"{task.stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+        return gather(checkpoints, task, out or default, " ".join(["fedpretext", *sys.argv[1:]]))
+    if len(checkpoints) > 1 or out is not None:
+        raise typer.BadParameter("several encoders, and --out, need a task to be judged on: add --task FILE")
+    run = Path(checkpoints[0])
     if data is not None:
         from server.central_evaluation import prepare
 
         prepare(run, data, label=label)
     elif label is not None:
         raise typer.BadParameter("--label names a column of --data: give --data too, or leave it out")
-    evaluate(run, protocol or None)
-    report = write_report(run)
-    for line in summary_lines(run):
-        print(line)
-    print(f"\nreport: {report}")
+    return run
 
 
 @app.command()
@@ -170,6 +214,7 @@ def encoders() -> None:
         _print_entry(name, f"{about.summary} ({about.paper})")
 
 
+evaluation.export.commands.mount(app)
 server.commands.mount(app)
 client.commands.mount(app)
 

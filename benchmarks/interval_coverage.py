@@ -1,22 +1,42 @@
 """How often the 95 % intervals of evaluation/intervals.py hold the truth: ``python -m benchmarks.interval_coverage``.
 
-16 slices a patient; score = shift x label + patient effect + noise, the patient effect having the share
+16 pictures a patient; score = shift x label + patient effect + noise, the patient effect having the share
 ``correlation`` of the variance. Labels differ within a patient ("slice", patient shares drawn from Beta(2,
 3)) or not ("patient", 40 % of patients). Truth: AUC .80 for a picture of each class from two patients; the
 second score of the paired case has .75 and half of its patient effect and noise in common with the first.
-Beside ours stand Obuchowski's clustered DeLong variance (logit scale, t quantile) and the percentile
+Sites: strata within which patients are drawn. Folds: each with a shift of all its scores, mean of the folds'
+AUCs. Beside ours stand Obuchowski's clustered DeLong variance (logit scale, t quantile) and the percentile
 bootstrap over patients.
+
+Regression: errors of standard deviation 1 and 1.2, of a number of standard deviation 1.8. Segmentation: a
+patient's Dice is the mean over the pictures, logit-normal around 1.5 and 1.3. Both pairs have half of their
+patient effect and noise in common.
 """
 
+import re
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from benchmarks.measure import table
+from benchmarks.simulated_patients import (
+    AUCS,
+    ERRORS,
+    MEASURED,
+    SLICES,
+    Case,
+    average_precision,
+    classified,
+    dice_means,
+    measured,
+)
 from evaluation.intervals import (
     Estimate,
     FloatArray,
@@ -28,68 +48,37 @@ from evaluation.intervals import (
     difference_interval,
     interval,
     jackknife,
+    leave_out,
     mean,
+    patient_mean,
 )
-from evaluation.metrics import balanced_accuracy
+from evaluation.metrics import auprc, balanced_accuracy
 from foundation.files import write_text
 from foundation.machine import commit, machine
 from foundation.progress import track
 from foundation.randomness import numpy_generator
 
-SLICES = 16
-TRUTHS = (0.80, 0.75)
 RESAMPLES = 400
 REPORT = Path(__file__).parent / "results" / "interval_coverage.md"
+PAGE = Path(__file__).parents[1] / "docs" / "intervals.md"
+MARKS = ("<!-- coverage: written by benchmarks/interval_coverage.py -->", "<!-- end of coverage -->")
 Counts = dict[str, list[bool]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table. folds: the patients are dealt into so many, each with a shift of all its scores."""
-
-    labels: str
-    patients: int
-    correlation: float
-    folds: int = 1
-
 
 CASES = tuple(
     [Case(kind, n, rho) for kind in ("slice", "patient") for n in (10, 20, 40, 80) for rho in (0.1, 0.4)]
-    + [Case("slice", n, rho, 5) for n in (20, 40, 80) for rho in (0.1, 0.4)]
+    + [Case("slice", n, rho, sites=4) for n in (20, 40, 80) for rho in (0.1, 0.4)]
+    + [Case("slice", n, rho, folds=5) for n in (20, 40, 80) for rho in (0.1, 0.4)]
+)
+NUMBERS = tuple(
+    [Case("numbers", n, rho) for n in (10, 20, 40, 80) for rho in (0.1, 0.4)]
+    + [Case("numbers", n, rho, sites=4) for n in (20, 40, 80) for rho in (0.1, 0.4)]
 )
 
 
-def simulate(case: Case, rng: np.random.Generator) -> list[Scored]:
-    """The same pictures under the two scores, as ``[1 - p, p]``."""
-    patient = np.repeat(np.arange(case.patients), SLICES)
-    if case.labels == "patient":
-        positive = rng.random(case.patients)[patient] < 0.4
-    else:
-        positive = rng.random(len(patient)) < rng.beta(2, 3, case.patients)[patient]
-    fold = patient % case.folds
-    shift = rng.normal(0.0, 1.0 if case.folds > 1 else 0.0, case.folds)[fold]
-    effect, noise = (_pair(rng, size) for size in (case.patients, len(patient)))
-    scored = []
-    for k, truth in enumerate(TRUTHS):
-        gap = np.sqrt(2) * stats.norm.ppf(truth)
-        score = gap * (positive - 0.5) + np.sqrt(case.correlation) * effect[k][patient]
-        score = score + np.sqrt(1 - case.correlation) * noise[k] + shift
-        p = 1.0 / (1.0 + np.exp(-score))
-        names = np.array([f"{name:03d}" for name in range(case.patients)])[patient]
-        strata = np.array([f"{name}/site" for name in range(case.folds)])[fold]
-        scored.append(Scored(positive.astype(np.int64), np.stack([1 - p, p], 1), names, strata))
-    return scored
-
-
-def _pair(rng: np.random.Generator, size: int) -> tuple[FloatArray, FloatArray]:
-    """Two standard normal vectors with correlation one half."""
-    first, other = rng.standard_normal((2, size))
-    return first, 0.5 * first + np.sqrt(0.75) * other
-
-
-def estimate(data: Scored) -> Estimate | None:
+def estimate(data: Scored, folds: int) -> Estimate | None:
     """The AUC, as the mean over folds; None where a fold has one class."""
-    found = [auc(data.where(data.strata == stratum)) for stratum in np.unique(data.strata)]
+    parts = [data] if folds == 1 else [data.where(data.strata == stratum) for stratum in np.unique(data.strata)]
+    found = [auc(part) for part in parts]
     return mean(found) if all(np.isfinite(each.value) for each in found) else None
 
 
@@ -98,9 +87,9 @@ def table_of_pairs(data: Scored) -> tuple[FloatArray, IntArray, IntArray]:
     patients = len(data.labels) // SLICES
     score, positive = data.scores[:, 1], data.labels == 1
     above = (score[:, None] > score) & positive[:, None] & ~positive
-    table = above.reshape(patients, SLICES, patients, SLICES).sum((1, 3)).astype(np.float64)
+    pairs = above.reshape(patients, SLICES, patients, SLICES).sum((1, 3)).astype(np.float64)
     counted = positive.reshape(patients, SLICES).sum(1)
-    return table, counted, SLICES - counted
+    return pairs, counted, SLICES - counted
 
 
 def bootstrap(tables: list[tuple[FloatArray, IntArray, IntArray]], rng: np.random.Generator) -> list[FloatArray]:
@@ -125,84 +114,164 @@ def obuchowski(tables: tuple[FloatArray, IntArray, IntArray]) -> Interval:
     return Interval(1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre)))
 
 
-def one_study(case: Case, rng: np.random.Generator, counts: Counts) -> bool:
+def holds(bounds: Interval, truth: float) -> bool:
+    """Whether the truth lies within the bounds."""
+    return bool(bounds.low <= truth <= bounds.high)
+
+
+def one_classification(case: Case, rng: np.random.Generator, counts: Counts) -> bool:
     """Simulate once and count which intervals hold the truth; False where the rules give no interval."""
-    first, second = simulate(case, rng)
-    own, other = estimate(first), estimate(second)
+    first, second = classified(case, rng)
+    own, other = estimate(first, case.folds), estimate(second, case.folds)
     if own is None or other is None:
         return False
     single, apart = interval(own), difference_interval(difference(own, other))
     if single.note:
         return False
-    counts["single"].append(single.low <= TRUTHS[0] <= single.high)
-    counts["paired"].append(apart.low <= TRUTHS[0] - TRUTHS[1] <= apart.high)
+    counts["single"].append(holds(single, AUCS[0]))
+    counts["paired"].append(holds(apart, AUCS[0] - AUCS[1]))
     if case.folds > 1:
         return True
-    tables = [table_of_pairs(first), table_of_pairs(second)]
-    clustered = obuchowski(tables[0])
-    counts["Obuchowski"].append(clustered.low <= TRUTHS[0] <= clustered.high)
-    drawn = bootstrap(tables, rng)
+    right = float(stats.norm.cdf(np.sqrt(2) * stats.norm.ppf(AUCS[0]) / 2))
+    counts["balanced accuracy"].append(holds(interval(jackknife(first, balanced_accuracy)), right))
+    counts["AUPRC"].append(holds(interval(jackknife(first, auprc)), average_precision()))
+    if case.sites == 1:
+        _count_others([table_of_pairs(first), table_of_pairs(second)], rng, counts)
+    return True
+
+
+def _count_others(
+    tables: list[tuple[FloatArray, IntArray, IntArray]], rng: np.random.Generator, counts: Counts
+) -> None:
+    """Count the intervals that others make."""
+    counts["Obuchowski"].append(holds(obuchowski(tables[0]), AUCS[0]))
+    first, second = bootstrap(tables, rng)
     for name, values, truth in (
-        ("percentile", drawn[0], TRUTHS[0]),
-        ("percentile paired", drawn[0] - drawn[1], TRUTHS[0] - TRUTHS[1]),
+        ("percentile", first, AUCS[0]),
+        ("percentile paired", first - second, AUCS[0] - AUCS[1]),
     ):
         low, high = np.quantile(values, [0.025, 0.975])
         counts[name].append(bool(low <= truth <= high))
-    right = float(stats.norm.cdf(np.sqrt(2) * stats.norm.ppf(TRUTHS[0]) / 2))
-    decided = interval(jackknife(first, balanced_accuracy))
-    counts["balanced accuracy"].append(bool(decided.low <= right <= decided.high))
+
+
+def one_measurement(case: Case, rng: np.random.Generator, counts: Counts) -> bool:
+    """The same for Dice, and for errors and explained variance of a regression."""
+    found, (high, low) = measured(case, rng), dice_means()
+    names, first = np.unique(found.patients, return_index=True)
+    dice = [patient_mean(own, names.tolist(), found.strata[first].tolist()) for own in found.dice]
+    counts["Dice"].append(holds(interval(dice[0]), high))
+    counts["Dice paired"].append(holds(difference_interval(difference(*dice)), high - low))
+    where = found.patients, found.strata
+
+    def explained(keep: np.ndarray) -> float:
+        return float(1.0 - (found.errors[0][keep] ** 2).sum() / (found.truth[keep].var() * keep.sum()))
+
+    errors = [leave_out(*where, partial(_absolute_error, own)) for own in found.errors]
+    each = np.sqrt(2 / np.pi)  # of a normal error of standard deviation 1
+    counts["MAE"].append(holds(difference_interval(errors[0]), ERRORS[0] * each))
+    counts["MAE paired"].append(holds(difference_interval(difference(*errors)), (ERRORS[0] - ERRORS[1]) * each))
+    counts["R2"].append(holds(difference_interval(leave_out(*where, explained)), 1 - (ERRORS[0] / MEASURED) ** 2))
     return True
+
+
+def _absolute_error(errors: FloatArray, keep: np.ndarray) -> float:
+    return float(np.abs(errors[keep]).mean())
 
 
 def coverage(case: Case, studies: int) -> dict[str, float]:
     """Share of ``studies`` simulated studies in which each interval holds the truth."""
-    rng = numpy_generator(0, "coverage", case.labels, case.patients, str(case.correlation), case.folds)
+    strata = (case.sites,) if case.sites > 1 else ()
+    rng = numpy_generator(0, "coverage", case.labels, case.patients, str(case.correlation), case.folds, *strata)
+    one = one_measurement if case.labels == "numbers" else one_classification
     counts: Counts = defaultdict(list)
     done = 0
     while done < studies:
-        done += one_study(case, rng, counts)
+        done += one(case, rng, counts)
     return {name: float(np.mean(values)) for name, values in counts.items()}
 
 
-COLUMNS = ("single", "paired", "balanced accuracy", "Obuchowski", "percentile", "percentile paired")
+OURS = {"single": "AUC", "paired": "paired difference", "balanced accuracy": "balanced accuracy", "AUPRC": "AUPRC"}
+OTHERS = {
+    "Obuchowski": "Obuchowski", "percentile": "percentile bootstrap", "percentile paired": "percentile, paired",
+}  # fmt: skip
+OF_NUMBERS = {
+    "Dice": "Dice", "Dice paired": "Dice, paired", "MAE": "MAE", "MAE paired": "MAE, paired", "R2": "R2",
+}  # fmt: skip
+
+Found = Mapping[Case, Mapping[str, float]]
 
 
-def report(found: dict[Case, dict[str, float]], studies: int, seconds: float) -> str:
-    """The table as Markdown."""
-    here = machine()
-    ours = [value for row in found.values() for name, value in row.items() if name in COLUMNS[:3]]
+def rows(found: Found, columns: Mapping[str, str], kinds: bool) -> list[str]:
+    """A table with a row a case; empty where a figure was not counted."""
+    start = ["labels"] * kinds + ["sites", "folds", "patients", "correlation"]
+    body = [
+        [case.labels] * kinds
+        + [str(case.sites), str(case.folds), str(case.patients), f"{case.correlation:g}"]
+        + [f"{row[name]:.3f}" if name in row else "" for name in columns]
+        for case, row in found.items()
+    ]
+    return table([*start, *columns.values()], body)
+
+
+def summary(found: Found, columns: Sequence[str]) -> str:
+    """The range of all our figures in one sentence."""
+    ours = [value for row in found.values() for name, value in row.items() if name in columns]
     inside = sum(0.93 <= value <= 0.97 for value in ours)
-    lines = [
-        "# Coverage of the 95 % intervals",
-        "",
-        "`python -m benchmarks.interval_coverage`",
-        "",
-        " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
-        "",
+    return f"Ours: {min(ours):.3f} to {max(ours):.3f}; {inside} of {len(ours)} within .93 to .97."
+
+
+def tables(found: Found, studies: int) -> list[str]:
+    """What the page and the report have in common."""
+    numbers = {case: row for case, row in found.items() if case.labels == "numbers"}
+    classes = {case: row for case, row in found.items() if case not in numbers}
+    return [
         f"{studies} simulated studies a row (standard error of a coverage of .95: "
         f"{np.sqrt(0.95 * 0.05 / studies):.3f}), counting only studies for which the rules give an interval (10 "
-        "patients, 5 with a picture of each class). Five folds: each with a shift of its own, mean of the folds' AUCs.",
+        "patients, 5 with a picture of each class).",
         "",
-        f"Ours (first three figures): {min(ours):.3f} to {max(ours):.3f}; {inside} of {len(ours)} within .93 to .97.",
+        summary(found, [*OURS, *OF_NUMBERS]),
         "",
-        "| labels | folds | patients | correlation | AUC | paired difference | balanced accuracy "
-        "| Obuchowski | percentile bootstrap | percentile, paired |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *rows(classes, OURS | OTHERS, kinds=True),
+        "",
+        *rows(numbers, OF_NUMBERS, kinds=False),
     ]
-    for case, row in found.items():
-        figures = [f"{row[name]:.3f}" if name in row else "" for name in COLUMNS]
-        start = [case.labels, str(case.folds), str(case.patients), f"{case.correlation:g}"]
-        lines.append("| " + " | ".join(start + figures) + " |")
-    lines += ["", f"{seconds:.0f} s on {here['processor']}, {here['cores']} cores; commit {commit()}", ""]
-    return "\n".join(lines)
+
+
+def report(found: Found, studies: int, seconds: float) -> str:
+    """The result as Markdown."""
+    here = machine()
+    return "\n".join(
+        [
+            "# Coverage of the 95 % intervals",
+            "",
+            f"`{' '.join(['python -m benchmarks.interval_coverage', *sys.argv[1:]])}`",
+            "",
+            *(" ".join(part.split()) + "\n" for part in (__doc__ or "").split("\n\n")[1:]),
+            *tables(found, studies),
+            "",
+            f"{seconds:.0f} s on {here['processor']}, {here['cores']} cores; commit {commit()}",
+            "",
+        ]
+    )
+
+
+def on_page(page: str, lines: Sequence[str]) -> str:
+    """The page with these lines between its marks."""
+    start, end = MARKS
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: "\n".join([start, "", *lines, "", end]), page)
 
 
 def main(studies: int = 2000) -> None:
-    """Run all cases and write the table."""
+    """Run all cases, write the result and put its tables on the page in docs/."""
     start = time.monotonic()
-    found = {case: coverage(case, studies) for case in track(CASES, "coverage")}
+    cases = (*CASES, *NUMBERS)
+    with ProcessPoolExecutor() as pool:
+        shares = pool.map(coverage, cases, [studies] * len(cases))
+        found = dict(zip(cases, track(shares, "coverage", len(cases)), strict=True))
     text = report(found, studies, time.monotonic() - start)
     write_text(REPORT, text)
+    write_text(PAGE, on_page(PAGE.read_text(), tables(found, studies)))
     print(text)
 
 

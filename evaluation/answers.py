@@ -3,10 +3,10 @@
 A difference is above nought, below it, or around it: its 95 % interval decides, never its value alone.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from evaluation.arm_kinds import floor_wording
 from evaluation.figures import (
     LESS_IS_BETTER,
     Figure,
@@ -18,74 +18,29 @@ from evaluation.figures import (
     number,
 )
 from evaluation.run_folder import OVERALL, RunFolder
-
-
-class Verdict(StrEnum):
-    """How the federated encoder stands to another."""
-
-    BETTER = "better"
-    WORSE = "worse"
-    UNCLEAR = "cannot say"
-    NO_INTERVAL = "too few to say"
+from evaluation.sentences import NAMES, SENTENCES, Verdict
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Federated minus another encoder at one site (``all``: every test site of the federation)."""
+    """One encoder minus another at one site (``all``: every test site of the federation).
 
+    own: an encoder in question; of two such the one that is ahead. kind: ``baseline`` is what ``own`` started from,
+    ``rival`` another in question, else the kind of the other arm. p: two-sided, NaN without an interval.
+    """
+
+    own: str
     other: str
     title: str
     kind: str
     figure: Figure
     verdict: Verdict
     sentence: str
+    p: float
 
 
-_CONTRAST_KINDS = ("natural", "random", "pixels", "alone", "pooled", "supervised", "majority", "other")
-
-# "baseline" is for what pretraining started from, random initialisation ({base}) or the weights that were given.
-# {metric}, {own}: the federated encoder’s figure; {there}: the other's; {units}: patients or picture clusters;
-# {apart}: "0.05 above", "0.05 below"; {bracket}: " (95 % interval 0.02 to 0.09)"; {why}: why there is none.
-_LEAD = "on unseen {units} the federated encoder’s {metric} is {own}, {apart} {base}"
-_SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
-    "baseline": {
-        Verdict.BETTER: "Pretraining helped: " + _LEAD + "{bracket}.",
-        Verdict.WORSE: "Pretraining made it worse: " + _LEAD + "{bracket}.",
-        Verdict.UNCLEAR: "We cannot say whether pretraining helped: " + _LEAD + "{bracket}.",
-        Verdict.NO_INTERVAL: "We cannot say whether pretraining helped: " + _LEAD + ", with {why}.",
-    },
-    "pixels": {
-        Verdict.BETTER: "It does better than simple pixels: a logistic regression on raw pixels, with no pretraining "
-        "at all, reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.WORSE: "Simple pixels do better: a logistic regression on raw pixels, with no pretraining at all, "
-        "reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.UNCLEAR: "Simple pixels may do as well: a logistic regression on raw pixels, with no pretraining at "
-        "all, reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.NO_INTERVAL: "Simple pixels may do as well: a logistic regression on raw pixels, with no pretraining "
-        "at all, reaches {there}; the encoder is {apart} that, with {why}.",
-    },
-    "pooled": {
-        Verdict.BETTER: "It did better than pooling all pictures in one place: {apart} {there}{bracket}.",
-        Verdict.WORSE: "Pooling all pictures in one place did better: the federated encoder is {apart} "
-        "{there}{bracket}.",
-        Verdict.UNCLEAR: "We cannot tell it from pooling all pictures in one place: {apart} {there}{bracket}.",
-        Verdict.NO_INTERVAL: "We cannot tell it from pooling all pictures in one place: {apart} {there}, with {why}.",
-    },
-    "other": {
-        Verdict.BETTER: "Better than {title}: {apart} {there}{bracket}.",
-        Verdict.WORSE: "Worse than {title}: {apart} {there}{bracket}.",
-        Verdict.UNCLEAR: "We cannot tell it from {title}: {apart} {there}{bracket}.",
-        Verdict.NO_INTERVAL: "We cannot tell it from {title}: {apart} {there}, with {why}.",
-    },
-}
-
-
-_NAMES = {
-    "random": "random initialisation",
-    "natural": "the weights it started from",
-    "supervised": "supervised training from scratch with the same labels",
-    "majority": "always answering the majority class",
-}
+BASELINE, RIVAL = "baseline", "rival"
+_CONTRAST_ORDER = (BASELINE, RIVAL, "natural", "random", "pixels", "alone", "pooled", "supervised", "majority", "other")
 
 
 def verdict_of(figure: Figure, less_is_better: bool = False) -> Verdict:
@@ -99,67 +54,80 @@ def verdict_of(figure: Figure, less_is_better: bool = False) -> Verdict:
 
 
 def contrasts(folder: RunFolder, question: Question, site: str = OVERALL) -> list[Contrast]:
-    """The paired differences of one question at one site: random initialisation, pixels, sites alone, then the rest."""
+    """The paired differences of one question at one site: what training started from, rivals, pixels, then the rest."""
     rows = folder.comparisons
     rows = rows[rows["label_fraction"].isin(["", question.fraction])]
     rows = rows[(rows["protocol"] == question.protocol) & (rows["metric"] == question.metric) & (rows["site"] == site)]
-    figures = arm_figures(folder, question, site)
+    figures, leads = arm_figures(folder, question, site), folder.leads
     found: list[Contrast] = []
     for (own, other), group in rows.groupby(["encoder_a", "encoder_b"], sort=False):
         figure = figure_of(group)
-        if figure is not None and folder.arm(str(own)).kind == "federated":
-            found.append(
-                _contrast(folder, question, figure, figures.get(str(own)), str(other), figures.get(str(other)))
-            )
-    return sorted(found, key=lambda item: (_contrast_rank(item.kind), item.other))
+        if figure is not None and own in leads:
+            pair = (str(own), str(other), figure)
+            pair = _ahead_first(*pair, question) if other in leads else pair
+            found.append(_contrast(folder, question, *pair, figures, float(group["p"].iloc[0])))
+    return sorted(found, key=lambda item: (_contrast_rank(item.kind), item.own, item.other))
 
 
-def outside_sentence(folder: RunFolder, question: Question, site: str) -> str:
-    """Whether pretraining helped at a site that took no part in it; "" without a comparison there."""
-    found = [item for item in contrasts(folder, question, site) if item.kind == folder.baseline]
-    return f"At {site}, which took no part in training, {_lowered(found[0].sentence)}" if found else ""
+def _ahead_first(own: str, other: str, figure: Figure, question: Question) -> tuple[str, str, Figure]:
+    """The same difference told from the side of the encoder that is ahead."""
+    if (figure.value < 0) == (question.metric.lower() in LESS_IS_BETTER):
+        return own, other, figure
+    low, high = (None, None) if figure.interval is None else (-figure.interval[1], -figure.interval[0])
+    seeds = tuple(-value for value in figure.seeds)
+    return other, own, replace(figure, value=-figure.value, low=low, high=high, seeds=seeds)
+
+
+def outside_sentences(folder: RunFolder, question: Question, site: str) -> list[str]:
+    """Whether pretraining helped at a site that took no part in it; [] without a comparison there."""
+    where = "which took no part in training" if folder.about_one else "left out of training"
+    found = [item for item in contrasts(folder, question, site) if item.kind == BASELINE]
+    return [f"At {site}, {where}, {_lowered(item.sentence)}" for item in found]
 
 
 def _lowered(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
+    """Within another sentence; what starts with an encoder's name stays as it is."""
+    return sentence[0].lower() + sentence[1:] if sentence.startswith(("We ", "Pretraining ")) else sentence
 
 
 def _contrast_rank(kind: str) -> int:
-    return _CONTRAST_KINDS.index(kind if kind in _CONTRAST_KINDS else "other")
+    return _CONTRAST_ORDER.index(kind if kind in _CONTRAST_ORDER else "other")
 
 
 def _contrast(
-    folder: RunFolder,
-    question: Question,
-    figure: Figure,
-    own: Figure | None,
-    other: str,
-    there: Figure | None,
+    folder: RunFolder, question: Question, own: str, other: str, figure: Figure, figures: dict[str, Figure], p: float
 ) -> Contrast:
-    arm = folder.arm(other)
+    arm, who = folder.arm(other), folder.arm(own).short
+    kind = BASELINE if folder.is_base(own, other) else RIVAL if other in folder.leads else arm.kind
     verdict = verdict_of(figure, question.metric.lower() in LESS_IS_BETTER)
-    sentence = _SENTENCES.get(_sentence_kind(folder, arm.kind), _SENTENCES["other"])[verdict].format(
+    told, there = figures.get(own), figures.get(other)
+    wording = SENTENCES.get(kind, SENTENCES["other"]) if folder.about_one else SENTENCES["named"]
+    sentence = wording[verdict].format(
         units=folder.unit,
         metric=metric_title(question.metric),
-        own=number(own.value) if own else "not known",
+        own=number(told.value) if told else "not known",
         there=number(there.value) if there else "a figure that is not known",
+        who=who,
         title=_name(folder, arm.kind, arm.short),
-        base=_NAMES[folder.baseline],
+        floor=floor_wording("pixels", folder.kind),
+        base=NAMES[folder.baseline] if folder.about_one else _name(folder, arm.kind, arm.short),
         apart=_apart(figure),
         bracket=_bracket(figure, verdict),
         why=figure.why_no_interval,
     )
-    return Contrast(other, arm.short, arm.kind, figure, verdict, sentence)
-
-
-def _sentence_kind(folder: RunFolder, kind: str) -> str:
-    return "baseline" if kind == folder.baseline else kind
+    title = arm.short if folder.about_one else f"{who} − {arm.short}"
+    return Contrast(own, other, title, kind, figure, verdict, sentence, p)
 
 
 def _name(folder: RunFolder, kind: str, title: str) -> str:
+    """The other arm within a sentence."""
+    if kind in ("pixels", "majority"):
+        return floor_wording(kind, folder.kind)
+    if not folder.about_one:
+        return title if kind in ("federated", "pretrained", "other") else title[0].lower() + title[1:]
     if kind == "supervised" and folder.baseline == "natural":
         return "supervised training from the same starting weights with the same labels"
-    return _NAMES.get(kind, title)
+    return NAMES.get(kind, title)
 
 
 def _apart(figure: Figure) -> str:
@@ -183,26 +151,86 @@ def _bracket(figure: Figure, verdict: Verdict) -> str:
 def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list[str]:
     """The first lines of the report: whether pretraining helped, whether doing it together did, and against pixels.
 
-    Pretraining is held against what it started from; without that comparison the answer says that there is none.
+    Pretraining is held against what it started from; without that comparison the answer says that there is none. Of
+    several encoders: how each stands to what it started from, and how they stand to each other.
     """
+    if len(folder.leads) > 1:
+        return [line for line in (_against_bases(found, folder), _among_each_other(found, folder)) if line]
     by_kind = {contrast.kind: contrast for contrast in reversed(found)}
-    if folder.baseline in by_kind:
-        lines = [by_kind[folder.baseline].sentence]
-    else:
-        own = next(
-            (f for name, f in arm_figures(folder, question).items() if folder.arm(name).kind == "federated"),
-            None,
-        )
-        reached = f" Its {metric_title(question.metric)} on unseen {folder.unit} is {number(own.value)}." if own else ""
-        lines = [
-            "We cannot say whether pretraining helped: this run holds no comparison of the federated encoder "
-            f"with {_NAMES[folder.baseline]}.{reached}"
-        ]
+    lines = [by_kind[BASELINE].sentence if BASELINE in by_kind else _no_answer(folder, question)]
     if together := tally(found):
         lines.append(together)
     if "pixels" in by_kind:
         lines.append(by_kind["pixels"].sentence)
     return lines
+
+
+def _no_answer(folder: RunFolder, question: Question) -> str:
+    own = next((f for name, f in arm_figures(folder, question).items() if name in folder.leads), None)
+    reached = f" Its {metric_title(question.metric)} on unseen {folder.unit} is {number(own.value)}." if own else ""
+    which = "the federated encoder" if folder.about_one else "the encoder"
+    return (
+        f"We cannot say whether pretraining helped: this run holds no comparison of {which} "
+        f"with {NAMES[folder.baseline]}.{reached}"
+    )
+
+
+def _against_bases(found: list[Contrast], folder: RunFolder) -> str:
+    """How many of several encoders did better than what their training started from, and which."""
+    own = {item.own: item.verdict for item in found if item.kind == BASELINE}
+    words = [
+        (Verdict.BETTER, "better than without pretraining: {}"),
+        (Verdict.WORSE, "worse than without: {}"),
+        (Verdict.UNCLEAR, "not to be told apart from none: {}"),
+        (Verdict.NO_INTERVAL, "measured on too few to say: {}"),
+    ]
+    said = _tallied([(folder.arm(name).short, verdict) for name, verdict in own.items()], words)
+    without = [folder.arm(name).short for name in folder.leads if name not in own]
+    said += [f"without a comparison: {_listed(without)}"] if without else []
+    return f"Of {len(folder.leads)} pretrained encoders, on unseen {folder.unit}, {'; '.join(said)}."
+
+
+def _among_each_other(found: list[Contrast], folder: RunFolder) -> str:
+    """Which of several encoders is ahead of which; no winner where an interval holds nought."""
+    pairs = [item for item in found if item.kind == RIVAL]
+    if not pairs:
+        return ""
+    ahead = [
+        f"{folder.arm(item.own).short} did better than {folder.arm(item.other).short}: {_apart(item.figure)}"
+        f"{_bracket(item.figure, item.verdict)}"
+        for item in pairs
+        if item.verdict is Verdict.BETTER
+    ]
+    if not ahead:
+        return (
+            "Between them we cannot say which is better: every interval of a difference holds nought, or there is none."
+        )
+    rest = len(pairs) - len(ahead)
+    other = f" The other {rest if rest > 1 else 'pair'} cannot be told apart." if rest else ""
+    return f"Between them, {'; '.join(ahead)}.{other}"
+
+
+def at_single_sites(folder: RunFolder, question: Question, pair: Contrast, sites: Sequence[str]) -> str:
+    """Where one of two encoders is ahead, site by site."""
+    verdicts: list[tuple[str, Verdict]] = []
+    for site in sites:
+        for item in contrasts(folder, question, site):
+            if {item.own, item.other} == {pair.own, pair.other}:
+                turned = item.own != pair.own and item.verdict is Verdict.BETTER
+                verdicts.append((site, Verdict.WORSE if turned else item.verdict))
+    words = [
+        (Verdict.BETTER, f"{folder.arm(pair.own).short} is ahead at {{}}"),
+        (Verdict.WORSE, f"{folder.arm(pair.other).short} is ahead at {{}}"),
+        (Verdict.UNCLEAR, "they cannot be told apart at {}"),
+        (Verdict.NO_INTERVAL, "too few to say at {}"),
+    ]
+    return f"Site by site: {'; '.join(_tallied(verdicts, words))}." if verdicts else ""
+
+
+def _tallied(items: Sequence[tuple[str, Verdict]], words: Sequence[tuple[Verdict, str]]) -> list[str]:
+    """The names that each verdict has, in its words; verdicts that nobody has are left out."""
+    by_verdict = [(text, [name for name, own in items if own is verdict]) for verdict, text in words]
+    return [text.format(_listed(names)) for text, names in by_verdict if names]
 
 
 def worth_telling(found: list[Contrast]) -> list[Contrast]:
@@ -221,11 +249,7 @@ def tally(found: list[Contrast]) -> str:
         (Verdict.UNCLEAR, "not to be told apart from {}"),
         (Verdict.NO_INTERVAL, "measured on too few to compare with {}"),
     ]
-    said = []
-    for verdict, words in parts:
-        titles = [contrast.title for contrast in alone if contrast.verdict is verdict]
-        if titles:
-            said.append(words.format(_listed(titles)))
+    said = _tallied([(contrast.title, contrast.verdict) for contrast in alone], parts)
     verdicts = {contrast.verdict for contrast in alone}
     if Verdict.WORSE in verdicts:
         lead = "Doing it together did not pay here"

@@ -7,6 +7,8 @@ import yaml
 
 from evaluation.answers import Contrast, worth_telling
 from evaluation.figures import Question, arm_figures, metric_title, protocol_title
+from evaluation.leaks import leak_caution
+from evaluation.multiple import holm_sentence
 from evaluation.run_folder import OVERALL, RunFolder
 
 # Below about this many patients one more or fewer visibly moves an interval.
@@ -29,8 +31,8 @@ def method_name(folder: RunFolder) -> str:
 
 
 def training_seeds(folder: RunFolder) -> int | None:
-    """Pretraining seeds of the federated arm; None when the run does not say."""
-    counts = [arm.seeds for arm in folder.arms if arm.kind == "federated" and arm.seeds is not None]
+    """Pretraining seeds of the encoders in question; None when the run does not say."""
+    counts = [arm.seeds for arm in folder.arms if arm.name in folder.leads and arm.seeds is not None]
     return max(counts, default=None)
 
 
@@ -69,7 +71,8 @@ def _on_purpose(folder: RunFolder) -> Iterator[tuple[str, str]]:
         name = f" ({tasks[0]})" if tasks else ""
         yield (
             "One task.",
-            f"The encoder was judged on a single task{name}; on another the order of the arms may differ.",
+            f"The encoder{'s were' if len(folder.leads) > 1 else ' was'} judged on a single task{name}; on another the "
+            "order may differ.",
         )
 
 
@@ -77,6 +80,11 @@ def elsewhere_text(folder: RunFolder) -> str:
     """Where the pictures of a run that hospitals made came from, and what cannot be known of them; "" for others."""
     if not folder.pretrained_elsewhere:
         return ""
+    if not folder.about_one:
+        return (
+            "Not all pretrained here: what some of these encoders were trained on is not on record. Whether pictures "
+            "of this test, or of the same people, were among it cannot be seen from here."
+        )
     return (
         "Judged away from the hospitals: the labelled pictures are the evaluator’s own and none was taken from a site "
         "for this. Whether these pictures are also at a site cannot be seen from here."
@@ -85,6 +93,14 @@ def elsewhere_text(folder: RunFolder) -> str:
 
 def _on_origin(folder: RunFolder) -> Iterator[tuple[str, str]]:
     if not folder.pretrained_elsewhere:
+        return
+    if not folder.about_one:
+        yield (
+            "Encoders from elsewhere.",
+            "They differ in more than one thing: architecture, size, pictures, method, length of training. A "
+            "difference does not say which of these it comes from; and if pictures of this test were in the training "
+            "of one, its figures are too good.",
+        )
         return
     yield (
         "Whether these pictures are also at a site cannot be seen from here.",
@@ -113,7 +129,13 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
             "of one patient may still be spread over several units, and over training and test.",
         )
     seeds = training_seeds(folder)
-    if seeds is None or seeds == 1:
+    if folder.gathered:
+        yield (
+            "One set of weights each.",
+            f"Intervals are over {folder.unit} only. An encoder that is trained again with another seed gives other "
+            "figures, by an amount that these cannot show.",
+        )
+    elif seeds is None or seeds == 1:
         yield (
             "One training run per arm.",
             f"Intervals are over {folder.unit} only. Training again with another seed would move every figure by an "
@@ -125,18 +147,18 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
             f"Intervals are over {folder.unit} only; the spread over the {seeds} training seeds is shown apart, and "
             f"{seeds} seeds give a rough idea of it at best.",
         )
-    compared = len(worth_telling(found))
-    if compared > 1:
+    told = worth_telling(found)
+    if several := holm_sentence([item.title for item in told], [item.p for item in told]):
         yield (
             "Several comparisons.",
-            f"There are {compared} comparisons on this page and each has its own 95 % interval. With so many, one "
-            "may miss nought by chance; the first one was the question.",
+            f"{several} Every interval on this page is for its own comparison; with so many, one may miss nought by "
+            "chance.",
         )
 
 
 def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]:
     kinds = {folder.arm(str(name)).kind for name in folder.results["encoder"].unique()}
-    if "federated" in kinds and not kinds & {"alone", "pooled"}:
+    if folder.about_one and "federated" in kinds and not kinds & {"alone", "pooled"}:
         yield (
             "Whether doing it together paid was not asked.",
             "No site was pretrained alone and no pictures were pooled, so nothing here says what the federation gained "
@@ -173,6 +195,8 @@ def _has_finetuning(folder: RunFolder) -> bool:
 
 
 def _on_data(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    if found := leak_caution(folder.leaks) if folder.leaks else None:
+        yield found
     outside = left_out_sites(folder)
     if len(outside) == 1:
         yield (

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.inputs import HELD, read_inputs
+from evaluation.inputs import read_inputs
 from evaluation.intervals import FloatArray
 from evaluation.plots import Panel, scatter_panel
 from evaluation.run_folder import RunFolder
 from evaluation.scoring import features_of
+from evaluation.targets import HELD
 from foundation.errors import FedpretextError
 from foundation.randomness import numpy_generator
 
@@ -16,7 +17,7 @@ MOST_POINTS = 1500
 
 
 def feature_panels(folder: RunFolder) -> list[Panel]:
-    """Two panels of the federated encoder's features of test and left-out pictures, first fold and seed.
+    """Two panels of the features of test and left-out pictures, first fold and seed, of the first encoder in question.
 
     None when evaluation kept no features, or the run's pictures and weights are no longer in their place.
     """
@@ -24,7 +25,7 @@ def feature_panels(folder: RunFolder) -> list[Panel]:
         return []
     try:
         inputs = read_inputs(folder.path, show=False)
-        encoder = next((encoder for encoder in inputs.encoders if encoder.kind == "federated"), None)
+        encoder = next((encoder for encoder in inputs.encoders if encoder.arm in folder.leads), None)
         if encoder is None:
             return []
         held = inputs.pictures.where(encoder.fold, *HELD)

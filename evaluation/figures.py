@@ -5,31 +5,47 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evaluation.run_folder import OVERALL, RunFolder, arm_kind
+from evaluation.arm_kinds import arm_kind
+from evaluation.held import LEFT_OUT
+from evaluation.results import SITE_MEAN
+from evaluation.run_folder import OVERALL, RunFolder
 
 TOO_FEW = "no interval: too few patients to say"
+# In the order of a table; the main figure of each kind of task stands before its others.
 METRIC_TITLES = {
     "auroc": "AUROC",
+    "r2": "R²",
+    "dice": "Dice",
+    "map50": "mAP at IoU .5",
     "auprc": "AUPRC",
     "balanced_accuracy": "Balanced accuracy",
     "f1": "F1",
+    "map": "mAP at IoU .5 to .95",
+    "mae": "Mean absolute error",
+    "hd95": "95 % Hausdorff distance",
     "ece": "Calibration error",
     "site_leakage": "Site leakage",
     "feature_std": "Spread of features",
 }
-# Calibration error is the one metric here of which less is better.
-LESS_IS_BETTER = {"ece"}
+LESS_IS_BETTER = {"ece", "mae", "hd95"}
 _METRIC_ORDER = tuple(METRIC_TITLES)
-_PROTOCOL_ORDER = ("logistic", "linear", "probe", "svm", "fine", "knn")
 _PROTOCOL_TITLES = {
-    "knn": "k nearest neighbours",
     "logistic": "logistic probe on frozen features",
+    "ridge": "ridge regression on frozen features",
+    "linear_segmentation": "linear layer on frozen patch tokens",
+    "frozen_detection": "detection head on the frozen encoder",
     "svm": "linear SVM on frozen features",
-    "finetuning": "fine-tuning",
+    "attention": "attention over a patient’s frozen features",
+    "decoder_segmentation": "segmentation decoder, fine-tuned with the encoder",
+    "finetune_detection": "detection head, fine-tuned with the encoder",
+    "finetune_last": "fine-tuning of the last layers",
     "finetune": "fine-tuning",
-    "partialfinetuning": "partial fine-tuning",
+    "knn": "k nearest neighbours",
+    "federated logistic": "logistic probe, trained where the labels are",
 }
+_PROTOCOL_ORDER = tuple(_PROTOCOL_TITLES)
 _SUMMARY_SEEDS = {"", "all", "mean"}
+_NO_SITES = {OVERALL, SITE_MEAN, LEFT_OUT}
 
 
 @dataclass(frozen=True)
@@ -100,18 +116,17 @@ def metric_title(metric: str) -> str:
 
 
 def protocol_title(protocol: str) -> str:
-    return _PROTOCOL_TITLES.get(protocol.lower().replace("-", "").replace("_", "").replace(" ", ""), protocol)
+    return _PROTOCOL_TITLES.get(protocol, protocol)
 
 
 def metric_rank(metric: str) -> int:
-    """Where a metric stands in a table: AUROC first, unknown ones last."""
+    """Where a metric stands in a table: the main figure of its kind of task first, unknown ones last."""
     return _METRIC_ORDER.index(metric.lower()) if metric.lower() in _METRIC_ORDER else len(_METRIC_ORDER)
 
 
 def protocol_rank(protocol: str) -> int:
-    """Where a protocol stands: the logistic probe first, k nearest neighbours last (it says little of MAE)."""
-    name = protocol.lower()
-    return next((rank for rank, word in enumerate(_PROTOCOL_ORDER) if word in name), len(_PROTOCOL_ORDER))
+    """Where a protocol stands: probes of frozen features first, k nearest neighbours last (it says little of MAE)."""
+    return _PROTOCOL_ORDER.index(protocol) if protocol in _PROTOCOL_ORDER else len(_PROTOCOL_ORDER)
 
 
 def fraction_size(fraction: str) -> tuple[int, float]:
@@ -137,11 +152,11 @@ def fraction_title(fraction: str) -> str:
 def main_question(folder: RunFolder) -> Question:
     """The question that the first page answers, out of what was measured.
 
-    The first task, the logistic probe before others, AUROC before others, and the most labels.
+    The first task, a probe before other protocols, the main figure of the task's kind, and the most labels.
     """
     rows = folder.results
-    with_federated = rows[rows["encoder"].map(lambda name: folder.arm(name).kind == "federated")]
-    rows = with_federated if not with_federated.empty else rows
+    in_question = rows[rows["encoder"].isin(folder.leads)]
+    rows = in_question if not in_question.empty else rows
     if rows.empty:
         return Question("", "", "", "")
     task = str(rows["task"].iloc[0])
@@ -219,7 +234,7 @@ def _whole(value: float) -> int | None:
 
 
 def arm_figures(folder: RunFolder, question: Question, site: str = OVERALL) -> dict[str, Figure]:
-    """Figure per encoder for one question at one site, the federated encoder first, floors last."""
+    """Figure per encoder for one question at one site, the encoders in question first, floors last."""
     rows = select(folder, question)
     rows = rows[rows["site"] == site]
     found = {name: figure_of(group) for name, group in rows.groupby("encoder", sort=False)}
@@ -229,6 +244,7 @@ def arm_figures(folder: RunFolder, question: Question, site: str = OVERALL) -> d
 
 KIND_ORDER = (
     "federated",
+    "pretrained",
     "pooled",
     "alone",
     "natural",
@@ -248,4 +264,4 @@ def arm_order(folder: RunFolder, name: str) -> tuple[int, str]:
 
 def sites_of(results: pd.DataFrame) -> list[str]:
     """The single sites of a results table, in order of name."""
-    return sorted(str(site) for site in results["site"].unique() if site != OVERALL)
+    return sorted(str(site) for site in results["site"].unique() if site not in _NO_SITES)

@@ -53,7 +53,7 @@ class ForestItem:
     detail: str = ""
 
 
-_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_STEPS = tuple(digit * 10.0**power for power in range(-2, 7) for digit in (1, 2, 5))
 _MOST_TICKS = 6
 
 

@@ -1,136 +1,132 @@
 """Scores of held pictures, cut by role, site, fold, training seed and label draw, and the estimates made of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evaluation.intervals import Estimate, FloatArray, IntArray, Metric, Scored, auc, jackknife, mean
-from evaluation.metrics import auprc
+from evaluation.intervals import Estimate, mean
 
 ALL = "all"
 LEFT_OUT = "left-out"
 TEST = "test"
+REPEATS = ("fold", "seed", "label_seed")
+
+
+@dataclass(frozen=True)
+class Merit:
+    """A figure of merit: its name in the tables, and how it is estimated from rows of held pictures.
+
+    estimate: a frame with the columns patient, strata and those of its kind of task; NaN where it is not defined.
+    within_fold: rows of two folds' models cannot be held against each other (an order of scores), so that the figure is
+    the mean over folds. bounded: in [0, 1], so that its interval is made on the logit scale. biased: why it has none.
+    """
+
+    name: str
+    estimate: Callable[[pd.DataFrame], Estimate]
+    within_fold: bool = False
+    bounded: bool = True
+    less_is_better: bool = False
+    biased: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training seed and label draw at one place: each fold's pictures, and all of them together."""
+    """One training seed and label draw at one place: each fold's rows, and whether they may be put together."""
 
-    folds: tuple[Scored, ...]
-    whole: Scored
+    folds: tuple[pd.DataFrame, ...]
+    separate: bool
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one encoder under one protocol and label budget, ``[N]`` each; data.strata is "fold/site"."""
+    """Scores of one encoder under one protocol and label budget.
 
-    data: Scored
-    fold: IntArray
-    seed: IntArray
-    label_seed: IntArray
-    image: NDArray[np.str_]
-    site: NDArray[np.str_]
-    role: NDArray[np.str_]
+    table: a row a held picture (or patient) with fold, seed, label_seed, image, patient, site, role, strata
+    ("fold/site") and what the kind of task keeps of a picture.
+    """
+
+    table: pd.DataFrame
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, classes: Sequence[str]) -> "Scores":
-        """From a frame as ``scoring.score_frame`` makes it, with seed and label_seed."""
-        code = {name: k for k, name in enumerate(classes)}
-        fold, site = frame["fold"].to_numpy(np.int64), frame["site"].to_numpy(np.str_)
-        data = Scored(
-            labels=np.array([code[str(name)] for name in frame["label"]], dtype=np.int64),
-            scores=frame[[f"score_{name}" for name in classes]].to_numpy(np.float64),
-            patients=frame["patient"].to_numpy(np.str_),
-            strata=np.char.add(np.char.add(fold.astype(np.str_), "/"), site),
-        )
-        return cls(
-            data=data,
-            fold=fold,
-            seed=frame["seed"].to_numpy(np.int64),
-            label_seed=frame["label_seed"].to_numpy(np.int64),
-            image=frame["image"].to_numpy(np.str_),
-            site=site,
-            role=frame["role"].to_numpy(np.str_),
-        )
+    def of(cls, frame: pd.DataFrame) -> "Scores":
+        """From a frame as ``scoring.score_encoder`` makes it."""
+        return cls(frame.assign(strata=frame["fold"].astype(str) + "/" + frame["site"].astype(str)))
 
-    def where(self, keep: NDArray[np.bool_]) -> "Scores":
+    def where(self, keep: "pd.Series[bool]") -> "Scores":
         """The rows with ``keep``."""
-        own = {name: getattr(self, name)[keep] for name in ("fold", "seed", "label_seed", "image", "site", "role")}
-        return replace(self, data=self.data.where(keep), **own)
+        return Scores(self.table[keep])
 
     def at(self, role: str, site: str) -> "Scores":
         """The rows of a role, at one site or (``all``, ``left-out``) at all of them."""
-        keep = self.role == role
-        return self.where(keep if site in (ALL, LEFT_OUT) else keep & (self.site == site))
+        keep = self.table["role"] == role
+        return self.where(keep if site in (ALL, LEFT_OUT) else keep & (self.table["site"] == site))
 
     def seeds(self) -> list[int]:
         """All training seeds."""
-        return [int(seed) for seed in np.unique(self.seed)]
+        return _whole_numbers(self.table["seed"])
+
+    def label_draws(self) -> list[int]:
+        """All draws of labelled patients."""
+        return _whole_numbers(self.table["label_seed"])
 
     def whole_seeds(self) -> list[int]:
         """Training seeds that have as many folds as any."""
-        count = {seed: len(np.unique(self.fold[self.seed == seed])) for seed in self.seeds()}
-        return [seed for seed in count if count[seed] == max(count.values())]
+        count = self.table.groupby("seed")["fold"].nunique()
+        return [seed for seed in self.seeds() if count[seed] == count.max()]
 
     def folds(self, seeds: Sequence[int]) -> list[int]:
         """Folds that all these seeds have."""
-        own = [set(self.fold[self.seed == seed].tolist()) for seed in seeds]
-        return sorted(set.intersection(*own))
+        own = [set(self.table.loc[self.table["seed"] == seed, "fold"]) for seed in seeds]
+        return sorted(int(fold) for fold in set.intersection(*own))
 
     def sites(self, role: str) -> list[str]:
         """Sites with held pictures of this role."""
-        return [str(site) for site in np.unique(self.site[self.role == role])]
+        return sorted(self.table.loc[self.table["role"] == role, "site"].unique())
 
     def patients(self) -> int:
         """How many patients there are."""
-        return len(np.unique(self.data.patients))
+        return int(self.table["patient"].nunique())
 
     def cells(self, role: str, site: str, seeds: Sequence[int], folds: Sequence[int]) -> list[Cell]:
         """One cell for each training seed and label draw.
 
-        Pictures of left-out sites are held in every fold: theirs is the mean of the folds' scores, as if one fold.
+        Pictures of left-out sites are held in every fold: theirs is the mean of the folds' figures.
         """
-        here = self.at(role, site)
-        here = here.where(np.isin(here.fold, list(folds)))
-        cells = []
-        for seed in seeds:
-            for draw in np.unique(here.label_seed):
-                own = here.where((here.seed == seed) & (here.label_seed == draw))
-                whole = own._averaged() if role == LEFT_OUT else own.data
-                parts = [own.data.where(own.fold == fold) for fold in np.unique(own.fold)]
-                cells.append(Cell((whole,) if role == LEFT_OUT else tuple(parts), whole))
-        return cells
-
-    def _averaged(self) -> Scored:
-        """A row for each picture with the mean of its scores; the strata are the sites."""
-        _, first, codes = np.unique(self.image, return_index=True, return_inverse=True)
-        count = np.bincount(codes)
-        columns = [np.bincount(codes, column) / count for column in self.data.scores.T]
-        scores: FloatArray = np.stack(columns, axis=1)
-        return Scored(self.data.labels[first], scores, self.data.patients[first], self.site[first])
+        here = self.at(role, site).table
+        here = here[here["fold"].isin(list(folds)) & here["seed"].isin(list(seeds))]
+        return [
+            Cell(tuple(part for _, part in own.groupby("fold")), role == LEFT_OUT)
+            for _, own in here.groupby(["seed", "label_seed"])
+        ]
 
 
-def ranking(name: str, cells: Sequence[Cell]) -> Estimate | None:
-    """AUROC or AUPRC: mean over folds, then over label draws and seeds; None where no fold has two classes.
+def _whole_numbers(column: "pd.Series[int]") -> list[int]:
+    return [int(number) for number in np.unique(column)]
 
-    Scores of two folds' models are not comparable, so their pictures are never ranked together (LeDell et al. 2015).
+
+def estimated(merit: Merit, cells: Sequence[Cell]) -> Estimate | None:
+    """The figure, mean over label draws and seeds; None where some of them have none.
+
+    Within a cell it is that of all folds' rows together or, where they cannot be held against each other, the mean over
+    the folds that have one (LeDell et al. 2015).
     """
-    estimate = auc if name == "AUROC" else partial(jackknife, metric=auprc)
-    repeats = []
-    for cell in cells:
-        found = [estimate(part) for part in cell.folds]
-        found = [each for each in found if np.isfinite(each.value)]
-        if not found:
-            return None
-        repeats.append(mean(found))
-    return mean(repeats) if repeats else None
+    found = [_of_cell(merit, cell) for cell in cells]
+    kept = [each for each in found if each is not None]
+    return mean(kept) if kept and len(kept) == len(found) else None
 
 
-def decision(metric: Metric, cells: Sequence[Cell]) -> Estimate | None:
-    """A figure of decisions, all folds' pictures together; mean over label draws and seeds; None where undefined."""
-    estimates = [jackknife(cell.whole, metric) for cell in cells]
-    return mean(estimates) if estimates and all(np.isfinite(each.value) for each in estimates) else None
+def _of_cell(merit: Merit, cell: Cell) -> Estimate | None:
+    if merit.within_fold or cell.separate:
+        parts = [merit.estimate(part) for part in cell.folds]
+    else:
+        parts = [merit.estimate(pd.concat(cell.folds))] if cell.folds else []
+    kept = [each for each in parts if np.isfinite(each.value)]
+    return mean(kept) if kept else None
+
+
+def matrix(frame: pd.DataFrame, prefix: str, names: Sequence[str]) -> NDArray[np.float64]:
+    """``[N, K]`` of the columns prefix + name."""
+    return frame[[f"{prefix}{name}" for name in names]].to_numpy(np.float64)

@@ -1,34 +1,35 @@
 """What evaluation reads of a run folder: settings, labelled pictures with their roles, trained encoders."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import nn
 
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.intervals import IntArray
-from foundation.errors import DataError, RunError, nearest
+from evaluation.targets import Pictures, label_pictures, patient_roles
+from foundation.errors import RunError
 from foundation.files import digest, load_tensors, read_json, write_json, write_text
+from imaging.boxes import read_boxes
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
-from imaging.splits import check_splits
+from imaging.masks import read_masks
 from imaging.store import TensorStore
 from ssl_methods.encoders import EncoderConfig, build_encoder, drops_paths
-
-MOST_CLASSES = 100
-HELD = ("test", "left-out")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One trained encoder of the run: an arm, a fold of the split, a training seed."""
+    """One trained encoder of the run: an arm, a fold of the split, a training seed.
+
+    image: how it sees a picture. base: the arm that its training started from, "" where the run does not say.
+    """
 
     arm: str
     title: str
@@ -36,16 +37,18 @@ class Encoder:
     fold: int
     seed: int
     config: EncoderConfig
+    image: ImageConfig
+    base: str
     weights: Path
     key: str
     """Digest of weights and description: what is computed from them is kept under it."""
     described: Mapping[str, Any]
 
-    def build(self, image: ImageConfig, drop_path: float = 0.0) -> nn.Module:
+    def build(self, drop_path: float = 0.0) -> nn.Module:
         """A fresh copy with its weights, on the CPU, in evaluation mode; ``drop_path`` where it can drop paths."""
         tensors, _ = load_tensors(self.weights)
         depth = {"drop_path": drop_path if drops_paths(self.config.name) else 0.0}
-        encoder = build_encoder(self.config.model_copy(update=depth), image)
+        encoder = build_encoder(self.config.model_copy(update=depth), self.image)
         try:
             encoder.load_state_dict(tensors)
         except RuntimeError as error:
@@ -54,45 +57,94 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Labelled pictures in the store's order.
+class View:
+    """The labelled pictures in the frame in which an encoder sees them.
 
-    rows: ``[N]`` places in the store; image, patient, site, label: ``[N]`` text; y: ``[N]`` class codes.
-    roles: for each fold ``[N]`` train, validation, test, left-out or "".
+    places: ``[N]`` where each picture of ``Inputs.pictures`` lies in the store.
     """
 
+    image: ImageConfig
     store: TensorStore
-    rows: IntArray
-    image: NDArray[np.str_]
-    patient: NDArray[np.str_]
-    site: NDArray[np.str_]
-    y: IntArray
-    classes: tuple[str, ...]
-    roles: Mapping[int, NDArray[np.str_]]
+    places: IntArray
+
+    def read(self, chosen: IntArray) -> torch.Tensor:
+        """float32 ``[B, *image.shape]`` in [0, 1] of the pictures at ``chosen``."""
+        return self.store.batch(self.places[chosen])
 
     @property
-    def label(self) -> NDArray[np.str_]:
-        return np.array(self.classes, dtype=np.str_)[self.y]
-
-    def where(self, fold: int, *roles: str) -> IntArray:
-        """Places (in this object) of the pictures with one of these roles in the fold."""
-        return np.flatnonzero(np.isin(self.roles[fold], roles)).astype(np.int64)
-
     def key(self) -> str:
-        """Digest of which pictures there are, their labels and roles."""
-        roles = [",".join(self.roles[fold]) for fold in sorted(self.roles)]
-        return digest(self.store.folder.name, *map(str, self.rows), *self.label, *self.patient, *self.site, *roles)
+        """Digest of which pictures these are, and of what becomes of them before an encoder sees them."""
+        return digest(self.store.folder.name, *map(str, self.places), self.image.model_dump_json())
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a run folder gives to evaluation."""
+    """Everything a run folder gives to evaluation.
+
+    image: how floors without an encoder see a picture. roles: of every patient of each fold, labelled or not.
+    """
 
     run: Path
     config: RunEvaluation
     image: ImageConfig
+    manifest: Manifest
     pictures: Pictures
+    roles: Mapping[int, Mapping[str, str]]
     encoders: tuple[Encoder, ...]
+    views: Mapping[str, View]
+    _read: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def view(self, image: ImageConfig | None = None) -> View:
+        """The pictures as an encoder with this image section sees them; default: as the floors do."""
+        return self.views[_name(image or self.image)]
+
+    def target(self, image: ImageConfig) -> Any:
+        """What is asked of every picture, in this frame: codes, numbers, masks uint8 ``[N, ...]``, or boxes."""
+        if self.config.kind not in ("segmentation", "detection"):
+            return self.pictures.codes if self.pictures.numbers is None else self.pictures.numbers
+        name = _name(image)
+        if name not in self._read:
+            table = self.manifest.table.iloc[self.pictures.rows]
+            self._read[name] = read_outlines(table, self.manifest.root, image, self.config, self.pictures, self.run)
+        return self._read[name]
+
+    def key(self) -> str:
+        """Digest of which pictures there are, what is asked of them, their patients, sites and roles."""
+        own = self.pictures
+        roles = [",".join(own.roles[fold]) for fold in sorted(own.roles)]
+        return digest(self.view().key, *own.label, *self._files(), *own.patient, *own.site, *roles)
+
+    def _files(self) -> list[str]:
+        """Masks by path, size and time, boxes by their text: what a picture's label is, for these kinds."""
+        table = self.manifest.table.iloc[self.pictures.rows]
+        if self.config.kind == "detection":
+            return [str(text) for text in table["boxes"]]
+        if self.config.kind != "segmentation" or "mask" not in table:
+            return []
+        paths = [self.manifest.root / name for name in table["mask"].dropna()]
+        return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" if path.exists() else "" for path in paths]
+
+
+def read_outlines(
+    table: pd.DataFrame, root: Path, image: ImageConfig, config: EvaluationConfig, pictures: Pictures, run: Path
+) -> Any:
+    """Masks or boxes of the rows of a manifest's table; masks are kept in the run's store. DataError in one line."""
+    if config.kind == "segmentation":
+        return read_masks(table, root, image, config.classes, run / "store")
+    return read_boxes(table, root, image, pictures.classes)
+
+
+def check_outlines(
+    manifest: Manifest, splits: pd.DataFrame, image: ImageConfig, config: EvaluationConfig, run: Path
+) -> None:
+    """Read masks or boxes before anything is trained, so that a wrong one costs no training. DataError in one line."""
+    if config.kind in ("segmentation", "detection"):
+        pictures = label_pictures(manifest.table, splits, config)
+        read_outlines(manifest.table.iloc[pictures.rows], manifest.root, image, config, pictures, run)
+
+
+def _name(image: ImageConfig) -> str:
+    return image.model_dump_json()
 
 
 def write_settings(place: Path, config: RunEvaluation, image: ImageConfig, splits: pd.DataFrame) -> None:
@@ -106,7 +158,11 @@ def read_inputs(run: Path, show: bool = True) -> Inputs:
     """RunError where a part is missing or damaged, DataError where labels or split cannot be used."""
     if not run.is_dir():
         raise RunError(f"{run}: there is no such run folder; give the folder that simulate or server printed")
-    encoders = _encoders(run)
+    described = sorted((run / "arms").glob("*/fold-*/seed-*/encoder.json"))
+    if not described:
+        raise RunError(
+            f"{run}: holds no trained encoder under arms/; finish it first (simulate --resume {run}, or its server)"
+        )
     folder = run / "evaluation"
     manifest_path, splits_path = folder / "manifest.csv", folder / "splits.csv"
     for path in (manifest_path, splits_path):
@@ -117,9 +173,23 @@ def read_inputs(run: Path, show: bool = True) -> Inputs:
             )
     config = _section(folder / "config.json", RunEvaluation)
     image = _section(folder / "image.json", ImageConfig)
-    store = TensorStore.build(Manifest.read(manifest_path, config.unit), image, run / "store", progress=show)
+    encoders = tuple(
+        sorted((_encoder(path, image) for path in described), key=lambda each: (each.arm, each.fold, each.seed))
+    )
+    manifest = Manifest.read(manifest_path, config.unit)
     splits = pd.read_csv(splits_path, dtype=str, keep_default_na=False)
-    return Inputs(run, config, image, label_pictures(store, splits, config), encoders)
+    pictures = label_pictures(manifest.table, splits, config)
+    images = {_name(each): each for each in (image, *(encoder.image for encoder in encoders))}
+    stores = {name: TensorStore.build(manifest, each, run / "store", progress=show) for name, each in images.items()}
+    readable = np.ones(len(pictures.rows), dtype=np.bool_)
+    for store in stores.values():
+        readable &= np.isin(pictures.rows, store.slots)
+    pictures = pictures.subset(readable)
+    views = {
+        name: View(images[name], store, np.searchsorted(store.slots, pictures.rows).astype(np.int64))
+        for name, store in stores.items()
+    }
+    return Inputs(run, config, image, manifest, pictures, patient_roles(splits), encoders, views)
 
 
 def _section(path: Path, kind: type[Any]) -> Any:
@@ -132,138 +202,27 @@ def _section(path: Path, kind: type[Any]) -> Any:
         raise RunError(f"{path}: {key}: {first['msg']}; put right what was edited, or simulate again") from error
 
 
-def _encoders(run: Path) -> tuple[Encoder, ...]:
-    found = []
-    for described in sorted((run / "arms").glob("*/fold-*/seed-*/encoder.json")):
-        weights = described.with_name("encoder.safetensors")
-        if not weights.is_file():
-            raise RunError(f"{weights}: is missing beside its encoder.json; resume the run to make it again")
-        value = read_json(described)
-        try:
-            found.append(
-                Encoder(
-                    arm=str(value["arm"]),
-                    title=str(value["title"]),
-                    kind=str(value["kind"]),
-                    fold=int(value["fold"]),
-                    seed=int(value["seed"]),
-                    config=EncoderConfig.model_validate(value["encoder"]),
-                    weights=weights,
-                    key=digest(weights.read_bytes(), str(sorted(value["encoder"].items()))),
-                    described=value,
-                )
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            what = str(error).splitlines()[0]
-            raise RunError(f"{described}: does not describe an encoder ({what}); resume the run") from error
-    if not found:
-        raise RunError(
-            f"{run}: holds no trained encoder under arms/; finish it first (simulate --resume {run}, or its server)"
-        )
-    return tuple(sorted(found, key=lambda e: (e.arm, e.fold, e.seed)))
-
-
-def check_labels(manifest: Manifest, splits: pd.DataFrame, config: EvaluationConfig) -> None:
-    """DataError when labels or split cannot be evaluated; looks at no picture, so that it can come before training."""
-    numbers = np.arange(len(manifest), dtype=np.int64)
-    label_pictures(TensorStore(Path(), manifest.table, numbers, numbers, numbers, numbers), splits, config)
-
-
-def label_pictures(store: TensorStore, splits: pd.DataFrame, config: EvaluationConfig) -> Pictures:
-    """Labelled pictures with their roles: the role is the patient's, from the split; unlabelled pictures stay out."""
-    check_splits(splits)
-    table = store.table
-    if config.label not in table:
-        known = [str(name) for name in table]
-        raise DataError(
-            f"label {config.label!r} is no column of the manifest; it has: {', '.join(known)}"
-            + nearest(config.label, known)
-        )
-    raw = table[config.label]
-    labelled = has_label(raw)
-    if not labelled.any():
-        raise DataError(f"no picture has a {config.label!r}; evaluation needs labelled pictures")
-    text = _as_names(raw[labelled])
-    classes = ordered_classes(text, config)
-    code = {name: k for k, name in enumerate(classes)}
-    rows = np.flatnonzero(labelled).astype(np.int64)
-    kept = table.iloc[rows]
-    patients = kept["patient"].astype(str).to_numpy(dtype=np.str_)
-    roles = {
-        int(fold): np.array([role.get(p, "") for p in patients], dtype=np.str_) for fold, role in _roles(splits).items()
-    }
-    image = kept["image"].astype(str)
-    if "slice" in kept:
-        image = image + kept["slice"].map(lambda s: "" if pd.isna(s) else f"#{s}")
-    site = kept["site"].fillna("").astype(str) if "site" in kept else pd.Series([""] * len(kept))
-    pictures = Pictures(
-        store=store,
-        rows=rows,
-        image=image.to_numpy(dtype=np.str_),
-        patient=patients,
-        site=site.to_numpy(dtype=np.str_),
-        y=np.array([code[name] for name in text], dtype=np.int64),
-        classes=classes,
-        roles=roles,
-    )
-    _check_roles(pictures, config)
-    return pictures
-
-
-def has_label(labels: pd.Series) -> NDArray[np.bool_]:
-    """``[N]``, False where the cell is empty or blank."""
-    return (labels.notna() & (labels.astype(str).str.strip() != "")).to_numpy(dtype=np.bool_)
-
-
-def _roles(splits: pd.DataFrame) -> dict[str, dict[str, str]]:
-    return {str(fold): dict(zip(part["patient"], part["role"], strict=True)) for fold, part in splits.groupby("fold")}
-
-
-def _as_names(labels: pd.Series) -> list[str]:
-    """Labels as text; numbers without a needless fraction (1.0 is "1")."""
-    numbers = pd.to_numeric(labels.astype(str), errors="coerce")
-    if numbers.notna().all():
-        return [f"{number:g}" for number in numbers]
-    return [str(label).strip() for label in labels]
-
-
-def ordered_classes(labels: list[str], config: EvaluationConfig) -> tuple[str, ...]:
-    """The classes in order (numbers by size, else by letter), the positive one of two last."""
-    names = sorted(set(labels), key=lambda name: (0, float(name), "") if _is_number(name) else (1, 0.0, name))
-    if len(names) < 2:
-        raise DataError(f"all {len(labels)} labelled pictures have {config.label} {names[0]!r}; two classes are needed")
-    if len(names) > MOST_CLASSES:
-        raise DataError(
-            f"{config.label!r} has {len(names)} different values; evaluation knows classes, at most {MOST_CLASSES}"
-        )
-    if config.positive is not None:
-        if len(names) > 2:
-            raise DataError(f"positive {config.positive!r} does nothing with {len(names)} classes; leave it out")
-        if config.positive not in names:
-            raise DataError(f"positive class {config.positive!r} is no label; there are: {', '.join(names)}")
-        names = [name for name in names if name != config.positive] + [config.positive]
-    return tuple(names)
-
-
-def _is_number(name: str) -> bool:
+def _encoder(described: Path, image: ImageConfig) -> Encoder:
+    """The encoder of an encoder.json; ``image``: how it sees a picture where it does not say."""
+    weights = described.with_name("encoder.safetensors")
+    if not weights.is_file():
+        raise RunError(f"{weights}: is missing beside its encoder.json; resume the run to make it again")
+    value = read_json(described)
     try:
-        return bool(np.isfinite(float(name)))
-    except ValueError:
-        return False
-
-
-def _check_roles(pictures: Pictures, config: EvaluationConfig) -> None:
-    for fold in pictures.roles:
-        for role in ("train", "validation"):
-            places = pictures.where(fold, role)
-            if not len(places):
-                raise DataError(f"fold {fold} has no labelled {role} picture; give {role} patients labels")
-            if role == "train" and len(np.unique(pictures.y[places])) < 2:
-                raise DataError(f"fold {fold}: training pictures have one {config.label} only; two classes are needed")
-        if not len(pictures.where(fold, *HELD)):
-            raise DataError(f"fold {fold} has no labelled test picture; give test patients labels")
-
-
-def read_batch(pictures: Pictures, places: IntArray) -> torch.Tensor:
-    """float32 ``[B, *image.shape]`` in [0, 1] of the pictures at ``places``."""
-    return pictures.store.batch(pictures.rows[places])
+        own = ImageConfig.model_validate(value["image"]) if "image" in value else image
+        return Encoder(
+            arm=str(value["arm"]),
+            title=str(value["title"]),
+            kind=str(value["kind"]),
+            fold=int(value["fold"]),
+            seed=int(value["seed"]),
+            config=EncoderConfig.model_validate(value["encoder"]),
+            image=own,
+            base=str(value.get("base", "")),
+            weights=weights,
+            key=digest(weights.read_bytes(), str(sorted(value["encoder"].items())), own.model_dump_json()),
+            described=value,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        what = str(error).splitlines()[0]
+        raise RunError(f"{described}: does not describe an encoder ({what}); resume the run") from error

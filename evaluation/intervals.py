@@ -5,9 +5,9 @@ number a patient, the jackknife's estimate of how far that patient moves it. Inf
 means over folds, classes and seeds, and paired differences of two encoders on the same patients, need nothing else.
 
 For the area under the ROC curve the jackknife has a closed form. With one picture a patient, and the classes as
-strata, it is DeLong's variance (DeLong et al. 1988); with several it does the work of Obuchowski 1997. Of the ways
-tried it covers best with few patients: benchmarks/results/interval_coverage.md, made by
-``python -m benchmarks.interval_coverage``.
+strata, it is DeLong's variance (DeLong et al. 1988) but for a factor near 1; with several it does the work of
+Obuchowski 1997. Of the ways tried it covers best with few patients: docs/intervals.md has the table, which
+``python -m benchmarks.interval_coverage`` makes.
 """
 
 from collections import Counter
@@ -102,25 +102,55 @@ def _units(data: Scored) -> tuple[tuple[str, ...], tuple[str, ...], IntArray, tu
     return tuple(map(str, patients)), tuple(map(str, data.strata[first])), codes.astype(np.int64), carriers
 
 
-def _scaled(whole: float, without: FloatArray, strata: Sequence[str]) -> FloatArray:
+def _scaled(whole: float, without: FloatArray) -> FloatArray:
     """Influences from the figures without each patient; where there is none without a patient, it counts as unmoved.
 
-    Scaled so that ``variance`` of them is the stratified jackknife's (n-1)/n sum (without - mean)^2 in every stratum.
+    Scaled by (P-1)/P, which for a mean gives (value - mean)/P. Each stratum's own (n-1)/n, as in the textbook's
+    stratified jackknife, is for figures that give a stratum its weight back when a patient is left out; ours do not,
+    and with sites of four or five patients their intervals would cover .89.
     """
-    moved = np.where(np.isfinite(without), whole - without, 0.0)
-    names = _merged(strata)
-    sizes = Counter(names)
-    return np.asarray(moved * np.array([(sizes[name] - 1) / sizes[name] for name in names]))
+    return np.where(np.isfinite(without), whole - without, 0.0) * (len(without) - 1) / max(len(without), 1)
 
 
 def jackknife(data: Scored, metric: Metric) -> Estimate:
-    """Any metric with its influences, computed again without each patient."""
-    patients, strata, codes, carriers = _units(data)
-    unit, patients, strata = _grouped(patients, strata)
+    """Any metric of labels and scores with its influences, computed again without each patient."""
+    carriers = _units(data)[3]
+
+    def without(keep: NDArray[np.bool_]) -> float:
+        return metric(data.labels[keep], data.scores[keep])
+
+    return leave_out(data.patients, data.strata, without, carriers)
+
+
+def leave_out(
+    patients: NDArray[np.str_],
+    strata: NDArray[np.str_],
+    figure: Callable[[NDArray[np.bool_]], float],
+    carriers: tuple[int, ...] = (),
+) -> Estimate:
+    """Any figure of rows ``[N]`` with its influences: ``figure(keep)`` is the figure of the rows with ``keep``."""
+    names, first, codes = np.unique(patients, return_index=True, return_inverse=True)
+    unit, units, where = _grouped(tuple(map(str, names)), tuple(map(str, strata[first])))
     codes = unit[codes]
-    whole = metric(data.labels, data.scores)
-    without = np.array([metric(data.labels[codes != i], data.scores[codes != i]) for i in range(len(patients))])
-    return Estimate(whole, patients, strata, _scaled(whole, without, strata), carriers)
+    whole = figure(np.ones(len(patients), dtype=np.bool_))
+    without = np.array([figure(codes != i) for i in range(len(units))])
+    return Estimate(whole, units, where, _scaled(whole, without), carriers)
+
+
+def patient_mean(
+    values: FloatArray, patients: Sequence[str], strata: Sequence[str], carriers: tuple[int, ...] = ()
+) -> Estimate:
+    """The mean of one number a patient (``[P]``, a Dice score say), NaN of none.
+
+    Its jackknife has a closed form: a patient moves the mean by (value - mean) / P.
+    """
+    if len(set(patients)) < len(patients):
+        raise ValueError("a mean over patients needs one value of each")
+    order = sorted(range(len(patients)), key=lambda i: patients[i])
+    own = np.asarray(values, dtype=np.float64)[order]
+    whole = float(own.mean()) if len(own) else float("nan")
+    influence = (own - whole) / max(len(own), 1)
+    return Estimate(whole, tuple(patients[i] for i in order), tuple(strata[i] for i in order), influence, carriers)
 
 
 def auc(data: Scored) -> Estimate:
@@ -134,7 +164,7 @@ def auc(data: Scored) -> Estimate:
     parts = [_auc_without(data.scores[:, k], data.labels == k, codes, len(patients)) for k in chosen]
     whole = float(np.mean([value for value, _ in parts]))
     without = np.mean([loo for _, loo in parts], axis=0)
-    return Estimate(whole, patients, strata, _scaled(whole, without, strata), carriers)
+    return Estimate(whole, patients, strata, _scaled(whole, without), carriers)
 
 
 def _auc_without(
@@ -167,19 +197,24 @@ def concordance(high: FloatArray, low: FloatArray) -> FloatArray:
     return (np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")) / 2.0
 
 
-def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The plain mean of figures: over folds (other patients), over seeds or label draws (the same patients)."""
+def mean(estimates: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
+    """The mean of figures: over folds or sites (other patients), over seeds or label draws (the same patients).
+
+    weights: positive, by default equal; they need not sum to 1.
+    """
+    shares = np.ones(len(estimates)) if weights is None else np.asarray(weights, dtype=np.float64)
+    shares = shares / shares.sum()
     total: dict[str, float] = {}
     strata: dict[str, str] = {}
-    for estimate in estimates:
+    for share, estimate in zip(shares, estimates, strict=True):
         for patient, stratum, influence in zip(estimate.patients, estimate.strata, estimate.influence, strict=True):
-            total[patient] = total.get(patient, 0.0) + float(influence) / len(estimates)
+            total[patient] = total.get(patient, 0.0) + float(share * influence)
             strata.setdefault(patient, stratum)
     patients = tuple(sorted(total))
     same = len({estimate.patients for estimate in estimates}) == 1
     columns = list(zip(*(estimate.carriers for estimate in estimates), strict=True))
     return Estimate(
-        value=float(np.mean([estimate.value for estimate in estimates])),
+        value=float(shares @ np.array([estimate.value for estimate in estimates])),
         patients=patients,
         strata=tuple(strata[p] for p in patients),
         influence=np.array([total[p] for p in patients]),
@@ -249,3 +284,11 @@ def difference_interval(estimate: Estimate, level: float = 0.95) -> Interval:
     total, freedom = variance(estimate)
     half = float(stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(total))
     return Interval(estimate.value - half, estimate.value + half)
+
+
+def p_value(estimate: Estimate) -> float:
+    """Two-sided, of a difference being 0: below .05 exactly where its 95 % interval leaves 0 out; NaN without one."""
+    if why_none(estimate):
+        return float("nan")
+    total, freedom = variance(estimate)
+    return float(2.0 * stats.t.sf(abs(estimate.value) / np.sqrt(total), freedom))

@@ -7,7 +7,7 @@ features' singular vectors the penalty is the same and the Hessian nearly diagon
 features than pictures cost nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ STRENGTHS: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6.0, 5.0, 45
 NEWTON_STEPS = 60
 TOLERANCE = 1e-6
 """Stop at a gradient this small per picture: figures no longer move in the fifth digit."""
+TALL = 4
+"""So many times more pictures than features make their products the quicker way to the singular vectors."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,17 @@ class Problem:
         pulled = probabilities * logits
         return self._back(pulled - probabilities * pulled.sum(1, keepdims=True), direction)
 
-    def scale(self, probabilities: FloatArray) -> FloatArray:
-        """A diagonal near the Hessian's ``[R + 1, O]``: squared singular values x mean weight, and the penalty."""
-        weight = (probabilities * (1 - probabilities)).mean(0) + 1e-12
-        energy = (self.basis**2).sum(0)
-        top = energy[:, None] * weight + 1.0 / self.strength
-        return np.asarray(np.vstack([top, len(self.basis) * weight])) / len(self.basis)
+    def near_inverse(self, probabilities: FloatArray) -> Callable[[FloatArray], FloatArray]:
+        """Divides ``[R + 1, O]`` by a matrix near the Hessian: as if all pictures had the same mean class weights.
+
+        Then the singular vectors, and the outputs' common eigenvectors, take it apart into single numbers.
+        """
+        within = np.diag(probabilities.mean(0)) - probabilities.T @ probabilities / len(probabilities)  # [O, O]
+        energy, mixed = np.linalg.eigh(within)
+        squares = np.append((self.basis**2).sum(0), len(self.basis))  # [R + 1]
+        penalty = np.append(np.full(self.basis.shape[1], 1.0 / self.strength), 0.0)
+        scale = (squares[:, None] * np.maximum(energy, 1e-12) + penalty[:, None]) / len(self.basis)
+        return lambda direction: np.asarray((direction @ mixed / scale) @ mixed.T)
 
     def _back(self, residual: FloatArray, weights: FloatArray) -> FloatArray:
         top = self.basis.T @ residual + weights[:-1] / self.strength
@@ -100,10 +107,10 @@ def _normaliser(logits: FloatArray) -> FloatArray:
 
 def _newton_step(problem: Problem, gradient: FloatArray, probabilities: FloatArray) -> FloatArray:
     """Preconditioned conjugate gradients on Hessian x step = -gradient, as exactly as the gradient is small."""
-    scale = problem.scale(probabilities)
+    prepared = problem.near_inverse(probabilities)
     step = np.zeros_like(gradient)
     residual = -gradient
-    ready = residual / scale
+    ready = prepared(residual)
     direction = ready
     power = float((residual * ready).sum())
     goal = power * min(0.1, float(np.sqrt((gradient**2).sum()))) ** 2
@@ -115,7 +122,7 @@ def _newton_step(problem: Problem, gradient: FloatArray, probabilities: FloatArr
         length = power / bend
         step = step + length * direction
         residual = residual - length * curved
-        ready = residual / scale
+        ready = prepared(residual)
         after = float((residual * ready).sum())
         if after <= goal:
             break
@@ -158,17 +165,31 @@ class Fitted:
         return np.hstack([1.0 - out, out]) if out.shape[1] == 1 else out
 
 
+def singular_basis(features: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Features ``[N, D]`` in the basis of their singular vectors, ``[N, R]``, and the rotation ``[D, R]`` to it.
+
+    Of many more pictures than features the vectors come from the products of the features, which costs one pass.
+    Directions that rounding alone has made are left out.
+    """
+    eps = np.finfo(np.float64).eps
+    if len(features) >= TALL * features.shape[1]:
+        energy, vectors = np.linalg.eigh(features.T @ features)
+        rotation = vectors[:, ::-1][:, energy[::-1] > len(vectors) * eps * max(float(energy.max(initial=0.0)), 1e-300)]
+        return features @ rotation, rotation
+    left, singular, right = np.linalg.svd(features, full_matrices=False)
+    kept = singular > max(features.shape) * eps * max(float(singular.max(initial=0.0)), 1e-300)
+    return left[:, kept] * singular[kept], np.asarray(right[kept].T)
+
+
 def path(features: FloatArray, labels: IntArray, classes: int, strengths: Sequence[float]) -> Iterator[Fitted]:
     """The probe at each C, in the order given (best rising). features ``[N, D]`` standardised."""
-    left, singular, right = np.linalg.svd(features, full_matrices=False)
-    kept = singular > max(features.shape) * np.finfo(np.float64).eps * max(float(singular.max(initial=0.0)), 1e-300)
-    basis = left[:, kept] * singular[kept]
+    basis, rotation = singular_basis(features)
     one_hot = (labels[:, None] == np.arange(classes)).astype(np.float64)
     targets = one_hot[:, 1:] if classes == 2 else one_hot
     weights = np.zeros((basis.shape[1] + 1, targets.shape[1]))
     for strength in strengths:
         weights = minimise(Problem(basis, targets, strength), weights)
-        yield Fitted(right[kept].T, weights)
+        yield Fitted(rotation, weights)
 
 
 def log_loss(labels: IntArray, probabilities: FloatArray) -> float:
@@ -188,4 +209,20 @@ def logistic_scores(
         loss = log_loss(validation[1], fitted.probabilities(known))
         if loss < best - 1e-9:
             best, scores = loss, fitted.probabilities(unseen)
+    return scores
+
+
+def logistic_findings(
+    train: tuple[FloatArray, IntArray], validation: tuple[FloatArray, IntArray], test: FloatArray
+) -> FloatArray:
+    """``[N, L]`` probabilities of each finding: a probe each, with a strength of its own. Labels ``[N, L]``, 0 or 1.
+
+    A finding that all training pictures have, or none, gets that share.
+    """
+    scores = np.empty((len(test), train[1].shape[1]))
+    for k, (seen, chosen) in enumerate(zip(train[1].T, validation[1].T, strict=True)):
+        if seen.min() == seen.max():
+            scores[:, k] = seen[0]
+        else:
+            scores[:, k] = logistic_scores((train[0], seen), (validation[0], chosen), test, 2)[:, 1]
     return scores

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from evaluation.calibration import Bin
 from evaluation.figures import Figure, fraction_size, fraction_title, is_shots, number
 
 INK, MUTED, HAIRLINE = "#1b2530", "#66707a", "#d9dde1"
@@ -25,6 +26,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 KIND_STYLES: Mapping[str, tuple[str, str, str]] = {
     "federated": ("#0072B2", "o", "-"),
+    "pretrained": ("#56B4E9", "h", "-"),
     "pooled": ("#009E73", "s", "-"),
     "alone": ("#E69F00", "^", "-"),
     "natural": ("#CC79A7", "D", "-"),
@@ -193,6 +195,38 @@ def _efficiency_line(axes: Axes, curve: Curve, names: Sequence[str], shift: floa
         markersize=4,
         label=label,
     )
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The bins of one encoder's reliability curve."""
+
+    title: str
+    bins: Sequence[Bin]
+
+
+def reliability_panel(curves: Sequence[Reliability]) -> Panel:
+    """Share of right answers against confidence, an encoder a colour and a marker; fuller bins have larger marks."""
+    with _style():
+        canvas, axes = _axes(4.4, 3.7)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+        for index, curve in enumerate(curves):
+            colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+            whole = sum(each.count for each in curve.bins)
+            x, y = [each.confidence for each in curve.bins], [each.accuracy for each in curve.bins]
+            axes.plot(x, y, color=colour, linewidth=1.1, marker=marker, markersize=4, label=curve.title)
+            sizes = [16 + 140 * each.count / whole for each in curve.bins]
+            axes.scatter(x, y, s=sizes, color=colour, marker=marker, alpha=0.3, linewidths=0)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence in the likeliest class", ylabel="share of right answers")
+        axes.grid(color=HAIRLINE, linewidth=0.5)
+        axes.set_axisbelow(True)
+        canvas.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+        said = "; ".join(
+            f"{curve.title} "
+            + ", ".join(f"{number(each.accuracy)} right at {number(each.confidence)}" for each in curve.bins)
+            for curve in curves
+        )
+        return _panel("Confidence and truth", f"Reliability curves: {said}.", canvas)
 
 
 def scatter_panel(points: NDArray[np.float64], groups: Sequence[str], title: str) -> Panel:

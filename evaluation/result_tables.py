@@ -1,10 +1,13 @@
 """Tables of the report about results: every row, diagnostics of features, seeds, and what was skipped."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from evaluation.answers import Contrast
 from evaluation.figures import (
     Figure,
     Question,
@@ -18,7 +21,12 @@ from evaluation.figures import (
     number,
     protocol_rank,
 )
+from evaluation.held import LEFT_OUT
+from evaluation.multiple import holm
+from evaluation.results import SITE_MEAN
 from evaluation.run_folder import OVERALL, RunFolder
+
+SITE_TITLES = {OVERALL: "all sites", SITE_MEAN: "mean over sites", LEFT_OUT: "all left-out sites"}
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,12 @@ def result_rows(folder: RunFolder) -> list[ResultRow]:
 
 
 def _result_row(folder: RunFolder, row: "pd.Series[Any]") -> tuple[tuple[Any, ...], ResultRow]:
-    figure = figure_of(row.to_frame().T.astype({"value": float, "ci_low": float, "ci_high": float, "n": float}))
+    figure = _figure(row)
     printed = ResultRow(
         encoder=folder.arm(row["encoder"]).short,
         protocol=row["protocol"],
         fraction=fraction_title(row["label_fraction"]),
-        site="all sites" if row["site"] == OVERALL else row["site"],
+        site=SITE_TITLES.get(row["site"], row["site"]),
         seed=row["seed"],
         metric=metric_title(row["metric"]),
         value=number(row["value"], digits=3),
@@ -113,12 +121,92 @@ def _result_row(folder: RunFolder, row: "pd.Series[Any]") -> tuple[tuple[Any, ..
         protocol_rank(row["protocol"]),
         metric_rank(row["metric"]),
         *(-part for part in fraction_size(row["label_fraction"])),
-        row["site"] != OVERALL,
+        row["site"] not in SITE_TITLES,
         row["site"],
         arm_order(folder, row["encoder"]),
         row["seed"],
     )
     return order, printed
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A comparison as printed: both encoders, their difference, p alone and adjusted for all rows (Holm)."""
+
+    own: str
+    other: str
+    value: str
+    interval: str
+    p: str
+    adjusted: str
+    verdict: str
+
+
+def comparison_table(folder: RunFolder, found: Sequence[Contrast]) -> list[ComparisonRow]:
+    """Every comparison of the main question over all sites."""
+    adjusted = holm([item.p for item in found])
+    return [
+        ComparisonRow(
+            own=folder.arm(item.own).short,
+            other=folder.arm(item.other).short,
+            value=number(item.figure.value, signed=True, digits=3),
+            interval=_three(item.figure),
+            p=_chance(item.p),
+            adjusted=_chance(float(both)),
+            verdict=str(item.verdict),
+        )
+        for item, both in zip(found, adjusted, strict=True)
+    ]
+
+
+def _chance(p: float) -> str:
+    """A p value of three digits; a dash where there is none."""
+    if not math.isfinite(p):
+        return "–"
+    return "< .001" if p < 0.0005 else f"{p:.3f}"
+
+
+@dataclass(frozen=True)
+class FederatedRow:
+    """What sites measured themselves: one encoder, place and figure, as printed."""
+
+    title: str
+    kind: str
+    site: str
+    metric: str
+    value: str
+    interval: str
+    n: str
+    note: str
+
+
+def federated_rows(folder: RunFolder) -> list[FederatedRow]:
+    """The main figure of evaluation/federated.csv at each site, its mean and worst site, and from histograms."""
+    rows = folder.federated
+    if rows.empty:
+        return []
+    main = min(rows["metric"].unique(), key=metric_rank)
+    kept = rows[rows["metric"].str.startswith(main)]
+    return [_federated_row(folder, row) for _, row in kept.iterrows()]
+
+
+def _federated_row(folder: RunFolder, row: "pd.Series[Any]") -> FederatedRow:
+    figure, arm = _figure(row), folder.arm(row["encoder"])
+    name, _, more = str(row["metric"]).partition(" ")
+    return FederatedRow(
+        title=arm.short,
+        kind=arm.kind,
+        site=SITE_TITLES.get(row["site"], row["site"]),
+        metric=f"{metric_title(name)} {more}".strip(),
+        value=number(row["value"]),
+        interval=interval_text(figure) if figure and figure.interval else "–",
+        n="" if pd.isna(row["n"]) else f"{int(row['n'])}",
+        note=row["note"],
+    )
+
+
+def _figure(row: "pd.Series[Any]") -> Figure | None:
+    return figure_of(row.to_frame().T.astype({"value": float, "ci_low": float, "ci_high": float, "n": float}))
 
 
 def _three(figure: Figure | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.arm_kinds import arm_kind, title_of
 from foundation import events
 from foundation.errors import RunError
 from foundation.files import read_json, read_jsonl
@@ -21,7 +22,8 @@ RESULT_COLUMNS = (
     "value", "ci_low", "ci_high", "n", "note",
 )  # fmt: skip
 COMPARISON_COLUMNS = (
-    "protocol", "metric", "site", "encoder_a", "encoder_b", "value", "ci_low", "ci_high", "n", "note", "label_fraction",
+    "protocol", "metric", "site", "encoder_a", "encoder_b", "value", "ci_low", "ci_high", "p", "n", "note",
+    "label_fraction",
 )  # fmt: skip
 SPLIT_COLUMNS = ("image", "patient", "site", "label", "fold", "role")
 CURVE_COLUMNS = ("arm", "fold", "seed", "round", "site", "loss", "learning_rate", "pictures", "seconds")
@@ -34,7 +36,10 @@ _OVERALL_NAMES = {"", "all", "overall"}
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of getting an encoder, and what it cost. ``kind`` says which: see ``arm_kind``."""
+    """One way of getting an encoder, and what it cost. ``kind`` says which: see ``arm_kind``.
+
+    base: the arm that its training started from, "" where the run does not say.
+    """
 
     name: str
     title: str
@@ -45,11 +50,12 @@ class Arm:
     seconds: float | None = None
     folds: int | None = None
     seeds: int | None = None
+    base: str = ""
 
     @property
     def short(self) -> str:
         """The title up to its first colon or comma: ``Federated`` of ``Federated: all sites together``."""
-        return re.split("[:,]", self.title, maxsplit=1)[0].strip() or self.title
+        return _short(self.title)
 
     @property
     def detail(self) -> str:
@@ -69,7 +75,11 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The records of one run. Frames keep the columns named above; empty where the file is missing."""
+    """The records of one run. Frames keep the columns named above; empty where the file is missing.
+
+    task: kind and classes, as results.json has them. federated: what sites measured themselves, as rows of results.
+    leaks: what was found on both sides of the split. gathered: encoders from anywhere, put together for a task.
+    """
 
     path: Path
     results: pd.DataFrame
@@ -83,12 +93,37 @@ class RunFolder:
     collapsing: frozenset[tuple[str, str]] = frozenset()
     skipped: Mapping[str, int] = field(default_factory=dict)
     pretrained_elsewhere: bool = False
+    task: Mapping[str, Any] = field(default_factory=dict)
+    federated: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(RESULT_COLUMNS)))
+    leaks: Mapping[str, Any] = field(default_factory=dict)
+    gathered: bool = False
     missing: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """The arm called ``name``; one made from the name alone when the run did not describe it."""
         described = next((arm for arm in self.arms if arm.name == name), None)
-        return described or Arm(name, title_of(name, self.baseline), arm_kind(name))
+        return described or Arm(name, title_of(name, self.baseline, self.kind), arm_kind(name))
+
+    @property
+    def leads(self) -> tuple[str, ...]:
+        """The encoders in question: federated ones, and those that were brought from elsewhere."""
+        kinds = {str(name): self.arm(str(name)).kind for name in self.results["encoder"].unique()}
+        return tuple(sorted(name for name, kind in kinds.items() if kind in ("federated", "pretrained")))
+
+    @property
+    def about_one(self) -> bool:
+        """True where a federated encoder is the only one in question: the page then speaks of "it"."""
+        return [self.arm(name).kind for name in self.leads] in ([], ["federated"])
+
+    def is_base(self, own: str, other: str) -> bool:
+        """Whether the training of ``own`` started from ``other``."""
+        stated = self.arm(own).base
+        return other == stated if stated else self.arm(other).kind == self.baseline
+
+    @property
+    def kind(self) -> str:
+        """What is asked of a picture (``evaluation.config.TaskKind``), "" where the run does not say."""
+        return str(self.task.get("kind", ""))
 
     @property
     def baseline(self) -> str:
@@ -111,72 +146,24 @@ class RunFolder:
         return "picture clusters" if self.cluster_units else "patients"
 
 
-_KINDS = {
-    "federated": ("federated", "fedavg", "fedprox", "fedadam", "fedmedian"),
-    "random": ("random", "initialisation"),
-    "alone": ("alone", "local", "single"),
-    "pooled": ("pooled", "central"),
-    "supervised": ("supervised", "scratch"),
-    "natural": ("natural", "imagenet"),
-    "pixels": ("pixel",),
-    "majority": ("majority",),
-}
-_TITLES = {
-    "federated": "Federated",
-    "random": "Random initialisation: no pretraining",
-    "pooled": "Pooled pictures",
-    "supervised": "Supervised from scratch: the same labels, no pretraining",
-    "natural": "Starting weights as they are: no pretraining",
-    "pixels": "Raw pixels: logistic regression, nothing pretrained",
-    "majority": "Majority class: no picture is looked at",
-}
-
-
-def arm_kind(name: str, stated: str = "") -> str:
-    """One of federated, random, alone, pooled, supervised, natural, pixels, majority; else ``other``.
-
-    What the run states comes first, the arm's name second: a run may state a coarser word (``floor``, ``trained``).
-    """
-    for text in (stated.lower(), name.lower()):
-        for kind, words in _KINDS.items():
-            if any(word in text for word in words):
-                return kind
-    return "other"
-
-
-_SUPERVISED_FROM_WEIGHTS = "Supervised from the starting weights: the same labels, no pretraining"
-
-
-def title_of(name: str, baseline: str = "random") -> str:
-    """A readable title for an arm that the run did not describe; ``baseline`` is what all arms started from."""
-    kind = arm_kind(name)
-    if kind == "supervised" and baseline == "natural":
-        return _SUPERVISED_FROM_WEIGHTS
-    if kind == "alone":
-        site = next(
-            (part for part in name.replace(":", "-").replace("_", "-").split("-") if arm_kind(part) != "alone"),
-            "",
-        )
-        return f"{site} alone" if site else "One site alone"
-    return _TITLES.get(kind, name)
-
-
 def read_run(run: Path) -> RunFolder:
     """Read a run folder. RunError when it has no ``results.csv`` or that file lacks a column."""
     results = _frame(run / "results.csv", RESULT_COLUMNS, required=True)
     comparisons = _frame(run / "comparisons.csv", COMPARISON_COLUMNS)
     splits = _frame(run / "evaluation" / "splits.csv", SPLIT_COLUMNS)
     curves, left_out, collapsing = _read_curves(run)
-    study = run / "study.yaml"
-    info = read_json(run / "run.json") if (run / "run.json").exists() else {}
-    arms = _read_arms(run / "arms.json")
+    gathered = (run / "evaluation" / "gathered.json").exists()
+    study = run / ("task.yaml" if gathered else "study.yaml")
+    info = _json(run / "run.json")
+    told = _json(run / "results.json")
+    arms = _read_arms(run / "arms.json", told)
     expected = {
         "comparisons.csv": not comparisons.empty,
         "run.json": bool(info),
-        "study.yaml": study.exists(),
+        study.name: study.exists(),
         "arms.json": bool(arms),
         "evaluation/splits.csv": not splits.empty,
-        _CURVES: any(run.glob(_CURVES)),
+        _CURVES: gathered or any(run.glob(_CURVES)),
     }
     return RunFolder(
         path=run,
@@ -190,7 +177,11 @@ def read_run(run: Path) -> RunFolder:
         left_out=left_out,
         collapsing=collapsing,
         skipped=_read_skipped(run, splits),
-        pretrained_elsewhere=_pretrained_elsewhere(run / "evaluation" / "config.json"),
+        pretrained_elsewhere=_json(run / "evaluation" / "config.json").get("pretrained_elsewhere") is True,
+        task={key: told[key] for key in ("kind", "classes") if key in told},
+        federated=_frame(run / "evaluation" / "federated.csv", RESULT_COLUMNS),
+        leaks=_json(run / "evaluation" / "leaks.json"),
+        gathered=gathered,
         missing=tuple(name for name, there in expected.items() if not there),
     )
 
@@ -210,7 +201,7 @@ def _frame(path: Path, columns: tuple[str, ...], required: bool = False) -> pd.D
     if absent:
         raise RunError(f"{path}: lacks the column {', '.join(absent)}; evaluate the run again with this version")
     frame = frame[list(columns)].copy()
-    for name in ("value", "ci_low", "ci_high", "n"):
+    for name in ("value", "ci_low", "ci_high", "p", "n"):
         if name in columns:
             frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
     if "site" in columns and "value" in columns:
@@ -218,20 +209,33 @@ def _frame(path: Path, columns: tuple[str, ...], required: bool = False) -> pd.D
     return frame
 
 
-def _read_arms(path: Path) -> tuple[Arm, ...]:
+def _json(path: Path) -> Mapping[str, Any]:
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _read_arms(path: Path, told: Mapping[str, Any]) -> tuple[Arm, ...]:
     if not path.exists():
         return ()
+    bases = {str(each["arm"]): str(each.get("base", "")) for each in told.get("encoders", [])}
+    rows = read_json(path)
+    titles = {str(row["arm"]): str(row.get("title") or title_of(str(row["arm"]))) for row in rows}
+    shorts = Counter(_short(title) for title in titles.values())
     return tuple(
         Arm(
-            name=str(row["arm"]),
-            title=str(row.get("title") or title_of(str(row["arm"]))),
-            kind=arm_kind(str(row["arm"]), str(row.get("kind", ""))),
+            name=name,
+            title=title if shorts[_short(title)] == 1 else f"{_short(title)} ({name}){title[len(_short(title)) :]}",
+            kind=arm_kind(name, str(row.get("kind", ""))),
             **{key: row.get(key) for key in ("pictures", "optimiser_steps", "sequential_steps", "seconds")},
             folds=_count(row.get("folds")),
             seeds=_count(row.get("seeds")),
+            base=bases.get(name, ""),
         )
-        for row in read_json(path)
+        for (name, title), row in zip(titles.items(), rows, strict=True)
     )
+
+
+def _short(title: str) -> str:
+    return re.split("[:,]", title, maxsplit=1)[0].strip() or title
 
 
 def _count(value: Any) -> int | None:
@@ -254,11 +258,6 @@ def _read_curves(run: Path) -> tuple[pd.DataFrame, tuple[LeftOut, ...], frozense
             elif "loss" in row and "site" in row:
                 rows.append({"arm": arm, "fold": fold, "seed": seed} | {key: row.get(key) for key in CURVE_COLUMNS[3:]})
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS)), tuple(left_out), frozenset(collapsing)
-
-
-def _pretrained_elsewhere(path: Path) -> bool:
-    """Whether hospitals made the encoder and the evaluator's own pictures judged it."""
-    return path.exists() and read_json(path).get("pretrained_elsewhere") is True
 
 
 def _read_skipped(run: Path, splits: pd.DataFrame) -> dict[str, int]:

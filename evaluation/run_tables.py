@@ -6,7 +6,10 @@ from typing import Any
 
 from evaluation.figures import arm_order
 from evaluation.run_folder import RunFolder
+from foundation.wording import mebibytes
 
+GPU_WATTS, CPU_WATTS = 300, 65
+"""What a machine is assumed to draw while it computes; nothing was measured."""
 _TRAINED_KINDS = ("federated", "pooled", "alone")
 # Batches do not divide every site's pictures evenly; a difference below this share is no difference in budget.
 _EQUAL_WITHIN = 0.02
@@ -89,6 +92,36 @@ def budget_statement(folder: RunFolder) -> str:
         f"Budgets were not equal: the pretrained encoders saw {low:,} to {high:,} pictures. "
         "A difference between them may come from that alone."
     )
+
+
+def traffic_statement(folder: RunFolder) -> str:
+    """What each site had to send and receive for the federated encoder; "" where the run does not say."""
+    for arm in folder.leads:
+        weights = sorted(folder.path.glob(f"arms/{arm}/fold-*/seed-*/global.safetensors"))
+        rounds = folder.curves.loc[folder.curves["arm"] == arm, "round"]
+        if weights and not rounds.empty:
+            each, count = weights[0].stat().st_size, int(rounds.max())
+            return (
+                f"A site received and sent {mebibytes(each)} MiB of weights in each of {count} rounds: "
+                f"{mebibytes(each * count)} MiB either way, for one fold and seed, without what the network adds."
+            )
+    return ""
+
+
+def energy_statement(folder: RunFolder) -> str:
+    """A rough figure of the energy of each arm, with what is assumed for it; "" where no time was measured."""
+    known = [(arm.short, arm.seconds) for arm in folder.arms if arm.seconds and not folder.gathered]
+    if not known:
+        return ""
+    gpus = folder.info.get("machine", {}).get("gpus") or []
+    watts = GPU_WATTS * len(gpus) or CPU_WATTS
+    what = f"{GPU_WATTS} W for each of {len(gpus)} GPUs" if gpus else f"{CPU_WATTS} W for a machine without a GPU"
+    said = ", ".join(f"{title} {_kilowatt_hours(seconds * watts / 3.6e6)}" for title, seconds in known)
+    return f"Energy, roughly: {said}. This is time multiplied by an assumed {what}; nothing was measured."
+
+
+def _kilowatt_hours(value: float) -> str:
+    return f"{value:.2g} kWh" if value < 100 else f"{value:,.0f} kWh"
 
 
 def settings(study: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,34 +1,37 @@
 """Encoders to scores of held pictures: computed once per encoder and setting, kept in the run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from evaluation.finetune import Trial
-from evaluation.floors import majority_scores, pixel_scores, small_pixels
-from evaluation.inputs import HELD, Encoder, Inputs, Pictures, read_batch
+from evaluation.config import DEFAULT_PROTOCOLS
+from evaluation.floors import FLOORS, Roles, Seen
+from evaluation.inputs import Encoder, Inputs, View
 from evaluation.intervals import FloatArray, IntArray
 from evaluation.labels import Budget, Drawn, draw
 from evaluation.logistic import logistic_scores
-from evaluation.protocols import PROTOCOLS, Labelled
+from evaluation.predictions import kept_columns
+from evaluation.protocols import PROTOCOLS, Part
+from evaluation.targets import HELD
+from evaluation.trial import Trial
 from foundation.files import digest, write_with
 from foundation.machine import choose_device
 from foundation.randomness import stream_seed
 from imaging.augment import Augmentation
-from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import features
 
-VERSION = "1"
+VERSION = "2"
 """Raise it when scores change, so that kept ones are made anew."""
 PICTURES_AT_ONCE = 128
-PIXELS = "pixels"
-MAJORITY = "majority"
 SUPERVISED = "supervised"
+UNTRAINED = ("random", "natural")
+"""Kinds of encoders that were not pretrained here."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,20 @@ def draw_labels(inputs: Inputs) -> Labels:
 
 
 def _draw(inputs: Inputs, budget: Budget, places: IntArray, repeat: int, fold: int) -> Drawn:
-    pictures = inputs.pictures
-    patients, labels = pictures.patient[places], pictures.y[places]
-    return draw(budget, patients, labels, pictures.classes, inputs.config.seed, repeat, fold)
+    """Of a classification every class has to be there; of the other kinds only patients are counted."""
+    pictures, told_apart = inputs.pictures, inputs.config.kind == "classification"
+    codes = pictures.y[places] if told_apart else np.zeros(len(places), dtype=np.int64)
+    classes = pictures.classes if told_apart else ("",)
+    return draw(budget, pictures.patient[places], codes, classes, inputs.config.seed, repeat, fold)
 
 
 def features_of(inputs: Inputs, encoder: Encoder) -> FloatArray:
     """``[N, D]`` features of all labelled pictures, float64; kept as float32 in evaluation/features/."""
-    pictures = inputs.pictures
-    key = digest(encoder.key, pictures.store.folder.name, *map(str, pictures.rows), inputs.image.modality)[:16]
+    view = inputs.view(encoder.image)
+    key = digest(encoder.key, view.key)[:16]
     path = inputs.run / "evaluation" / "features" / f"{encoder.arm}-{encoder.fold}-{encoder.seed}-{key}.npy"
     if not path.exists():
-        found = _extract(inputs, encoder)
+        found = _extract(view, encoder)
         write_with(path, lambda temporary: _save_array(temporary, found))
     return np.asarray(np.load(path), dtype=np.float64)
 
@@ -87,66 +92,137 @@ def _save_array(path: Path, array: NDArray[np.float32]) -> None:
 
 
 @torch.no_grad()
-def _extract(inputs: Inputs, encoder: Encoder) -> NDArray[np.float32]:
+def _extract(view: View, encoder: Encoder) -> NDArray[np.float32]:
     device = choose_device("auto")
-    model = encoder.build(inputs.image).to(device)
-    augmentation = Augmentation(inputs.image)
+    model = encoder.build().to(device)
+    augmentation = Augmentation(view.image)
     parts = []
-    for places in _chunks(len(inputs.pictures.rows), inputs.image):
-        shown = augmentation.plain(read_batch(inputs.pictures, places).to(device))
+    for chosen in chunks(view):
+        shown = augmentation.plain(view.read(chosen).to(device))
         parts.append(features(model, shown).float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def _chunks(count: int, image: ImageConfig) -> list[IntArray]:
-    step = image.at_once(PICTURES_AT_ONCE)
+def chunks(view: View) -> list[IntArray]:
+    """Places of all labelled pictures, as many at once as memory bears."""
+    count, step = len(view.places), view.image.at_once(PICTURES_AT_ONCE)
     return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def untrained_kind(inputs: Inputs) -> str:
-    """The kind of encoder that pretraining started from: ``natural`` where starting weights were given, else random."""
-    return "natural" if any(encoder.kind == "natural" for encoder in inputs.encoders) else "random"
+def base_of(inputs: Inputs, encoder: Encoder) -> str:
+    """The arm that its training started from: as it says, else natural weights where there are any, else random ones.
+
+    An encoder that was not pretrained here is its own base.
+    """
+    if encoder.kind in UNTRAINED:
+        return encoder.arm
+    if encoder.base:
+        return encoder.base
+    untrained = {other.kind: other.arm for other in inputs.encoders if other.kind in UNTRAINED}
+    return untrained.get("natural", untrained.get("random", ""))
+
+
+def bases(inputs: Inputs) -> list[str]:
+    """Arms that some other arm's training started from; where nothing was pretrained, all that there are."""
+    trained = [encoder for encoder in inputs.encoders if encoder.kind not in UNTRAINED]
+    return sorted({base_of(inputs, encoder) for encoder in trained or inputs.encoders} - {""})
 
 
 def shown_as(inputs: Inputs, encoder: Encoder, name: str) -> str:
     """The encoder's name in the tables: what pretraining started from, trained on the labels alone, is "supervised"."""
-    supervised = encoder.kind == untrained_kind(inputs) and PROTOCOLS[name].reads == "pictures"
-    return SUPERVISED if supervised else encoder.arm
+    started_from = bases(inputs)
+    if encoder.arm not in started_from or not PROTOCOLS[name].trains_encoder:
+        return encoder.arm
+    return SUPERVISED if len(started_from) == 1 else f"{SUPERVISED}-{encoder.arm}"
 
 
 def score_encoder(inputs: Inputs, labels: Labels, encoder: Encoder, name: str) -> pd.DataFrame:
     """Scores of one encoder under one protocol, a row a held picture and label draw; kept in the run folder."""
     config, protocol = inputs.config, PROTOCOLS[name]
-    settings = config.finetune.model_dump_json() if protocol.reads == "pictures" else ""
-    key = (encoder.key, str(encoder.fold), settings, _draws_key(labels, encoder.fold), str(config.seed))
+    sections = ("finetune", "attention", "segmentation", "detection", "kind", "aggregate")
+    settings = "" if name in ("knn", "logistic", "svm", "ridge") else config.model_dump_json(include=set(sections))
+    key = (encoder.key, str(encoder.fold), settings, config.aggregate, _draws_key(labels, encoder.fold))
     arm = shown_as(inputs, encoder, name)
 
     def compute() -> pd.DataFrame:
-        shown: Callable[[IntArray], NDArray[np.float64] | NDArray[np.float32]]
-        if protocol.reads == "features":
-            table = features_of(inputs, encoder)
-            shown = lambda places: table[places]  # noqa: E731
-        else:
-            shown = lambda places: read_batch(inputs.pictures, places).numpy()  # noqa: E731
+        parts = _Parts(inputs, encoder.image, features_of(inputs, encoder) if protocol.reads == "features" else None)
         pictures = inputs.pictures
-        held, chosen = pictures.where(encoder.fold, *HELD), pictures.where(encoder.fold, "validation")
-        validation = Labelled(shown(chosen), pictures.y[chosen])
+        held = pictures.where(encoder.fold, *HELD)
+        validation = parts.of(pictures.where(encoder.fold, "validation"))
         frames = []
         for budget, repeat, places in labels.of(encoder.fold):
             trial = Trial(
-                classes=len(pictures.classes),
-                image=inputs.image,
-                finetune=config.finetune,
-                encoder=lambda drop_path: encoder.build(inputs.image, drop_path),
+                classes=classes_of(inputs),
+                image=encoder.image,
+                config=config,
+                encoder=encoder.build,
                 seed=stream_seed(config.seed, "trial", encoder.fold, encoder.seed, budget, repeat),
                 device=choose_device("auto"),
             )
-            scores = protocol.score(Labelled(shown(places), pictures.y[places]), validation, shown(held), trial)
-            frames.append(score_frame(pictures, encoder.fold, held, pictures.label[held], scores, pictures.classes))
-            frames[-1] = frames[-1].assign(label_fraction=budget, label_seed=repeat)
+            found = protocol.predict[config.kind](parts.of(places), validation, parts.of(held, known=False), trial)
+            frame = frame_of(inputs, encoder.fold, held, found, parts.target, by_patient=protocol.by_patient)
+            frames.append(frame.assign(label_fraction=budget, label_seed=repeat))
         return pd.concat(frames, ignore_index=True).assign(encoder=arm, protocol=name, seed=encoder.seed)
 
-    return _kept(inputs, f"{arm}-{encoder.fold}-{encoder.seed}-{name}", key, compute)
+    return _kept(inputs, f"{arm}-{encoder.fold}-{encoder.seed}-{name}", (*key, str(config.seed)), compute)
+
+
+def classes_of(inputs: Inputs) -> int:
+    """K, the columns of a prediction: the classes, of a segmentation also the background, of a regression one."""
+    return len(inputs.pictures.classes) + int(inputs.config.kind in ("segmentation", "regression"))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Pictures of a role, as features where there are any, else as they are."""
+
+    inputs: Inputs
+    image: Any
+    features: FloatArray | None
+
+    @property
+    def target(self) -> Any:
+        return self.inputs.target(self.image)
+
+    def of(self, places: IntArray, known: bool = True) -> Part:
+        x = self.inputs.view(self.image).read(places).numpy() if self.features is None else self.features[places]
+        return Part(x, chosen(self.target, places) if known else None, self.inputs.pictures.patient[places])
+
+
+def chosen(target: Any, places: IntArray) -> Any:
+    """What is asked of the pictures at ``places``."""
+    return [target[place] for place in places] if isinstance(target, list) else target[places]
+
+
+def frame_of(
+    inputs: Inputs, fold: int, places: IntArray, predictions: Any, target: Any, *, by_patient: bool = False
+) -> pd.DataFrame:
+    """A row a held picture (or patient): fold, image, patient, site, role, and what its kind of task keeps of it."""
+    pictures = inputs.pictures
+    if by_patient:
+        first = np.sort(np.unique(pictures.patient[places], return_index=True)[1])
+        places = places[first]
+    plain = {
+        "fold": fold,
+        "image": pictures.image[places],
+        "patient": pictures.patient[places],
+        "site": pictures.site[places],
+        "role": pictures.roles[fold][places],
+    }
+    kept = kept_columns(inputs.config.kind, predictions, chosen(target, places), pictures.classes)
+    frame = pd.DataFrame({**plain, **kept})
+    how = inputs.config.aggregate
+    return frame if by_patient or how == "none" else _by_patient(frame, how)
+
+
+def _by_patient(frame: pd.DataFrame, how: str) -> pd.DataFrame:
+    """A row a patient: the mean or the largest of each class's scores, made to sum to 1."""
+    scores = [name for name in frame if str(name).startswith("score_")]
+    grouped = frame.groupby("patient", sort=False)
+    first = grouped.first().reset_index()
+    first[scores] = grouped[scores].agg(how).to_numpy()
+    first[scores] = first[scores].div(first[scores].sum(axis=1), axis=0)
+    return first[list(frame.columns)].assign(image=first["patient"])
 
 
 def score_leakage(inputs: Inputs, encoder: Encoder) -> pd.DataFrame:
@@ -161,11 +237,12 @@ def score_leakage(inputs: Inputs, encoder: Encoder) -> pd.DataFrame:
 
     def compute() -> pd.DataFrame:
         table, code = features_of(inputs, encoder), {site: k for k, site in enumerate(sites)}
-        train, chosen, held = ([p for p in part if pictures.site[p] in code] for part in parts)
+        train, picked, held = (np.array([p for p in part if pictures.site[p] in code], np.int64) for part in parts)
         y = np.array([code.get(str(site), -1) for site in pictures.site], dtype=np.int64)
-        scores = logistic_scores((table[train], y[train]), (table[chosen], y[chosen]), table[held], len(sites))
-        places = np.array(held, dtype=np.int64)
-        frame = score_frame(pictures, fold, places, pictures.site[places], scores, sites)
+        scores = logistic_scores((table[train], y[train]), (table[picked], y[picked]), table[held], len(sites))
+        plain = {"fold": fold, "image": pictures.image[held], "patient": pictures.patient[held], "role": "test"}
+        plain |= {"site": pictures.site[held], "label": pictures.site[held]}
+        frame = pd.DataFrame(plain | {f"score_{name}": scores[:, k] for k, name in enumerate(sites)})
         return frame.assign(
             encoder=encoder.arm, protocol="site leakage", label_fraction="1", label_seed=0, seed=encoder.seed
         )
@@ -176,42 +253,24 @@ def score_leakage(inputs: Inputs, encoder: Encoder) -> pd.DataFrame:
 
 
 def score_floors(inputs: Inputs, labels: Labels) -> pd.DataFrame:
-    """Scores of the majority class and of raw pixels in every fold, under the name of the probe they stand beside."""
-    pictures = inputs.pictures
+    """Scores of what needs no encoder in every fold, under the name of the protocol they stand beside."""
+    config, pictures = inputs.config, inputs.pictures
+    protocol = DEFAULT_PROTOCOLS[config.kind][-1]
 
     def compute() -> pd.DataFrame:
-        chunks = _chunks(len(pictures.rows), inputs.image)
-        pixels = np.concatenate([small_pixels(read_batch(pictures, places)) for places in chunks])
-        frames, classes = [], pictures.classes
+        target, frames = inputs.target(inputs.image), []
+        seen = Seen(inputs.view().read, target, classes_of(inputs), len(pictures.rows))
         for (fold, budget, repeat), places in labels.draws.items():
-            held, chosen = pictures.where(fold, *HELD), pictures.where(fold, "validation")
-            train, validation = (pixels[places], pictures.y[places]), (pixels[chosen], pictures.y[chosen])
-            found = {
-                PIXELS: pixel_scores(train, validation, pixels[held], len(classes)),
-                MAJORITY: majority_scores(pictures.y[places], len(held), len(classes)),
-            }
-            for name, scores in found.items():
-                frame = score_frame(pictures, fold, held, pictures.label[held], scores, classes)
+            held, validation = pictures.where(fold, *HELD), pictures.where(fold, "validation")
+            seed = stream_seed(config.seed, "floor", fold, budget, repeat)
+            for name, floor in FLOORS[config.kind].items():
+                found = floor(seen, Roles(places, validation, held), seed)
+                frame = frame_of(inputs, fold, held, found, target)
                 frames.append(frame.assign(encoder=name, label_fraction=budget, label_seed=repeat))
-        return pd.concat(frames, ignore_index=True).assign(protocol="logistic", seed=0)
+        return pd.concat(frames, ignore_index=True).assign(protocol=protocol, seed=0)
 
     draws = [_draws_key(labels, fold) for fold in sorted(pictures.roles)]
-    return _kept(inputs, "floors", tuple(draws), compute)
-
-
-def score_frame(
-    pictures: Pictures, fold: int, places: IntArray, label: NDArray[np.str_], scores: FloatArray, classes: Sequence[str]
-) -> pd.DataFrame:
-    """A row a held picture: fold, image, patient, site, role, label, and score_<class> for each class."""
-    plain = {
-        "fold": fold,
-        "image": pictures.image[places],
-        "patient": pictures.patient[places],
-        "site": pictures.site[places],
-        "role": pictures.roles[fold][places],
-        "label": label,
-    }
-    return pd.DataFrame(plain | {f"score_{name}": scores[:, k] for k, name in enumerate(classes)})
+    return _kept(inputs, "floors", (*draws, config.aggregate, str(config.seed)), compute)
 
 
 def _draws_key(labels: Labels, fold: int) -> str:
@@ -220,7 +279,7 @@ def _draws_key(labels: Labels, fold: int) -> str:
 
 def _kept(inputs: Inputs, name: str, key: tuple[str, ...], compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The frame kept under this key, or a computed one that is then kept."""
-    code = digest(VERSION, name, *key, inputs.pictures.key(), inputs.image.modality)[:16]
+    code = digest(VERSION, name, *key, inputs.key())[:16]
     path = inputs.run / "evaluation" / "scores" / f"{name}-{code}.parquet"
     if not path.exists():
         frame = compute()

@@ -15,6 +15,7 @@ from evaluation.figures import (
     select,
     sites_of,
 )
+from evaluation.results import SITE_MEAN
 from evaluation.run_folder import RunFolder
 
 _ROLE_WORDS = (("train", 0), ("val", 1), ("test", 2), ("out", 3))
@@ -39,11 +40,12 @@ class SiteCell:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One arm over the sites: a cell a site (None: not measured), the worst site, and best minus worst."""
+    """One arm over the sites: a cell a site (None: not measured), their mean, the worst site, and best minus worst."""
 
     title: str
     kind: str
     cells: tuple[SiteCell | None, ...]
+    mean: SiteCell | None
     worst: str
     spread: str
 
@@ -73,7 +75,9 @@ def site_rows(folder: RunFolder, question: Question, columns: Sequence[SiteColum
     by_site = {column.name: arm_figures(folder, question, column.name) for column in columns}
     names = sorted({name for figures in by_site.values() for name in figures}, key=lambda n: arm_order(folder, n))
     inside = [column.name for column in columns if not column.outside]
-    return [_site_row(folder, name, by_site, inside, question.metric.lower() in LESS_IS_BETTER) for name in names]
+    less = question.metric.lower() in LESS_IS_BETTER
+    means = arm_figures(folder, question, SITE_MEAN)
+    return [_site_row(folder, name, by_site, inside, means.get(name), less) for name in names]
 
 
 def _site_row(
@@ -81,6 +85,7 @@ def _site_row(
     name: str,
     by_site: Mapping[str, Mapping[str, Figure]],
     inside: Sequence[str],
+    mean: Figure | None,
     less: bool,
 ) -> SiteRow:
     own = {site: by_site[site][name].value for site in inside if name in by_site[site]}
@@ -88,13 +93,15 @@ def _site_row(
     return SiteRow(
         title=folder.arm(name).short,
         kind=folder.arm(name).kind,
-        cells=tuple(_cell(figures.get(name)) for figures in by_site.values()),
+        cells=tuple(site_cell(figures.get(name)) for figures in by_site.values()),
+        mean=site_cell(mean),
         worst=f"{number(own[worst])} ({worst})" if worst else "–",
         spread=number(max(own.values()) - min(own.values())) if worst else "–",
     )
 
 
-def _cell(figure: Figure | None) -> SiteCell | None:
+def site_cell(figure: Figure | None) -> SiteCell | None:
+    """A figure as it stands in a table of sites, or of runs."""
     if figure is None:
         return None
     return SiteCell(number(figure.value), interval_text(figure) if figure.interval else None)

@@ -1,35 +1,40 @@
 """The evaluation stage: a run folder's encoders to its results table. Finished scores are not computed again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from evaluation.config import PROTOCOLS_OF
 from evaluation.diagnostics import feature_spread, rankme
+from evaluation.floors import MAJORITY, PIXELS
 from evaluation.held import ALL, Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
-from evaluation.intervals import jackknife, mean
+from evaluation.intervals import Scored, jackknife, mean
+from evaluation.kinds import KINDS, main_merit
+from evaluation.label_checks import one_class_sites
+from evaluation.leaks import check_leaks
 from evaluation.metrics import balanced_accuracy
 from evaluation.protocols import PROTOCOLS
 from evaluation.results import COLUMNS, COMPARISON_COLUMNS, Row, comparison_rows, rows_of, table_row
 from evaluation.scoring import (
-    MAJORITY,
-    PIXELS,
     SUPERVISED,
     Labels,
+    bases,
     draw_labels,
     features_of,
     score_encoder,
     score_floors,
     score_leakage,
     shown_as,
-    untrained_kind,
 )
-from foundation.errors import look_up
+from evaluation.targets import HELD
+from foundation.errors import StudyError, look_up
 from foundation.files import write_json, write_text
-from foundation.progress import track
+from foundation.progress import say, track
 
 Key = tuple[str, str, str]
 """Encoder, protocol, label fraction."""
@@ -43,8 +48,12 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
     """
     for name in protocols or ():
         look_up(PROTOCOLS, name, "protocol")
-    inputs = read_inputs(Path(run), show)
+    inputs = _screened(read_inputs(Path(run), show), show)
+    kind = inputs.config.kind
     names = tuple(protocols) if protocols else inputs.config.protocols
+    for name in names:
+        if kind not in PROTOCOLS[name].predict:
+            raise StudyError(f"protocol {name!r} does nothing for {kind}; there are: {', '.join(PROTOCOLS_OF[kind])}")
     labels = draw_labels(inputs)
     frames = [score_floors(inputs, labels)] if labels.draws else []
     leaks = []
@@ -53,7 +62,7 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
             frames += [score_encoder(inputs, labels, encoder, name) for name in _protocols_of(inputs, encoder, names)]
         leaks.append(score_leakage(inputs, encoder))
     scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    grouped = group_scores(scores, inputs.pictures.classes)
+    grouped = group_scores(scores)
     rows = _main_rows(inputs, grouped) + _skipped_rows(inputs, labels, names) + _diagnostic_rows(inputs, leaks)
     results = pd.DataFrame(rows, columns=list(COLUMNS))
     comparisons = pd.DataFrame(_comparisons(inputs, grouped), columns=list(COMPARISON_COLUMNS))
@@ -61,23 +70,39 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
     return results
 
 
+def _screened(inputs: Inputs, show: bool) -> Inputs:
+    """The inputs without test pictures that are near-copies of training pictures; what is odd about labels is said."""
+    pictures = inputs.pictures
+    screen = check_leaks(inputs.run, inputs.view().store, inputs.roles, pictures.rows, progress=show)
+    for fold, rows in screen.left_out.items():
+        pictures = pictures.without_roles(fold, np.flatnonzero(np.isin(pictures.rows, rows)).astype(np.int64))
+    lines = list(screen.lines)
+    if inputs.config.kind == "classification":
+        held = np.unique(np.concatenate([pictures.where(fold, *HELD) for fold in pictures.roles]))
+        lines += one_class_sites(pictures.site[held].tolist(), pictures.label[held].tolist())
+    for line in lines if show else ():
+        say(line)
+    return replace(inputs, pictures=pictures)
+
+
 def _protocols_of(inputs: Inputs, encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
-    """The protocols asked for. The first encoder of a fold that was not pretrained is fine-tuned in any case.
+    """The protocols asked for. Of each base the first seed's encoder is trained on the labels in any case.
 
     Random, or the starting weights where there are any: that is supervised training without pretraining.
     """
-    kind = untrained_kind(inputs)
-    seeds = [other.seed for other in inputs.encoders if other.kind == kind and other.fold == encoder.fold]
-    supervised = encoder.kind == kind and encoder.seed == min(seeds)
-    return (*names, "finetune") if supervised and "finetune" not in names else tuple(names)
+    kind = inputs.config.kind
+    whole = next(name for name in PROTOCOLS_OF[kind] if PROTOCOLS[name].trains_encoder)
+    twins = [other.seed for other in inputs.encoders if other.arm == encoder.arm and other.fold == encoder.fold]
+    supervised = encoder.arm in bases(inputs) and encoder.seed == min(twins)
+    return (*names, whole) if supervised and whole not in names else tuple(names)
 
 
-def group_scores(scores: pd.DataFrame, classes: tuple[str, ...]) -> dict[Key, Scores]:
+def group_scores(scores: pd.DataFrame) -> dict[Key, Scores]:
     """One ``Scores`` per encoder, protocol and label budget, in the order they came."""
     if scores.empty:
         return {}
     return {
-        (str(key[0]), str(key[1]), str(key[2])): Scores.of(part, classes)
+        (str(key[0]), str(key[1]), str(key[2])): Scores.of(part)
         for key, part in scores.groupby(["encoder", "protocol", "label_fraction"], sort=False)
     }
 
@@ -89,23 +114,26 @@ def _fixed(inputs: Inputs, key: Key) -> dict[str, Any]:
 
 
 def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
-    return [row for key, scores in grouped.items() for row in rows_of(scores, inputs.config, _fixed(inputs, key))]
+    merits = KINDS[inputs.config.kind].merits(inputs.config, inputs.pictures.classes)
+    return [row for key, own in grouped.items() for row in rows_of(own, merits, inputs.config, _fixed(inputs, key))]
 
 
 def _skipped_rows(inputs: Inputs, labels: Labels, names: Sequence[str]) -> list[Row]:
     """A row for each encoder and protocol of a label budget that could not be drawn."""
     arms = {(shown_as(inputs, encoder, name), name) for encoder in inputs.encoders for name in names}
     blank = {"site": ALL, "seed": ALL, "n": 0}
+    merit = main_merit(inputs.config, inputs.pictures.classes)
     return [
-        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, "AUROC", float("nan"), [why])
+        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, merit, float("nan"), [why])
         for fraction, why in labels.skipped.items()
         for arm, name in sorted(arms)
     ]
 
 
 def _diagnostic_rows(inputs: Inputs, leaks: Sequence[pd.DataFrame]) -> list[Row]:
-    """What each arm's features look like, mean over folds and seeds: RankMe, spread, and what they say of the site."""
+    """What each arm's features look like, mean over folds and seeds, and what they say of the site."""
     rows = []
+    figures = (("RankMe", rankme), ("feature_std", feature_spread))
     for arm in sorted({encoder.arm for encoder in inputs.encoders}):
         own = [i for i, encoder in enumerate(inputs.encoders) if encoder.arm == arm]
         tables = [features_of(inputs, inputs.encoders[i]) for i in own]
@@ -113,37 +141,45 @@ def _diagnostic_rows(inputs: Inputs, leaks: Sequence[pd.DataFrame]) -> list[Row]
         seeds = {inputs.encoders[i].seed for i in own}
         seed = str(min(seeds)) if len(seeds) == 1 else ALL
         where = {"site": ALL, "seed": seed, "n": len(np.unique(inputs.pictures.patient))}
-        for name, figure in (("RankMe", rankme), ("feature_std", feature_spread)):
+        for name, figure in figures:
             value = float(np.mean([figure(table) for table in tables]))
             rows.append(table_row(inputs.config, fixed, where, name, value, ["no interval: over all pictures"]))
         found = [leak for i in own if len(leak := leaks[i])]
-        estimates = [jackknife(_leak_scores(leak).data, balanced_accuracy) for leak in found]
+        estimates = [jackknife(_leak_scores(leak), balanced_accuracy) for leak in found]
         estimates = [each for each in estimates if np.isfinite(each.value)]
         if estimates:
-            count = pd.concat(found)["patient"].nunique()
-            where = {**where, "n": count}
+            where = {**where, "n": pd.concat(found)["patient"].nunique()}
             rows.append(table_row(inputs.config, fixed, where, "site_leakage", mean(estimates)))
     return rows
 
 
-def _leak_scores(leak: pd.DataFrame) -> Scores:
+def _leak_scores(leak: pd.DataFrame) -> Scored:
     """A leakage frame, whose classes are its sites."""
-    sites = tuple(name.removeprefix("score_") for name in leak.columns if name.startswith("score_"))
-    return Scores.of(leak, sites)
+    sites = [str(name).removeprefix("score_") for name in leak.columns if str(name).startswith("score_")]
+    labels = leak["label"].map({site: code for code, site in enumerate(sites)}).to_numpy(np.int64)
+    scores = leak[[f"score_{site}" for site in sites]].to_numpy(np.float64)
+    strata = leak["fold"].astype(str) + "/" + leak["site"].astype(str)
+    return Scored(labels, scores, leak["patient"].to_numpy(np.str_), strata.to_numpy(np.str_))
 
 
 def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
-    """Each federated encoder minus every other, at the most labels; floors and supervised under every protocol."""
-    federated = {encoder.arm for encoder in inputs.encoders if encoder.kind == "federated"}
+    """Each pretrained encoder that is in question minus every other, at the most labels.
+
+    In question are the federated ones and those that were brought from elsewhere; two of them are compared once. Floors
+    and supervised training stand beside every protocol.
+    """
+    leads = sorted({encoder.arm for encoder in inputs.encoders if encoder.kind in ("federated", "pretrained")})
     fractions = {fraction for _, _, fraction in grouped}
     most = "1" if "1" in fractions else max(fractions, default="")
+    merit = main_merit(inputs.config, inputs.pictures.classes)
     rows = []
     for (arm, protocol, fraction), own in grouped.items():
-        if arm not in federated or fraction != most:
+        if arm not in leads or fraction != most:
             continue
         for (other, others_protocol, others_fraction), scores in grouped.items():
-            same = others_protocol == protocol or other in (PIXELS, MAJORITY, SUPERVISED)
-            if other == arm or others_fraction != most or not same:
+            beside = other in (PIXELS, MAJORITY) or other.startswith(SUPERVISED)
+            same = others_protocol == protocol or beside
+            if other == arm or others_fraction != most or not same or (other in leads and other < arm):
                 continue
             note = "" if others_protocol == protocol else f"{other}: {others_protocol}"
             fixed = {
@@ -153,7 +189,7 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
                 "label_fraction": fraction,
                 "note": note,
             }
-            rows += comparison_rows(own, scores, inputs.config, fixed)
+            rows += comparison_rows(own, scores, merit, inputs.config, fixed)
     return rows
 
 
@@ -165,11 +201,12 @@ def _write(inputs: Inputs, scores: pd.DataFrame, results: pd.DataFrame, comparis
         run / "results.json",
         {
             "task": inputs.config.task,
+            "kind": inputs.config.kind,
             "dataset": inputs.config.dataset,
             "label": inputs.config.label,
             "classes": list(pictures.classes),
             "unit": inputs.config.unit,
-            "pictures_and_split": pictures.key(),
+            "pictures_and_split": inputs.key(),
             "encoders": [_described(encoder) for encoder in inputs.encoders],
             "results": _records(results),
             "comparisons": _records(comparisons),

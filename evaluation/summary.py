@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.answers import Contrast, answer, contrasts
+from evaluation.answers import BASELINE, Contrast, answer, contrasts
 from evaluation.cautions import demonstration_text, elsewhere_text
 from evaluation.figures import Figure, Question, arm_figures, interval_text, main_question, metric_title, number
 from evaluation.run_folder import RunFolder, read_run
@@ -40,8 +40,10 @@ def _table(folder: RunFolder, question: Question, found: list[Contrast]) -> Tabl
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="", pad_edge=False)
     for heading, side in (("encoder", "left"), (metric_title(question.metric), "right"), ("95 % interval", "left")):
         table.add_column(heading, justify="right" if side == "right" else "left")
-    table.add_column("federated minus it")
-    verdicts = {contrast.other: contrast for contrast in found}
+    one = folder.about_one
+    table.add_column("federated minus it" if one else "minus what it started from")
+    told = found if one else [contrast for contrast in found if contrast.kind == BASELINE]
+    verdicts = {contrast.other if one else contrast.own: contrast for contrast in told}
     for name, figure in arm_figures(folder, question).items():
         contrast = verdicts.get(name)
         said = f"{number(contrast.figure.value, signed=True)}  {contrast.verdict}" if contrast else ""

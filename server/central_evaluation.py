@@ -6,15 +6,17 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
+from evaluation.arm_table import DESCRIPTION_NAME, write_arms
 from evaluation.config import EvaluationConfig, RunEvaluation
-from evaluation.inputs import check_labels, has_label, write_settings
+from evaluation.inputs import write_settings
+from evaluation.targets import check_labels, has_label
 from federation.study import Study, load_study
 from foundation.errors import DataError, RunError
 from foundation.files import digest, load_tensors, read_json, write_json
 from foundation.progress import track
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits
-from server.export import DESCRIPTION_NAME, TITLES, Budget, write_arms, write_encoder
+from server.export import TITLES, Budget, write_encoder
 from server.initial import INITIAL_NAME
 from ssl_methods import build_method
 
@@ -132,7 +134,7 @@ def _draw(pictures: Manifest, settings: EvaluationConfig, seed: int, name: str) 
         )
     splits = draw_splits(Manifest(table.assign(label=table[label]), pictures.root, pictures.unit), _SPLITS, seed)
     try:
-        check_labels(pictures, splits, settings)
+        check_labels(pictures.table, splits, settings)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     tested = splits[splits["role"] == "test"]

@@ -3,23 +3,21 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from evaluation.arm_table import DESCRIPTION_NAME
 from federation.study import Study
-from foundation.files import load_tensors, read_json, read_jsonl, save_tensors, write_json
+from foundation.files import load_tensors, read_jsonl, save_tensors, write_json
 from ssl_methods.encoders import timm_line
 
 GLOBAL_NAME = "global.safetensors"
-DESCRIPTION_NAME = "encoder.json"
 TITLES = {
     "federated": "Federated: all sites together, pictures stay home",
     "random": "Random initialisation: no pretraining",
     "natural": "Starting weights as they are: no pretraining",
 }
 _PREFIX = "encoder."
-_FACTS = ("arm", "title", "kind", "pictures", "optimiser_steps", "sequential_steps")
 
 
 @dataclass(frozen=True)
@@ -92,18 +90,3 @@ def _told(figure: Callable[[Iterable[float]], float], counts: Sequence[float | N
     """The figure of the counts as a whole number; None where one is not told, or there is none."""
     known = [count for count in counts if count is not None]
     return int(figure(known)) if known and len(known) == len(counts) else None
-
-
-def write_arms(run: Path, places: Sequence[Path]) -> None:
-    """Write ``arms.json``: a row an arm, for the report's budget table, of the encoders in these folders of the run."""
-    rows: dict[str, dict[str, Any]] = {}
-    for place in places:
-        facts = read_json(run / place / DESCRIPTION_NAME)
-        row = rows.setdefault(
-            facts["arm"], {key: facts[key] for key in _FACTS} | {"folds": [], "seeds": [], "seconds": 0.0}
-        )
-        row["folds"] = sorted({*row["folds"], facts["fold"]})
-        row["seeds"] = sorted({*row["seeds"], facts["seed"]})
-        both = (row["seconds"], facts["seconds"])
-        row["seconds"] = None if None in both else round(sum(both), 1)
-    write_json(run / "arms.json", list(rows.values()))

@@ -10,12 +10,13 @@ import pandas as pd
 import yaml
 from torch import Tensor
 
+from evaluation.arm_table import DESCRIPTION_NAME
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.local_work import LocalWork, local_work, steps_for_budget
 from federation.study import Study
 from foundation.files import write_text
 from imaging.manifest import Manifest
-from server.export import DESCRIPTION_NAME, TITLES, Budget, write_encoder
+from server.export import TITLES, Budget, write_encoder
 from server.initial import INITIAL_NAME, write_initial
 from server.rounds import write_study
 from simulation.checks import telling_reasons
@@ -28,7 +29,10 @@ from ssl_methods.starting_weights import start_from
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
 _POOLED = "pooled"
-OPEN_POLICY = {"studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1}
+OPEN_POLICY = {
+    "studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1,
+    "allow_label_statistics": True, "allow_score_histogram": True,
+}  # fmt: skip
 """A simulated hospital's: its pictures are public, and it is the study's to say who takes part."""
 
 
@@ -44,6 +48,8 @@ class Arm:
     study: Study
     sites: Manifest | None
     """Pretraining pictures with the arm's own site column; None where nothing is trained."""
+    tested: Manifest | None = None
+    """Pictures of test patients that lie at the sites, where the study has a federated evaluation."""
 
     @property
     def place(self) -> Path:
@@ -82,22 +88,23 @@ def plan_arms(study: Study, config: SimulationConfig, pictures: Manifest, splits
     for fold in sorted(splits["fold"].unique()):
         part = splits[splits["fold"] == fold]
         training = pictures.where(pictures.table["image"].isin(part.loc[part["role"] == "train", "image"]))
-        tested = sorted(part.loc[part["role"] == "test", "site"].unique())
+        held = pictures.where(pictures.table["image"].isin(part.loc[part["role"] == "test", "image"]))
         for repeat in range(config.seeds if fold == 0 else 1):
             seeded = study.model_copy(update={"seed": study.seed + repeat, "simulation": None})
-            plan += _arms_of(seeded, int(fold), training, tested, config)
+            plan += _arms_of(seeded, int(fold), training, held, config)
     order = {"random": 0, "natural": 1, "federated": 2, "alone": 3, "pooled": 4}
     return sorted(plan, key=lambda arm: (arm.fold, arm.seed, order[arm.kind], arm.name))
 
 
-def _arms_of(study: Study, fold: int, training: Manifest, tested: list[str], config: SimulationConfig) -> list[Arm]:
-    federated = Arm("federated", TITLES["federated"], "federated", fold, study.seed, study, training)
+def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config: SimulationConfig) -> list[Arm]:
+    tested = None if study.federated_evaluation is None else held
+    federated = Arm("federated", TITLES["federated"], "federated", fold, study.seed, study, training, tested)
     arms = [Arm("random", TITLES["random"], "random", fold, study.seed, study, None), federated]
     if config.weights is not None:
         arms.append(Arm("natural", TITLES["natural"], "natural", fold, study.seed, study, None))
     a_round = sum(work.pictures for work in federated.works())
     if "alone" in config.arms:
-        for site in tested:
+        for site in sorted(set(held.table["site"])):
             own = training.where(training.table["site"] == site)
             arms.append(_single(f"alone-{site}", f"{site} alone, same budget", "alone", federated, own, a_round))
     if "pooled" in config.arms:
@@ -120,7 +127,8 @@ def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifes
     study = federated.study
     steps = steps_for_budget(study.training, len(pictures), budget)
     training = study.training.model_copy(update={"steps": steps, "epochs": None})
-    alone = study.model_copy(update={"training": training, "algorithm": FedAvgConfig()})
+    changed = {"training": training, "algorithm": FedAvgConfig(), "federated_evaluation": None}
+    alone = study.model_copy(update=changed)
     return Arm(name, title, kind, federated.fold, federated.seed, alone, pictures)
 
 
@@ -163,7 +171,7 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
     assert arm.sites is not None
     folder = run / arm.place
     write_study(folder, arm.study)
-    places = write_site_folders(arm.sites, folder / "sites")
+    places = write_site_folders(_with_tested(arm.sites, arm.tested), folder / "sites")
     for site, place in places.items():
         text = {
             "site": site, "data": "manifest.csv", "state": "state", "cache": str((run / "store").resolve()),
@@ -171,3 +179,11 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
         }  # fmt: skip
         write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))
     return Federation(folder.resolve(), tuple(sorted(place.name for place in places.values())))
+
+
+def _with_tested(training: Manifest, tested: Manifest | None) -> Manifest:
+    """What lies at the sites: their training pictures, and with a role those that are only evaluated on, if any are."""
+    if tested is None:
+        return training
+    parts = [training.table.assign(role="train"), tested.table.assign(role="test")]
+    return Manifest(pd.concat(parts, ignore_index=True), training.root, training.unit)

@@ -13,18 +13,21 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.arm_table import write_arms
 from evaluation.config import RunEvaluation
-from evaluation.inputs import check_labels, write_settings
+from evaluation.inputs import check_outlines, write_settings
 from evaluation.report import write_report
 from evaluation.stage import evaluate
-from federation.study import Study, checked, load_study
+from evaluation.targets import check_labels
+from federation.study import Study, load_study
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import read_json, write_json, write_text
 from foundation.machine import DeviceName, choose_device, commit, machine, versions
 from foundation.progress import bar, say
+from foundation.yaml_files import checked
 from imaging.manifest import Manifest
 from imaging.splits import check_splits, draw_splits
-from server.export import write_arms
+from server.federated_evaluation import collect
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
 from simulation.checks import check_sites, decode_pictures
 from simulation.config import SimulationConfig
@@ -55,6 +58,23 @@ def simulate(
 
     ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
     """
+    folder = pretrain(study, overrides, runs=runs, resume=resume, device=device)
+    with _alone_in(folder), _saying_how_to_resume(folder):
+        results = evaluate(folder)
+        run_facts = read_json(folder / "run.json")
+        write_json(folder / "run.json", run_facts | {"finished": _now()})
+        return Run(folder, results, write_report(folder))
+
+
+def pretrain(
+    study: Study | Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    runs: Path = Path("runs"),
+    resume: Path | None = None,
+    device: DeviceName = "auto",
+) -> Path:
+    """Pretrain every arm of a study over simulated hospitals; the run folder, to be evaluated on any task."""
     chosen = _resolved(study if isinstance(study, Study) else load_study(Path(study), tuple(overrides)))
     choose_device(device)
     build_method(chosen.method, chosen.encoder, chosen.image, chosen.seed)  # refuses parts that do not fit
@@ -70,10 +90,8 @@ def simulate(
                 decode_pictures(arm.study, arm.sites, pictures, folder / "store")
         _pretrain(folder, arms, config, device)
         write_arms(folder, [arm.place for arm in arms])
-        results = evaluate(folder)
-        run_facts = read_json(folder / "run.json")
-        write_json(folder / "run.json", run_facts | {"finished": _now()})
-        return Run(folder, results, write_report(folder))
+        collect(folder)
+    return folder
 
 
 def simulation_config(study: Study) -> SimulationConfig:
@@ -113,7 +131,8 @@ SPLIT_TYPES = {"image": str, "patient": str, "site": str, "label": str, "role": 
 def planned(folder: Path, study: Study, config: SimulationConfig) -> tuple[Manifest, list[Arm]]:
     """All pictures and all arms, with what can be known to be wrong refused before anything is decoded or trained."""
     pictures, splits = prepare_data(folder, study, config)
-    check_labels(pictures, splits, study.evaluation)
+    check_labels(pictures.table, splits, study.evaluation)
+    check_outlines(pictures, splits, study.image, study.evaluation, folder)
     arms = plan_arms(study, config, pictures, splits)
     for arm in arms:
         if arm.kind == "federated" and arm.sites is not None:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.interval_coverage import Case, coverage
+from benchmarks.interval_coverage import coverage
+from benchmarks.simulated_patients import Case, average_precision, classified, dice_means, measured
 from evaluation.intervals import (
     AT_BOUND,
     NO_SPREAD,
@@ -18,10 +19,13 @@ from evaluation.intervals import (
     difference_interval,
     interval,
     jackknife,
+    leave_out,
     mean,
+    p_value,
+    patient_mean,
     variance,
 )
-from evaluation.metrics import auroc, balanced_accuracy
+from evaluation.metrics import auprc, auroc, balanced_accuracy
 from foundation.randomness import numpy_generator
 
 
@@ -45,21 +49,24 @@ def random_case(seed: int, patients: int, pictures: int, grid: int = 6) -> Score
     return scored(labels.tolist(), scores.tolist(), names, [f"s{int(n[1:]) % 2}" for n in names])
 
 
-def delong_variance(labels: np.ndarray, score: np.ndarray) -> float:
-    """DeLong, DeLong and Clarke-Pearson 1988 from their kernel psi, with two loops."""
+def delong_parts(labels: np.ndarray, score: np.ndarray) -> tuple[float, float]:
+    """DeLong, DeLong and Clarke-Pearson 1988 from their kernel psi, with two loops: what each class adds."""
     x, y = score[labels == 1], score[labels == 0]
     psi = np.array([[1.0 if a > b else 0.5 if a == b else 0.0 for b in y] for a in x])
-    return float(psi.mean(1).var(ddof=1) / len(x) + psi.mean(0).var(ddof=1) / len(y))
+    return float(psi.mean(1).var(ddof=1) / len(x)), float(psi.mean(0).var(ddof=1) / len(y))
 
 
 def test_one_picture_a_patient_strata_by_class_is_delong() -> None:
-    """Leaving one picture out within its class is DeLong's variance exactly."""
+    """Leaving one picture out within its class is DeLong's variance but for (P-1)/P in place of the class's (m-1)/m."""
     rng = numpy_generator(1, "delong")
     labels = np.repeat([1, 0], [13, 21])
     score = 1 / (1 + np.exp(-rng.normal(labels * 1.2, 1.0)))
     data = scored(labels.tolist(), score.tolist(), [f"p{i:02d}" for i in range(34)], [f"class {k}" for k in labels])
     estimate = auc(data)
-    assert variance(estimate)[0] == pytest.approx(delong_variance(labels, score), rel=1e-12)
+    parts = delong_parts(labels, score)
+    expected = sum(part * (33 / 34 * m / (m - 1)) ** 2 for part, m in zip(parts, (13, 21), strict=True))
+    assert variance(estimate)[0] == pytest.approx(expected, rel=1e-12)
+    assert variance(estimate)[0] == pytest.approx(sum(parts), rel=0.1)
     assert variance(estimate)[1] == 32
 
 
@@ -184,10 +191,94 @@ def test_many_patients_are_left_out_in_groups() -> None:
     assert variance(grouped)[0] == pytest.approx(expected, rel=0.3)
 
 
-@pytest.mark.parametrize("case", [Case("slice", 20, 0.4), Case("patient", 20, 0.1)])
+def sites_of_four(values: np.ndarray) -> tuple[list[str], list[str]]:
+    return [f"p{i:02d}" for i in range(len(values))], [f"s{i // 4}" for i in range(len(values))]
+
+
+def test_a_mean_over_patients_is_that_of_survey_textbooks() -> None:
+    """Sites as strata with their share of patients: variance sum (n_h / P)^2 s_h^2 / n_h (Cochran 1977, 5.3)."""
+    values = numpy_generator(1, "dice").random(12)
+    patients, sites = sites_of_four(values)
+    estimate = patient_mean(values, patients, sites)
+    expected = sum((4 / 12) ** 2 * part.var(ddof=1) / 4 for part in values.reshape(3, 4))
+    assert estimate.value == pytest.approx(values.mean())
+    assert variance(estimate) == (pytest.approx(expected, rel=1e-12), 9)
+    single = patient_mean(values, patients, ["s"] * 12)
+    assert variance(single) == (pytest.approx(values.var(ddof=1) / 12, rel=1e-12), 11)
+    found = difference_interval(single)
+    low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), patients=st.integers(1, 30), sites=st.integers(1, 5))
+def test_closed_form_of_a_mean_is_the_brute_force_jackknife(seed: int, patients: int, sites: int) -> None:
+    rng = numpy_generator(seed, "mean")
+    values, names = rng.random(patients), np.array([f"p{i}" for i in rng.permutation(patients)])
+    strata = np.array([f"s{i}" for i in rng.integers(0, sites, patients)])
+    fast = patient_mean(values, names.tolist(), strata.tolist(), (3,))
+    slow = leave_out(names, strata, lambda keep: float(values[keep].mean()) if keep.any() else np.nan, (3,))
+    assert (fast.patients, fast.strata, fast.carriers) == (slow.patients, slow.strata, slow.carriers)
+    assert fast.value == pytest.approx(slow.value)
+    np.testing.assert_allclose(fast.influence, slow.influence, atol=1e-12)
+
+
+def test_a_mean_of_nobody_and_of_somebody_twice() -> None:
+    nobody = patient_mean(np.array([]), [], [])
+    assert np.isnan(nobody.value) and interval(nobody).note == TOO_FEW
+    with pytest.raises(ValueError, match="one value of each"):
+        patient_mean(np.array([0.1, 0.2]), ["a", "a"], ["s", "s"])
+
+
+def test_small_sites_do_not_make_an_interval_narrow() -> None:
+    """Patients dealt to sites at random are no other patients: about the same variance, not half of it."""
+    ratios = []
+    for seed in range(30):
+        data = random_case(seed, 24, 240, grid=50)
+        sites = np.array([f"s{int(name[1:]) // 3}" for name in data.patients])
+        alone = Scored(data.labels, data.scores, data.patients, np.full(240, "s"))
+        apart = Scored(data.labels, data.scores, data.patients, sites)
+        ratios.append(variance(auc(apart))[0] / variance(auc(alone))[0])
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.1)
+
+
+@given(value=st.floats(-0.2, 0.2), seed=st.integers(0, 1000))
+def test_p_is_below_five_percent_where_the_interval_leaves_out_nought(value: float, seed: int) -> None:
+    influence = numpy_generator(seed, "p").normal(0, 0.02, 14)
+    names = tuple(f"p{i}" for i in range(14))
+    estimate = Estimate(value, names, ("a",) * 8 + ("b",) * 6, influence, (14,))
+    found = difference_interval(estimate)
+    assert (p_value(estimate) < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_p_of_one_mean_is_the_t_test() -> None:
+    values = numpy_generator(3, "t").normal(0.3, 1.0, 15)
+    estimate = patient_mean(values, [f"p{i:02d}" for i in range(15)], ["s"] * 15)
+    assert p_value(estimate) == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+    few = patient_mean(values[:9], [f"p{i}" for i in range(9)], ["s"] * 9)
+    assert np.isnan(p_value(few))
+
+
+@pytest.mark.parametrize("case", [Case("slice", 20, 0.4), Case("patient", 20, 0.1), Case("slice", 20, 0.4, sites=5)])
 def test_coverage_is_near_what_it_says(case: Case) -> None:
     """300 simulated studies: .95 give or take four standard errors (.05); the percentile bootstrap is not near."""
     found = coverage(case, 300)
     assert found["single"] == pytest.approx(0.95, abs=0.05)
     assert found["paired"] == pytest.approx(0.95, abs=0.05)
-    assert found["single"] > found["percentile"]
+    if case.sites == 1:
+        assert found["single"] > found["percentile"]
+
+
+@pytest.mark.parametrize("sites", [1, 4])
+def test_coverage_of_dice_and_errors(sites: int) -> None:
+    found = coverage(Case("numbers", 40, 0.1, sites=sites), 300)
+    assert found.keys() == {"Dice", "Dice paired", "MAE", "MAE paired", "R2"}
+    assert min(found.values()) > 0.9 and np.mean(list(found.values())) == pytest.approx(0.95, abs=0.02)
+
+
+def test_truths_that_are_simulated_against() -> None:
+    """Average precision and the mean Dice, from one large study in place of the closed forms."""
+    data = classified(Case("slice", 4000, 0.1), numpy_generator(0, "truth"))[0]
+    assert auprc(data.labels, data.scores) == pytest.approx(average_precision(), abs=0.01)
+    dice = measured(Case("numbers", 4000, 0.4), numpy_generator(1, "truth")).dice
+    assert [own.mean() for own in dice] == [pytest.approx(mean, abs=0.01) for mean in dice_means()]

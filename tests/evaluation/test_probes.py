@@ -1,6 +1,7 @@
-"""kNN, logistic probe, floors and diagnostics."""
+"""Logistic probe, floors and diagnostics."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,39 +9,32 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.config import EvaluationConfig
+from evaluation.config import PROTOCOLS_OF, ProtocolName
 from evaluation.diagnostics import feature_spread, rankme
 from evaluation.floors import majority_scores, principal, small_pixels
-from evaluation.knn import knn_scores, votes
-from evaluation.logistic import STRENGTHS, Standard, log_loss, logistic_scores, path
+from evaluation.logistic import (
+    STRENGTHS,
+    Standard,
+    log_loss,
+    logistic_findings,
+    logistic_scores,
+    path,
+    singular_basis,
+)
 from evaluation.protocols import PROTOCOLS
 from foundation.randomness import numpy_generator
 
 
 def test_every_protocol_of_the_config_is_in_the_table() -> None:
-    assert EvaluationConfig(protocols=("knn", "logistic", "finetune")).protocols == tuple(PROTOCOLS)
-
-
-def test_knn_against_the_oracle(shared: Path) -> None:
-    oracle = np.load(shared / "oracles" / "oracle.npz")
-    query, bank, labels, expected, scores = (
-        oracle[f"knn_k20_t0.07/{name}"] for name in ("query", "bank", "labels", "expected", "scores")
-    )
-    found = votes(query.astype(np.float64), bank.astype(np.float64), labels, 4, neighbours=20)
-    np.testing.assert_allclose(found, scores, rtol=1e-4)
-    np.testing.assert_array_equal(np.argsort(-found, axis=1), expected)
+    """And the other way round; what a kind of task may ask for, a protocol predicts."""
+    assert set(PROTOCOLS) == set(get_args(ProtocolName))
+    for kind, names in PROTOCOLS_OF.items():
+        assert set(names) == {name for name, protocol in PROTOCOLS.items() if kind in protocol.predict}
 
 
 def test_rankme_against_the_oracle(shared: Path) -> None:
     oracle = np.load(shared / "oracles" / "oracle.npz")
     assert rankme(oracle["rankme/Z"].astype(np.float64)) == pytest.approx(float(oracle["rankme/expected"]), rel=1e-5)
-
-
-def test_knn_by_hand() -> None:
-    bank = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
-    found = votes(np.array([[5.0, 0.0]]), bank, np.array([0, 1, 1]), 2, neighbours=2, temperature=0.5)
-    np.testing.assert_allclose(found, [[np.exp(2.0), np.exp(np.sqrt(0.5) / 0.5)]])
-    assert knn_scores(np.array([[5.0, 0.0]]), bank, np.array([0, 1, 1]), 2).tolist() == [[1.0, 0.0]]
 
 
 def make_features(classes: int, seed: int = 0, rows: int = 240, width: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +62,34 @@ def test_logistic_with_more_features_than_pictures_and_a_constant_one() -> None:
     (fitted,) = path(standard, y, 2, [0.1])
     expected = LogisticRegression(C=0.1, tol=1e-10, max_iter=20_000).fit(standard, y).predict_proba(standard)
     np.testing.assert_allclose(fitted.probabilities(standard), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("rows", [60, 400])  # fewer and more than TALL times the 24 features
+def test_singular_basis_is_a_rotation(rows: int) -> None:
+    """Uncorrelated columns, falling in size, that are the rotated features; what is left out holds nothing."""
+    x, _ = make_features(2, rows=rows)
+    x[:, 7] = 2 * x[:, 3]
+    basis, rotation = singular_basis(x)
+    assert basis.shape == (rows, 23)
+    np.testing.assert_allclose(basis, x @ rotation, atol=1e-9)
+    np.testing.assert_allclose(basis @ rotation.T, x, atol=1e-5)
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(23), atol=1e-12)
+    np.testing.assert_allclose((basis**2).sum(0), np.linalg.svd(x, compute_uv=False)[:23] ** 2, rtol=1e-6)
+    products = basis.T @ basis
+    np.testing.assert_allclose(products, np.diag(np.diag(products)), atol=1e-9 * products.max())
+
+
+def test_findings_have_a_probe_each() -> None:
+    """Each finding's scores are those of a two-class probe of its own; one that all or none has, its share."""
+    x, y = make_features(4, rows=300)
+    labels = np.stack([y % 2, np.ones_like(y), np.zeros_like(y), (y == 3).astype(np.int64)], axis=1)
+    labels[100:, 1] = 0
+    scores = logistic_findings((x[:100], labels[:100]), (x[100:200], labels[100:200]), x[200:])
+    for k in (0, 3):
+        own = logistic_scores((x[:100], labels[:100, k]), (x[100:200], labels[100:200, k]), x[200:], 2)
+        np.testing.assert_array_equal(scores[:, k], own[:, 1])
+    assert scores[:, 1].tolist() == [1.0] * 100
+    assert scores[:, 2].tolist() == [0.0] * 100
 
 
 def test_strength_is_chosen_on_validation_alone() -> None:

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.answers import Verdict, verdict_of
+from evaluation.answers import verdict_of
+from evaluation.arm_kinds import arm_kind
 from evaluation.feature_map import principal_components, scatter_panels
 from evaluation.figures import Figure, digits_for, fraction_size, fraction_title, number
 from evaluation.forest import ForestItem, forest, nice_ticks
 from evaluation.report import write_report
-from evaluation.run_folder import COMPARISON_COLUMNS, RESULT_COLUMNS, arm_kind
+from evaluation.run_folder import COMPARISON_COLUMNS, RESULT_COLUMNS
+from evaluation.sentences import Verdict
 from evaluation.summary import summary_lines
 from foundation.errors import RunError
 
@@ -41,9 +43,11 @@ def result(encoder: str, value: float, interval: Interval = (0.7, 0.9), **other:
 
 def comparison(other: str, value: float, interval: Interval, **more: Any) -> dict[str, Any]:
     low, high = interval or ("", "")
+    chance = "" if not interval else 0.2 if interval[0] <= 0 <= interval[1] else 0.01
     row = {
         "protocol": "logistic", "metric": "AUROC", "site": "all", "encoder_a": "federated", "encoder_b": other,
-        "value": value, "ci_low": low, "ci_high": high, "n": 46, "note": "" if interval else "too few patients to say",
+        "value": value, "ci_low": low, "ci_high": high, "p": chance, "n": 46,
+        "note": "" if interval else "too few patients to say",
         "label_fraction": "1",
     }  # fmt: skip
     return row | more

@@ -36,7 +36,7 @@ def test_end_to_end(make_run: MakeRun) -> None:
     assert set(table["encoder"]) == {"random", "federated", "alone-north", "supervised", "pixels", "majority"}
     assert set(table.loc[table["encoder"] == "supervised", "protocol"]) == {"finetune"}
     assert "finetune" not in set(table.loc[table["encoder"] == "random", "protocol"])
-    assert set(table["site"]) == {"all", "north", "south", "away"}
+    assert set(table["site"]) == {"all", "north", "south", "away", "site mean"}
     skipped = table[table["note"].str.startswith("skipped: ")]
     assert set(skipped["label_fraction"]) == {"0.1"}
     assert skipped["value"].isna().all()
@@ -111,9 +111,11 @@ def test_folds_are_averaged_and_every_patient_tested_once(make_run: MakeRun) -> 
         high, low = (part.loc[part["label"] == k, "score_1"].to_numpy() for k in (1, 0))
         folds.append(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
     assert row.loc["all", "value"] == pytest.approx(np.mean(folds))
-    away = own[own["role"] == "left-out"].groupby(["image", "label"], as_index=False)["score_1"].mean()
-    high, low = (away.loc[away["label"] == k, "score_1"].to_numpy() for k in (1, 0))
-    assert row.loc["away", "value"] == pytest.approx((high[:, None] > low).mean(), abs=1e-9)
+    away = []
+    for _, part in own[own["role"] == "left-out"].groupby("fold"):
+        high, low = (part.loc[part["label"] == k, "score_1"].to_numpy() for k in (1, 0))
+        away.append(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
+    assert row.loc["away", "value"] == pytest.approx(np.mean(away))
 
 
 def test_training_seeds_are_shown_apart(make_run: MakeRun) -> None:
@@ -149,7 +151,7 @@ def test_a_second_call_computes_nothing(make_run: MakeRun, monkeypatch: pytest.M
 
     monkeypatch.setattr(scoring, "_extract", refuse)
     monkeypatch.setattr(scoring, "logistic_scores", refuse)
-    monkeypatch.setattr(scoring, "pixel_scores", refuse)
+    monkeypatch.setattr(scoring, "frame_of", refuse)
     pd.testing.assert_frame_equal(evaluate(run, show=False), first)
 
 

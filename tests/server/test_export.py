@@ -9,10 +9,11 @@ import pytest
 import timm
 import torch
 
+from evaluation.arm_table import write_arms
 from federation.study import Study, study_from
 from foundation.errors import RunError
 from foundation.files import load_tensors, read_json, save_tensors
-from server.export import Budget, spent, write_arms, write_encoder
+from server.export import Budget, spent, write_encoder
 from simulation.runtimes import Federation, run_in_process
 from ssl_methods import build_method
 

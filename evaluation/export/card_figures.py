@@ -1,0 +1,123 @@
+"""The parts of a model card on what the encoder is worth: the answer, the tables, what not to conclude from them."""
+
+from evaluation.answers import answer, contrasts
+from evaluation.cautions import cautions, left_out_sites
+from evaluation.export.markdown import plain, table
+from evaluation.figures import (
+    Figure,
+    Question,
+    arm_figures,
+    digits_for,
+    figure_of,
+    fraction_size,
+    fraction_title,
+    interval_text,
+    main_question,
+    metric_rank,
+    metric_title,
+    number,
+    protocol_rank,
+    protocol_title,
+    select,
+    sites_of,
+)
+from evaluation.results import SITE_MEAN
+from evaluation.run_folder import OVERALL, RunFolder
+
+UNJUDGED = (
+    "Nothing is known of what this encoder is worth: the run was not evaluated. Judge it on labelled pictures of your "
+    "own first (`fedpretext evaluate`)."
+)
+
+
+def in_short(folder: RunFolder) -> str:
+    """The report's answer."""
+    question = main_question(folder)
+    return " ".join(plain(line) for line in answer(contrasts(folder, question), folder, question))
+
+
+def figures(folder: RunFolder, arm: str) -> str:
+    """Every arm at the main question, this one site by site, and this one's other figures."""
+    question = main_question(folder)
+    asked = f"{plain(question.task)}: {metric_title(question.metric)}, {protocol_title(question.protocol)}, {{}}"
+    asked = asked.format(f"{fraction_title(question.fraction)} of the training labels")
+    parts = [
+        f"{asked}. Intervals are 95 %, over {folder.unit}.",
+        _arms(folder, question, arm),
+        _differences(folder, question, arm),
+        _sites(folder, question, arm),
+        _others(folder, question, arm),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _arms(folder: RunFolder, question: Question, arm: str) -> str:
+    rows = []
+    for name, figure in arm_figures(folder, question).items():
+        title = plain(folder.arm(name).title)
+        rows.append([f"**{title}**" if name == arm else title, *_cells(figure)])
+    return table(["encoder", metric_title(question.metric), "95 % interval", folder.unit], rows)
+
+
+def _differences(folder: RunFolder, question: Question, arm: str) -> str:
+    """This encoder against the others, on the same patients."""
+    rows = []
+    for contrast in contrasts(folder, question):
+        if arm in (contrast.own, contrast.other):
+            pair = [plain(folder.arm(name).short) for name in (contrast.own, contrast.other)]
+            digits = digits_for(contrast.figure)
+            value = number(contrast.figure.value, signed=True, digits=digits)
+            interval = plain(interval_text(contrast.figure, signed=True, digits=digits))
+            rows.append([" minus ".join(pair), value, interval, str(contrast.verdict)])
+    if not rows:
+        return ""
+    heads = ["difference, paired", metric_title(question.metric), "95 % interval", "in a word"]
+    return f"This encoder against others on the same {folder.unit}:\n\n{table(heads, rows)}"
+
+
+def _cells(figure: Figure) -> list[str]:
+    return [number(figure.value), plain(interval_text(figure)), str(figure.n) if figure.n is not None else "–"]
+
+
+def _sites(folder: RunFolder, question: Question, arm: str) -> str:
+    outside = left_out_sites(folder)
+    rows = []
+    for site in sites_of(select(folder, question)):
+        figure = arm_figures(folder, question, site).get(arm)
+        if figure is not None:
+            rows.append([plain(site) + (", took no part in training" if site in outside else ""), *_cells(figure)])
+    if not rows:
+        return ""
+    mean = arm_figures(folder, question, SITE_MEAN).get(arm)
+    if mean is not None:
+        rows.append(["mean of the sites, by their " + folder.unit, *_cells(mean)])
+    heads = ["site", metric_title(question.metric), "95 % interval", folder.unit]
+    return f"This encoder site by site; sites are numbered, not named:\n\n{table(heads, rows)}"
+
+
+def _others(folder: RunFolder, question: Question, arm: str) -> str:
+    """The arm's other figures over all test sites."""
+    own = folder.results[(folder.results["encoder"] == arm) & (folder.results["site"] == OVERALL)]
+    rows = []
+    for key, group in own.groupby(["task", "protocol", "metric", "label_fraction"], sort=False):
+        task, protocol, metric, fraction = map(str, key)
+        figure = figure_of(group)
+        if figure is None or Question(task, protocol, metric, fraction) == question:
+            continue
+        order = (task, protocol_rank(protocol), [-part for part in fraction_size(fraction)], metric_rank(metric))
+        labels = "–" if protocol == "diagnostic" else fraction_title(fraction)
+        named = [plain(task), plain(protocol_title(protocol)), labels, plain(metric_title(metric))]
+        rows.append((order, [*named, *_cells(figure)]))
+    if not rows:
+        return ""
+    heads = ["task", "protocol", "labels", "metric", "value", "95 % interval", folder.unit]
+    cells = [row for _, row in sorted(rows, key=lambda item: item[0])]
+    return f"All other figures of this encoder over all test sites:\n\n{table(heads, cells)}"
+
+
+def not_to_conclude(folder: RunFolder) -> str:
+    """The report's cautions."""
+    question = main_question(folder)
+    found = cautions(folder, question, contrasts(folder, question))
+    lines = [f"- **{plain(heading)}** {plain(text)}" for heading, text in found]
+    return "\n".join(["As the run's report says, which holds the tables that are spoken of:", "", *lines])

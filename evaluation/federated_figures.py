@@ -1,0 +1,128 @@
+"""Figures of sites that keep their labels: what a site tells of its test patients, and the table's rows from that."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.held import ALL
+from evaluation.intervals import (
+    MIN_PATIENTS_PER_CLASS,
+    Estimate,
+    Interval,
+    Scored,
+    auc,
+    interval,
+    jackknife,
+    mean,
+    variance,
+)
+from evaluation.metrics import auprc, balanced_accuracy, f1
+from evaluation.results import CHOSEN_AFTER, SITE_MEAN, UNDEFINED
+from evaluation.score_histogram import PooledArea
+
+FIGURES: dict[str, Callable[[Scored], Estimate]] = {
+    "AUROC": auc,
+    "AUPRC": lambda data: jackknife(data, auprc),
+    "balanced_accuracy": lambda data: jackknife(data, balanced_accuracy),
+    "F1": lambda data: jackknife(data, f1),
+}
+"""The first is the main one."""
+PROTOCOL = "federated logistic"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of one site, its variance over patients, and how many units (patients or groups); 0: not defined."""
+
+    value: float
+    variance: float
+    units: int
+
+
+@dataclass(frozen=True)
+class SiteFigures:
+    """Of one site's test patients: how many, of the rarest class at least ``fewest``, and one figure each."""
+
+    patients: int
+    fewest: int
+    figures: Mapping[str, Figure]
+
+
+def site_figures(data: Scored) -> SiteFigures:
+    """What a site tells of its test pictures."""
+    found, fewest = {}, MIN_PATIENTS_PER_CLASS
+    for name, figure in FIGURES.items():
+        estimate = figure(data)
+        fewest = min([fewest, *(count for count in estimate.carriers if count)])
+        if math.isfinite(estimate.value):
+            found[name] = Figure(estimate.value, variance(estimate)[0], len(estimate.patients))
+        else:
+            found[name] = Figure(0.0, 0.0, 0)
+    return SiteFigures(len(np.unique(data.patients)), fewest, found)
+
+
+def stand_in(site: str, told: SiteFigures, name: str) -> Estimate | None:
+    """An estimate with the site's value, variance and number of units, as the influences of its patients stay there."""
+    figure = told.figures[name]
+    if not figure.units:
+        return None
+    influence = np.zeros(figure.units)
+    if figure.units > 1:  # two units that move the figure against each other give any variance
+        influence[:2] = math.sqrt(figure.variance * (figure.units - 1) / (2 * figure.units))
+        influence[1] *= -1
+    names = tuple(f"{site} {number}" for number in range(figure.units))
+    return Estimate(figure.value, names, (site,) * figure.units, influence, (told.fewest,))
+
+
+def rows(
+    sites: Mapping[str, SiteFigures], pooled: PooledArea | None, histograms: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows with site, metric, value, ci_low, ci_high, n and note: each site, their mean by patients, the worst one.
+
+    pooled: the AUROC over the pictures of the sites ``histograms``, None without any; its n counts those in ``sites``.
+    """
+    found = []
+    for name in FIGURES:
+        estimates = {site: stand_in(site, sites[site], name) for site in sorted(sites)}
+        counts = {site: sites[site].patients for site in sites}
+        found += [_row(site, name, estimate, counts[site]) for site, estimate in estimates.items()]
+        defined = {site: estimate for site, estimate in estimates.items() if estimate is not None}
+        if len(defined) > 1:
+            weights = [counts[site] for site in defined]
+            note = f"mean over {len(defined)} sites, weighted by patients"
+            found.append(_row(SITE_MEAN, name, mean(list(defined.values()), weights), sum(weights), note))
+    found += _worst(sites)
+    if pooled is not None and math.isfinite(pooled.value):
+        own = sum(sites[site].patients for site in histograms if site in sites)
+        bound = f"off by at most {pooled.bound:.2g}"
+        note = f"from histograms of {len(histograms)} sites, {bound}; no interval: labels stay there"
+        found.append(_plain(ALL, "AUROC pooled", pooled.value, own, note))
+    return found
+
+
+def _worst(sites: Mapping[str, SiteFigures]) -> list[dict[str, Any]]:
+    """The worst site by the main figure, where there are two to choose from."""
+    main = next(iter(FIGURES))
+    values = {site: told.figures[main].value for site, told in sorted(sites.items()) if told.figures[main].units}
+    if len(values) < 2:
+        return []
+    worst = min(values, key=lambda site: values[site])
+    return [_plain(worst, f"{main} worst site", values[worst], sites[worst].patients, CHOSEN_AFTER)]
+
+
+def _row(site: str, metric: str, estimate: Estimate | None, count: int, *notes: str) -> dict[str, Any]:
+    bounds = Interval(math.nan, math.nan, UNDEFINED) if estimate is None else interval(estimate)
+    row = _plain(site, metric, math.nan if estimate is None else estimate.value, count, _joined([*notes, bounds.note]))
+    return row | {"ci_low": bounds.low, "ci_high": bounds.high}
+
+
+def _plain(site: str, metric: str, value: float, count: int, note: str) -> dict[str, Any]:
+    plain = {"site": site, "metric": metric, "value": value, "ci_low": math.nan, "ci_high": math.nan, "n": count}
+    return {**plain, "note": note}
+
+
+def _joined(notes: Sequence[str]) -> str:
+    return "; ".join(note for note in notes if note)

@@ -1,0 +1,148 @@
+"""The kinds of task: which figures of merit each has, and what is kept of a held picture to compute them again."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from evaluation.average_precision import average_precision, thresholds_of
+from evaluation.config import RunEvaluation, TaskKind
+from evaluation.held import Merit, matrix
+from evaluation.intervals import Estimate, Metric, Scored, auc, jackknife, leave_out, mean, patient_mean
+from evaluation.metrics import auprc, balanced_accuracy, calibration_error, f1
+from evaluation.overlap import patient_dice, patient_distance
+
+BIASED_ECE = "no interval: few patients make this figure too large, not only uncertain"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """merits: the main figure first, by which encoders are compared."""
+
+    summary: str
+    merits: Callable[[RunEvaluation, tuple[str, ...]], tuple[Merit, ...]]
+
+
+def main_merit(config: RunEvaluation, classes: tuple[str, ...]) -> Merit:
+    """The figure by which encoders are compared."""
+    return KINDS[config.kind].merits(config, classes)[0]
+
+
+def _classification(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+    code = {name: k for k, name in enumerate(classes)}
+
+    def scored(frame: pd.DataFrame) -> Scored:
+        labels = frame["label"].map(code).to_numpy(np.int64)
+        return Scored(labels, matrix(frame, "score_", classes), *_patients(frame))
+
+    def decided(metric: Metric) -> Callable[[pd.DataFrame], Estimate]:
+        return lambda frame: jackknife(scored(frame), metric)
+
+    bins = config.calibration_bins
+    return (
+        Merit("AUROC", lambda frame: auc(scored(frame)), within_fold=True),
+        Merit("AUPRC", decided(auprc), within_fold=True),
+        Merit("balanced_accuracy", decided(balanced_accuracy)),
+        Merit("F1", decided(f1)),
+        Merit("ECE", decided(partial(calibration_error, bins=bins)), less_is_better=True, biased=BIASED_ECE),
+    )
+
+
+def _patients(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return frame["patient"].to_numpy(np.str_), frame["strata"].to_numpy(np.str_)
+
+
+def _multilabel(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+    def each(estimate: Callable[[Scored], Estimate]) -> Callable[[pd.DataFrame], Estimate]:
+        def over_findings(frame: pd.DataFrame) -> Estimate:
+            found = [estimate(_one_finding(frame, name)) for name in classes]
+            known = [one for one in found if np.isfinite(one.value)]
+            return mean(known or found)
+
+        return over_findings
+
+    return (
+        Merit("AUROC", each(auc), within_fold=True),
+        Merit("AUPRC", each(partial(jackknife, metric=auprc)), within_fold=True),
+        Merit("balanced_accuracy", each(partial(jackknife, metric=balanced_accuracy))),
+        Merit("F1", each(partial(jackknife, metric=f1))),
+    )
+
+
+def _one_finding(frame: pd.DataFrame, name: str) -> Scored:
+    score = frame[f"score_{name}"].to_numpy(np.float64)
+    truth = frame[f"truth_{name}"].to_numpy(np.int64)
+    return Scored(truth, np.stack([1.0 - score, score], axis=1), *_patients(frame))
+
+
+def _regression(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+    def left(figure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[pd.DataFrame], Estimate]:
+        def estimate(frame: pd.DataFrame) -> Estimate:
+            truth, value = (frame[name].to_numpy(np.float64) for name in ("truth", "value"))
+            return leave_out(*_patients(frame), lambda keep: figure(truth[keep], value[keep]))
+
+        return estimate
+
+    return (
+        Merit("R2", left(explained_share), bounded=False),
+        Merit(
+            "MAE", left(lambda truth, value: float(np.abs(truth - value).mean())), bounded=False, less_is_better=True
+        ),
+    )
+
+
+def explained_share(truth: np.ndarray, value: np.ndarray) -> float:
+    """1 - sum of squared errors / sum of squared distances from the mean; NaN where all are equal."""
+    spread = float(((truth - truth.mean()) ** 2).sum())
+    return 1.0 - float(((truth - value) ** 2).sum()) / spread if spread > 0 else float("nan")
+
+
+def _segmentation(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+    def each(figure: Callable[..., float], *columns: str) -> Callable[[pd.DataFrame], Estimate]:
+        def over_structures(frame: pd.DataFrame) -> Estimate:
+            found = [_over_patients(frame, name, figure, columns) for name in classes]
+            known = [one for one in found if np.isfinite(one.value)]
+            return mean(known or found)
+
+        return over_structures
+
+    return (
+        Merit("Dice", each(patient_dice, "intersection", "predicted", "truth")),
+        Merit("HD95", each(patient_distance, "hd95"), bounded=False, less_is_better=True),
+    )
+
+
+def _over_patients(frame: pd.DataFrame, name: str, figure: Callable[..., float], columns: Sequence[str]) -> Estimate:
+    """Mean over the patients who have the structure; only they, so that every encoder is judged on the same ones."""
+    has = frame.groupby("patient")[f"truth_{name}"].transform("sum") > 0
+    values, patients, strata = [], [], []
+    for patient, own in frame[has].groupby("patient"):
+        value = figure(*(own[f"{column}_{name}"].to_numpy(np.float64) for column in columns))
+        values.append(value)
+        patients.append(str(patient))
+        strata.append(str(own["strata"].iloc[0]))
+    return patient_mean(np.array(values, dtype=np.float64), patients, strata)
+
+
+def _detection(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+    def at(*thresholds: float) -> Callable[[pd.DataFrame], Estimate]:
+        def estimate(frame: pd.DataFrame) -> Estimate:
+            matched = frame["matches"].to_numpy(object)
+            return leave_out(
+                *_patients(frame), lambda keep: average_precision(list(matched[keep]), classes, thresholds)
+            )
+
+        return estimate
+
+    return Merit("mAP50", at(0.5), within_fold=True), Merit("mAP", at(*thresholds_of()), within_fold=True)
+
+
+KINDS: dict[TaskKind, Kind] = {
+    "classification": Kind("one class a picture (or patient)", _classification),
+    "multilabel": Kind("several findings, each there or not", _multilabel),
+    "regression": Kind("a number a picture", _regression),
+    "segmentation": Kind("a class for every pixel", _segmentation),
+    "detection": Kind("boxes with a class", _detection),
+}

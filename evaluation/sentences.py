@@ -1,0 +1,65 @@
+"""The sentences about a difference, one for each way in which it can fall."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """How an encoder stands to another."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    UNCLEAR = "cannot say"
+    NO_INTERVAL = "too few to say"
+
+
+# "baseline" is for what pretraining started from, random initialisation ({base}) or the weights that were given.
+# "named" is for pages on several encoders, or on one that is not federated.
+# {metric}, {own}: the federated encoder’s figure; {there}: the other's; {units}: patients or picture clusters;
+# {apart}: "0.05 above", "0.05 below"; {bracket}: " (95 % interval 0.02 to 0.09)"; {why}: why there is none;
+# {floor}: what is done with pixels alone.
+_LEAD = "on unseen {units} the federated encoder’s {metric} is {own}, {apart} {base}"
+SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
+    "baseline": {
+        Verdict.BETTER: "Pretraining helped: " + _LEAD + "{bracket}.",
+        Verdict.WORSE: "Pretraining made it worse: " + _LEAD + "{bracket}.",
+        Verdict.UNCLEAR: "We cannot say whether pretraining helped: " + _LEAD + "{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot say whether pretraining helped: " + _LEAD + ", with {why}.",
+    },
+    "pixels": {
+        Verdict.BETTER: "It does better than simple pixels: {floor}, with no pretraining "
+        "at all, reaches {there}; the encoder is {apart} that{bracket}.",
+        Verdict.WORSE: "Simple pixels do better: {floor}, with no pretraining at all, "
+        "reaches {there}; the encoder is {apart} that{bracket}.",
+        Verdict.UNCLEAR: "Simple pixels may do as well: {floor}, with no pretraining at "
+        "all, reaches {there}; the encoder is {apart} that{bracket}.",
+        Verdict.NO_INTERVAL: "Simple pixels may do as well: {floor}, with no pretraining "
+        "at all, reaches {there}; the encoder is {apart} that, with {why}.",
+    },
+    "pooled": {
+        Verdict.BETTER: "It did better than pooling all pictures in one place: {apart} {there}{bracket}.",
+        Verdict.WORSE: "Pooling all pictures in one place did better: the federated encoder is {apart} "
+        "{there}{bracket}.",
+        Verdict.UNCLEAR: "We cannot tell it from pooling all pictures in one place: {apart} {there}{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot tell it from pooling all pictures in one place: {apart} {there}, with {why}.",
+    },
+    "named": {
+        Verdict.BETTER: "{who} did better than {base}: {metric} {own}, {apart} {there}{bracket}.",
+        Verdict.WORSE: "{who} did worse than {base}: {metric} {own}, {apart} {there}{bracket}.",
+        Verdict.UNCLEAR: "We cannot tell {who} from {base}: {metric} {own}, {apart} {there}{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot tell {who} from {base}: {metric} {own}, {apart} {there}, with {why}.",
+    },
+    "other": {
+        Verdict.BETTER: "Better than {title}: {apart} {there}{bracket}.",
+        Verdict.WORSE: "Worse than {title}: {apart} {there}{bracket}.",
+        Verdict.UNCLEAR: "We cannot tell it from {title}: {apart} {there}{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot tell it from {title}: {apart} {there}, with {why}.",
+    },
+}
+
+
+NAMES = {
+    "random": "random initialisation",
+    "natural": "the weights it started from",
+    "supervised": "supervised training from scratch with the same labels",
+}
