@@ -10,8 +10,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.approval import approved_study
+from client.labelled import TooFewLabelsError
 from client.outgoing import checked_reply
-from client.policy import Policy
+from client.policy import LabelsNotPermittedError, Policy
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
 from client.site_log import LogNotContinuedError, SiteLog, log_error
@@ -20,8 +21,10 @@ from federation.flower import (
     confirmation_to_content,
     content_to_instruction,
     content_to_note,
+    content_to_question,
     reply_to_content,
     site_to_content,
+    statistics_to_content,
     study_asked_for,
     with_note,
 )
@@ -53,6 +56,12 @@ def deliver(message: Message, context: Context) -> Message:
     return _guarded(message, context, lambda site, log: _kept(message, site, log))
 
 
+@app.query("evaluate")
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer a question about labelled pictures: sums over them, or figures of the site's test patients."""
+    return _guarded(message, context, lambda site, log: _told(message, site, log))
+
+
 def _introduction(site: Site) -> RecordDict:
     content = site_to_content(site.allowed(site.describe()))
     check_record_dict(content, site.name, site.study_hash, {}, ())
@@ -80,6 +89,17 @@ def _kept(message: Message, site: Site, log: SiteLog) -> RecordDict:
     log.delivered(site.study_hash, digest)
     content = with_note(confirmation_to_content(site.name, site.study_hash, digest), log.note())
     check_record_dict(content, site.name, site.study_hash, {}, ())
+    return content
+
+
+def _told(message: Message, site: Site, log: SiteLog) -> RecordDict:
+    log.check(content_to_note(message.content))
+    told = site.allowed_statistics(site.told(content_to_question(message.content)))
+    content, expected = statistics_to_content(told), site.statistics_like(told)
+    check_record_dict(content, site.name, site.study_hash, expected, ())
+    log.told(told)
+    content = with_note(content, log.note())
+    check_record_dict(content, site.name, site.study_hash, expected, ())
     return content
 
 
@@ -167,6 +187,8 @@ def category_of(error: BaseException) -> Category:
         DataError: "data-not-usable",
         TrainingError: "loss-not-finite",
         LogNotContinuedError: "log-not-continued",
+        LabelsNotPermittedError: "labels-not-permitted",
+        TooFewLabelsError: "labels-too-few",
         RunError: "state-damaged",
     }
     return next((category for kind, category in kinds.items() if isinstance(error, kind)), "internal-error")

@@ -6,16 +6,22 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
+from client.held_out import held_out
+from client.labelled import MOST_ENCODERS
 from client.outgoing_metrics import OUTGOING_METRICS
 from client.policy import Policy, check_pictures, check_work
 from client.site_file import SiteFile
 from client.training import check_amount
+from evaluation.federated_figures import FIGURES
+from evaluation.federated_probe import outputs_of
+from evaluation.score_histogram import BINS
 from federation.local_work import local_work
 from federation.records import CATEGORIES
 from federation.study import Study
 from foundation.errors import FedpretextError
 from imaging.manifest import Manifest
 from ssl_methods import Method, build_method, method_class
+from ssl_methods.encoder_outputs import feature_dim
 
 _MIB = 2**20
 
@@ -33,6 +39,7 @@ def page(study: Study, site_file: SiteFile) -> list[str]:
         "",
         "WHAT LEAVES THIS SITE, in each round",
         *_indented(_leaves(study, method, site_file, pictures)),
+        *_at_the_end(study, method, site_file.policy),
         "",
         "WHAT STAYS",
         *_indented(_stays(method)),
@@ -53,7 +60,9 @@ def _indented(lines: Iterator[str] | list[str]) -> Iterator[str]:
 def _pictures_here(study: Study, site_file: SiteFile) -> tuple[int | None, list[str]]:
     """How many pictures the manifest lists, None where they cannot be trained on; and what there is to say of them."""
     try:
-        manifest = Manifest.open(site_file.data)
+        whole = Manifest.open(site_file.data)
+        held = held_out(whole, study, site_file.site)
+        manifest = held.pretrained(whole)
         pictures, patients = len(manifest), patients_in(manifest)
         check_pictures(site_file.policy, pictures, patients)
         check_amount(study, pictures, manifest.table["patient"].nunique())
@@ -61,7 +70,10 @@ def _pictures_here(study: Study, site_file: SiteFile) -> tuple[int | None, list[
     except FedpretextError as error:
         return None, [str(error)]
     whose = "" if patients is None else f" of {patients} patients"
-    return pictures, [f"{pictures} pictures{whose} are listed here; they are read when training starts"]
+    said = [f"{pictures} pictures{whose} are listed here; they are read when training starts"]
+    if held.roles:
+        said.append(f"{len(held.roles)} more patients are held out, never trained on: figures are computed on them")
+    return pictures, said
 
 
 def patients_in(manifest: Manifest) -> int | None:
@@ -113,6 +125,38 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, pictures: int | N
     yield f"words: the name {site_file.site}, the training hash, and of an error one of: {', '.join(CATEGORIES)}"
     yield "the number of rows of this site's audit log and hashes of them; a hash of the weights at the study's end"
     yield "nothing else: no picture, name, path, header or log; who carries the traffic sees addresses, sizes and times"
+
+
+def _at_the_end(study: Study, method: Method, policy: Policy) -> list[str]:
+    """What the study's evaluation of labels asks for; nothing where it has none."""
+    config = study.federated_evaluation
+    if config is None:
+        return []
+    title = ["", "WHAT LEAVES THIS SITE, after the last round, of its labels"]
+    if not policy.allow_label_statistics:
+        refusal = "nothing: policy.allow_label_statistics is false; the study asks for sums over labelled pictures"
+        return [*title, *_indented([refusal])]
+    return [*title, *_indented(label_statistics(study, feature_dim(method.encoder), policy))]
+
+
+def label_statistics(study: Study, width: int, policy: Policy | None = None) -> list[str]:
+    """What a site tells of its labels, a line a thing, for features of D = ``width``; ``policy``: of one site."""
+    config = study.federated_evaluation
+    if config is None:
+        return []
+    outputs = outputs_of(len(config.classes))
+    fewest = "policy.smallest_count" if policy is None else str(policy.smallest_count)
+    lines = [
+        f"of pictures with a {config.label!r} ({', '.join(config.classes)}), for {MOST_ENCODERS} encoders at most: "
+        f"their count, and mean and squared deviations of {width} features",
+        f"up to {config.steps} times: a loss and its gradient, {(width + 1) * outputs:,} numbers, summed over these "
+        f"pictures; of classes that fewer than {fewest} patients have nothing",
+        f"figures of the test patients ({', '.join(FIGURES)}) with their variance, and how many they are; nothing "
+        f"where a class has fewer than {fewest}",
+    ]
+    if config.histogram and (policy is None or policy.allow_score_histogram):
+        lines.append(f"how the test pictures' scores are spread in {BINS} bins, by class; bins under {fewest} merged")
+    return [*lines, "These are sums, not labels; of few patients they can give single labels away."]
 
 
 def _count_told(policy: Policy, pictures: int | None) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from client.outgoing_metrics import OUTGOING_METRICS, known_metric, rounded
 from client.policy import Policy
+from federation.federated_evaluation import Statistics
 from federation.records import CATEGORIES, SITE_NAME, Failure, SiteInfo, TrainReply, WithheldError, check_reply
 from federation.study import Study
 from foundation.errors import RunError
@@ -50,7 +51,7 @@ def checked_reply(
     ``Failure`` may leave. Metrics are those of ``OUTGOING_METRICS`` that the policy permits, to six digits; one that is
     not finite or beyond its bound is left out.
     """
-    _check_words(study, reply, site)
+    check_words(study, reply, site)
     if isinstance(reply, Failure):
         if type(reply.round) is not int or not 0 <= reply.round <= _MOST_ROUNDS:
             raise WithheldError(f"a failure names a round that is not 0 to {_MOST_ROUNDS}")
@@ -67,7 +68,7 @@ def checked_reply(
     return replace(reply, metrics=_permitted(study, reply.metrics, policy))
 
 
-def _check_words(study: Study | None, reply: TrainReply | Failure | SiteInfo, site: str) -> None:
+def check_words(study: Study | None, reply: TrainReply | Failure | SiteInfo | Statistics, site: str) -> None:
     """The only texts that leave: the study's hash, the site's name, a category."""
     if not re.fullmatch(SITE_NAME, site) or reply.site != site:
         raise WithheldError("an answer goes under a name that is not this site's")

@@ -12,12 +12,17 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from client.outgoing_metrics import OUTGOING_METRICS
 from federation.local_work import local_work
 from federation.study import Study
-from foundation.errors import DataError, StudyError, nearest
+from foundation.errors import DataError, FedpretextError, StudyError, nearest
 from foundation.progress import say
 from imaging.config import Section
 from ssl_methods import METHODS
 from ssl_methods.combine import CombineConfig
 from ssl_methods.encoders import encoder_kind
+
+
+class LabelsNotPermittedError(FedpretextError):
+    """This site's policy does not permit what was asked about its labels."""
+
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WEEK = len(_DAYS) * 24 * 60  # minutes
@@ -123,6 +128,17 @@ class Policy(Section):
         "(steps, pictures_seen, shares of a batch, counters of BatchNorm). FedAvg then weights the site by this "
         "number. 1: every count is told.",
     )
+    allow_label_statistics: bool = Field(
+        default=False,
+        description="Take part in a study's federated evaluation: sums over labelled pictures and figures of test "
+        "patients leave after the last round, of classes that at least smallest_count patients have. false: this site "
+        "trains, and says that it does not take part in the evaluation.",
+    )
+    allow_score_histogram: bool = Field(
+        default=False,
+        description="Where a study asks for it, also tell how the probe's scores are spread in 100 bins, by class, "
+        "bins of fewer than smallest_count pictures merged.",
+    )
     quiet_hours: Annotated[tuple[str, ...], AfterValidator(_quiet)] = Field(
         default=(),
         description="No round is started in these times of this machine's clock; one in work is finished. "
@@ -180,6 +196,19 @@ def _among(name: str, permitted: tuple[str, ...] | None, what: str, key: str, st
         raise StudyError(
             f"study {study.name} trains the {what} {name}, and this site's policy.{key} has "
             f"{', '.join(permitted) or 'none'}: add it there, or stay out"
+        )
+
+
+def check_label_statistics(policy: Policy, histogram: bool) -> None:
+    """LabelsNotPermittedError where what is asked about labels is not permitted."""
+    if not policy.allow_label_statistics:
+        raise LabelsNotPermittedError(
+            "this site's policy.allow_label_statistics is false, so that it takes no part in the evaluation: set it to "
+            "true, or stay out"
+        )
+    if histogram and not policy.allow_score_histogram:
+        raise LabelsNotPermittedError(
+            "this site's policy.allow_score_histogram is false: set it to true, or tell figures only"
         )
 
 

@@ -13,16 +13,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.approval import approved_study
 from client.approval_page import patients_in
+from client.held_out import HeldOut, codes_of, kept_held_out
+from client.labelled import LabelledPictures
 from client.outgoing import Answer, checked_reply, hide_count
 from client.outgoing_metrics import rounded
-from client.policy import check_pictures, check_study, check_trained, check_work, wait_for_quiet_hours
+from client.outgoing_statistics import checked_statistics
+from client.policy import (
+    check_label_statistics,
+    check_pictures,
+    check_study,
+    check_trained,
+    check_work,
+    wait_for_quiet_hours,
+)
 from client.site_file import SiteFile
 from client.training import check_site, train_round
 from federation.algorithms import build_algorithm
+from federation.federated_evaluation import Question, Statistics, answer_like
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import RunError, StudyError
@@ -33,8 +44,11 @@ from foundation.vault import PLAIN, LockedError, Vault
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
+from ssl_methods.encoder_outputs import feature_dim
 from ssl_methods.encoders import timm_line
 from ssl_methods.method import Method
+
+_ENCODER = "encoder."
 
 
 class Site:
@@ -48,6 +62,7 @@ class Site:
         self._folder = site_file.state / self.study_hash[:16]
         self._vault = vault.at("site", self.name, self.study_hash)
         self._store: TensorStore | None = None
+        self._labelled: LabelledPictures | None = None
 
     def describe(self) -> SiteInfo:
         """Name, study and number of usable pictures (not told exactly where they are few); decodes them the first time.
@@ -59,9 +74,13 @@ class Site:
         return SiteInfo(self.name, self.study_hash, max(len(self.store()), self._file.policy.smallest_count))
 
     def store(self) -> TensorStore:
-        """The site's decoded pictures, checked against the study and against what the site permits."""
+        """The decoded pictures that are trained on, checked against the study and against what the site permits."""
         if self._store is None:
-            manifest, policy = Manifest.open(self._file.data), self._file.policy
+            whole, policy = Manifest.open(self._file.data), self._file.policy
+            config = self._study.federated_evaluation
+            if config is not None and policy.allow_label_statistics:
+                codes_of(whole.table, config)  # a label that no study has is told before days of training, not after
+            manifest = self._held_out(whole).pretrained(whole)
             patients = patients_in(manifest)
             check_pictures(policy, len(manifest), patients)
             store = TensorStore.build(manifest, self._study.image, self._file.cache)
@@ -71,6 +90,9 @@ class Site:
             check_work(policy, self._study, len(store))
             self._store = store
         return self._store
+
+    def _held_out(self, manifest: Manifest) -> HeldOut:
+        return kept_held_out(manifest, self._study, self.name, self._folder, self._vault)
 
     def shared_like(self) -> dict[str, Tensor]:
         """The tensors that the study shares, as its seed draws them: the names, shapes and types of every update."""
@@ -117,12 +139,60 @@ class Site:
         if {name: (value.shape, value.dtype) for name, value in weights.items()} != like:
             raise StudyError(f"site {self.name}: was handed weights that are not those of the study")
         save_tensors(self._folder / "final.safetensors", weights)
-        prefix = "encoder."
-        encoder = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        encoder = {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
         save_tensors(self._folder / "encoder.safetensors", encoder)
         described = {"study": self._study.name, "load": timm_line(self._study.encoder, self._study.image)}
         write_json(self._folder / "encoder.json", described)
         return weights_digest(load_tensors(self._folder / "final.safetensors")[0])
+
+    def told(self, question: Question) -> Statistics:
+        """What is asked about this site's labelled pictures; the encoder that they are asked by comes with "moments".
+
+        StudyError for another study or question, LabelsNotPermittedError, TooFewLabelsError, RunError as ``train``.
+        """
+        config = self._study.federated_evaluation
+        if question.study_hash != self.study_hash or config is None:
+            raise StudyError(
+                f"site {self.name}: was asked about labels for a study that has no evaluation of them here"
+            )
+        self._permit()
+        check_label_statistics(self._file.policy, question.step == "histogram")
+        with self._job(self._study.rounds.count):
+            if self._labelled is None:
+                fewest = self._file.policy.smallest_count
+                self._labelled = LabelledPictures(self._study, config, self._folder, self._vault, fewest)
+            if question.step == "moments":
+                self._see(question, self._labelled)
+            tensors = self._labelled.answer(question)
+        return Statistics(self.study_hash, self.name, question.step, question.encoder, tensors)
+
+    def statistics_like(self, answer: Statistics) -> dict[str, Tensor]:
+        """Names, shapes and types of what may be told of labels."""
+        config = self._study.federated_evaluation
+        assert config is not None
+        return answer_like(answer.step, feature_dim(_workbench(self._study)[0].encoder), len(config.classes))
+
+    def _see(self, question: Question, labelled: LabelledPictures) -> None:
+        """Compute the features of the labelled pictures by the encoder that was sent."""
+        like = {name: value for name, value in self.shared_like().items() if name.startswith(_ENCODER)}
+        if question.encoder != weights_digest(question.tensors) or question.tensors.keys() != like.keys():
+            raise StudyError(f"site {self.name}: was sent an encoder that is not of the study")
+        wait_for_quiet_hours(self._file.policy)
+        manifest = Manifest.open(self._file.data)
+        tested = self._held_out(manifest).tested(manifest)
+        test = TensorStore.build(tested, self._study.image, self._file.cache) if len(tested) else None
+        device = choose_device(self._file.device)
+
+        def build() -> nn.Module:
+            method, pristine = _workbench(self._study)
+            method.load_state_dict({**pristine, **question.tensors})
+            return method.encoder
+
+        labelled.compute(question.encoder, {"train": self.store(), "test": test}, build, device)
+
+    def allowed_statistics(self, answer: Statistics) -> Statistics:
+        """As ``allowed``, for what is told of labels."""
+        return checked_statistics(self._study, answer, self.statistics_like(answer), self._file.policy, self.name)
 
     def _permit(self) -> None:
         """Ask policy and approvals, which may have changed since the last instruction."""

@@ -2,10 +2,12 @@
 
 import traceback
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from client.site_file import AUDIT, SiteFile
 from federation.audit import AuditLog, Event, Head, verify
+from federation.federated_evaluation import Statistics
 from federation.records import AuditNote, Category, TrainInstruction, TrainReply, weights_digest
 from foundation.errors import RunError
 from foundation.machine import versions
@@ -16,6 +18,7 @@ _REFUSALS: dict[str, Event] = {
     "study-not-approved": "policy refused",
     "log-not-continued": "request refused",
     "not-the-server": "request refused",
+    "labels-not-permitted": "policy refused",
 }
 
 
@@ -58,7 +61,15 @@ class SiteLog:
             event, study=reply.study_hash, round=reply.round, tensors=len(reply.weights),
             bytes=sum(value.numel() * value.element_size() for value in reply.weights.values()),
             weights=weights_digest(reply.weights), metrics=", ".join(sorted(reply.metrics)),
-            code=versions()["fedpretext"],
+            code=_code(),
+        )  # fmt: skip
+
+    def told(self, told: Statistics) -> None:
+        """Sums over labelled pictures, or figures of test patients, are about to leave."""
+        self._log.note(
+            "statistics released", study=told.study_hash, step=told.step, encoder=told.encoder,
+            bytes=sum(value.numel() * value.element_size() for value in told.tensors.values()),
+            weights=weights_digest(told.tensors), code=_code(),
         )  # fmt: skip
 
     def delivered(self, study_hash: str, digest: str) -> None:
@@ -74,6 +85,12 @@ class SiteLog:
         if self._since is None:
             return None
         return AuditNote(self._log.extension(self._since), self._log.known(SERVER))
+
+
+@cache
+def _code() -> str:
+    """The program's version, looked up once: a probe takes dozens of answers."""
+    return versions()["fedpretext"]
 
 
 def check_own_log(site_file: SiteFile) -> None:

@@ -31,10 +31,12 @@ Event = Literal[
     "log opened", "head received", "head refused", "chain restart accepted",
     # a site
     "study approved", "approval withdrawn", "app refused", "policy refused", "request refused", "instruction received",
-    "round failed", "update released", "update sent again", "weights delivered", "connection lost",
+    "round failed", "update released", "update sent again", "statistics released", "weights delivered",
+    "connection lost",
     # the server
     "server started", "run started", "site enrolled", "site revoked", "site not admitted", "instruction sent",
-    "update received", "update refused", "site left out", "round folded", "round retried", "paused", "study finished",
+    "update received", "update refused", "statistics asked", "statistics received", "site left out", "round folded",
+    "round retried", "paused", "study finished",
 ]  # fmt: skip
 Value = str | int | float | bool
 _LOST = "it was rewritten, cut or restored from a backup"

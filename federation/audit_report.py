@@ -14,7 +14,8 @@ from foundation.wording import one_line
 WIDTH = 80
 _LEFT = ("update released", "update sent again")
 _TRAFFIC = (
-    *_LEFT, "log opened", "head received", "instruction sent", "instruction received", "update received", "round folded"
+    *_LEFT, "log opened", "head received", "instruction sent", "instruction received", "update received",
+    "round folded", "statistics asked", "statistics received", "statistics released",
 )  # fmt: skip
 _LEFT_WIDTHS = (-16, 5, -12, -7, 7, 9, -12)  # below 0: to the left; with two spaces between them, 80
 _SITE_WIDTHS = (-20, 7, 9, 7, 8, 10)
@@ -56,6 +57,7 @@ class _Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._left: list[Row] = []
+        self._of_labels: list[Row] = []
         self._decisions: list[Row] = []
         self._heads: dict[str, tuple[Head, str]] = {}
         self._sites: dict[str, Counter[str]] = {}
@@ -77,6 +79,8 @@ class _Log:
         event = row["event"]
         if event in _LEFT:
             self._left.append(row)
+        if event == "statistics released":
+            self._of_labels.append(row)
         if event not in _TRAFFIC:
             self._decisions.append(row)
         if (found := head_in(row)) is not None:
@@ -91,7 +95,7 @@ class _Log:
     def _site_lines(self) -> list[str]:
         lines = ["", "What left this site"]
         if not self._left:
-            return [*lines, "nothing"]
+            return [*lines, *(self._label_lines() or ["nothing"])]
         lines += [_columns(_LEFT_WIDTHS, "time (UTC)", "round", "study", "code", "tensors", "size", "weights")]
         for row in self._left:
             round_, *texts, weights = _texts(row, "round", "study", "code", "tensors", "weights")
@@ -103,6 +107,14 @@ class _Log:
         lines += [f"in all: {size} in {len(self._left)} messages, {again} of them an update sent again (*)"]
         for name in ("study", "code"):
             lines += [part for text in _distinct(self._left, name) for part in _wrapped(f"{name}: {text}")]
+        return [*lines, *self._label_lines()]
+
+    def _label_lines(self) -> list[str]:
+        """Statistics of labels in one line a kind: a probe takes dozens of gradients."""
+        lines = []
+        for step, count in Counter(_texts(row, "step")[0] for row in self._of_labels).items():
+            size = _size(sum(_number(row, "bytes") for row in self._of_labels if row.get("step") == step))
+            lines += _wrapped(f"statistics of labels, {step}: {count} messages, {size}")
         return lines
 
     def _server_lines(self) -> list[str]:

@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from federation.audit import Extension, Head
 from federation.audit_chain import MOST_DIGESTS
+from federation.federated_evaluation import STEPS, Question, Statistics, Step
 from federation.packed import check_packed, pack, unpack
 from federation.records import (
     CATEGORIES,
@@ -208,9 +209,49 @@ def failure_in(content: RecordDict) -> str | None:
     return _category(config) if "failure" in config else None
 
 
+def question_to_content(question: Question, arrays: ArrayRecord, note: AuditNote) -> RecordDict:
+    """The content of a question about labelled pictures; ``arrays``: its tensors, encoded once for all sites."""
+    config = ConfigRecord({"study": question.study_hash, "step": question.step, "encoder": question.encoder})
+    return with_note(RecordDict({_ARRAYS: arrays, _CONFIG: config}), note)
+
+
+def content_to_question(content: RecordDict) -> Question:
+    """Read a question about labelled pictures; StudyError for a step that there is not."""
+    config = cast(ConfigRecord, content[_CONFIG])
+    tensors = record_to_weights(cast(ArrayRecord, content[_ARRAYS]))
+    return Question(str(config["study"]), _step(config), str(config["encoder"]), tensors)
+
+
+def statistics_to_content(told: Statistics) -> RecordDict:
+    """The content of a site's answer to a question about labelled pictures."""
+    config = ConfigRecord({"study": told.study_hash, "site": told.site, "step": told.step, "encoder": told.encoder})
+    return RecordDict({_ARRAYS: weights_to_record(told.tensors), _CONFIG: config})
+
+
+def content_to_statistics(content: RecordDict) -> Statistics | Failure:
+    """Read such an answer; RunError when it is not of the agreed form."""
+    try:
+        config = cast(ConfigRecord, content[_CONFIG])
+        study, site = str(config["study"]), str(config["site"])
+        if "failure" in config:
+            return Failure(study, 0, site, _category(config))
+        tensors = record_to_weights(cast(ArrayRecord, content[_ARRAYS]))
+        return Statistics(study, site, _step(config), str(config["encoder"]), tensors)
+    except Exception as error:  # whatever a site sends, it must not stop the server
+        raise RunError(f"an answer lacks what the study agreed on ({type(error).__name__})") from error
+
+
+def _step(config: ConfigRecord) -> Step:
+    if config["step"] not in STEPS:
+        raise StudyError(f"a question about labels has none of the steps {', '.join(STEPS)}; nothing is told for it")
+    return cast(Step, config["step"])
+
+
 _UPDATE = frozenset({"study", "round", "site"})
+_STATISTICS = frozenset({"study", "site", "step", "encoder"})
 _ANSWERS = (
     _UPDATE,
+    _STATISTICS,
     _UPDATE | {"failure"},
     frozenset({"site", "study", "pictures"}),
     frozenset({"site", "study", "weights"}),
@@ -234,10 +275,12 @@ def check_record_dict(
         raise WithheldError("an answer says something that is not on the list")
     if _AUDIT in content and not _is_note(cast(ConfigRecord, content[_AUDIT])):
         raise WithheldError("an answer's note on the audit logs is not of the agreed form")
-    if {_ARRAYS in content, _METRICS in content} != {frozenset(config) == _UPDATE}:
+    with_arrays, with_metrics = frozenset(config) in (_UPDATE, _STATISTICS), frozenset(config) == _UPDATE
+    if (_ARRAYS in content, _METRICS in content) != (with_arrays, with_metrics):
         raise WithheldError("an answer has tensors or metrics where there are none to be, or lacks them")
-    if frozenset(config) == _UPDATE:
+    if with_arrays:
         _check_arrays(cast(ArrayRecord, content[_ARRAYS]), expected)
+    if with_metrics:
         _check_metrics(cast(MetricRecord, content[_METRICS]), metrics)
 
 
@@ -249,6 +292,8 @@ def _true_words(config: ConfigRecord, site: str, study_hash: str) -> bool:
         "pictures": lambda value: type(value) is int and value >= 1,
         "failure": lambda value: value in CATEGORIES,
         "weights": _is_hash,
+        "step": lambda value: value in STEPS,
+        "encoder": _is_hash,
     }
     return all(checks[key](value) for key, value in config.items())
 

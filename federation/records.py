@@ -21,6 +21,8 @@ Category = Literal[
     "app-not-approved",
     "not-the-server",
     "log-not-continued",
+    "labels-not-permitted",
+    "labels-too-few",
     "internal-error",
     "offline",
 ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from federation.algorithms.algorithm import Weights
 from federation.audit import AuditLog
 from federation.flower_private import ControlPlane, Endpoint
 from federation.key_source import open_vault
@@ -12,8 +13,9 @@ from federation.signing import Signer
 from federation.study import load_study
 from foundation.files import save_tensors
 from server.contact import FleetContact, GridContact
+from server.federated_evaluation import evaluate_federated
 from server.fleet import Fleet
-from server.initial import initial_weights
+from server.initial import INITIAL_NAME, initial_weights
 from server.registry import Registry
 from server.rounds import RoundLoop
 from server.status_board import Board
@@ -35,8 +37,10 @@ def main(grid: Grid, context: Context) -> None:
     if "federation" not in config:
         audit = AuditLog(folder / AUDIT, SERVER)
         contact = GridContact(grid, study, audit, int(config["sites"]))
-        weights = RoundLoop(study, folder, contact, initial_weights(study, folder), audit).run()
+        initial = initial_weights(study, folder)
+        weights = RoundLoop(study, folder, contact, initial, audit).run()
         save_tensors(folder / "global.safetensors", weights)
+        evaluate_federated(study, folder, contact, _arms(folder, initial, weights))
         return
     registry = Registry(Path(config["federation"]))
     audit = AuditLog(registry.folder / AUDIT, SERVER)
@@ -44,10 +48,19 @@ def main(grid: Grid, context: Context) -> None:
     board = Board(folder / STATUS, study.name, study.training_hash(), study.rounds.count)
     control = ControlPlane(Endpoint(config["control"], (registry.folder / "ca.crt").read_bytes()))
     fleet = FleetContact(grid, study, audit, Fleet(registry, control, audit), board, Signer.of(registry.folder))
-    weights = RoundLoop(study, folder, fleet, initial_weights(study, folder), audit, vault).run()
+    initial = initial_weights(study, folder)
+    weights = RoundLoop(study, folder, fleet, initial, audit, vault).run()
     save_tensors(folder / "global.safetensors", weights)
+    if study.federated_evaluation is not None:
+        board.phase("evaluating at the sites")
+        evaluate_federated(study, folder, fleet, _arms(folder, initial, weights))
     audit.append("study finished", study=study.training_hash())
     board.phase("delivering the weights")
     confirmed = fleet.deliver(weights, study.rounds.count, _DELIVERY_S)
     board.phase("finished", f"weights confirmed by {', '.join(confirmed) or 'no site'}")
     control.close()
+
+
+def _arms(folder: Path, initial: Weights, final: Weights) -> dict[str, Weights]:
+    """The encoders whose figures are told: what training started from, and what came of it."""
+    return {"natural" if (folder / INITIAL_NAME).exists() else "random": initial, "federated": final}

@@ -1,7 +1,7 @@
 """The sites behind a Flower grid, by name: a simulation's, who say who they are, and those that were admitted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -9,14 +9,17 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from federation.audit import AuditLog
+from federation.federated_evaluation import Question, Statistics
 from federation.flower import (
     content_to_note,
     content_to_reply,
     content_to_site,
+    content_to_statistics,
     delivery_to_content,
     failure_in,
     instruction_to_content,
     question,
+    question_to_content,
     said,
     signed,
     weights_to_record,
@@ -83,6 +86,53 @@ class GridContact:
         # Of two answers of one site the older head comes first; a site that sends it after the newer was tampered with.
         replies.sort(key=_rows_told)
         return [self._read(reply) for reply in replies if reply.metadata.reply_to_message_id in self._open]
+
+    def enquire(self, asked: Question, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
+        """Ask sites about their labels; the answers, or why there is none, of every one of them.
+
+        A site that is not there is asked when it comes, one that was cut off is asked again: it answers the same.
+        """
+        arrays, answers, open_ = weights_to_record(asked.tensors), dict[str, Statistics | Failure](), dict[str, str]()
+        again: dict[str, float] = {}
+        deadline = time.monotonic() + patience_s
+        while (missing := sorted(set(sites) - set(answers))) and time.monotonic() < deadline:
+            nodes, admitted = self._there_now()
+            answers |= {site: Failure("", 0, site, "no longer admitted") for site in missing if site not in admitted}
+            open_ = {message: site for message, site in open_.items() if site in nodes}
+            waiting = set(open_.values())
+            for site in missing:
+                if site in nodes and site not in waiting and time.monotonic() >= again.get(site, 0.0):
+                    content = question_to_content(asked, arrays, self._heads.note_of_question(site, asked))
+                    message = self._message(content, site, nodes[site], "query.evaluate", self._study.rounds.count)
+                    (message_id,) = self._grid.push_messages([message])
+                    open_ |= {message_id: site} if message_id else {}
+            replies = list(self._grid.pull_messages(list(open_)))
+            for reply in replies:
+                site = open_.pop(reply.metadata.reply_to_message_id, "")
+                if reply.has_error():
+                    again[site] = time.monotonic() + _AGAIN_S
+                elif site and site not in answers:
+                    answers[site] = self._told(reply, site, asked)
+            if not replies:
+                time.sleep(_POLL_S)
+        return {site: answers.get(site, Failure("", 0, site, "no answer before the deadline")) for site in sites}
+
+    def _there_now(self) -> tuple[dict[str, int], Collection[str]]:
+        """The nodes of the sites that can be asked, by site, and the sites that may be."""
+        return self._nodes, self._nodes
+
+    def _told(self, reply: Message, site: str, asked: Question) -> Statistics | Failure:
+        try:
+            answer, note = content_to_statistics(reply.content), content_to_note(reply.content)
+        except RunError:
+            return Failure("", 0, site, "unreadable reply")
+        if answer.site != site:
+            return Failure("", 0, site, "reply under another site's name")
+        if isinstance(answer, Statistics) and (answer.study_hash, answer.step, answer.encoder) != (
+            self._hash, asked.step, asked.encoder
+        ):  # fmt: skip
+            return Failure("", 0, site, "answer to another question")
+        return self._heads.told(answer, note)
 
     def _askable(self) -> list[str]:
         """The messages whose replies may be asked for now."""
@@ -210,6 +260,12 @@ class FleetContact(GridContact):
         for answer in answers:
             self._board.answered(answer)
         return answers
+
+    def _there_now(self) -> tuple[dict[str, int], Collection[str]]:
+        self._fleet.refresh()
+        nodes, admitted = self._fleet.online(), self._fleet.admitted()
+        self._board.online(admitted, nodes)
+        return nodes, admitted
 
     def _gone(self) -> list[TrainReply | Failure]:
         """A failure for each site that is waited for and was revoked, or whose certificate has expired, meanwhile."""

@@ -4,6 +4,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from federation.audit import NOTHING, AuditLog, Head, Row, verify
+from federation.federated_evaluation import Question, Statistics
 from federation.flower import confirmed_weights, content_to_note
 from federation.records import AuditNote, Failure, TrainInstruction, TrainReply, weights_digest
 from foundation.errors import RunError
@@ -67,6 +68,38 @@ class SiteHeads:
             )  # fmt: skip
         return answer
 
+    def note_of_question(self, site: str, question: Question) -> AuditNote:
+        """Write that a site is asked about its labels; what goes with the question."""
+        self._audit.note(
+            "statistics asked", site=site, study=self._hash, step=question.step, encoder=question.encoder,
+            weights=weights_digest(question.tensors),
+        )  # fmt: skip
+        return self._note(site)
+
+    def told(self, answer: Statistics | Failure, note: AuditNote | None) -> Statistics | Failure:
+        """A site's answer about its labels, or a failure in its place, by the rules of ``received``."""
+        if isinstance(answer, Failure):
+            self._audit.append("update refused", site=answer.site, round=answer.round, category=answer.category)
+            if note is None:
+                return answer
+        try:
+            if note is None or (
+                isinstance(answer, Statistics) and note.extension.head == self._audit.known(answer.site)
+            ):
+                raise RunError(f"the audit log of {answer.site} says nothing about the answer that came with it")
+            self._audit.receive(answer.site, note.extension)
+        except RunError as error:
+            say(f"site {answer.site}: {error}")
+            self._audit.append("update refused", site=answer.site, round=0, category="log-not-continued")
+            return Failure("", 0, answer.site, "log-not-continued")
+        self._acknowledged[answer.site] = note.known
+        if isinstance(answer, Statistics):
+            self._audit.note(
+                "statistics received", site=answer.site, study=answer.study_hash, step=answer.step,
+                bytes=_bytes(answer.tensors), weights=weights_digest(answer.tensors), **_of(note.known),
+            )  # fmt: skip
+        return answer
+
     def delivered(self, site: str, content: RecordDict, digest: str) -> bool:
         """Whether a site's answer to a delivery confirms these weights, and its log goes on."""
         try:
@@ -87,7 +120,7 @@ class SiteHeads:
         return AuditNote(self._audit.extension(self._acknowledged.get(site, NOTHING)), self._audit.known(site))
 
     def _see(self, row: Row) -> None:
-        if row["event"] == "update received":
+        if row["event"] in ("update received", "statistics received"):
             self._acknowledged[row["site"]] = Head(row["acknowledged"], row["acknowledged_hash"])
 
 

@@ -20,6 +20,7 @@ from foundation.machine import commit, machine, versions
 from foundation.service_log import ServiceLog
 from server.app import AUDIT, SERVER, STATUS, app
 from server.export import TITLES, write_encoder
+from server.federated_evaluation import collect
 from server.fleet import Fleet
 from server.initial import INITIAL_NAME, write_initial
 from server.metrics import MetricsEndpoint
@@ -75,6 +76,7 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
                 time.sleep(min(settings.pause_s, _WAITS_S[min(failures, len(_WAITS_S) - 1)]))
                 started = time.monotonic()
         write_encoder(folder, study, "federated", TITLES["federated"])
+        collect(run)
         finished = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(run / "run.json", read_json(run / "run.json") | {"finished": finished})
         log.write("info", f"study {study.name}: finished; the encoder is {folder / 'encoder.safetensors'}")

@@ -22,7 +22,9 @@ _BEAT_S = 5.0
 State = Literal["not asked", "in work", "answered", "failed"]
 STATES: tuple[State, ...] = get_args(State)
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
-STAGES = ("starting", "waiting for sites", TRAINING, PAUSED, "delivering the weights", FINISHED)
+STAGES = (
+    "starting", "waiting for sites", TRAINING, PAUSED, "evaluating at the sites", "delivering the weights", FINISHED
+)  # fmt: skip
 
 
 @dataclass

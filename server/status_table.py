@@ -34,6 +34,8 @@ _ADVICE = {
     "not-the-server": "it got a message that this server did not sign; if the server has a new key, restart it",
     "log-not-continued": "its audit log was rewritten, cut or restored; ask the site why, then: "
     "fedpretext accept-restart",
+    "labels-not-permitted": "the site takes no part in the evaluation; its policy.allow_label_statistics decides",
+    "labels-too-few": "the site has too few labelled patients of a class to tell anything of them",
     "internal-error": "a fault of the program; the site's state/site.log has it",
     "unreadable reply": "the site has another version of the program",
     "reply under another site's name": "the site has to put the name of its kit into its site file",

@@ -7,12 +7,14 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from client.approval_page import label_statistics
 from federation.algorithms import build_algorithm
 from federation.study import Study, load_study
 from imaging.manifest import Manifest
 from simulation.simulate import planned, simulation_config
 from simulation.starting import identified, look, source_of
 from ssl_methods import build_method
+from ssl_methods.encoder_outputs import feature_dim
 
 
 def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[str]:
@@ -39,6 +41,7 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
             f"({budget.sequential_steps:,} steps one after another when federated)"
         )
         lines += _warnings(chosen, pictures)
+    lines += _label_lines(chosen)
     lines.append(f"study {chosen.name}: is valid, hash {chosen.training_hash()[:12]}")
     return lines
 
@@ -61,6 +64,14 @@ def _method_lines(study: Study) -> Iterator[str]:
     batch = study.training.batch * math.prod(study.image.shape) * 4
     yield f"memory at a site: about {(state + batch) / 2**20:.0f} MiB for model, optimizer and batch, plus activations"
     yield f"memory at the server: about {3 * sent / 2**20:.0f} MiB, whatever the number of sites"
+
+
+def _label_lines(study: Study) -> Iterator[str]:
+    """What sites are asked about their labels after the last round."""
+    if study.federated_evaluation is not None:
+        method = build_method(study.method, study.encoder, study.image, study.seed)
+        for line in label_statistics(study, feature_dim(method.encoder)):
+            yield f"after the last round, of each site that permits it: {line}"
 
 
 def _sides(study: Study) -> str:

@@ -12,6 +12,8 @@ from flwr.common.serde import recorddict_to_proto
 
 import client.site
 from client.app import app, category_of
+from client.labelled import TooFewLabelsError
+from client.policy import LabelsNotPermittedError
 from client.site_log import LogNotContinuedError
 from federation.flower import content_to_reply, failure_in, question
 from federation.flower_private import assume_identity
@@ -95,6 +97,8 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
     "permission": (PermissionError(errno.EACCES, SECRET, f"/data/{SECRET}"), "internal-error"),
     "a bug": (KeyError(SECRET), "internal-error"),
     "audit": (LogNotContinuedError(SECRET), "log-not-continued"),
+    "policy on labels": (LabelsNotPermittedError(SECRET), "labels-not-permitted"),
+    "few labels": (TooFewLabelsError(SECRET), "labels-too-few"),
     "another of ours": (QuorumError(SECRET), "internal-error"),
 }
 

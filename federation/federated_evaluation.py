@@ -1,0 +1,109 @@
+"""The section ``federated_evaluation`` of a study, and what travels for it: questions about labels, and sums in answer.
+
+Each site keeps some of its labelled patients out of its pretraining. After the last round the server asks for the
+moments of the training pictures' features, then, again and again, for the gradient of a logistic probe's loss, and in
+the end for figures of the probe on the site's own test patients (evaluation/federated_probe.py has the mathematics).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from evaluation.federated_figures import FIGURES
+from evaluation.federated_probe import outputs_of
+from evaluation.score_histogram import BINS
+from imaging.config import Section
+
+Step = Literal["moments", "gradient", "figures", "histogram"]
+STEPS: tuple[str, ...] = get_args(Step)
+ClassName = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=80)]
+
+
+class FederatedEvaluationConfig(Section):
+    """A logistic probe over all sites' labels, which stay where they are."""
+
+    label: str = Field(
+        default="label", min_length=1, description="Column of each site's manifest with the class; may have gaps."
+    )
+    classes: tuple[ClassName, ...] = Field(
+        min_length=2, max_length=100, description="All classes there are, in order; of two the second is the positive."
+    )
+    test_share: float = Field(
+        default=0.2,
+        gt=0.0,
+        lt=1.0,
+        description="Share of a site's labelled patients on whom its figures are computed. They are drawn at the site, "
+        "unless its manifest has a column `role`, and are never pretrained on.",
+    )
+    strength: float = Field(
+        default=0.01,
+        gt=0.0,
+        description="C of the probe, the same for every encoder; about what a central probe picks on validation "
+        "patients with some hundred pictures. Ten times as much takes three times as many gradients.",
+    )
+    steps: int = Field(
+        default=500, ge=1, le=100_000, description="Questions about one encoder that a site answers at most."
+    )
+    histogram: bool = Field(
+        default=False,
+        description="Also ask for histograms of scores, from which the AUROC over all sites' pictures is computed.",
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _each_once(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        for name in classes:
+            if classes.count(name) > 1:
+                raise ValueError(f"class {name!r} is there twice; name each once")
+        return classes
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the server asks of a site's labelled pictures.
+
+    encoder: digest of the encoder's tensors (``records.weights_digest``). tensors: for "moments" those of the encoder,
+    else ``probe_like``.
+    """
+
+    study_hash: str
+    step: Step
+    encoder: str
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A site's answer: sums over its labelled pictures, or figures of its test patients, as ``answer_like``."""
+
+    study_hash: str
+    site: str
+    step: Step
+    encoder: str
+    tensors: dict[str, Tensor]
+
+
+def probe_like(width: int, classes: int) -> dict[str, Tensor]:
+    """Names, shapes and types of a probe as it is sent to a site, for features of D = ``width``."""
+    shapes = {"centre": (width,), "spread": (width,), "weights": (width + 1, outputs_of(classes))}
+    return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def answer_like(step: Step, width: int, classes: int) -> dict[str, Tensor]:
+    """Names, shapes and types of an answer.
+
+    figures: value, variance and units of each of ``FIGURES``; units 0: not defined at this site. fewest: patients of
+    the rarest class, 5 at most.
+    """
+    outputs = outputs_of(classes)
+    shapes: dict[Step, dict[str, tuple[int, ...]]] = {
+        "moments": {"count": (1,), "mean": (width,), "deviations": (width,)},
+        "gradient": {"value": (1,), "gradient": (width + 1, outputs)},
+        "figures": {"patients": (1,), "fewest": (1,), "figures": (len(FIGURES), 3)},
+        "histogram": {"positive": (outputs, BINS), "negative": (outputs, BINS), "starts": (outputs, BINS)},
+    }
+    kind = torch.int64 if step == "histogram" else torch.float64
+    return {name: torch.zeros(shape, dtype=kind) for name, shape in shapes[step].items()}
