@@ -13,6 +13,7 @@ import typer
 import client.commands
 import evaluation.export.commands
 import server.commands
+import simulation.advisor.commands
 
 # Flower reports usage and looks for updates by default; a hospital's machine must not.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -137,6 +138,27 @@ def _to_evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="With several runs: the page; default: comparison.html.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="One run: show test pictures, of patients.")] = False,
+) -> None:
+    """Write one run's report again, or one page that compares several runs."""
+    from evaluation.many_runs import write_comparison
+    from evaluation.report import write_report
+
+    if len(runs) == 1:
+        if out is not None:
+            raise typer.BadParameter("--out is for several runs: one run's report goes into its folder")
+        page = write_report(runs[0], pictures=pictures)
+    else:
+        if pictures:
+            raise typer.BadParameter("--pictures shows one run's test pictures: give one run")
+        page = write_comparison(runs, out or Path("comparison.html"))
+    print(f"report: {page}")
+
+
+@app.command()
 def validate(study: StudyPath, overrides: Overrides = None) -> None:
     """Check a study without running it: what would be trained, bytes a round, memory."""
     from simulation.validate import validate
@@ -217,6 +239,7 @@ def encoders() -> None:
 evaluation.export.commands.mount(app)
 server.commands.mount(app)
 client.commands.mount(app)
+simulation.advisor.commands.mount(app)
 
 
 def _print_entry(name: str, text: str) -> None:

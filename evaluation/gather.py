@@ -12,7 +12,7 @@ from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME, write_arms
 from evaluation.checkpoints import RANDOM, Candidate, find_candidates, untrained
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.inputs import write_settings
-from evaluation.leaks import patient_leak
+from evaluation.leaks import patient_leak, write_seen
 from evaluation.scoring import UNTRAINED
 from evaluation.targets import check_labels, labelled_rows, target_column
 from evaluation.task_file import TaskFile, read_task
@@ -63,6 +63,8 @@ def gather(given: Sequence[str], task_path: Path, out: Path, command: str) -> Pa
         write_json(out / "run.json", facts)
         write_text(out / "task.yaml", task_path.read_text())
         manifest.write_located(out / "evaluation")
+        if task.data is not None and runs:
+            write_seen(out, {run.name: _pictures_seen_by(run) for run in runs})
         write_settings(out / "evaluation", settings, encoders[0].image, splits)
         _write_encoders(out, encoders, sorted({int(fold) for fold in splits["fold"]}))
         write_json(out / RECORD, record)  # last: with it the folder is whole
@@ -140,6 +142,11 @@ def _own_data(task: TaskFile, runs: Sequence[Path]) -> tuple[Manifest, pd.DataFr
 def _seen_by(run: Path) -> set[str]:
     splits = _read_splits(run)
     return set(splits.loc[splits["role"].isin(_SAW), "patient"])
+
+
+def _pictures_seen_by(run: Path) -> Manifest:
+    manifest = Manifest.read(run / "evaluation" / "manifest.csv")
+    return manifest.where(manifest.table["patient"].isin(_seen_by(run)).to_numpy())
 
 
 def _of_first_fold(found: Sequence[Candidate]) -> list[Candidate]:

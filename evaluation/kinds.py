@@ -10,7 +10,7 @@ import pandas as pd
 from evaluation.average_precision import average_precision, thresholds_of
 from evaluation.config import RunEvaluation, TaskKind
 from evaluation.held import Merit, matrix
-from evaluation.intervals import Estimate, Metric, Scored, auc, jackknife, leave_out, mean, patient_mean
+from evaluation.intervals import Estimate, IntArray, Metric, Scored, auc, jackknife, leave_out, mean, patient_mean
 from evaluation.metrics import auprc, balanced_accuracy, calibration_error, f1
 from evaluation.overlap import patient_dice, patient_distance
 
@@ -34,7 +34,7 @@ def _classification(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Me
     code = {name: k for k, name in enumerate(classes)}
 
     def scored(frame: pd.DataFrame) -> Scored:
-        labels = frame["label"].map(code).to_numpy(np.int64)
+        labels: IntArray = np.array(frame["label"].map(code), dtype=np.int64)
         return Scored(labels, matrix(frame, "score_", classes), *_patients(frame))
 
     def decided(metric: Metric) -> Callable[[pd.DataFrame], Estimate]:
@@ -81,7 +81,11 @@ def _regression(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit,
     def left(figure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[pd.DataFrame], Estimate]:
         def estimate(frame: pd.DataFrame) -> Estimate:
             truth, value = (frame[name].to_numpy(np.float64) for name in ("truth", "value"))
-            return leave_out(*_patients(frame), lambda keep: figure(truth[keep], value[keep]))
+
+            def kept(keep: np.ndarray) -> float:
+                return figure(truth[keep], value[keep]) if keep.any() else float("nan")
+
+            return leave_out(*_patients(frame), kept)
 
         return estimate
 
@@ -130,9 +134,11 @@ def _detection(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, 
     def at(*thresholds: float) -> Callable[[pd.DataFrame], Estimate]:
         def estimate(frame: pd.DataFrame) -> Estimate:
             matched = frame["matches"].to_numpy(object)
-            return leave_out(
-                *_patients(frame), lambda keep: average_precision(list(matched[keep]), classes, thresholds)
-            )
+
+            def kept(keep: np.ndarray) -> float:
+                return average_precision(list(matched[keep]), classes, thresholds) if keep.any() else float("nan")
+
+            return leave_out(*_patients(frame), kept)
 
         return estimate
 

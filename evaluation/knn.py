@@ -13,17 +13,22 @@ from evaluation.intervals import FloatArray, IntArray
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-QUERIES_AT_ONCE = 128
+QUERIES_AT_ONCE = 256
 GROUPS = 64
 """Groups of the bank for each neighbour, whose largest similarities bound the neighbours' from below."""
 CROWD = 64
 """Candidates for each neighbour above which float32 cannot tell pictures apart: the features have all but collapsed."""
 
 
+def lengths(features: FloatArray) -> FloatArray:
+    """``[N]`` Euclidean lengths of rows; 1 for a row of zeros."""
+    length = np.sqrt(np.einsum("nd,nd->n", features, features))
+    return np.where(length > 0, length, 1.0)
+
+
 def unit_rows(features: FloatArray) -> FloatArray:
     """Rows of length 1; a row of zeros stays zero."""
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.where(length > 0, length, 1.0))
+    return np.asarray(features / lengths(features)[:, None])
 
 
 def nearest(query: FloatArray, bank: FloatArray, neighbours: int) -> tuple[IntArray, FloatArray]:
@@ -31,20 +36,23 @@ def nearest(query: FloatArray, bank: FloatArray, neighbours: int) -> tuple[IntAr
 
     query ``[Q, D]``, bank ``[N, D]``, neighbours <= N. Of equally near pictures the earlier in the bank comes first.
     """
-    asked, known = unit_rows(query), unit_rows(bank)
-    coarse = known.astype(np.float32).T
+    asked, length = unit_rows(query), lengths(bank)
+    coarse = np.empty((bank.shape[1], len(bank)), dtype=np.float32)
+    np.divide(bank.T, length, out=coarse, casting="same_kind")
+    similarity = np.empty((min(QUERIES_AT_ONCE, len(asked)), len(bank)), dtype=np.float32)
     places = np.empty((len(asked), neighbours), dtype=np.int64)
     cosines = np.empty((len(asked), neighbours))
     crowded = np.zeros(len(asked), dtype=np.bool_)
     for rows in _blocks(np.arange(len(asked))):
-        near = _candidates(asked[rows].astype(np.float32) @ coarse, neighbours, asked.shape[1])
+        np.matmul(asked[rows].astype(np.float32), coarse, out=similarity[: len(rows)])
+        near = _candidates(similarity[: len(rows)], neighbours, asked.shape[1])
         crowded[rows] = near.sum(1) > CROWD * neighbours
         clear = ~crowded[rows]
-        places[rows[clear]], cosines[rows[clear]] = _ranked(asked[rows[clear]], known, near[clear], neighbours)
+        places[rows[clear]], cosines[rows[clear]] = _ranked(asked[rows[clear]], bank, length, near[clear], neighbours)
     if crowded.any():
-        first = _first_alike(known)
+        first = _first_alike(bank)
         for rows in _blocks(np.flatnonzero(crowded)):
-            places[rows], cosines[rows] = _sorted((asked[rows] @ known.T)[:, first], neighbours)
+            places[rows], cosines[rows] = _sorted((asked[rows] @ bank.T / length)[:, first], neighbours)
     return places, cosines
 
 
@@ -68,11 +76,11 @@ def _candidates(similarity: NDArray[np.float32], neighbours: int, width: int) ->
 
 
 def _ranked(
-    asked: FloatArray, known: FloatArray, near: NDArray[np.bool_], neighbours: int
+    asked: FloatArray, bank: FloatArray, length: FloatArray, near: NDArray[np.bool_], neighbours: int
 ) -> tuple[IntArray, FloatArray]:
     """The nearest of the candidates, by float64 products that do not depend on a picture's place."""
     rows, columns = np.divmod(np.flatnonzero(near), near.shape[1])
-    cosine = np.einsum("ij,ij->i", asked[rows], known[columns])
+    cosine = np.einsum("ij,ij->i", asked[rows], bank[columns]) / length[columns]
     order = np.lexsort((-cosine, rows))  # stable: columns rise within a row
     ends = np.cumsum(np.bincount(rows, minlength=len(near)))
     first = np.concatenate([[0], ends[:-1]])[: len(near)]
@@ -80,9 +88,9 @@ def _ranked(
     return columns[chosen], cosine[chosen]
 
 
-def _first_alike(known: FloatArray) -> IntArray:
+def _first_alike(bank: FloatArray) -> IntArray:
     """``[N]``: for each row the place of the first one that equals it, so that both can be given the same cosine."""
-    whole = np.ascontiguousarray(known + 0.0).view(np.dtype((np.void, known.shape[1] * known.itemsize))).ravel()
+    whole = np.ascontiguousarray(bank + 0.0).view(np.dtype((np.void, bank.shape[1] * bank.itemsize))).ravel()
     _, first, copy = np.unique(whole, return_index=True, return_inverse=True)
     return np.asarray(first[copy], dtype=np.int64)
 

@@ -16,13 +16,16 @@ from evaluation.answers import (
     outside_sentences,
     worth_telling,
 )
+from evaluation.arm_table import DESCRIPTION_NAME
 from evaluation.cautions import cautions, demonstration_text, elsewhere_text, left_out_sites, study_settings
 from evaluation.feature_map import feature_panels
 from evaluation.figures import Question, main_question, metric_title, protocol_title, select, sites_of
 from evaluation.leaks import leak_sentence
+from evaluation.model_card import CARD_NAME, model_card
+from evaluation.picture_panels import panels
 from evaluation.reliability import reliability_panels
 from evaluation.run_folder import RunFolder, read_run
-from foundation.files import write_text
+from foundation.files import read_json, write_text
 
 REPORT_NAME = "report.html"
 _TOLD_FIRST = (BASELINE, "pixels", "alone")
@@ -31,13 +34,29 @@ _TOLD_OF_SEVERAL = (BASELINE, RIVAL, "pixels")
 
 
 def write_report(run: Path, pictures: bool = False) -> Path:
-    """Write ``report.html`` into a run folder from its records, and return its path.
+    """Write ``report.html`` into a run folder from its records, and a model card beside it; returns the page's path.
 
-    Needs ``results.csv``; what else is missing is named in the report. RunError when results.csv is missing or damaged.
+    pictures: show test pictures as the encoders see them; the page then holds pictures of patients. Needs
+    ``results.csv``; what else is missing is named in the report. RunError when results.csv is missing or damaged.
     """
-    page = run / REPORT_NAME
-    write_page(page, REPORT_NAME, page_values(read_run(run)))
+    page, folder = run / REPORT_NAME, read_run(run)
+    shown = panels(run, _shown(folder)) if pictures else []
+    write_page(page, REPORT_NAME, page_values(folder) | {"pictures": shown})
+    if folder.about_one and _is_described(folder):
+        write_text(run / CARD_NAME, model_card(run, folder.leads[0]))
     return page
+
+
+def _is_described(folder: RunFolder) -> bool:
+    """Whether the federated encoder is in the run, and says how it sees a picture."""
+    found = [path for arm in folder.leads for path in folder.path.glob(f"arms/{arm}/fold-0/seed-*/{DESCRIPTION_NAME}")]
+    return bool(found) and all("image" in read_json(path) for path in found)
+
+
+def _shown(folder: RunFolder) -> list[str]:
+    """The encoders in question, and what they started from."""
+    arms = [arm.name for arm in folder.arms]
+    return [*folder.leads, *(name for name in arms if any(folder.is_base(lead, name) for lead in folder.leads))]
 
 
 def write_page(page: Path, template: str, values: dict[str, Any]) -> None:

@@ -217,7 +217,7 @@ def frame_of(
 
 def _by_patient(frame: pd.DataFrame, how: str) -> pd.DataFrame:
     """A row a patient: the mean or the largest of each class's scores, made to sum to 1."""
-    scores = [name for name in frame if str(name).startswith("score_")]
+    scores = [str(name) for name in frame if str(name).startswith("score_")]
     grouped = frame.groupby("patient", sort=False)
     first = grouped.first().reset_index()
     first[scores] = grouped[scores].agg(how).to_numpy()

@@ -13,7 +13,7 @@ from evaluation.diagnostics import feature_spread, rankme
 from evaluation.floors import MAJORITY, PIXELS
 from evaluation.held import ALL, Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
-from evaluation.intervals import Scored, jackknife, mean
+from evaluation.intervals import IntArray, Scored, jackknife, mean
 from evaluation.kinds import KINDS, main_merit
 from evaluation.label_checks import one_class_sites
 from evaluation.leaks import check_leaks
@@ -156,7 +156,8 @@ def _diagnostic_rows(inputs: Inputs, leaks: Sequence[pd.DataFrame]) -> list[Row]
 def _leak_scores(leak: pd.DataFrame) -> Scored:
     """A leakage frame, whose classes are its sites."""
     sites = [str(name).removeprefix("score_") for name in leak.columns if str(name).startswith("score_")]
-    labels = leak["label"].map({site: code for code, site in enumerate(sites)}).to_numpy(np.int64)
+    code = {site: number for number, site in enumerate(sites)}
+    labels: IntArray = np.array(leak["label"].map(code), dtype=np.int64)
     scores = leak[[f"score_{site}" for site in sites]].to_numpy(np.float64)
     strata = leak["fold"].astype(str) + "/" + leak["site"].astype(str)
     return Scored(labels, scores, leak["patient"].to_numpy(np.str_), strata.to_numpy(np.str_))

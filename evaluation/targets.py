@@ -168,7 +168,7 @@ def _targets(
     found = [[part for part in parts if part != NO_FINDING] for parts in found]
     names = {part for parts in found for part in parts}
     if config.classes:
-        unknown_classes(sorted(names), config.classes, config.label)
+        unknown_classes([part for parts in found for part in parts], config.classes, config.label)
     if not names:
         raise DataError(f"no picture has a finding in {config.label!r}; each is {NO_FINDING!r}")
     classes = config.classes or tuple(sorted(names))

@@ -1,6 +1,7 @@
 """A report on several encoders, or on one that is not federated: nobody wins where an interval holds nought."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from evaluation.kinds import KINDS, main_merit
 from evaluation.report import page_values, write_report
 from evaluation.results import COLUMNS, COMPARISON_COLUMNS
 from evaluation.run_folder import read_run
+from evaluation.stage import evaluate
 from evaluation.summary import summary_lines
 
 TITLES = {
@@ -155,3 +157,19 @@ def test_left_out_copies_are_said_without_a_name(tmp_path: Path) -> None:
     page = write_report(run).read_text()
     assert "Near-copies were left out of the test." in page
     assert "secret" not in page
+
+
+def test_pictures_are_shown_only_when_asked_for_and_a_card_lies_beside(make_run: Callable[..., Path]) -> None:
+    run = make_run(RunEvaluation(protocols=("knn",)))
+    evaluate(run, show=False)
+    assert "image/png" not in write_report(run).read_text()
+    assert not (run / "model-card.md").exists()  # the encoder does not say how it sees a picture
+    described = run / "arms" / "federated" / "fold-0" / "seed-0" / "encoder.json"
+    image = json.loads((run / "evaluation" / "image.json").read_text())
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"image": image}))
+    write_report(run)
+    assert (run / "model-card.md").read_text().startswith("# ")
+    page = write_report(run, pictures=True).read_text()
+    assert page.count('src="data:image/png') > 4
+    assert "They are pictures of patients" in page
+    assert "north-" not in page

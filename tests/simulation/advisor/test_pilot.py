@@ -177,13 +177,15 @@ def test_folds_leave_nobody_for_a_pilot(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def found(*against: tuple[float, float, float], values: tuple[float, ...] = (0.8, 0.7, 0.6)) -> Findings:
+def found(
+    *against: tuple[float, float, float], values: tuple[float, ...] = (0.8, 0.7, 0.6), gain: float = 0.2
+) -> Findings:
     named = ("first", "second", "third")
     return Findings(
         "AUROC",
         20,
         {name: Figure(value, value - 0.1, value + 0.1) for name, value in zip(named, values, strict=False)},
-        {},
+        {name: Figure(gain, gain - 0.1, gain + 0.1) for name in named},
         {name: Figure(*each) for name, each in zip(named[1:], against, strict=False)},
     )
 
@@ -199,6 +201,11 @@ NAN = float("nan")
         (found((-0.1, -0.25, 0.05), (0.2, 0.1, 0.3), values=(0.7, 0.8, 0.5)), "cannot tell", "first"),
         (found((-0.1, -0.15, -0.05), (0.2, 0.1, 0.3), values=(0.7, 0.8, 0.5)), "disagrees", "second"),
         (found((-0.1, -0.15, -0.05), (-0.2, -0.3, -0.1), values=(0.6, 0.7, 0.8)), "disagrees", "third"),
+        (
+            found((-0.1, -0.15, -0.05), (0.2, 0.1, 0.3), values=(0.7, 0.8, 0.5), gain=0.05),
+            "cannot tell",
+            "first",
+        ),
         (found((0.1, NAN, NAN), (0.2, NAN, NAN)), "cannot tell", "first"),
         (found((-0.1, NAN, NAN), (0.2, NAN, NAN), values=(0.7, 0.8, 0.5)), "cannot tell", "first"),
     ],

@@ -1,0 +1,117 @@
+"""The advisor's command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(advise)
+
+
+def advise(
+    study: Annotated[
+        Path | None, typer.Argument(help="With --pilot: the study file (YAML).", metavar="[STUDY]")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="x-ray, ultrasound, histopathology, ct, mri, ...")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification, multilabel, regression, segmentation or detection.")
+    ] = None,
+    labels: Annotated[int | None, typer.Option(help="Labelled pictures, of all sites together.")] = None,
+    sites: Annotated[int | None, typer.Option(help="Hospitals that take part.")] = None,
+    patients_per_site: Annotated[int | None, typer.Option(help="Patients of the smallest site.")] = None,
+    pictures_per_patient: Annotated[int | None, typer.Option(help="Pictures of each patient; default: 1.")] = None,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Pictures are volumes.")] = False,
+    privacy: Annotated[bool, typer.Option("--privacy", help="Patient-level privacy: per-sample losses only.")] = False,
+    natural_weights: Annotated[
+        bool, typer.Option("--natural-weights", help="Weights from natural images are at hand.")
+    ] = False,
+    different_sites: Annotated[
+        bool, typer.Option("--different-sites", help="Sites' pictures look strongly different.")
+    ] = False,
+    pilot: Annotated[bool, typer.Option("--pilot", help="Measure the first candidates on STUDY's own data.")] = False,
+    passes: Annotated[int | None, typer.Option(help="Pilot: encoder passes of each candidate; default: 5000.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Pilot: override a study key.", metavar="KEY=VALUE")
+    ] = None,
+    runs: Annotated[Path | None, typer.Option(help="Pilot: where its folder is made; default: runs.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda or mps.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Study file to write; default: advise-....yaml.")] = None,
+) -> None:
+    """Suggest pretext tasks, with the evidence, and write a study file; --pilot measures instead."""
+    given = {
+        "modality": modality, "task": task, "labels": labels, "sites": sites, "patients_per_site": patients_per_site,
+    }  # fmt: skip
+    told: dict[str, Any] = {"privacy": privacy, "different_sites": different_sites}
+    read = {**given, "pictures_per_patient": pictures_per_patient, "volumes": volumes or None}
+    read |= {"natural_weights": natural_weights or None}
+    if pilot:
+        _only_of_the_pilot(study, read)
+        assert study is not None
+        _pilot(study, overrides or (), told, passes, runs or Path("runs"), device or "auto", out)
+        return
+    of_the_pilot = {"STUDY": study, "--set": overrides, "--passes": passes, "--runs": runs}
+    for name, value in of_the_pilot.items():
+        if value is not None and value != []:
+            raise typer.BadParameter(f"{name} does nothing without --pilot: add it, or leave {name} out")
+    missing = [_option(name) for name, value in given.items() if value is None]
+    if missing:
+        raise typer.BadParameter(f"give {', '.join(missing)} too, or a STUDY with --pilot")
+    told |= {"modality": modality, "task": task, "labels": labels, "sites": sites, "patients": patients_per_site}
+    told |= {"volumes": volumes, "natural_weights": natural_weights}
+    told |= {} if pictures_per_patient is None else {"pictures": pictures_per_patient}
+    _answer(told, device or "auto", out)
+
+
+def _only_of_the_pilot(study: Path | None, read: dict[str, Any]) -> None:
+    """A pilot reads from the study what the command line says otherwise."""
+    if study is None:
+        raise typer.BadParameter("--pilot measures on a study's own data: give a STUDY")
+    for name, value in read.items():
+        if value is not None:
+            raise typer.BadParameter(f"{_option(name)} does nothing with --pilot: the study says it; leave it out")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _answer(told: dict[str, Any], device: str, out: Path | None) -> None:
+    from foundation.machine import checked_device, choose_device
+    from simulation.advisor.answer import answer
+    from simulation.advisor.ranking import best
+    from simulation.advisor.setting import Setting
+    from simulation.advisor.study_file import refuse_overwriting, write_study
+
+    setting = Setting(**told, accelerator=choose_device(checked_device(device)).type != "cpu")
+    path = out or Path(f"advise-{setting.modality}-{setting.task}.yaml")
+    refuse_overwriting(path)
+    lines = answer(setting)
+    write_study(path, setting, best(setting)[0], _command())
+    print(*lines, sep="\n")
+    print(f"\nstudy file: {path}\ncheck it: fedpretext validate {path}")
+
+
+def _pilot(
+    study: Path, overrides: Any, told: dict[str, Any], passes: int | None, runs: Path, device: str, out: Path | None
+) -> None:
+    from federation.study import load_study
+    from foundation.machine import checked_device
+    from simulation.advisor.pilot import pilot
+    from simulation.advisor.pilot_plan import PASSES, Told
+    from simulation.advisor.study_file import refuse_overwriting
+
+    chosen = load_study(study, tuple(overrides))
+    path = out or Path(f"advise-{chosen.name}.yaml")
+    refuse_overwriting(path)
+    lines = pilot(
+        chosen, runs, path, Told(**told), checked_device(device), PASSES if passes is None else passes, _command()
+    )
+    print(*lines, sep="\n")
+
+
+def _command() -> str:
+    return " ".join(["fedpretext", *sys.argv[1:]])

@@ -1,0 +1,91 @@
+"""What the advisor is told: pictures, question, labels, sites and what must hold."""
+
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from evaluation.config import TaskKind
+from foundation.errors import StudyError, look_up
+from imaging.config import Modality
+
+DENSE = ("segmentation", "detection")
+FEW_LABELS = 100
+"""Below this many labelled pictures labels are called few. Ours: no source gives a number."""
+FEW_PATIENTS = 16
+"""Below this many patients a site has few negatives for a contrastive loss. Ours: no source gives a number."""
+
+
+_LEAST = {
+    "labels": ("labels", 0),
+    "sites": ("sites", 1),
+    "patients": ("patients per site", 1),
+    "pictures": ("pictures per patient", 1),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A planned study. ``labels``: labelled pictures in all. ``patients``: of the smallest site.
+
+    pictures: of each patient. accelerator: whether a GPU trains, which decides the sizes of a study file only.
+    """
+
+    modality: Modality
+    task: TaskKind
+    labels: int
+    sites: int
+    patients: int
+    pictures: int = 1
+    volumes: bool = False
+    privacy: bool = False
+    natural_weights: bool = False
+    different_sites: bool = False
+    accelerator: bool = False
+
+    def __post_init__(self) -> None:
+        for key, kind in {"modality": Modality, "task": TaskKind}.items():
+            look_up(dict.fromkeys(get_args(kind)), getattr(self, key), key)
+        for key, (name, least) in _LEAST.items():
+            if getattr(self, key) < least:
+                raise StudyError(f"{name} {getattr(self, key)}: give {least} or more")
+        if self.at_a_site < 2:
+            raise StudyError(
+                "1 patient a site with 1 picture: pretraining needs 2 pictures at every site; give more patients, or "
+                "more pictures of each"
+            )
+
+    @property
+    def dimensions(self) -> int:
+        """3 for volumes."""
+        return 3 if self.volumes else 2
+
+    @property
+    def at_a_site(self) -> int:
+        """Pictures of a site."""
+        return self.patients * self.pictures
+
+    @property
+    def total(self) -> int:
+        """Pictures of all sites."""
+        return self.sites * self.at_a_site
+
+    @property
+    def dense(self) -> bool:
+        """Whether the answer is a place in the picture."""
+        return self.task in DENSE
+
+    def but(self, **changes: Any) -> "Setting":
+        """The same with some of it changed."""
+        return replace(self, **changes)
+
+    def line(self) -> str:
+        """The setting in words."""
+        also = {
+            "patient-level privacy": self.privacy,
+            "natural-image weights at hand": self.natural_weights,
+            "strongly different sites": self.different_sites,
+        }
+        kind = "volumes" if self.volumes else "2-D pictures"
+        sites = f"{self.sites} {'site' if self.sites == 1 else 'sites'}"
+        each = f"{self.patients} {'patient' if self.patients == 1 else 'patients'} with {self.pictures} each"
+        named = [f"{self.modality}, {self.task}, {kind}", f"{self.labels} labels", f"{sites} of {each}"]
+        return "; ".join([*named, *(name for name, there in also.items() if there)])
