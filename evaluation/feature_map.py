@@ -14,6 +14,7 @@ from foundation.errors import FedpretextError
 from foundation.randomness import numpy_generator
 
 MOST_POINTS = 1500
+MOST_NAMES = 12
 
 
 def feature_panels(folder: RunFolder) -> list[Panel]:
@@ -36,7 +37,10 @@ def feature_panels(folder: RunFolder) -> list[Panel]:
 
 
 def scatter_panels(features: FloatArray, labels: Sequence[str], sites: Sequence[str]) -> list[Panel]:
-    """One cloud twice, by label and by site; features ``[N, D]``. At most 1500 points. [] under three."""
+    """One cloud twice, by label and by site; features ``[N, D]``. At most 1500 points. [] under three.
+
+    Not by what has no names (masks, boxes) or too many to tell apart (numbers).
+    """
     if len(features) < 3 or features.shape[1] < 2:
         return []
     # Every k-th would follow any order that the pictures have, so the ones that are shown are drawn by lot.
@@ -45,6 +49,7 @@ def scatter_panels(features: FloatArray, labels: Sequence[str], sites: Sequence[
     return [
         scatter_panel(points, [str(names[place]) for place in lot], title)
         for title, names in (("By label", labels), ("By site", sites))
+        if all(names) and len(set(names)) <= MOST_NAMES
     ]
 
 

@@ -19,9 +19,10 @@ from foundation.errors import StudyError
 from foundation.files import load_tensors
 from foundation.randomness import seeded_torch, torch_generator
 from imaging.augment import Made
-from imaging.config import AugmentConfig, ImageConfig
+from imaging.config import AugmentConfig
 from imaging.manifest import Manifest
 from imaging.partners import Partners
+from imaging.planes import in_colour, shown_channel, shown_plane
 from imaging.presets import Preset
 from imaging.store import TensorStore
 from simulation.datasets import load_dataset
@@ -42,7 +43,6 @@ PROBABILITIES = {
     "artefact_probability": ("motion", "ghosting"),
     "equalise_probability": ("equalise",),
 }
-COLOUR_MODALITIES = ("histopathology", "fundus", "dermoscopy", "endoscopy", "microscopy")
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,13 @@ def _step(study: Study, method: Method, store: TensorStore, shown: Tensor, train
 def _block(method: Method, step: _Step, picture: int, findings: Findings, channel: int | None) -> Block:
     """All panels of one picture: original, partner, what the method shows, restoration."""
     panels = [
-        Panel(title, _pixels(pictures[picture], method, channel), _outlines(step.made, pictures, picture), None, marks)
+        Panel(
+            title,
+            shown_plane(pictures[picture], method.image, channel),
+            _outlines(step.made, pictures, picture),
+            None,
+            marks,
+        )
         for title, pictures, marks in (
             ("original", step.batch.pictures, findings),
             ("its partner", step.batch.partners, Findings()),
@@ -192,7 +198,7 @@ def _block(method: Method, step: _Step, picture: int, findings: Findings, channe
     shown = [("view", step.made[number].views[picture]) for number in unseen] + shown
     for (title, tensor), (source, whole) in zip(shown, [*((n, True) for n in unseen), *sources], strict=True):
         unit = tensor if source is None else _undone(tensor, step.made[source], picture)
-        panels.append(Panel(title, _pixels(unit, method, channel), view=source if whole else None))
+        panels.append(Panel(title, shown_plane(unit, method.image, channel), view=source if whole else None))
     return Block(f"picture {picture + 1}", panels)
 
 
@@ -226,29 +232,13 @@ def _undone(tensor: Tensor, made: Made, picture: int) -> Tensor:
     return tensor * deviation + mean
 
 
-def _pixels(picture: Tensor, method: Method, channel: int | None) -> NDArray[np.float32]:
-    """``[H, W]`` or, in colour, ``[H, W, 3]`` of ``[C, H, W]`` or the middle slice of ``[C, D, H, W]``."""
-    plane = picture[:, picture.shape[1] // 2] if picture.ndim == 4 else picture
-    if channel is None and _in_colour(method.image):
-        return plane.permute(1, 2, 0).float().numpy()
-    return plane[_channel(method.image, channel)].float().numpy()
-
-
-def _in_colour(image: ImageConfig) -> bool:
-    return image.channels == 3 and image.modality in COLOUR_MODALITIES
-
-
-def _channel(image: ImageConfig, channel: int | None) -> int:
-    return image.channels // 2 if channel is None else channel - 1
-
-
 def _heading(study: Study) -> str:
     return f"{study.title or study.name}: what {study.method.name} makes of a picture"
 
 
 def _caption(study: Study, method: Method, step: _Step, trained: str | None, channel: int | None) -> Iterator[str]:
     image = study.image
-    shown = "in colour" if channel is None and _in_colour(image) else f"channel {_channel(image, channel) + 1}"
+    shown = "in colour" if channel is None and in_colour(image) else f"channel {shown_channel(image, channel) + 1}"
     of = f" of {image.channels}" if image.channels > 1 and "channel" in shown else ""
     middle = ", the middle slice of each volume" if image.dimensions == 3 else ""
     yield (
