@@ -15,6 +15,7 @@ from evaluation.gather import gather
 from evaluation.inputs import read_inputs
 from evaluation.scoring import base_of, bases
 from evaluation.stage import evaluate
+from evaluation.task_file import read_task
 from foundation.errors import DataError, FedpretextError, RunError, StudyError
 from foundation.files import load_tensors, read_json, save_tensors, write_json
 from imaging.manifest import Manifest
@@ -196,3 +197,10 @@ def test_a_wrong_task_file_is_one_line(
 def test_a_run_without_data_and_a_task_without_data(task_file: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there is no such task file"):
         gather(["x"], tmp_path / "none.yaml", tmp_path / "out", "")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "tasks").glob("*.yaml")), ids=str)
+def test_the_ready_task_files_are_read(path: Path) -> None:
+    task = read_task(path)
+    assert task.task
+    assert (task.data is None) or task.data.is_absolute()
