@@ -24,7 +24,7 @@ from evaluation.gather import gather
 from evaluation.report import write_report
 from evaluation.stage import evaluate
 from federation.study import Study, study_from
-from foundation.files import write_text
+from foundation.files import read_json, write_text
 from simulation.simulate import pretrain
 
 PLACE = RESULTS / "downstream"
@@ -32,7 +32,7 @@ METHODS = ("mae", "simclr")
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 4, "width": 96, "heads": 3}
 SMALL_DECODER = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
 SPLIT = {"folds": 1, "test_share": 0.35, "validation_share": 0.15}
-TRAINED = {"segmentation": {"epochs": 12}, "detection": {"epochs": 20}, "finetune": {"epochs": 8}}
+TRAINED = {"segmentation": {"epochs": 12, "width": 8}, "detection": {"epochs": 20}, "finetune": {"epochs": 8}}
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,8 @@ CELLS: tuple[Cell, ...] = (
 
 def run(cell: Cell, root: Path, work: Path) -> None:
     """Pretrain both encoders of a cell, judge them on its tasks, and record the figures."""
-    started = time.monotonic()
-    runs = [pretrain(cell.study(method, root), runs=work / cell.name / method) for method in METHODS]
-    trained = time.monotonic() - started
+    runs = [pretrained(cell.study(method, root), work / cell.name / method) for method in METHODS]
+    trained = sum(arm["seconds"] or 0.0 for each in runs for arm in read_json(each / "arms.json"))
     for name, task in cell.tasks.items():
         begun = time.monotonic()
         path = work / cell.name / f"{name}.yaml"
@@ -211,6 +210,14 @@ def run(cell: Cell, root: Path, work: Path) -> None:
         print(write_report(folder))
         facts = {"pretraining_seconds": round(trained), "evaluation_seconds": round(time.monotonic() - begun)}
         record(cell, name, folder, facts)
+
+
+def pretrained(study: Study, place: Path) -> Path:
+    """The run of a study: a finished one in ``place`` where there is one, else a new one."""
+    for run in sorted(place.glob("*/arms.json")):
+        if read_json(run.with_name("run.json"))["training_hash"] == study.training_hash():
+            return run.parent
+    return pretrain(study, runs=place)
 
 
 def record(cell: Cell, name: str, folder: Path, facts: Mapping[str, Any]) -> None:

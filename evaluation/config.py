@@ -76,7 +76,9 @@ class SegmentationConfig(Section):
     )
     weight_decay: float = Field(default=0.05, ge=0.0, description="AdamW weight decay of matrices; vectors have none.")
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="linear_segmentation: dropout before the 1x1 conv.")
-    width: int = Field(default=32, ge=8, description="decoder_segmentation: channels of the finest decoder stage.")
+    width: int = Field(
+        default=16, ge=8, description="decoder_segmentation: channels of the finest decoder stage; UNETR's own is 16."
+    )
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the steps over which the rate rises.")
     batch: int = Field(default=16, ge=1, description="Pictures per optimiser step.")
 
