@@ -106,7 +106,8 @@ def _of_run(run: Path) -> list[Candidate]:
     for path in _described(run / "arms"):
         kind = str(read_json(path).get("kind", ""))
         if kind in ("federated", *UNTRAINED):
-            found.append(_of_arm(path, _title(path, run), kind))
+            title = str(read_json(path).get("title", "")) if kind in UNTRAINED else _title(path, run)
+            found.append(_of_arm(path, title, kind))
     if not any(one.kind == "federated" for one in found):
         raise RunError(
             f"{run}: has no federated encoder yet; let its run end (simulate --resume, or fedpretext status)"

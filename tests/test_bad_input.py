@@ -55,7 +55,7 @@ REFUSED_STUDIES = {
     "an unknown protocol": (["evaluation.protocols=[knnn]"], "evaluation.protocols.0: Input should be 'knn'"),
     "an unknown dataset": (
         ["simulation.dataset=phantom"],
-        "study tiny: simulation: dataset 'phantom' is not known; there are: busi_224, folder",
+        "study tiny: simulation: dataset 'phantom' is not known; there are: bccd, busi_224, chase_db1",
     ),
     "an option of another dataset": (
         ["simulation.options.size=32"],
@@ -231,7 +231,11 @@ def test_a_device_that_is_not_there(name: str, told: str, fedpretext: Call, stud
 def test_evaluate_refuses(fedpretext: Call, finished: Any, tmp_path: Path) -> None:
     before = contents(finished.folder)
     said = fedpretext("evaluate", finished.folder, "--protocol", "linear")
-    assert said.error == "protocol 'linear' is not known; there are: finetune, knn, logistic"
+    assert said.error.startswith("protocol 'linear' is not known; there are: attention, decoder_segmentation, finetune")
+    said = fedpretext("evaluate", finished.folder, "--protocol", "ridge")
+    assert said.error.startswith("protocol 'ridge' does nothing for classification; there are: knn, logistic, svm")
+    said = fedpretext("evaluate", finished.folder, finished.folder)
+    assert said.error == "Invalid value: several encoders, and --out, need a task to be judged on: add --task FILE"
     assert contents(finished.folder) == before
     assert fedpretext("evaluate", "nowhere").error == (
         "nowhere: there is no such run folder; give the folder that simulate or server printed"
