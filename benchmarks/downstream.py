@@ -32,7 +32,11 @@ METHODS = ("mae", "simclr")
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 4, "width": 96, "heads": 3}
 SMALL_DECODER = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
 SPLIT = {"folds": 1, "test_share": 0.35, "validation_share": 0.15}
-TRAINED = {"segmentation": {"epochs": 12, "width": 8}, "detection": {"epochs": 20}, "finetune": {"epochs": 8}}
+TRAINED = {
+    "segmentation": {"epochs": 12, "width": 8, "batch": 8},
+    "detection": {"epochs": 20},
+    "finetune": {"epochs": 8},
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Cell:
             "demonstration": True,
             "image": self.image,
             "encoder": self.encoder,
-            "method": {"name": method} | (SMALL_DECODER if method == "mae" else {}),
+            "method": {"name": method} | (SMALL_DECODER if method == "mae" and "depth" not in self.image else {}),
             "training": {"batch": self.batch, "learning_rate": 0.002, "threads": 1},
             "algorithm": {"name": "fedavg"},
             "rounds": {"count": max(2, round(self.pictures / self.train))},

@@ -80,14 +80,14 @@ class SegmentationConfig(Section):
         default=16, ge=8, description="decoder_segmentation: channels of the finest decoder stage; UNETR's own is 16."
     )
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the steps over which the rate rises.")
-    batch: int = Field(default=16, ge=1, description="Pictures per optimiser step.")
+    batch: int = Field(default=8, ge=1, description="Pictures per optimiser step.")
 
 
 class DetectionConfig(Section):
     """The centre-based head of the detection protocols."""
 
     epochs: int = Field(default=40, ge=1, description="Passes over the training pictures that have boxes.")
-    learning_rate: float = Field(default=1e-3, gt=0.0, description="Peak AdamW rate of the head.")
+    learning_rate: float = Field(default=2e-3, gt=0.0, description="Peak AdamW rate of the head.")
     layer_decay: float = Field(default=0.75, gt=0.0, le=1.0, description="finetune_detection: as finetune.layer_decay.")
     weight_decay: float = Field(default=0.05, ge=0.0, description="AdamW weight decay of matrices; vectors have none.")
     width: int = Field(default=64, ge=8, description="Channels of the head.")

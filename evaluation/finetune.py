@@ -118,7 +118,7 @@ def train(
     """Fine-tune in place on ``pictures [N, *image.shape]`` in [0, 1]; labels: codes ``[N]``, or float32 ``[N, K]``."""
     config, augmentation = trial.config.finetune, Augmentation(trial.image)
     optimiser = optimiser_for(classifier, config.learning_rate, config.layer_decay, config.weight_decay)
-    order, views = numpy_generator(seed, "order"), torch_generator(seed, "views", device=trial.device)
+    order, views = numpy_generator(seed, "order"), torch_generator(seed, "views")
     a_pass = -(-len(labels) // config.batch)
     total, step = config.epochs * a_pass, 0
     train_mode(classifier)

@@ -127,7 +127,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "linear_segmentation": Protocol(
         "pictures",
-        "a linear layer on the frozen encoder's patch tokens, enlarged to the picture",
+        "a linear layer on the frozen encoder's maps, enlarged to the picture",
         {"segmentation": lambda train, val, held, trial: linear_masks((train.x, train.y), held.x, trial)},
     ),
     "decoder_segmentation": Protocol(
