@@ -18,6 +18,7 @@ from evaluation.answers import (
 )
 from evaluation.arm_table import DESCRIPTION_NAME
 from evaluation.cautions import cautions, demonstration_text, elsewhere_text, left_out_sites, study_settings
+from evaluation.explain_lag import explain_lag
 from evaluation.feature_map import feature_panels
 from evaluation.figures import Question, main_question, metric_title, protocol_title, select, sites_of
 from evaluation.leaks import leak_sentence
@@ -25,6 +26,7 @@ from evaluation.model_card import CARD_NAME, model_card
 from evaluation.picture_panels import panels
 from evaluation.reliability import reliability_panels
 from evaluation.run_folder import RunFolder, read_run
+from evaluation.similarity_rows import alike_rows
 from foundation.files import read_json, write_text
 
 REPORT_NAME = "report.html"
@@ -126,6 +128,9 @@ def _figures(folder: RunFolder, question: Question, found: list[Contrast]) -> di
         "reliability": reliability_panels(folder, question),
         "features": feature_panels(folder),
         "diagnostics": result_tables.diagnostic_rows(folder),
+        "alike": (alike := alike_rows(folder)),
+        "alike_sites": list(alike[0].sites) if alike else [],
+        "why": explain_lag(folder),
         "seed_spread": result_tables.seed_spread(folder, question),
         "learning": report_figures.learning(folder),
     }

@@ -47,7 +47,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class DiagnosticRow:
-    """What an encoder's features look like, as printed: site leakage with interval, effective rank, spread."""
+    """What an encoder's features look like, as printed: site leakage, rank, spread, alignment, uniformity."""
 
     title: str
     kind: str
@@ -60,9 +60,14 @@ def diagnostic_rows(folder: RunFolder) -> list[DiagnosticRow]:
     found = []
     for name in sorted((str(name) for name in rows["encoder"].unique()), key=lambda name: arm_order(folder, name)):
         own = {str(metric): figure_of(group) for metric, group in rows[rows["encoder"] == name].groupby("metric")}
-        leak, rank, wide = (own.get(metric) for metric in ("site_leakage", "RankMe", "feature_std"))
+        leak, rank = own.get("site_leakage"), own.get("RankMe")
+        others = [own.get(metric) for metric in ("feature_std", "alignment", "uniformity")]
         leakage = f"{number(leak.value)} ({interval_text(leak)})" if leak else "–"
-        cells = (leakage, f"{rank.value:.1f}" if rank else "–", number(wide.value) if wide else "–")
+        cells = (
+            leakage,
+            f"{rank.value:.1f}" if rank else "–",
+            *(number(each.value) if each else "–" for each in others),
+        )
         found.append(DiagnosticRow(folder.arm(name).short, folder.arm(name).kind, cells))
     return found
 

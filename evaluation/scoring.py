@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from evaluation.config import DEFAULT_PROTOCOLS
+from evaluation.diagnostics import alignment
 from evaluation.floors import FLOORS, Roles, Seen
 from evaluation.inputs import Encoder, Inputs, View
 from evaluation.intervals import FloatArray, IntArray
@@ -22,7 +23,7 @@ from evaluation.targets import HELD
 from evaluation.trial import Trial
 from foundation.files import digest, write_with
 from foundation.machine import choose_device
-from foundation.randomness import stream_seed
+from foundation.randomness import stream_seed, torch_generator
 from imaging.augment import Augmentation
 from ssl_methods.encoder_outputs import features
 
@@ -101,6 +102,27 @@ def _extract(view: View, encoder: Encoder) -> NDArray[np.float32]:
         shown = augmentation.plain(view.read(chosen).to(device))
         parts.append(features(model, shown).float().cpu().numpy())
     return np.concatenate(parts)
+
+
+VIEWED = 256
+"""Pictures of which two views are compared: more would not move the mean."""
+
+
+@torch.no_grad()
+def alignment_of(inputs: Inputs, encoder: Encoder) -> float:
+    """``diagnostics.alignment`` of two strong views of held pictures, evenly spread; the same for every encoder."""
+    view, device = inputs.view(encoder.image), choose_device("auto")
+    held = inputs.pictures.where(encoder.fold, *HELD)
+    held = held[:: max(1, -(-len(held) // VIEWED))]
+    model, augmentation = encoder.build().to(device), Augmentation(view.image)
+    generator = torch_generator(inputs.config.seed, "alignment", encoder.fold)
+    pairs: list[list[NDArray[np.float32]]] = [[], []]
+    for start in range(0, len(held), view.image.at_once(PICTURES_AT_ONCE)):
+        shown = view.read(held[start : start + view.image.at_once(PICTURES_AT_ONCE)]).to(device)
+        for own in pairs:
+            own.append(features(model, augmentation.strong(shown, generator)).float().cpu().numpy())
+    first, second = (np.concatenate(own).astype(np.float64) for own in pairs)
+    return alignment(first, second)
 
 
 def chunks(view: View) -> list[IntArray]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.config import PROTOCOLS_OF
-from evaluation.diagnostics import feature_spread, rankme
+from evaluation.diagnostics import feature_spread, rankme, uniformity
 from evaluation.floors import MAJORITY, PIXELS
 from evaluation.held import ALL, Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
@@ -23,6 +23,7 @@ from evaluation.results import COLUMNS, COMPARISON_COLUMNS, Row, comparison_rows
 from evaluation.scoring import (
     SUPERVISED,
     Labels,
+    alignment_of,
     bases,
     draw_labels,
     features_of,
@@ -133,7 +134,7 @@ def _skipped_rows(inputs: Inputs, labels: Labels, names: Sequence[str]) -> list[
 def _diagnostic_rows(inputs: Inputs, leaks: Sequence[pd.DataFrame]) -> list[Row]:
     """What each arm's features look like, mean over folds and seeds, and what they say of the site."""
     rows = []
-    figures = (("RankMe", rankme), ("feature_std", feature_spread))
+    figures = (("RankMe", rankme), ("feature_std", feature_spread), ("uniformity", uniformity))
     for arm in sorted({encoder.arm for encoder in inputs.encoders}):
         own = [i for i, encoder in enumerate(inputs.encoders) if encoder.arm == arm]
         tables = [features_of(inputs, inputs.encoders[i]) for i in own]
@@ -144,6 +145,8 @@ def _diagnostic_rows(inputs: Inputs, leaks: Sequence[pd.DataFrame]) -> list[Row]
         for name, figure in figures:
             value = float(np.mean([figure(table) for table in tables]))
             rows.append(table_row(inputs.config, fixed, where, name, value, ["no interval: over all pictures"]))
+        aligned = float(np.mean([alignment_of(inputs, inputs.encoders[i]) for i in own]))
+        rows.append(table_row(inputs.config, fixed, where, "alignment", aligned, ["no interval: of two views each"]))
         found = [leak for i in own if len(leak := leaks[i])]
         estimates = [jackknife(_leak_scores(leak), balanced_accuracy) for leak in found]
         estimates = [each for each in estimates if np.isfinite(each.value)]

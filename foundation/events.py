@@ -1,4 +1,11 @@
-"""Names of the events in a federation's ``metrics.jsonl``, which the server writes and the report reads."""
+"""Names of what a federation records of itself, which the server writes and evaluation reads."""
 
 LEFT_OUT = "site left out"
 COLLAPSING = "collapsing"
+
+DIVERGENCE = "divergence"
+DIVERGENCE_NAME = "divergence.jsonl"
+"""A row a round and site, beside ``metrics.jsonl``, whose events are for a person to read: ``server.divergence``."""
+
+SNAPSHOTS = "snapshots"
+"""Folder of the federated encoder after some of the rounds, ``round-00001.safetensors``."""

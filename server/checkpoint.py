@@ -16,6 +16,7 @@ from foundation.progress import say
 from foundation.vault import PLAIN, LockedError, Vault
 
 _FILES = ("weights.safetensors", "algorithm.safetensors")
+_ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, vault: Vau
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _folders(folder)[keep:]:
         shutil.rmtree(old)
+
+
+def snapshot_rounds(count: int) -> list[int]:
+    """The rounds whose encoder is kept: the first, the last, and those at a quarter, half and three quarters."""
+    return sorted({1, *(-(-count * quarter // 4) for quarter in (1, 2, 3, 4))})
+
+
+def write_snapshot(folder: Path, checkpoint: Checkpoint, count: int, vault: Vault = PLAIN) -> None:
+    """Write the encoder to ``folder/round-00003.safetensors`` if this is one of the ``snapshot_rounds`` of ``count``.
+
+    A round that is done again writes it again. With a key it is sealed, as checkpoints are.
+    """
+    if checkpoint.round in snapshot_rounds(count):
+        shared = checkpoint.weights.items()
+        encoder = {name.removeprefix(_ENCODER): value for name, value in shared if name.startswith(_ENCODER)}
+        place = vault.at("snapshot", checkpoint.study_hash, str(checkpoint.round))
+        place.save_tensors(folder / f"round-{checkpoint.round:05d}.safetensors", encoder)
 
 
 def latest_checkpoint(folder: Path, study_hash: str, vault: Vault = PLAIN) -> Checkpoint | None:

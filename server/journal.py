@@ -1,27 +1,30 @@
 """What a federation records of itself: JSON lines and TensorBoard, consistent with the last checkpoint."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from foundation import events
 from foundation.files import append_jsonl, read_jsonl, write_text
+from server.divergence import LayerDivergence
 from ssl_methods.diagnostics import collapsing
 
 
 class Journal:
-    """``metrics.jsonl`` and TensorBoard curves of one federation.
+    """``metrics.jsonl``, ``divergence.jsonl`` and TensorBoard curves of one federation.
 
     Rows of rounds after the checkpoint that a server resumes from are dropped first: those rounds are done again.
     """
 
     def __init__(self, folder: Path, after_round: int) -> None:
-        self._path = folder / "metrics.jsonl"
+        self._path, self._layers = folder / "metrics.jsonl", folder / events.DIVERGENCE_NAME
         self._boards, self._after = folder / "tensorboard", after_round
         self._board: Any = None
-        rows = [row for row in read_jsonl(self._path) if row["round"] <= after_round]
-        if self._path.exists():
-            write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = _kept(self._path, after_round)
+        _kept(self._layers, after_round)
         self._watched: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             self._watch(row)
@@ -52,6 +55,11 @@ class Journal:
         """One row for what a person has to know: a site left out, a round retried."""
         append_jsonl(self._path, {"round": round_, "event": event, "site": site, "reason": reason})
 
+    def divergence(self, round_: int, site: str, layers: Sequence[LayerDivergence]) -> None:
+        """One row a site and round: how its update of each layer stands to the others'."""
+        told = [asdict(layer) for layer in layers]
+        append_jsonl(self._layers, {"round": round_, "event": events.DIVERGENCE, "site": site, "layers": told})
+
     def is_collapsing(self, site: str) -> bool:
         """Whether the features of ``site`` are coming to be all alike, by its rows so far."""
         return collapsing(self._watched.get(site, []))
@@ -59,3 +67,11 @@ class Journal:
     def _watch(self, row: dict[str, Any]) -> None:
         if "event" not in row:
             self._watched.setdefault(row["site"], []).append(row)
+
+
+def _kept(path: Path, after_round: int) -> list[dict[str, Any]]:
+    """The rows that stay in the file."""
+    rows = [row for row in read_jsonl(path) if row["round"] <= after_round]
+    if path.exists():
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows

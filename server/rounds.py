@@ -16,7 +16,8 @@ from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import write_text
 from foundation.progress import Bar, bar, say
 from foundation.vault import PLAIN, Vault
-from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint, write_snapshot
+from server.divergence import divergence, layers_of
 from server.journal import Journal
 from server.judge import judge_together
 from server.quorum import needed_replies
@@ -60,6 +61,7 @@ class RoundLoop:
         self._checkpoint = found or Checkpoint(self._hash, 0, initial)
         self._journal = Journal(folder, after_round=self._checkpoint.round)
         self._warned: set[str] = set()
+        self._layers: dict[str, str] = {}
 
     def run(self) -> Weights:
         """Go on to the last round and return the global weights."""
@@ -174,7 +176,11 @@ class RoundLoop:
                     say(f"round {number}: {COLLAPSING.format(site=reply.site)}")
                 self._warned.add(reply.site)
                 self._journal.event(number, events.COLLAPSING, reply.site, "features lose their spread")
+        self._tell_divergence(number, accepted)
         self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
+        if len(norms) + len(reasons) > 1:  # a site alone is no federation: nobody asks how far it had come
+            snapshots = self._folder / events.SNAPSHOTS
+            write_snapshot(snapshots, self._checkpoint, self._study.rounds.count, vault=self._vault)
         kept = self._study.rounds.keep_checkpoints
         write_checkpoint(self._folder / "checkpoints", self._checkpoint, kept, vault=self._vault)
         self._audit.note(
@@ -182,6 +188,14 @@ class RoundLoop:
             weights=weights_digest(weights),
         )  # fmt: skip
         spool.remove()
+
+    def _tell_divergence(self, number: int, accepted: list[Spooled]) -> None:
+        """Write down how the updates stand to each other; of a single site there is nothing to tell."""
+        if len(accepted) < 2:
+            return
+        self._layers = self._layers or layers_of(self._study.encoder, self._study.image)
+        for site, layers in divergence(accepted, self._checkpoint.weights, self._layers).items():
+            self._journal.divergence(number, site, layers)
 
 
 def write_study(folder: Path, study: Study) -> Path:

@@ -48,7 +48,7 @@ def test_end_to_end(make_run: MakeRun) -> None:
     assert main.loc[("federated", "away", "AUROC"), "note"].startswith("site left out of training")
     assert main.loc[("federated", "north", "AUROC"), "note"] == "too few patients to say"
     assert main.loc[("federated", "all", "AUROC"), "ci_low"] < main.loc[("federated", "all", "AUROC"), "ci_high"]
-    metrics = {"RankMe", "feature_std", "site_leakage"}
+    metrics = {"RankMe", "feature_std", "uniformity", "alignment", "site_leakage"}
     assert set(table.loc[table["protocol"] == "diagnostic", "metric"]) == metrics
     written = pd.read_csv(run / "results.csv", keep_default_na=False, dtype=str)
     assert len(written) == len(table)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from foundation.errors import RunError
-from foundation.files import read_json, write_json
-from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from foundation.files import load_tensors, read_json, write_json
+from foundation.vault import LockedError, Vault
+from server.checkpoint import Checkpoint, latest_checkpoint, snapshot_rounds, write_checkpoint, write_snapshot
 
 
 def checkpoint(round_: int, study: str = "hash") -> Checkpoint:
@@ -144,3 +145,32 @@ def test_what_a_killed_writer_left_does_no_harm_and_goes(tmp_path: Path) -> None
     assert latest_checkpoint(tmp_path, "hash") is None
     write_checkpoint(tmp_path, checkpoint(3), keep=2)
     assert names(tmp_path) == ["round-00003"]
+
+
+@pytest.mark.parametrize(
+    ("count", "rounds"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 3, 4]), (10, [1, 3, 5, 8, 10]), (100, [1, 25, 50, 75, 100])],
+)
+def test_snapshots_are_at_the_quarters(count: int, rounds: list[int]) -> None:
+    assert snapshot_rounds(count) == rounds
+
+
+def shared(round_: int) -> Checkpoint:
+    return Checkpoint("hash", round_, {"encoder.w": torch.full((2,), float(round_)), "predictor.w": torch.ones(2)})
+
+
+def test_a_snapshot_holds_the_encoder_as_it_is_exported(tmp_path: Path) -> None:
+    for round_ in range(1, 11):
+        write_snapshot(tmp_path, shared(round_), 10)
+    assert names(tmp_path) == [f"round-{n:05d}.safetensors" for n in (1, 3, 5, 8, 10)]
+    tensors, _ = load_tensors(tmp_path / "round-00005.safetensors")
+    assert {name: value.tolist() for name, value in tensors.items()} == {"w": [5.0, 5.0]}
+    before = (tmp_path / "round-00005.safetensors").read_bytes()
+    write_snapshot(tmp_path, shared(5), 10)
+    assert (tmp_path / "round-00005.safetensors").read_bytes() == before
+
+
+def test_with_a_key_a_snapshot_is_sealed(tmp_path: Path) -> None:
+    write_snapshot(tmp_path, shared(1), 1, Vault(bytes(32)))
+    with pytest.raises(LockedError):
+        Vault(None).load_tensors(tmp_path / "round-00001.safetensors")
