@@ -1,5 +1,6 @@
 """The report of a run: one HTML file that opens from disk; the answer first, then how, then what not to conclude."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from evaluation.answers import (
 )
 from evaluation.arm_table import DESCRIPTION_NAME
 from evaluation.cautions import cautions, demonstration_text, elsewhere_text, left_out_sites, study_settings
+from evaluation.encoder_pictures import EXPLANATIONS, TITLES
 from evaluation.explain_lag import explain_lag
 from evaluation.feature_map import feature_panels
 from evaluation.figures import Question, main_question, metric_title, protocol_title, select, sites_of
@@ -43,7 +45,10 @@ def write_report(run: Path, pictures: bool = False) -> Path:
     """
     page, folder = run / REPORT_NAME, read_run(run)
     shown = panels(run, _shown(folder)) if pictures else []
-    write_page(page, REPORT_NAME, page_values(folder) | {"pictures": shown})
+    titled = {one.title: folder.arm(one.name).short for one in folder.arms}
+    shown = [replace(panel, encoder=titled.get(panel.encoder, panel.encoder)) for panel in shown]
+    explained = {"picture_titles": TITLES, "picture_explanations": EXPLANATIONS}
+    write_page(page, REPORT_NAME, page_values(folder) | explained | {"pictures": shown})
     if folder.about_one and _is_described(folder):
         write_text(run / CARD_NAME, model_card(run, folder.leads[0]))
     return page
