@@ -256,6 +256,7 @@ def figures_of(cell: Cell, name: str) -> list[str]:
     differences = pd.read_csv(PLACE / f"{cell.name}-{name}-comparisons.csv", keep_default_na=False)
     metric = str(differences["metric"].iloc[0])
     own = results[(results["metric"] == metric) & (results["n"].astype(str) != "0")]
+    own = own[(own["encoder"] != "majority") | (own["site"] == "all")]
     rows = [
         [str(row[key]) for key in ("encoder", "protocol", "label_fraction", "site")] + [_value(row), str(row["n"])]
         for row in _records(own)
@@ -308,6 +309,7 @@ def page() -> str:
     parts = ["# Pretrained encoders on downstream tasks", title, f"`{command.strip()}`"]
     parts += [" ".join(paragraph.split()) for paragraph in prose]
     known = [PLACE / f"{cell.name}-{name}.md" for cell in CELLS for name in cell.tasks]
+    known.append(RESULTS / "downstream-learned.md")
     return "\n\n".join([*parts, *(path.read_text().strip() for path in known if path.exists())]) + "\n"
 
 
