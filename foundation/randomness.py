@@ -14,9 +14,9 @@ def stream_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def torch_generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh torch generator for the stream ``(seed, *names)``."""
-    return torch.Generator(device=device).manual_seed(stream_seed(seed, *names))
+def torch_generator(seed: int, *names: str | int) -> torch.Generator:
+    """A fresh torch generator on the CPU for the stream ``(seed, *names)``."""
+    return torch.Generator().manual_seed(stream_seed(seed, *names))
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
