@@ -8,7 +8,7 @@ The coverage of the intervals takes long and depends on no machine: it runs only
 import subprocess
 import sys
 
-BENCHMARKS = ("augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text")
+BENCHMARKS = ("augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text", "probes")
 
 
 def main() -> int:

@@ -101,6 +101,10 @@ def summed(answers: Mapping[str, tuple[float, FloatArray]]) -> tuple[float, Floa
     return math.fsum(value for value, _ in parts), np.sum([gradient for _, gradient in parts], axis=0)
 
 
+LEAST_BEND = 10.0
+"""Curvature that the stopping rule counts on at most: a bias over a few pictures has little more."""
+
+
 def minimise(
     ask: Callable[[FloatArray], tuple[float, FloatArray]], shape: tuple[int, int], strength: float, most: int
 ) -> FloatArray:
@@ -108,7 +112,8 @@ def minimise(
 
     strength: C. most: how often ``ask`` may be asked; RunError where that is not enough.
     """
-    goal = PRECISION / strength / math.sqrt(shape[0] * shape[1])
+    # The penalty bends the weights by 1 / C, but not the bias, which only the pictures hold: hence the second bound.
+    goal = PRECISION * min(1 / strength, LEAST_BEND) / math.sqrt(shape[0] * shape[1])
     asked = 0
 
     def objective(flat: FloatArray) -> tuple[float, FloatArray]:

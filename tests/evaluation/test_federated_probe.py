@@ -85,6 +85,12 @@ def test_sites_of_one_class_and_a_site_without_labels(classes: int) -> None:
     assert not sites["none"].value_and_gradient(weights, standard)[1].any()
 
 
+def test_a_bias_over_few_pictures_is_as_exact_as_the_weights() -> None:
+    features, labels = pictures(8, 8, 2, 2)
+    weights, _ = federated({"a": SiteShare(features, labels, 2)}, 0.01)
+    assert np.abs(weights - central(features, labels, 2, 0.01)[0]).max() < CLOSE / 2
+
+
 def test_more_features_than_pictures() -> None:
     features, labels = pictures(4, 20, 100, 2)
     weights, standard = federated(
