@@ -9,29 +9,27 @@ The head sees the encoder's maps of all depths, and never the picture, so that a
 kept. The last map alone has one place for 32 x 32 pixels in most convolutional networks: a blood platelet is smaller.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.detection_head import Answers, Detector
 from evaluation.detection_targets import centre_loss, flipped, targets_of
 from evaluation.detection_types import Detected
 from evaluation.finetune import optimiser_for, train_mode
+from evaluation.steps import batches, set_rate, take_step
 from evaluation.trial import Trial
 from foundation.errors import StudyError
-from foundation.randomness import numpy_generator, seeded_torch, stream_seed, torch_generator
+from foundation.randomness import seeded_torch, stream_seed, torch_generator
 from foundation.schedules import warmup_cosine
 from imaging.augment import Augmentation
 from imaging.boxes import Boxes
 
 PICTURES_AT_ONCE = 128
-LEAST_STEPS = 300
-"""Optimiser steps: small training sets are passed more often than ``detection.epochs`` says until there are as many."""
 LARGEST = 4.0
 """Logarithm of the largest side in pictures' sides that is decoded: what has not learnt cannot overflow."""
 
@@ -75,26 +73,11 @@ def _fit(network: Detector, train: Train, trial: Trial, seed: int) -> None:
     optimiser = optimiser_for(network, settings.learning_rate, settings.layer_decay, settings.weight_decay)
     views = torch_generator(seed, "views")
     train_mode(network)
-    for progress, chosen in _batches(len(truth), settings.epochs, settings.batch, seed):
-        rate = warmup_cosine(progress, settings.learning_rate, warmup=settings.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
+    for progress, chosen in batches(len(truth), settings.epochs, settings.batch, seed):
+        set_rate(optimiser, warmup_cosine(progress, settings.learning_rate, warmup=settings.warmup))
         pictures, boxes = flipped(shown[chosen], [truth[place] for place in chosen], augmentation.preset, views)
         answers = network(augmentation.plain(pictures.to(trial.device)))
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(centre_loss(answers, targets_of(boxes, trial.classes, trial.image.size)))
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-
-
-def _batches(count: int, epochs: int, batch: int, seed: int) -> Iterator[tuple[float, Tensor]]:
-    """How much of the training is done at the middle of a step, and the places ``[B]`` of the pictures it takes."""
-    order = numpy_generator(seed, "order")
-    a_pass = -(-count // batch)
-    passes = max(epochs, -(-LEAST_STEPS // a_pass))
-    for number in range(passes):
-        for step, chosen in enumerate(np.array_split(order.permutation(count), a_pass)):
-            yield (number * a_pass + step + 0.5) / (passes * a_pass), torch.from_numpy(chosen)
+        take_step(network, optimiser, centre_loss(answers, targets_of(boxes, trial.classes, trial.image.size)))
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from evaluation.intervals import FloatArray
 from evaluation.plots import Panel, scatter_panel
 from evaluation.run_folder import RunFolder
 from evaluation.scoring import features_of
-from evaluation.targets import HELD
 from foundation.errors import FedpretextError
 from foundation.randomness import numpy_generator
+from imaging.splits import HELD
 
 MOST_POINTS = 1500
 MOST_NAMES = 12

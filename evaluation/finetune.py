@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.intervals import FloatArray
+from evaluation.steps import set_rate, take_step
 from evaluation.trial import Trial
 from foundation.randomness import numpy_generator, seeded_torch, stream_seed, torch_generator
 from foundation.schedules import warmup_cosine
@@ -124,15 +125,10 @@ def train(
     train_mode(classifier)
     for _ in range(config.epochs):
         for chosen in np.array_split(order.permutation(len(labels)), a_pass):
-            rate = warmup_cosine((step + 0.5) / total, config.learning_rate, warmup=config.warmup)
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["scale"]
+            set_rate(optimiser, warmup_cosine((step + 0.5) / total, config.learning_rate, warmup=config.warmup))
             view = augmentation.light(pictures[chosen].to(trial.device), views)
             loss = _LOSS[outcome](classifier(view), labels[chosen].to(trial.device))
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
-            optimiser.step()
+            take_step(classifier, optimiser, loss)
             step += 1
 
 

@@ -20,7 +20,7 @@ from foundation.errors import DataError, RunError
 from foundation.files import digest, read_json, save_tensors, write_json, write_text
 from foundation.machine import commit, machine, versions
 from imaging.manifest import Manifest
-from imaging.splits import draw_splits
+from imaging.splits import HELD, draw_splits
 from ssl_methods.encoders import timm_line
 
 RECORD = "evaluation/gathered.json"
@@ -133,7 +133,7 @@ def _own_data(task: TaskFile, runs: Sequence[Path]) -> tuple[Manifest, pd.DataFr
     by = kept[target_column(task)] if task.kind in ("classification", "regression") else None
     drawn = Manifest(manifest.table.assign(label=by), found.root, found.unit)
     splits = draw_splits(drawn, task.splits, task.seed).astype({"fold": str})
-    tested = set(splits.loc[splits["role"].isin(["test", "left-out"]), "patient"])
+    tested = set(splits.loc[splits["role"].isin(HELD), "patient"])
     patient_leak(tested, {run.name: _seen_by(run) for run in runs})
     place = place.resolve()
     return manifest, splits, place.name if place.is_dir() else place.parent.name

@@ -12,7 +12,6 @@ from evaluation.intervals import Estimate, mean
 ALL = "all"
 LEFT_OUT = "left-out"
 TEST = "test"
-REPEATS = ("fold", "seed", "label_seed")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from foundation.errors import DataError, nearest
 from imaging.finding import counted
+from imaging.splits import HELD
 
 NAMED = 3
 """So many unknown classes are told with their counts; of more, how many there are."""
@@ -39,7 +40,7 @@ def one_class_sites(sites: Sequence[str], labels: Sequence[str]) -> list[str]:
 
 def no_test_pictures(fold: int, column: str, roles: Mapping[str, str]) -> DataError:
     """The error for a fold without a labelled test picture; ``roles``: of every patient of the fold."""
-    held = sum(role in ("test", "left-out") for role in roles.values())
+    held = sum(role in HELD for role in roles.values())
     if held:
         what = f"{held} patients are tested, but none has a {column!r}; label pictures of theirs"
     else:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from evaluation.intervals import IntArray
-from evaluation.targets import HELD
 from foundation.errors import DataError
 from foundation.files import digest, read_json, write_json
 from imaging.clusters import DISTANCE
@@ -18,6 +17,7 @@ from imaging.config import ImageConfig
 from imaging.finding import counted
 from imaging.manifest import Manifest
 from imaging.prints import CORRELATION, LIT, SURE, Prints, near_copies, store_prints
+from imaging.splits import HELD
 from imaging.store import TensorStore
 
 MOST_NEAR = 0.2

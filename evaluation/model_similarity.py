@@ -13,10 +13,10 @@ from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import FloatArray, IntArray
 from evaluation.scoring import features_of
 from evaluation.similarity import linear_cka
-from evaluation.targets import HELD
 from foundation import events
 from foundation.files import digest
 from foundation.vault import PLAIN, LockedError
+from imaging.splits import HELD
 
 ARM_COLUMNS = ("arm_a", "arm_b", "site", "cka", "n")
 ROUND_COLUMNS = ("arm", "round", "site", "cka", "n")

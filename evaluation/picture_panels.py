@@ -10,11 +10,12 @@ from evaluation.encoder_pictures import PicturePanel, Point, Shown, encoder_pane
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import IntArray
 from evaluation.restorations import restoration_panels
-from evaluation.targets import HELD, Pictures
+from evaluation.targets import Pictures
 from foundation.errors import RunError, nearest
 from foundation.machine import choose_device
 from foundation.randomness import numpy_generator
 from imaging.planes import middle_slice
+from imaging.splits import HELD
 
 
 def panels(run: Path, arms: Sequence[str] | None = None, count: int = 3, at: Point | None = None) -> list[PicturePanel]:

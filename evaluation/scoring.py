@@ -19,12 +19,12 @@ from evaluation.labels import Budget, Drawn, draw
 from evaluation.logistic import logistic_scores
 from evaluation.predictions import kept_columns
 from evaluation.protocols import PROTOCOLS, Part
-from evaluation.targets import HELD
 from evaluation.trial import Trial
 from foundation.files import digest, write_with
 from foundation.machine import choose_device
 from foundation.randomness import stream_seed, torch_generator
 from imaging.augment import Augmentation
+from imaging.splits import HELD
 from ssl_methods.encoder_outputs import features
 
 VERSION = "2"
@@ -98,10 +98,16 @@ def _extract(view: View, encoder: Encoder) -> NDArray[np.float32]:
     model = encoder.build().to(device)
     augmentation = Augmentation(view.image)
     parts = []
-    for chosen in chunks(view):
+    for chosen in _blocks(np.arange(len(view.places)), view):
         shown = augmentation.plain(view.read(chosen).to(device))
         parts.append(features(model, shown).float().cpu().numpy())
     return np.concatenate(parts)
+
+
+def _blocks(places: IntArray, view: View) -> list[IntArray]:
+    """The places, as many at once as memory bears."""
+    step = view.image.at_once(PICTURES_AT_ONCE)
+    return [places[start : start + step] for start in range(0, len(places), step)]
 
 
 VIEWED = 256
@@ -117,18 +123,12 @@ def alignment_of(inputs: Inputs, encoder: Encoder) -> float:
     model, augmentation = encoder.build().to(device), Augmentation(view.image)
     generator = torch_generator(inputs.config.seed, "alignment", encoder.fold)
     pairs: list[list[NDArray[np.float32]]] = [[], []]
-    for start in range(0, len(held), view.image.at_once(PICTURES_AT_ONCE)):
-        shown = view.read(held[start : start + view.image.at_once(PICTURES_AT_ONCE)]).to(device)
+    for block in _blocks(held, view):
+        shown = view.read(block).to(device)
         for own in pairs:
             own.append(features(model, augmentation.strong(shown, generator)).float().cpu().numpy())
     first, second = (np.concatenate(own).astype(np.float64) for own in pairs)
     return alignment(first, second)
-
-
-def chunks(view: View) -> list[IntArray]:
-    """Places of all labelled pictures, as many at once as memory bears."""
-    count, step = len(view.places), view.image.at_once(PICTURES_AT_ONCE)
-    return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def base_of(inputs: Inputs, encoder: Encoder) -> str:

@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.finetune import optimiser_for
+from evaluation.steps import batches, set_rate, take_step
 from evaluation.trial import Trial
-from foundation.randomness import numpy_generator, seeded_torch, stream_seed, torch_generator
+from foundation.randomness import seeded_torch, stream_seed, torch_generator
 from foundation.schedules import warmup_cosine
 from imaging.augment import Augmentation
 from imaging.presets import Preset
 from ssl_methods.pyramid import PyramidDecoder, feature_pyramid, pyramid_shapes
 
 PICTURES_AT_ONCE = 128
-LEAST_STEPS = 300
-"""Optimiser steps: small training sets are passed more often than ``segmentation.epochs`` says until there are as many.
-30 passes over 20 pictures teach a new head nothing."""
 
 Pictures = NDArray[Any]
 Mask = NDArray[np.uint8]
@@ -144,25 +142,10 @@ def fit(
     settings = trial.config.segmentation
     loss_of = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     network.train()
-    for progress, chosen in _batches(count, settings.epochs, settings.batch, seed):
-        rate = warmup_cosine(progress, settings.learning_rate, warmup=settings.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
+    for progress, chosen in batches(count, settings.epochs, settings.batch, seed):
+        set_rate(optimiser, warmup_cosine(progress, settings.learning_rate, warmup=settings.warmup))
         found, truth = logits(chosen)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss_of(found, truth[:, None].long()))
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-
-
-def _batches(count: int, epochs: int, batch: int, seed: int) -> Iterator[tuple[float, Tensor]]:
-    """How much of the training is done at the middle of a step, and the places ``[B]`` of the pictures it takes."""
-    order = numpy_generator(seed, "order")
-    a_pass = -(-count // batch)
-    passes = max(epochs, -(-LEAST_STEPS // a_pass))
-    for number in range(passes):
-        for step, chosen in enumerate(np.array_split(order.permutation(count), a_pass)):
-            yield (number * a_pass + step + 0.5) / (passes * a_pass), torch.from_numpy(chosen)
+        take_step(network, optimiser, loss_of(found, truth[:, None].long()))
 
 
 def flipped(pictures: Tensor, masks: Tensor, preset: Preset, generator: torch.Generator) -> tuple[Tensor, Tensor]:

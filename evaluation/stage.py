@@ -32,10 +32,10 @@ from evaluation.scoring import (
     score_leakage,
     shown_as,
 )
-from evaluation.targets import HELD
 from foundation.errors import StudyError, look_up
 from foundation.files import write_json, write_text
 from foundation.progress import say, track
+from imaging.splits import HELD
 
 Key = tuple[str, str, str]
 """Encoder, protocol, label fraction."""

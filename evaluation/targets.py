@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 from evaluation.config import EvaluationConfig
 from evaluation.intervals import IntArray
-from evaluation.label_checks import unknown_classes
+from evaluation.label_checks import no_test_pictures, unknown_classes
 from foundation.errors import DataError, nearest
 from imaging.boxes import listed_boxes
-from imaging.splits import check_splits
+from imaging.splits import HELD, check_splits
 
 MOST_CLASSES = 100
-HELD = ("test", "left-out")
 NO_FINDING = "none"
 SEPARATOR = "|"
 FOREGROUND = "foreground"
@@ -100,19 +99,18 @@ def label_pictures(table: pd.DataFrame, splits: pd.DataFrame, config: Evaluation
         image = image + kept["slice"].map(lambda s: "" if pd.isna(s) else f"#{s}")
     site = kept["site"].fillna("").astype(str) if "site" in kept else pd.Series([""] * len(kept))
     classes, codes, numbers = _targets(kept, config)
+    roles = patient_roles(splits)
     pictures = Pictures(
         rows=rows,
         image=image.to_numpy(dtype=np.str_),
         patient=patients,
         site=site.to_numpy(dtype=np.str_),
         classes=classes,
-        roles={
-            fold: np.array([role.get(p, "") for p in patients], np.str_) for fold, role in patient_roles(splits).items()
-        },
+        roles={fold: np.array([role.get(p, "") for p in patients], np.str_) for fold, role in roles.items()},
         codes=codes,
         numbers=numbers,
     )
-    _check_roles(pictures, config)
+    _check_roles(pictures, roles, config)
     if config.aggregate != "none":
         _check_patients_have_one_class(pictures, config)
     return pictures
@@ -244,7 +242,7 @@ def _is_number(name: str) -> bool:
         return False
 
 
-def _check_roles(pictures: Pictures, config: EvaluationConfig) -> None:
+def _check_roles(pictures: Pictures, roles: Mapping[int, Mapping[str, str]], config: EvaluationConfig) -> None:
     column = target_column(config)
     for fold in pictures.roles:
         for role in ("train", "validation"):
@@ -255,7 +253,7 @@ def _check_roles(pictures: Pictures, config: EvaluationConfig) -> None:
             if role == "train" and one_class:
                 raise DataError(f"fold {fold}: training pictures have one {column} only; two classes are needed")
         if not len(pictures.where(fold, *HELD)):
-            raise DataError(f"fold {fold} has no labelled test picture; give test patients a {column}")
+            raise no_test_pictures(fold, column, roles[fold])
 
 
 def _check_patients_have_one_class(pictures: Pictures, config: EvaluationConfig) -> None:

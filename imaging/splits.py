@@ -13,6 +13,8 @@ from imaging.config import Section
 from imaging.manifest import Manifest
 
 ROLES = ("train", "validation", "test", "left-out")
+HELD = ("test", "left-out")
+"""Roles of patients whom no training sees."""
 COLUMNS = ("image", "patient", "site", "label", "fold", "role")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation import detection
+from evaluation import steps
 from evaluation.average_precision import average_precision, matches
 from evaluation.config import DetectionConfig, EvaluationConfig
 from evaluation.detection import finetune_detections, frozen_detections
@@ -30,7 +30,7 @@ Detect = Callable[[Pictures, np.ndarray, Trial], list[Detected]]
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detection, "LEAST_STEPS", 1)
+    monkeypatch.setattr(steps, "LEAST_STEPS", 1)
 
 
 def trial(
@@ -122,13 +122,13 @@ def test_no_more_boxes_than_asked() -> None:
 
 
 def test_few_pictures_are_passed_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detection, "LEAST_STEPS", 7)
-    steps = list(detection._batches(9, 2, 4, 0))
-    assert len(steps) == 9  # three passes of three steps are the least that has seven
-    assert [sorted(torch.cat([chosen for _, chosen in steps[n : n + 3]]).tolist()) for n in (0, 3, 6)] == [
+    monkeypatch.setattr(steps, "LEAST_STEPS", 7)
+    passed = list(steps.batches(9, 2, 4, 0))
+    assert len(passed) == 9  # three passes of three steps are the least that has seven
+    assert [sorted(torch.cat([chosen for _, chosen in passed[n : n + 3]]).tolist()) for n in (0, 3, 6)] == [
         [*range(9)]
     ] * 3
-    np.testing.assert_allclose([progress for progress, _ in steps], (np.arange(9) + 0.5) / 9)
+    np.testing.assert_allclose([progress for progress, _ in passed], (np.arange(9) + 0.5) / 9)
 
 
 def test_training_pictures_without_any_box_teach_that_there_is_none() -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evaluation import segmentation
+from evaluation import segmentation, steps
 from evaluation.config import EvaluationConfig, SegmentationConfig
 from evaluation.overlap import overlap_table, patient_dice
 from evaluation.segmentation import LinearHead, Segmenter, decoder_masks, enlarged, flipped, linear_maps, linear_masks
@@ -30,7 +30,7 @@ Masks = Callable[[tuple[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.floa
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough to see a change; tests that need more take ``epochs``."""
-    monkeypatch.setattr(segmentation, "LEAST_STEPS", 4)
+    monkeypatch.setattr(steps, "LEAST_STEPS", 4)
 
 
 def trial(config: EncoderConfig, image: ImageConfig = FLAT, classes: int = 3, **options: float) -> Trial:
@@ -171,8 +171,8 @@ def test_the_decoder_trains_all_weights_of_the_encoder() -> None:
 
 def test_small_sets_are_passed_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """9 pictures in batches of 4 are 3 steps a pass: 2 epochs are 6 steps, but at least 40 steps need 14 passes."""
-    monkeypatch.setattr(segmentation, "LEAST_STEPS", 40)
-    batches = list(segmentation._batches(9, 2, 4, 0))
+    monkeypatch.setattr(steps, "LEAST_STEPS", 40)
+    batches = list(steps.batches(9, 2, 4, 0))
     assert len(batches) == 42
     passes = [
         torch.cat([chosen for _, chosen in batches[start : start + 3]]).sort().values for start in range(0, 42, 3)
@@ -180,8 +180,8 @@ def test_small_sets_are_passed_more_often(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(torch.equal(places, torch.arange(9)) for places in passes)
     progress = [share for share, _ in batches]
     np.testing.assert_allclose(progress, (np.arange(42) + 0.5) / 42)
-    monkeypatch.setattr(segmentation, "LEAST_STEPS", 5)
-    assert len(list(segmentation._batches(9, 2, 4, 0))) == 6
+    monkeypatch.setattr(steps, "LEAST_STEPS", 5)
+    assert len(list(steps.batches(9, 2, 4, 0))) == 6
 
 
 # The linear layer
