@@ -8,7 +8,9 @@ The coverage of the intervals takes long and depends on no machine: it runs only
 import subprocess
 import sys
 
-BENCHMARKS = ("augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text", "probes")
+BENCHMARKS = (
+    "augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text", "probes", "secure_aggregation",
+)  # fmt: skip
 
 
 def main() -> int:
