@@ -52,7 +52,11 @@ class Autoencoder(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error over all pixels."""
-        return restoration_loss(self.decoder(feature_maps(self.encoder, views["pictures"])), views["pictures"]), {}
+        return self.picture_losses(views).mean(), {}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean squared error over all pixels of each picture."""
+        return restoration_loss(self.decoder(feature_maps(self.encoder, views["pictures"])), views["pictures"])
 
     @torch.no_grad()
     def restore(self, views: Views) -> Tensor:

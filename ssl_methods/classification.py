@@ -3,14 +3,15 @@
 from torch import Tensor
 from torch.nn import functional
 
+from ssl_methods.similarity import exact
+
 
 def class_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy, at least in float32, and the share of right guesses (detached).
+    """Of each picture the mean cross-entropy of its answers, ``[B]``, and the share of all right guesses (detached).
 
-    logits ``[..., K]``, labels ``[...]`` int64 from 0 to K - 1.
+    At least in float32. logits ``[B, ..., K]``, labels ``[B, ...]`` int64 from 0 to K - 1.
     """
-    rows = logits.flatten(0, -2)
-    rows = rows if rows.dtype.itemsize >= 4 else rows.float()
-    truth = labels.flatten()
+    rows, truth = exact(logits).flatten(0, -2), labels.flatten()
     right = (rows.detach().argmax(dim=1) == truth).float().mean()
-    return functional.cross_entropy(rows, truth), right
+    each = functional.cross_entropy(rows, truth, reduction="none").reshape(len(labels), -1)
+    return each.mean(dim=1), right

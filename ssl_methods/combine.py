@@ -158,6 +158,14 @@ class Combine(Method):
             scalars |= {f"{label}_{name}": value for name, value in {"loss": loss.detach(), **own}.items()}
         return total, scalars
 
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: sum of weight x each picture's loss, where every member has one of single pictures."""
+        weights = [member.weight for member in self.config.methods]
+        each = zip(self._each(), weights, strict=True)
+        return torch.stack([weight * member.picture_losses(_of(label, views)) for (label, member), weight in each]).sum(
+            0
+        )
+
     def couples(self) -> bool:
         """Whether any member couples pictures, or the encoder does."""
         return self.batch_normalised() or any(member.couples() for _, member in self._each())

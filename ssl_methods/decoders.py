@@ -71,6 +71,6 @@ def picture_decoder(encoder: nn.Module, image: ImageConfig, width: int) -> ConvD
 
 
 def restoration_loss(prediction: Tensor, pictures: Tensor) -> Tensor:
-    """Mean squared error over all pixels of ``[B, C, ...]``, at least in float32."""
+    """Of each picture the mean squared error over all its pixels, ``[B]`` of ``[B, C, ...]``, at least in float32."""
     pictures = exact(pictures)
-    return (prediction.to(pictures.dtype) - pictures).square().mean()
+    return (prediction.to(pictures.dtype) - pictures).square().flatten(1).mean(dim=1)

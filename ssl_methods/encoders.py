@@ -64,6 +64,12 @@ class EncoderConfig(Section):
         lt=1.0,
         description="Share of residual branches dropped in training, at the last block.",
     )
+    frozen_blocks: int = Field(
+        default=0,
+        ge=0,
+        description="Lowest blocks of a ViT that keep their starting weights, with the patch embedding; 0: all are "
+        "trained.",
+    )
 
     @field_validator("patch_size")
     @classmethod
@@ -231,7 +237,7 @@ def build_encoder(config: EncoderConfig, image: ImageConfig) -> nn.Module:
     encoder_kind(config.name)  # an unknown name is told before what does not fit it
     require_dimensions(config.name, image)
     if config.name in VOLUME_ENCODERS:
-        return build_volume_encoder(config.name, _monai_arguments(config, image))
+        return _frozen(build_volume_encoder(config.name, _monai_arguments(config, image)), config)
     arguments = timm_arguments(config, image)
     if encoder_kind(config.name) == "vit":
         _check_vit(config, image)
@@ -242,6 +248,26 @@ def build_encoder(config: EncoderConfig, image: ImageConfig) -> nn.Module:
     if isinstance(encoder, VisionTransformer):
         _fix_positions(encoder)
         cast(Any, encoder.patch_embed).strict_img_size = False  # the small crops of multi-crop: see patch_tokens
+    return _frozen(encoder, config)
+
+
+def _frozen(encoder: nn.Module, config: EncoderConfig) -> nn.Module:
+    """The encoder with the weights that ``frozen_blocks`` names not trained; StudyError where it has no such blocks."""
+    count = config.frozen_blocks
+    if count == 0:
+        return encoder
+    if encoder_kind(config.name) != "vit":
+        raise StudyError(
+            f"encoder.frozen_blocks {count}: {config.name!r} is no ViT, whose lowest blocks could be kept; leave it out"
+        )
+    blocks = list(cast(nn.Sequential, encoder.get_submodule("blocks")))
+    if count > len(blocks):
+        raise StudyError(
+            f"encoder.frozen_blocks {count}: the encoder has {len(blocks)} blocks; set it to those at most"
+        )
+    before = [name for name in ("patch_embed", "norm_pre", "patch_embedding") if hasattr(encoder, name)]
+    for module in [*map(encoder.get_submodule, before), *blocks[:count]]:
+        module.requires_grad_(False)
     return encoder
 
 

@@ -22,18 +22,18 @@ from ssl_methods.token_masks import counted
 
 
 def ijepa_loss(prediction: Tensor, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Smooth L1 (beta 1) between predictions and layer-normed target tokens, at least in float32.
+    """Of each picture the smooth L1 (beta 1) between predictions and layer-normed target tokens, ``[B]``.
 
-    prediction, tokens ``[..., D]``. The normalisation has no weights (their code; the paper's eq. 1 has the
-    squared distance). counted ``[B, M]`` bool of tokens ``[B, M, D]``: those that count, in every picture at least one;
-    the mean is then first of each picture's own, then over the pictures. None: all.
+    At least in float32. prediction, tokens ``[B, M, D]``. The normalisation has no weights (their code; the paper's
+    eq. 1 has the squared distance). counted ``[B, M]`` bool: the tokens that count, in every picture at least one;
+    None: all.
     """
     tokens = exact(tokens)
     target = functional.layer_norm(tokens, tokens.shape[-1:])
-    if counted is None:
-        return functional.smooth_l1_loss(prediction.to(target.dtype), target)
     error = functional.smooth_l1_loss(prediction.to(target.dtype), target, reduction="none").mean(dim=2)  # [B, M]
-    return ((error * counted).sum(dim=1) / counted.sum(dim=1)).mean()
+    if counted is None:
+        return error.mean(dim=1)
+    return (error * counted).sum(dim=1) / counted.sum(dim=1)
 
 
 class IJEPAConfig(MethodConfig):
@@ -147,7 +147,17 @@ class IJEPA(Method):
         )
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Smooth L1 between predicted and true features of the target blocks."""
+        """Smooth L1 between predicted and true features of the target blocks; also how far these are spread."""
+        prediction, hidden = self._predicted(views)
+        spread = hidden.float().flatten(0, 1).std(dim=0).mean()  # falls to 0 when the features collapse
+        return ijepa_loss(prediction, hidden, views.get("counted")).mean(), {"target_std": spread}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: smooth L1 of each picture's own target blocks."""
+        return ijepa_loss(*self._predicted(views), views.get("counted"))
+
+    def _predicted(self, views: Views) -> tuple[Tensor, Tensor]:
+        """Predicted and true features of the target blocks, ``[B, T * M, D]`` each."""
         blocks = views["targets"].shape[1]
         asked = views["targets"].flatten(0, 1)  # [B * T, M]
         with torch.no_grad():
@@ -157,8 +167,7 @@ class IJEPA(Method):
         # Every block is predicted by itself: the predictor runs once per picture and block.
         seen = views["context"].repeat_interleave(blocks, dim=0)  # [B * T, K]
         prediction = self.predictor(tokens.repeat_interleave(blocks, dim=0), seen, asked)  # [B * T, M, D]
-        spread = hidden.float().flatten(0, 1).std(dim=0).mean()  # falls to 0 when the features collapse
-        return ijepa_loss(prediction.reshape(hidden.shape), hidden, views.get("counted")), {"target_std": spread}
+        return prediction.reshape(hidden.shape), hidden
 
     def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
         """The view, what of it the encoder sees, and the blocks whose features it has to predict."""

@@ -136,8 +136,15 @@ class Jigsaw(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the order; also the share of orders that were guessed."""
+        losses, right = self._answered(views)
+        return losses.mean(), {"accuracy": right}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: cross-entropy of each picture's order."""
+        return self._answered(views)[0]
+
+    def _answered(self, views: Views) -> tuple[Tensor, Tensor]:
         tiles = views["tiles"]
         each = self.head["tile"](features(self.encoder, tiles.flatten(0, 1)))  # [B * 9, W]
         each = torch.relu(each).reshape(len(tiles), -1)  # [B, 9 * W]
-        loss, right = class_loss(self.head["order"](each), views["order"])
-        return loss, {"accuracy": right}
+        return class_loss(self.head["order"](each), views["order"])

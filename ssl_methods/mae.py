@@ -60,20 +60,20 @@ def mae_loss(
     norm_pixels: bool,
     counted: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error over the masked patches (sec. 3, "reconstruction target"), at least in float32.
+    """Of each picture the mean squared error over its masked patches (sec. 3, "reconstruction target"), ``[B]``.
 
-    prediction ``[B, M, P]`` at the places ``masked`` ``[B, M]`` of ``pictures`` ``[B, C, S, S]`` or volumes
-    ``[B, C, D, H, W]``; ``patch`` as ``patchify`` takes it. counted ``[B, M]`` bool: the masked patches that count, in
-    every picture at least one: the mean is then first of each picture's own, then over the pictures; None: all.
+    At least in float32. prediction ``[B, M, P]`` at the places ``masked`` ``[B, M]`` of ``pictures`` ``[B, C, S, S]``
+    or volumes ``[B, C, D, H, W]``; ``patch`` as ``patchify`` takes it. counted ``[B, M]`` bool: the masked patches that
+    count, in every picture at least one; None: all.
     """
     target = exact(take(patchify(pictures, patch), masked))
     if norm_pixels:
         mean, deviation = patch_statistics(target)
         target = (target - mean) / deviation
-    error = (prediction.to(target.dtype) - target).square()
+    error = (prediction.to(target.dtype) - target).square().mean(dim=2)  # [B, M]
     if counted is None:
-        return error.mean()
-    return ((error.mean(dim=2) * counted).sum(dim=1) / counted.sum(dim=1)).mean()
+        return error.mean(dim=1)
+    return (error * counted).sum(dim=1) / counted.sum(dim=1)
 
 
 def only_patches(picture: Tensor, places: Tensor, patch: int | Sequence[int]) -> Tensor:
@@ -148,12 +148,15 @@ class MAE(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the hidden patches."""
+        return self.picture_losses(views).mean(), {}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean squared error on each picture's hidden patches."""
         tokens = patch_tokens(self.encoder, views["pictures"], views["keep"])  # [B, K, D]
         prediction = self.decoder(tokens, views["keep"], views["masked"])  # [B, M, P]
-        loss = mae_loss(
+        return mae_loss(
             prediction, views["pictures"], views["masked"], self.patch, self.config.norm_pixels, views.get("counted")
         )
-        return loss, {}
 
     def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
         """The view, and what of it the encoder sees."""

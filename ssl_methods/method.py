@@ -121,6 +121,14 @@ class Method(nn.Module, ABC):
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and scalars worth recording (detached)."""
 
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: each picture's own loss, whose mean is ``loss``. Every per-sample method has it.
+
+        Everything that a layer sees of picture b is in rows b * k to b * k + k - 1 of B * k
+        (ssl_methods/sample_gradients.py).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no loss of single pictures")
+
     def couples(self) -> bool:
         """Whether pictures of a batch influence each other's gradients under these settings, over this encoder.
 

@@ -72,7 +72,11 @@ class ModelsGenesis(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error over all pixels between the restored and the uncorrupted picture (their eq. 1)."""
-        return restoration_loss(self.decoder(feature_maps(self.encoder, views["corrupted"])), views["pictures"]), {}
+        return self.picture_losses(views).mean(), {}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean squared error over all pixels of each picture."""
+        return restoration_loss(self.decoder(feature_maps(self.encoder, views["corrupted"])), views["pictures"])
 
     @torch.no_grad()
     def restore(self, views: Views) -> Tensor:

@@ -108,8 +108,15 @@ class RelativePatch(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the direction; also the share of directions that were guessed."""
+        losses, right = self._answered(views)
+        return losses.mean(), {"accuracy": right}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: cross-entropy of the directions asked for in each picture."""
+        return self._answered(views)[0]
+
+    def _answered(self, views: Views) -> tuple[Tensor, Tensor]:
         patches, directions = views["patches"], views["directions"]
         each = features(self.encoder, patches.flatten(0, 1)).reshape(*patches.shape[:2], -1)  # [B, 1 + N, D]
         pairs = torch.cat([each[:, :1].expand_as(each[:, 1:]), each[:, 1:]], dim=2)  # [B, N, 2D]
-        loss, right = class_loss(self.head(pairs), directions)
-        return loss, {"accuracy": right}
+        return class_loss(self.head(pairs), directions)

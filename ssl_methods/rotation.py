@@ -94,7 +94,14 @@ class Rotation(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the turn (eq. 2 and 3); also the share of turns that were guessed."""
-        turned = views["turned"]
+        losses, right = self._answered(views)
+        return losses.mean(), {"accuracy": right}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: cross-entropy of the turns of each picture's copies."""
+        return self._answered(views)[0]
+
+    def _answered(self, views: Views) -> tuple[Tensor, Tensor]:
+        turned, turns = views["turned"], views["turns"]
         logits = self.head(features(self.encoder, turned.flatten(0, 1)))  # [B * V, 4]
-        loss, right = class_loss(logits, views["turns"].flatten())
-        return loss, {"accuracy": right}
+        return class_loss(logits.reshape(*turns.shape, TURNS), turns)

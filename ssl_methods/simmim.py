@@ -23,16 +23,15 @@ PAPERS_UNIT = 32 / 192
 
 
 def simmim_loss(prediction: Tensor, pictures: Tensor, hidden: Tensor) -> Tensor:
-    """Mean absolute error over hidden pixels (sec. 3.4), first of each picture, then of the batch; float32 at least.
+    """Of each picture the mean absolute error over its hidden pixels (sec. 3.4), ``[B]``, at least in float32.
 
     prediction, pictures ``[B, C, S, S]``; hidden ``[B, S, S]`` bool, in every picture somewhere true. Where all
-    pictures hide as many pixels, this is the paper's eq. 1.
+    pictures hide as many pixels, the mean over pictures is the paper's eq. 1.
     """
     pictures = exact(pictures)
     weight = hidden[:, None].to(pictures.dtype)  # [B, 1, S, S]
     error = (prediction.to(pictures.dtype) - pictures).abs() * weight
-    each = error.flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) * pictures.shape[1])  # [B]
-    return each.mean()
+    return error.flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) * pictures.shape[1])
 
 
 def mask_unit(asked: int | None, size: int, stride: int) -> int:
@@ -117,8 +116,12 @@ class SimMIM(Method):
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean absolute error on the hidden pixels."""
+        return self.picture_losses(views).mean(), {}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean absolute error on each picture's hidden pixels."""
         pixels = enlarged(views["counted"], self.image.size)
-        return simmim_loss(self.predict(views), views["pictures"], pixels), {}
+        return simmim_loss(self.predict(views), views["pictures"], pixels)
 
     def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
         """The view, and what of it the encoder sees."""

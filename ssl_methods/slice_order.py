@@ -98,13 +98,23 @@ class SliceOrder(Method):
         Also the share of ordered pairs whose order was guessed, and the share of pairs without order.
         """
         gaps = views["gaps"]
-        both = features(self.encoder, torch.cat([views["first"], views["second"]]))
-        pairs = torch.cat(both.chunk(2), dim=1)  # [B, 2D]
-        scores, lengths = self.head(pairs).unbind(dim=1)  # [B] each
-        each, ordered = order_loss(scores, gaps)
-        loss = each.mean()
-        if self.config.gap_weight > 0:
-            loss = loss + self.config.gap_weight * gap_loss(lengths, gaps).mean()
+        scores, lengths = self._answers(views)
+        ordered = gaps != 0
         right = ((scores.detach() > 0) == (gaps > 0)) & ordered
         accuracy = right.sum() / ordered.sum().clamp(min=1)
-        return loss, {"accuracy": accuracy, "pairs_left_out": 1.0 - ordered.float().mean()}
+        scalars = {"accuracy": accuracy, "pairs_left_out": 1.0 - ordered.float().mean()}
+        return self._losses(scores, lengths, gaps).mean(), scalars
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: the loss of each pair."""
+        return self._losses(*self._answers(views), views["gaps"])
+
+    def _answers(self, views: Views) -> tuple[Tensor, Tensor]:
+        """Log odds of "the second comes later", and the guessed log(1 + gap), ``[B]`` each."""
+        both = torch.stack([views["first"], views["second"]], dim=1).flatten(0, 1)  # a pair's pictures in a row
+        scores, lengths = self.head(features(self.encoder, both).reshape(len(views["gaps"]), -1)).unbind(dim=1)
+        return scores, lengths
+
+    def _losses(self, scores: Tensor, lengths: Tensor, gaps: Tensor) -> Tensor:
+        each, _ = order_loss(scores, gaps)
+        return each + self.config.gap_weight * gap_loss(lengths, gaps) if self.config.gap_weight > 0 else each

@@ -153,7 +153,8 @@ class SwinUNETR(Method):
         config = self.config
         maps = feature_maps(self.encoder, torch.cat([views["first_cut"], views["second_cut"]]))  # [2B, D, *grid]
         pooled = maps.flatten(2).mean(dim=2)  # [2B, D]
-        rotation, right = class_loss(self.rotation_head(pooled), views["turns"].T.flatten())
+        rotations, right = class_loss(self.rotation_head(pooled), views["turns"].T.flatten())
+        rotation = rotations.mean()
         first, second = self.contrast_head(pooled).chunk(2)  # [B, projection] each
         contrast, counted = nt_xent(first, second, config.temperature, views["patients"], views["groups"])
         inpainting = inpainting_loss(self.decoder(maps), torch.cat([views["first"], views["second"]]))

@@ -99,7 +99,7 @@ def test_restored_pictures_keep_what_was_seen_and_restore_what_was_learned(
         return float(mae_loss(
             patchify(method.restore(views), 4).gather(1, views["masked"][:, :, None].expand(-1, -1, 16)),
             views["pictures"], views["masked"], 4, norm_pixels=False,
-        ))  # fmt: skip
+        ).mean())  # fmt: skip
 
     start = hidden_error()
     optimiser = torch.optim.AdamW([w for w in method.parameters() if w.requires_grad], 2e-3)

@@ -41,7 +41,7 @@ def agrees(seed: int) -> bool:
     prediction, pictures = torch.randn(2, 3, 2, 4, 4, generator=draw, dtype=torch.float64)
     prediction = prediction.requires_grad_()
     hidden = torch.rand(3, 16, generator=draw).argsort(dim=1).view(3, 4, 4) < 8
-    loss = simmim.simmim_loss(prediction, pictures, hidden)
+    loss = simmim.simmim_loss(prediction, pictures, hidden).mean()
     (gradient,) = torch.autograd.grad(loss, prediction)
     by_hand = (prediction - pictures).sign() * hidden[:, None] / (8 * 2 * 3)
     return loss.item() == pytest.approx(slow_loss(prediction, pictures, hidden), rel=1e-10) and torch.allclose(
