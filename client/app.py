@@ -15,6 +15,7 @@ from client.outgoing import checked_reply
 from client.policy import LabelsNotPermittedError, Policy
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
+from client.site_ledger import LedgerNotContinuedError
 from client.site_log import LogNotContinuedError, SiteLog, log_error
 from federation.flower import (
     check_record_dict,
@@ -29,6 +30,7 @@ from federation.flower import (
     with_note,
 )
 from federation.key_source import open_vault
+from federation.privacy.ledger import BudgetSpentError
 from federation.records import UNKNOWN_SITE, Category, Failure
 from federation.study import Study, load_study
 from foundation.errors import DataError, FedpretextError, RunError, StudyError, TrainingError
@@ -64,7 +66,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _introduction(site: Site) -> RecordDict:
     content = site_to_content(site.allowed(site.describe()))
-    check_record_dict(content, site.name, site.study_hash, {}, ())
+    check_record_dict(content, site.name, site.study_hash, {}, (), site.private)
     return content
 
 
@@ -76,10 +78,10 @@ def _trained(message: Message, site: Site, log: SiteLog) -> RecordDict:
     reply, again = site.trained_or_stored(instruction)
     allowed = site.allowed(reply, instruction.round)
     content, expected, metrics = reply_to_content(allowed), site.shared_like(), list(allowed.metrics)
-    check_record_dict(content, site.name, site.study_hash, expected, metrics)
+    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private)
     log.released(allowed, again)  # an update that is withheld was not released
     content = with_note(content, log.note())
-    check_record_dict(content, site.name, site.study_hash, expected, metrics)
+    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private)
     return content
 
 
@@ -189,6 +191,8 @@ def category_of(error: BaseException) -> Category:
         LogNotContinuedError: "log-not-continued",
         LabelsNotPermittedError: "labels-not-permitted",
         TooFewLabelsError: "labels-too-few",
+        BudgetSpentError: "budget-spent",
+        LedgerNotContinuedError: "ledger-not-continued",
         RunError: "state-damaged",
     }
     return next((category for kind, category in kinds.items() if isinstance(error, kind)), "internal-error")

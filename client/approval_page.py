@@ -10,42 +10,49 @@ from client.held_out import held_out
 from client.labelled import MOST_ENCODERS
 from client.outgoing_metrics import OUTGOING_METRICS
 from client.policy import Policy, check_pictures, check_work
+from client.private_page import ledger_lines, promise
+from client.private_rules import check_patients, expected_step, fewer_patients
 from client.site_file import SiteFile
 from client.training import check_amount
 from evaluation.federated_figures import FIGURES
 from evaluation.federated_probe import outputs_of
 from evaluation.score_histogram import BINS
 from federation.local_work import local_work
+from federation.privacy.config import PatientPrivacyConfig
 from federation.records import CATEGORIES
 from federation.study import Study
 from foundation.errors import FedpretextError
+from imaging.finding import counted
 from imaging.manifest import Manifest
 from ssl_methods import Method, build_method, method_class
 from ssl_methods.encoder_outputs import feature_dim
 
 _MIB = 2**20
+_LEARNT = "These are numbers learnt from the pictures, not pictures"
 
 
 def page(study: Study, site_file: SiteFile) -> list[str]:
     """The page, line by line. The pictures are counted in the manifest, not decoded."""
     method = build_method(study.method, study.encoder, study.image, study.seed)
-    pictures, told = _pictures_here(study, site_file)
+    counts, told = _pictures_here(study, site_file)
+    pictures = None if counts is None else sum(counts)
     return [
         f"study {study.name}: {study.title or '(no title)'}",
         f"training hash {study.training_hash()}",
         "",
         "WHAT IS TRAINED",
-        *_indented(_trained(study, pictures)),
+        *_indented(_trained(study, counts)),
         "",
         "WHAT LEAVES THIS SITE, in each round",
         *_indented(_leaves(study, method, site_file, pictures)),
         *_at_the_end(study, method, site_file.policy),
         "",
+        *_promised(study, site_file),
         "WHAT STAYS",
-        *_indented(_stays(method)),
+        *_indented(_stays(method, study.privacy is not None)),
         "",
         "WHAT IT COSTS",
-        *_indented(_cost(study, method, pictures)),
+        *_indented(_cost(study, method, counts)),
         "",
         "THIS SITE'S POLICY",
         "  permits the study" if pictures is not None else "  permits the study, but not with these pictures:",
@@ -57,15 +64,27 @@ def _indented(lines: Iterator[str] | list[str]) -> Iterator[str]:
     return (f"  {line}" for line in lines)
 
 
-def _pictures_here(study: Study, site_file: SiteFile) -> tuple[int | None, list[str]]:
-    """How many pictures the manifest lists, None where they cannot be trained on; and what there is to say of them."""
+def _promised(study: Study, site_file: SiteFile) -> Iterator[str]:
+    if study.privacy is not None:
+        yield from ("WHAT IS PROMISED", *_indented(promise(study)), "")
+        yield from (
+            "WHAT THIS SITE'S PRIVACY LEDGER SAYS",
+            *_indented(ledger_lines(study, site_file.policy, site_file.ledger)),
+            "",
+        )
+
+
+def _pictures_here(study: Study, site_file: SiteFile) -> tuple[list[int] | None, list[str]]:
+    """Pictures of each patient by the manifest, None where they cannot be trained on; what there is to say of them."""
     try:
         whole = Manifest.open(site_file.data)
         held = held_out(whole, study, site_file.site)
         manifest = held.pretrained(whole)
         pictures, patients = len(manifest), patients_in(manifest)
+        counts = [int(count) for count in manifest.table["patient"].value_counts()]
         check_pictures(site_file.policy, pictures, patients)
-        check_amount(study, pictures, manifest.table["patient"].nunique())
+        check_patients(study, patients)
+        check_amount(study, pictures, len(counts))
         check_work(site_file.policy, study, pictures)
     except FedpretextError as error:
         return None, [str(error)]
@@ -73,7 +92,9 @@ def _pictures_here(study: Study, site_file: SiteFile) -> tuple[int | None, list[
     said = [f"{pictures} pictures{whose} are listed here; they are read when training starts"]
     if held.roles:
         said.append(f"{len(held.roles)} more patients are held out, never trained on: figures are computed on them")
-    return pictures, said
+    if few := fewer_patients(study, len(counts)):
+        said.append(few)
+    return counts, said
 
 
 def patients_in(manifest: Manifest) -> int | None:
@@ -81,7 +102,7 @@ def patients_in(manifest: Manifest) -> int | None:
     return None if manifest.unit == "picture cluster" else int(manifest.table["patient"].nunique())
 
 
-def _trained(study: Study, pictures: int | None) -> Iterator[str]:
+def _trained(study: Study, counts: list[int] | None) -> Iterator[str]:
     described, training = method_class(study.method), study.training
     yield f"method: {study.method.name}: {described.summary} ({described.paper})"
     yield f"encoder: {_settings(study.encoder)}"
@@ -91,10 +112,22 @@ def _trained(study: Study, pictures: int | None) -> Iterator[str]:
     yield f"algorithm: {_settings(study.algorithm)}"
     yield f"rounds: {study.rounds.count}"
     amount = f"{training.epochs:g} epochs" if training.epochs is not None else f"{training.steps} steps"
-    yield f"local work in a round: {amount} in batches of {training.batch} x {training.accumulate}"
-    if pictures is not None:
-        work = local_work(training, pictures)
-        yield f"at this site: {work.steps} steps, {work.pictures} pictures seen, repeats counted"
+    if isinstance(study.privacy, PatientPrivacyConfig):
+        privacy = study.privacy
+        each = counted(privacy.pictures_per_patient, "picture")
+        yield f"local work in a round: {amount}; each patient takes part in a step with probability {privacy.rate:.3g}"
+        yield f"a patient who takes part gives {each} to it, drawn at random"
+    else:
+        yield f"local work in a round: {amount} in batches of {training.batch} x {training.accumulate}"
+    if counts is not None:
+        steps, pictures = _work(study, counts)
+        yield f"at this site: {steps} steps, {pictures:.0f} pictures seen, repeats counted"
+
+
+def _work(study: Study, counts: list[int]) -> tuple[int, float]:
+    """Steps of a round at a site whose patients have so many pictures, and pictures seen, as expected where drawn."""
+    work, expected = local_work(study.training, sum(counts)), expected_step(study, counts)
+    return work.steps, work.pictures if expected is None else work.steps * expected
 
 
 def _settings(section: BaseModel) -> str:
@@ -117,11 +150,16 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, pictures: int | N
     shared = list(method.shared_state().values())
     in_all = study.rounds.count * _bytes(shared) / _MIB
     yield f"together: {_amount(shared)}; {in_all:,.1f} MiB in {study.rounds.count} rounds"
-    yield "These are numbers learnt from the pictures, not pictures; nothing keeps them free of traces of single ones."
-    yield _count_told(site_file.policy, pictures)
-    permitted = site_file.policy.metrics
-    names = list(OUTGOING_METRICS) if permitted == "all" else list(permitted)
-    yield f"numbers about the round, of these those that the method has: {', '.join(names) or 'none'}"
+    if study.privacy is None:
+        yield f"{_LEARNT}; nothing keeps them free of traces of single ones."
+        yield _count_told(site_file.policy, pictures)
+        permitted = site_file.policy.metrics
+        names = list(OUTGOING_METRICS) if permitted == "all" else list(permitted)
+        yield f"numbers about the round, of these those that the method has: {', '.join(names) or 'none'}"
+    else:
+        yield f"{_LEARNT}; what noise promises about them is said below."
+        yield "the count of pictures: told as 1, as by every site; no number about the round"
+        yield "the number of rows of this site's privacy ledger and hashes of them"
     yield f"words: the name {site_file.site}, the training hash, and of an error one of: {', '.join(CATEGORIES)}"
     yield "the number of rows of this site's audit log and hashes of them; a hash of the weights at the study's end"
     yield "nothing else: no picture, name, path, header or log; who carries the traffic sees addresses, sizes and times"
@@ -165,25 +203,27 @@ def _count_told(policy: Policy, pictures: int | None) -> str:
     return f"the count of pictures{'' if pictures is None else f': {pictures}'}"
 
 
-def _stays(method: Method) -> Iterator[str]:
+def _stays(method: Method, private: bool) -> Iterator[str]:
     for part, tensors in _by_part(method, method.local_state()).items():
         yield f"{part}: {_amount(tensors)}, kept in the state folder"
     derived = sorted({part for part, role in type(method).parts.items() if role == "derived"})
     if derived:
         yield f"{', '.join(derived)}: made anew from the rest"
     yield "pictures, what is decoded of them, manifest, the optimiser's state, this site's log and this approval"
+    if private:
+        yield "the rows of the privacy ledger, and what training looked like (private.jsonl in the state folder)"
 
 
-def _cost(study: Study, method: Method, pictures: int | None) -> Iterator[str]:
+def _cost(study: Study, method: Method, counts: list[int] | None) -> Iterator[str]:
     rounds, shared = study.rounds.count, _bytes(method.shared_state().values())
     yield f"traffic: {shared / _MIB:,.1f} MiB in and as much out in a round, {2 * rounds * shared / _MIB:,.1f} in all"
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
     kept = 3 * (shared + _bytes(method.local_state().values()) + 2 * trained)
     yield f"disk: up to {kept / _MIB:,.1f} MiB in the state folder, and the decoded pictures in the cache"
-    if pictures is not None:
-        work = local_work(study.training, pictures)
-        yield f"computing: {rounds * work.steps:,} steps, {rounds * work.pictures:,} pictures seen, in {rounds} rounds"
+    if counts is not None:
+        steps, pictures = _work(study, counts)
+        yield f"computing: {rounds * steps:,} steps, {rounds * pictures:,.0f} pictures seen, in {rounds} rounds"
 
 
 def _by_part(method: Method, tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:

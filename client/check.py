@@ -82,6 +82,7 @@ def check_kit(site: Path, data: Path | None = None, study: Path | None = None, *
         cache=None if file is None else file.cache,
         device="auto" if file is None else file.device,
         policy=None if file is None else file.policy,
+        ledger=None if file is None else file.ledger,
         sample=sample,
     )
 
@@ -96,6 +97,7 @@ def check_site(
     cache: Path | None = None,
     device: DeviceName = "auto",
     policy: Policy | None = None,
+    ledger: Path | None = None,
     sample: int = 50,
     full: bool = True,
 ) -> SiteCheck:
@@ -103,7 +105,7 @@ def check_site(
 
     data: a manifest or a folder of pictures; its faults are findings, never errors. full: False stops at the sample.
     state: where the site will keep its state; cache: where decoded pictures; both default to this folder. policy: what
-    the site permits, where it has said.
+    the site permits, where it has said. ledger: its privacy ledger, where it has one.
     """
     findings, facts = [], []
     if server is not None:
@@ -118,7 +120,7 @@ def check_site(
     if study is not None and pictures.manifest is not None:
         whole = pictures.looked == pictures.listed
         usable = pictures.usable()
-        asked = study_check(study, usable, policy, device, None if whole else pictures.listed)
+        asked = study_check(study, usable, policy, device, None if whole else pictures.listed, ledger)
         findings += asked.findings
         facts.append(asked.table)
     needs = asked.needs if asked else None

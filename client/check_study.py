@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 
 from client.policy import Policy, check_pictures, check_study, check_work
+from client.private_page import private_findings, private_rows
+from client.private_rules import check_patients, expected_step
 from client.training import batch_of, check_site, codes_of
-from federation.local_work import local_work
+from federation.local_work import LocalWork, local_work
+from federation.privacy.config import PatientPrivacyConfig
+from federation.privacy.noise import noised
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError
 from foundation.machine import DeviceName, choose_device
@@ -27,6 +31,7 @@ from imaging.partners import Partners
 from imaging.readers import prepare
 from imaging.store import TensorStore
 from ssl_methods import Method, build_method
+from ssl_methods.sample_gradients import clipped_sum
 
 _SECONDS = 6.0  # to spend on timing steps, once the first is done
 _FIRST_BATCH = 4
@@ -81,24 +86,28 @@ class StudyCheck:
 
 
 def study_check(
-    study: Study, usable: Manifest, policy: Policy | None, device: DeviceName, pictures: int | None = None
-) -> StudyCheck:
+    study: Study, usable: Manifest, policy: Policy | None, device: DeviceName, pictures: int | None = None,
+    ledger: Path | None = None,
+) -> StudyCheck:  # fmt: skip
     """Ask the study's own rules and the site's policy, then time a few steps on some of the pictures.
 
     usable: the site's pictures that can be read. pictures: how many there are, where ``usable`` is only a sample; then
-    nothing is said of whether they are enough.
+    nothing is said of whether they are enough. ledger: the site's privacy ledger, where its site file names one.
     """
     found = [] if policy is None else list(_permitted(study, policy))
     if pictures is None:
         found += _enough(study, usable, policy)
     count = pictures or len(usable)
     rows = [("study", study.name), ("training hash", study.training_hash()[:16])]
+    if study.privacy is not None:
+        found += private_findings(study, policy, ledger)
+        rows += private_rows(study, ledger)
     if len(usable) < 2:
         return StudyCheck(found, Table("Study", "study", ("", ""), tuple(rows)), None)
     method = build_method(study.method, study.encoder, study.image, study.seed)
     work, needs = local_work(study.training, count), needs_of(study, method, count)
     rows += [
-        ("a round here", f"{counted(work.steps, 'step')} of {work.batch} x {work.accumulate} pictures"),
+        ("a round here", f"{counted(work.steps, 'step')} of {_step_here(study, usable, work)}"),
         ("sent in a round", f"{needs.shared / _MIB:,.1f} MiB here and as much back"),
         ("decoded pictures", f"{_size(needs.store)} on disk"),
         ("state", f"up to {_size(needs.state)} on disk"),
@@ -112,7 +121,8 @@ def study_check(
         if not any(finding.level == "error" for finding in found):
             found.append(_told("no training step", error))
     else:
-        hours = timed.seconds * work.batch / timed.batch * work.accumulate * work.steps / 3600
+        each = _pictures_a_step(study, usable, work)
+        hours = timed.seconds / timed.batch * each * work.steps / 3600
         timing = f"{timed.seconds / timed.batch:.2g} s a picture, timed with {timed.batch} a step"
         about = "about" if timed.batch == work.batch else "at most"  # a step's fixed cost was counted more than once
         rows += [
@@ -121,6 +131,18 @@ def study_check(
         ]
         found += _late(study, hours)
     return StudyCheck(found, Table("Study", "study", ("", ""), tuple(rows)), needs)
+
+
+def _pictures_a_step(study: Study, usable: Manifest, work: LocalWork) -> float:
+    """Pictures of a step here: the batches, or of drawn patients what is expected."""
+    expected = expected_step(study, [int(count) for count in usable.table["patient"].value_counts()])
+    return work.batch * work.accumulate if expected is None else expected
+
+
+def _step_here(study: Study, usable: Manifest, work: LocalWork) -> str:
+    if isinstance(study.privacy, PatientPrivacyConfig):
+        return f"about {_pictures_a_step(study, usable, work):,.1f} pictures, of patients drawn at random"
+    return f"{work.batch} x {work.accumulate} pictures"
 
 
 def _size(count: int) -> str:
@@ -139,6 +161,8 @@ def _enough(study: Study, usable: Manifest, policy: Policy | None) -> Iterator[F
     """What the study's method and the site's policy have against these pictures, a finding each."""
     patients = None if usable.unit == "picture cluster" else int(usable.table["patient"].nunique())
     rules: dict[str, Callable[[], None]] = {"not accepted": lambda: check_site(study, _store_of(usable))}
+    if patients is None:
+        rules["whose pictures"] = lambda: check_patients(study, patients)
     if policy is not None:
         rules["policy on pictures"] = lambda: check_pictures(policy, len(usable), patients)
         rules["policy on work"] = lambda: check_work(policy, study, max(1, len(usable)))
@@ -251,9 +275,15 @@ def _step_of(study: Study, method: Method, store: TensorStore, device: torch.dev
         started = time.perf_counter()
         method.before_step(0.0)
         views = method.make_views(batch_of(store, codes, partners, chosen, generator, device), generator)
-        with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
-            loss, _ = method.loss(views)
-        torch.autograd.backward(loss)
+        if isinstance(study.privacy, PatientPrivacyConfig):
+            alone = torch.arange(pictures, device=device)  # as if each were another patient's
+            clipped = clipped_sum(method, views, alone, pictures, study.privacy.clip).gradients
+            for name, parameter in method.named_parameters():
+                parameter.grad = noised(clipped[name], study.privacy.clip) if name in clipped else None
+        else:
+            with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
+                loss, _ = method.loss(views)
+            torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         method.after_step(0.0, pictures)

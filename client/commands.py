@@ -24,6 +24,7 @@ def mount(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(client)
     app.command()(audit)
+    app.command()(privacy)
     app.add_typer(site_app, name="site")
 
 
@@ -147,3 +148,16 @@ def audit(
     print(*found.lines, sep="\n")
     if not found.ok:
         sys.exit(2)
+
+
+def privacy(
+    place: Annotated[
+        Path, typer.Argument(help="A site file or kit (what was spent), or a study file (its plan).", metavar="PLACE")
+    ] = HERE,
+    study: Annotated[Path | None, typer.Option(help="Study that is planned; default: the kit's.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Also ask a second accountant.")] = False,
+) -> None:
+    """Show what was spent on these patients, what a study would add, what is left, and what it means."""
+    from client.privacy_page import privacy_lines
+
+    print(*privacy_lines(place, study, check), sep="\n")

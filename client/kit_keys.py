@@ -21,6 +21,7 @@ from foundation.files import write_bytes, write_text
 from foundation.machine import DeviceName
 
 KEY, REQUEST = "site.key", "site.csr"
+LEDGER = "ledger.jsonl"
 
 
 def site_init(
@@ -94,6 +95,7 @@ def _chosen(name: str, data: Path | None, state: Path | None, device: DeviceName
         data=data.resolve(),
         state=state.resolve() if state else Path("state"),
         cache=Path("cache"),
+        ledger=Path(LEDGER),
         device=device,
     )
 

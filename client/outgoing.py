@@ -23,6 +23,8 @@ _MOST_ROUNDS = 100_000  # RoundsConfig's
 def hide_count(reply: TrainReply, received: Mapping[str, Tensor], policy: Policy) -> TrainReply:
     """The reply without what tells how few pictures the site has, where these are fewer than ``smallest_count``.
 
+    Not for a private study, whose count is a constant.
+
     The count becomes the threshold, telling metrics are left out, and counters (whole-number tensors, such as
     BatchNorm's of its steps) are those that were ``received``.
     """
@@ -49,18 +51,25 @@ def checked_reply(
     expected: the study's shared tensors, whose names, shapes and types a reply has exactly, all values finite. site:
     the only name there may be. round_: the only round. ``study`` is None where none could be read: then only a
     ``Failure`` may leave. Metrics are those of ``OUTGOING_METRICS`` that the policy permits, to six digits; one that is
-    not finite or beyond its bound is left out.
+    not finite or beyond its bound is left out. In a private study the count is 1 and there are no metrics.
     """
+    private = study is not None and study.privacy is not None
     check_words(study, reply, site)
     if isinstance(reply, Failure):
         if type(reply.round) is not int or not 0 <= reply.round <= _MOST_ROUNDS:
             raise WithheldError(f"a failure names a round that is not 0 to {_MOST_ROUNDS}")
         return reply
-    if type(reply.pictures) is not int or reply.pictures < policy.smallest_count:
+    if private and (type(reply.pictures) is not int or reply.pictures != 1):
+        raise WithheldError("the count of pictures is not 1, as it is at every site of a private study")
+    if type(reply.pictures) is not int or (reply.pictures < policy.smallest_count and not private):
         raise WithheldError(f"the count of pictures is no whole number of at least {policy.smallest_count}")
     if isinstance(reply, SiteInfo):
         return reply
     assert study is not None
+    if private and reply.metrics:
+        raise WithheldError("a reply of a private study has metrics, which tell of its patients")
+    if private != (reply.ledger is not None):
+        raise WithheldError("a reply has the head of a privacy ledger where there is none to be, or lacks it")
     try:
         check_reply(reply, dict(expected), study.training_hash(), round_)
     except RunError as error:

@@ -76,6 +76,18 @@ def _quiet(spans: tuple[str, ...]) -> tuple[str, ...]:
     return spans
 
 
+class PrivacyBudget(Section):
+    """The most that all studies together may cost a patient of a pool."""
+
+    epsilon: float = Field(gt=0, le=1000, description="Epsilon of everything in the ledger, at `delta`.")
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=0.01,
+        description="The probability that epsilon does not hold; at most 1 / (10 x patients) of the pool.",
+    )
+
+
 class Policy(Section):
     """What this hospital permits. Checked at the site before every round, and no server can change it."""
 
@@ -114,7 +126,12 @@ class Policy(Section):
     )
     require_privacy: bool = Field(
         default=False,
-        description="Refuse studies without a `privacy` section. No study can have one yet, so that true refuses all.",
+        description="Refuse studies without a `privacy` section, which promise nothing about patients.",
+    )
+    privacy_budget: PrivacyBudget | None = Field(
+        default=None,
+        description="What all studies together may cost a patient of this pool, by the site file's ledger: "
+        "{epsilon: 8, delta: 1.0e-5}; a round that would cost more is not begun. null: no bound.",
     )
     metrics: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_metrics)] = Field(
         default="all",
@@ -160,7 +177,7 @@ def check_study(policy: Policy, study: Study, approvals: Collection[str]) -> Non
         )
     if epochs is not None:
         _check_epochs(policy, study, epochs)
-    if policy.require_privacy and getattr(study, "privacy", None) is None:
+    if policy.require_privacy and study.privacy is None:
         raise StudyError(
             f"study {study.name} has no `privacy` section, and this site's policy.require_privacy is true: ask for a "
             "private study, or set it to false"

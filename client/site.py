@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -30,14 +31,19 @@ from client.policy import (
     check_work,
     wait_for_quiet_hours,
 )
+from client.private_rules import check_patients, fewer_patients
+from client.private_training import train_private_round
+from client.private_update import released
 from client.site_file import SiteFile
+from client.site_ledger import SiteLedger
 from client.training import check_site, train_round
 from federation.algorithms import build_algorithm
 from federation.federated_evaluation import Question, Statistics, answer_like
+from federation.privacy.config import PatientPrivacyConfig
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import RunError, StudyError
-from foundation.files import load_tensors, replace_folder, save_tensors, write_json, write_text
+from foundation.files import append_jsonl, load_tensors, replace_folder, save_tensors, write_json, write_text
 from foundation.machine import choose_device
 from foundation.progress import say
 from foundation.vault import PLAIN, LockedError, Vault
@@ -61,17 +67,22 @@ class Site:
         self.study_hash = study.training_hash()
         self._folder = site_file.state / self.study_hash[:16]
         self._vault = vault.at("site", self.name, self.study_hash)
+        self.private = study.privacy is not None
+        self._ledger: SiteLedger | None = None
         self._store: TensorStore | None = None
         self._labelled: LabelledPictures | None = None
 
     def describe(self) -> SiteInfo:
-        """Name, study and number of usable pictures (not told exactly where they are few); decodes them the first time.
+        """Name, study and number of usable pictures; decodes them the first time.
+
+        Few pictures are not told exactly; in a private study every site has 1.
 
         StudyError, before anything is decoded, where the site does not permit the study; DataError for pictures that
         cannot be used.
         """
         self._permit()
-        return SiteInfo(self.name, self.study_hash, max(len(self.store()), self._file.policy.smallest_count))
+        pictures = max(len(self.store()), self._file.policy.smallest_count)
+        return SiteInfo(self.name, self.study_hash, 1 if self.private else pictures)
 
     def store(self) -> TensorStore:
         """The decoded pictures that are trained on, checked against the study and against what the site permits."""
@@ -83,11 +94,14 @@ class Site:
             manifest = self._held_out(whole).pretrained(whole)
             patients = patients_in(manifest)
             check_pictures(policy, len(manifest), patients)
+            check_patients(self._study, patients)
             store = TensorStore.build(manifest, self._study.image, self._file.cache)
             # Pictures that cannot be read are not counted, and may have been a patient's only ones.
             check_pictures(policy, len(store), None if patients is None else len(set(store.patients.tolist())))
             check_site(self._study, store)
             check_work(policy, self._study, len(store))
+            if said := fewer_patients(self._study, len(set(store.patients.tolist()))):
+                say(f"site {self.name}: {said}")
             self._store = store
         return self._store
 
@@ -117,17 +131,23 @@ class Site:
         job: the stored update would belong to another history. A second instruction for a round in work waits for it.
         A round is not started in quiet hours, nor is anything done for a study that the site does not permit now.
         RunError when the disk is full or state is damaged, StudyError for another study or one not permitted,
-        TrainingError when the loss is not finite (nothing is stored then).
+        TrainingError when the loss is not finite (nothing is stored then). In a private study also BudgetSpentError,
+        and LedgerNotContinuedError where the ledger does not go on from the head in the instruction; each training is
+        written into the ledger before it begins, and a stored update that is sent again costs nothing.
         """
         if instruction.study_hash != self.study_hash:
             raise StudyError(f"site {self.name}: was asked to train a study that is not the one on this site's disk")
         self._permit()
         self._check(instruction)
         self.store()  # too few pictures for the policy: then nothing stored is sent either
+        if self._ledger is not None:
+            self._ledger.extension(instruction.ledger)  # a ledger that lost rows is told before more is spent
         with self._job(instruction.round):
             received = weights_digest(instruction.weights)
             stored = self._stored(instruction.round, received)
             reply = stored or self._train(instruction, received)
+        if self._ledger is not None:
+            return replace(reply, ledger=self._ledger.extension(instruction.ledger)), stored is not None
         return hide_count(reply, instruction.weights, self._file.policy), stored is not None
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
@@ -195,9 +215,11 @@ class Site:
         return checked_statistics(self._study, answer, self.statistics_like(answer), self._file.policy, self.name)
 
     def _permit(self) -> None:
-        """Ask policy and approvals, which may have changed since the last instruction."""
+        """Ask policy and approvals, which may have changed since the last instruction; open a private one's ledger."""
         approved = approved_study(self._file, self.study_hash)
         check_study(self._file.policy, self._study, () if approved is None else (self.study_hash,))
+        if self.private and self._ledger is None:
+            self._ledger = SiteLedger(self._file, self._study)
 
     def _check(self, instruction: TrainInstruction) -> None:
         """StudyError for an instruction that the study does not have: other rounds, or tensors that stay here."""
@@ -214,29 +236,47 @@ class Site:
         self._permit()  # an approval may have been withdrawn while it waited
         method, pristine = _workbench(self._study)
         local, optimiser = self._before(instruction.round)
-        self._count_trained()
         method.load_state_dict({**pristine, **local, **instruction.weights})
         if not local:
             method.start_local_parts()
-        outcome = train_round(
+        self._count_trained(instruction.round)
+        train = train_private_round if isinstance(self._study.privacy, PatientPrivacyConfig) else train_round
+        outcome = train(
             self._study, method, build_algorithm(self._study.algorithm), store, self.name, instruction.round,
             optimiser, device,
         )  # fmt: skip
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
         metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
-        reply = TrainReply(self.study_hash, instruction.round, self.name, len(store), shared, metrics)
+        reply = (
+            self._private_reply(instruction, shared, metrics)
+            if self.private
+            else TrainReply(self.study_hash, instruction.round, self.name, len(store), shared, metrics)
+        )
         kept = outcome.optimiser if self._study.training.optimiser_state == "keep" else {}
         self._keep(reply, received, method.local_state(), kept)
         return reply
 
-    def _count_trained(self) -> None:
-        """Count this round, which is about to be trained; StudyError where the policy permits no more."""
+    def _private_reply(
+        self, instruction: TrainInstruction, shared: dict[str, Tensor], metrics: dict[str, float]
+    ) -> TrainReply:
+        """The reply of a private study; what was seen goes into ``private.jsonl``, which stays here."""
+        append_jsonl(self._folder / "private.jsonl", {"round": instruction.round, **metrics})
+        weights = released(self._study, shared, instruction.weights)
+        return TrainReply(self.study_hash, instruction.round, self.name, 1, weights)
+
+    def _count_trained(self, round_: int) -> None:
+        """Count this round, which is about to be trained; StudyError where the policy permits no more.
+
+        What a private study's round will have spent is written down first, so that a budget is never passed.
+        """
         path = self._folder / "trained"
         try:
             trained = int(path.read_text()) if path.exists() else 0
         except ValueError as error:
             raise RunError(f"{path}: is damaged; write into it how many rounds this site has trained") from error
         check_trained(self._file.policy, self._study, trained)
+        if self._ledger is not None:
+            self._ledger.charge(round_)
         write_text(path, f"{trained + 1}\n")
 
     def _round_folder(self, round_: int) -> Path:

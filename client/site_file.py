@@ -23,6 +23,11 @@ class SiteFile(Section):
     key: KeySource | None = Field(
         default=None, description="Where the key lies that encrypts what the state folder holds; null: not encrypted."
     )
+    ledger: Path | None = Field(
+        default=None,
+        description="The one book of what was spent on these patients; every site file over the same patients names "
+        "the same file. Needed for studies with `privacy`; null: none is trained.",
+    )
     policy: Policy = Field(default=Policy(), description="What this hospital permits, whatever the server asks for.")
 
 
@@ -47,5 +52,6 @@ def load_site_file(path: Path) -> SiteFile:
     """Read a site file; relative paths in it count from its folder."""
     site = checked(SiteFile, read_yaml(path), str(path))
     here = path.resolve().parent
-    places = {name: here / getattr(site, name) for name in ("data", "state", "cache")}
+    places: dict[str, Path] = {name: here / getattr(site, name) for name in ("data", "state", "cache")}
+    places |= {"ledger": here / site.ledger} if site.ledger else {}
     return site.model_copy(update=places | {"key": site.key and site.key.counted_from(here)})

@@ -19,6 +19,8 @@ _REFUSALS: dict[str, Event] = {
     "log-not-continued": "request refused",
     "not-the-server": "request refused",
     "labels-not-permitted": "policy refused",
+    "budget-spent": "policy refused",
+    "ledger-not-continued": "request refused",
 }
 
 
@@ -57,11 +59,12 @@ class SiteLog:
     def released(self, reply: TrainReply, again: bool) -> None:
         """An update is about to leave; ``again``: it was trained before and is sent another time."""
         event: Event = "update sent again" if again else "update released"
+        ledger = {} if reply.ledger is None else {"ledger": reply.ledger.head.hash}
         self._log.note(
             event, study=reply.study_hash, round=reply.round, tensors=len(reply.weights),
             bytes=sum(value.numel() * value.element_size() for value in reply.weights.values()),
             weights=weights_digest(reply.weights), metrics=", ".join(sorted(reply.metrics)),
-            code=_code(),
+            code=_code(), **ledger,
         )  # fmt: skip
 
     def told(self, told: Statistics) -> None:

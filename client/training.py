@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from client.optimiser import build_optimiser, restore, set_rates, state_of
+from client.private_rules import check_patients
 from federation.algorithms.algorithm import Algorithm
 from federation.local_work import LocalWork, local_work
 from federation.records import all_finite
@@ -15,7 +17,6 @@ from federation.study import Study, TrainingConfig
 from foundation.errors import DataError, TrainingError
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator
-from foundation.schedules import cosine, warmup_cosine
 from imaging.partners import Partners, Relation
 from imaging.store import TensorStore
 from ssl_methods import method_class
@@ -46,7 +47,7 @@ def check_site(study: Study, store: TensorStore) -> None:
 
 
 def check_amount(study: Study, pictures: int, patients: int) -> None:
-    """DataError when a site has too few pictures or patients for the study's method."""
+    """DataError when a site has too few pictures or patients for the study's method, or too many for its delta."""
     if pictures < 2:
         raise DataError(f"this site has {pictures} picture; pretraining needs at least 2, so leave the site out")
     fewest = method_class(study.method).fewest_patients
@@ -55,6 +56,7 @@ def check_amount(study: Study, pictures: int, patients: int) -> None:
             f"this site has {patients} patient; {study.method.name} needs {fewest}, as pictures of one patient are "
             "not each other's negatives: choose mae or ijepa, or leave the site out"
         )
+    check_patients(study, patients)
 
 
 def train_round(
@@ -70,17 +72,18 @@ def train_round(
     work = local_work(study.training, len(store))
     generator = torch_generator(study.seed, "training", site, round_)
     method.to(device).train()
-    optimiser = _optimiser(method, study.training)
-    _restore(optimiser, method, optimiser_state, device)
+    optimiser = build_optimiser(method, study.training)
+    restore(optimiser, method, optimiser_state, device)
     step = _Step(study.training, method, algorithm, optimiser, generator, device)
     batches = _batches(store, method.config.partner, work, generator, device)
     started = time.perf_counter()
+    named = study.training.batch * study.training.accumulate  # not what a small site has: all sites keep in step
     # Stochastic depth draws inside the forward pass and takes no generator.
     title = f"{site}, round {round_}/{study.rounds.count}"
     with bar(title, work.steps, "pictures") as line, seeded_torch(study.seed, "forward", site, round_):
         for number in range(work.steps):
             progress = (round_ - 1 + (number + 0.5) / work.steps) / study.rounds.count
-            rate = _set_rates(optimiser, study.training, method, progress)
+            rate = set_rates(optimiser, study.training, method, progress, named)
             method.before_step(progress)
             step.take(batches)
             method.after_step(progress, work.batch * work.accumulate)
@@ -88,10 +91,10 @@ def train_round(
             if number % _CHECK_EVERY == 0:
                 step.totals.check(site, round_)
     step.totals.check(site, round_)
-    _check_weights(method, site, round_)
+    check_weights(method, site, round_, "lower training.learning_rate or set training.clip")
     metrics = (
         step.totals.means()
-        | _look(study, method, store, site, round_, device)
+        | look(study, method, store, site, round_, device)
         | {
             "learning_rate": rate,
             "pictures_seen": float(work.pictures),
@@ -99,7 +102,7 @@ def train_round(
             "seconds": time.perf_counter() - started,
         }
     )
-    return RoundOutcome(metrics, _state_of(optimiser, method))
+    return RoundOutcome(metrics, state_of(optimiser, method))
 
 
 class _Step:
@@ -113,7 +116,7 @@ class _Step:
         self._training, self._method, self._algorithm = training, method, algorithm
         self._optimiser, self._generator, self._device = optimiser, generator, device
         self._loss = torch.compile(method.loss) if training.compile else method.loss
-        self._shared = _shared_parameters(method)
+        self._shared = shared_parameters(method)
         self._received = {name: p.detach().clone() for name, p in self._shared.items()}
 
     def take(self, batches: Iterator[Batch]) -> None:
@@ -156,7 +159,7 @@ class _Totals:
         return {name: float(value) / self._count for name, value in self._sums.items()}
 
 
-def _look(
+def look(
     study: Study, method: Method, store: TensorStore, site: str, round_: int, device: torch.device
 ) -> dict[str, float]:
     """The features of some of the site's pictures, the same ones in every round."""
@@ -169,13 +172,13 @@ def _look(
         )
 
 
-def _check_weights(method: Method, site: str, round_: int) -> None:
-    """A last step can break the weights after its loss was seen; kept moments would then spoil every later round."""
+def check_weights(method: Method, site: str, round_: int, remedy: str) -> None:
+    """TrainingError where weights are not finite.
+
+    A last step can break the weights after its loss was seen; kept moments would then spoil every later round.
+    """
     if not all(all_finite(p.detach()) for p in method.parameters()):
-        raise TrainingError(
-            f"site {site}, round {round_}: the weights are not finite after the last step; lower "
-            "training.learning_rate or set training.clip"
-        )
+        raise TrainingError(f"site {site}, round {round_}: the weights are not finite after the last step; {remedy}")
 
 
 def _batches(
@@ -207,59 +210,12 @@ def batch_of(
     return Batch(*(part.to(device) for part in parts))
 
 
-def _shared_parameters(method: Method) -> dict[str, nn.Parameter]:
+def shared_parameters(method: Method) -> dict[str, nn.Parameter]:
+    """What an algorithm's penalty may look at: shared parameters that are trained, by name."""
     return {name: p for name, p in method.named_parameters() if p.requires_grad and method.role_of(name) == "shared"}
-
-
-def _optimiser(method: Method, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, a group for each part of the method; no decay of vectors (biases, norms) and embeddings (mask tokens).
-
-    These two are left out in MAE and DINO too.
-    """
-    embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in method.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and id(parameter) not in embeddings
-            groups.setdefault((method.part_of(name), decays), []).append(parameter)
-    told = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
-    # The fused step is one pass over memory on CPU and CUDA alike.
-    fused = next(method.encoder.parameters()).device.type != "mps"
-    return torch.optim.AdamW(told, lr=0.0, betas=training.betas, fused=fused)
-
-
-def _set_rates(optimiser: torch.optim.Optimizer, training: TrainingConfig, method: Method, progress: float) -> float:
-    """Set the learning rate and weight decay of every part; the encoder's rate."""
-    peak = training.learning_rate * training.batch * training.accumulate / 256
-    scheduled = warmup_cosine(progress, peak, warmup=training.warmup)
-    end = training.weight_decay if training.final_weight_decay is None else training.final_weight_decay
-    decay = cosine(progress, training.weight_decay, end)
-    for group in optimiser.param_groups:
-        group["lr"] = method.rate(group["part"], progress, scheduled, peak)
-        group["weight_decay"] = decay if group["decays"] else 0.0
-    return method.rate("encoder", progress, scheduled, peak)
 
 
 def _autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
     if training.precision == "float32" or (training.precision == "auto" and device.type != "cuda"):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-_MOMENTS: tuple[str, ...] = ("step", "exp_avg", "exp_avg_sq")
-
-
-def _state_of(optimiser: torch.optim.AdamW, method: Method) -> dict[str, Tensor]:
-    """AdamW's moments by parameter name: ``<parameter>/<moment>``."""
-    return {
-        f"{name}/{moment}": optimiser.state[parameter][moment]
-        for name, parameter in method.named_parameters()
-        if parameter in optimiser.state
-        for moment in _MOMENTS
-    }
-
-
-def _restore(optimiser: torch.optim.AdamW, method: Method, state: dict[str, Tensor], device: torch.device) -> None:
-    for name, parameter in method.named_parameters():
-        if f"{name}/step" in state:
-            optimiser.state[parameter] = {m: state[f"{name}/{m}"].to(device).clone() for m in _MOMENTS}

@@ -26,6 +26,7 @@ from evaluation.figures import Question, main_question, metric_title, protocol_t
 from evaluation.leaks import leak_sentence
 from evaluation.model_card import CARD_NAME, model_card
 from evaluation.picture_panels import panels
+from evaluation.privacy_section import privacy_section
 from evaluation.reliability import reliability_panels
 from evaluation.run_folder import RunFolder, read_run
 from evaluation.similarity_rows import alike_rows
@@ -151,6 +152,7 @@ def _how(folder: RunFolder) -> dict[str, Any]:
         "leak_statement": leak_sentence(folder.leaks) if folder.leaks else "",
         "budget_statement": run_tables.budget_statement(folder),
         "cost": [line for line in (run_tables.traffic_statement(folder), run_tables.energy_statement(folder)) if line],
+        "privacy": privacy_section(folder),
         "settings": run_tables.settings(study_settings(folder)),
         "budget_rows": run_tables.budget_rows(folder),
         "facts": run_tables.facts(folder),

@@ -79,6 +79,7 @@ class RunFolder:
 
     task: kind and classes, as results.json has them. federated: what sites measured themselves, as rows of results.
     leaks: what was found on both sides of the split. gathered: encoders from anywhere, put together for a task.
+    privacy: what a private study promised and spent.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class RunFolder:
     federated: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(RESULT_COLUMNS)))
     leaks: Mapping[str, Any] = field(default_factory=dict)
     gathered: bool = False
+    privacy: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
@@ -182,6 +184,7 @@ def read_run(run: Path) -> RunFolder:
         federated=_frame(run / "evaluation" / "federated.csv", RESULT_COLUMNS),
         leaks=_json(run / "evaluation" / "leaks.json"),
         gathered=gathered,
+        privacy=_json(run / "privacy.json"),
         missing=tuple(name for name, there in expected.items() if not there),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.cautions import study_settings
 from evaluation.figures import arm_order
 from evaluation.run_folder import RunFolder
 from foundation.wording import mebibytes
@@ -13,6 +14,10 @@ GPU_WATTS, CPU_WATTS = 300, 65
 _TRAINED_KINDS = ("federated", "pooled", "alone")
 # Batches do not divide every site's pictures evenly; a difference below this share is no difference in budget.
 _EQUAL_WITHIN = 0.02
+_EXPECTED = (
+    " With privacy by patient, who takes part in a step is drawn anew each time and written down nowhere: the private "
+    "encoder's figure is the number that was to be expected."
+)
 
 
 def facts(folder: RunFolder) -> list[tuple[str, str]]:
@@ -82,15 +87,16 @@ def budget_statement(folder: RunFolder) -> str:
     if len(counts) < 2:
         return ""
     low, high = min(counts), max(counts)
+    drawn = _EXPECTED if folder.privacy.get("unit") == "patient" else ""
     if high - low <= _EQUAL_WITHIN * high:
         about = f"{high:,}" if low == high else f"{low:,} to {high:,}"
         return (
             f"Every pretrained encoder saw the same number of pictures over the whole study ({about}, repeats "
-            "counted): a site alone trains for the full budget on its own pictures."
+            f"counted): a site alone trains for the full budget on its own pictures.{drawn}"
         )
     return (
         f"Budgets were not equal: the pretrained encoders saw {low:,} to {high:,} pictures. "
-        "A difference between them may come from that alone."
+        f"A difference between them may come from that alone.{drawn}"
     )
 
 
@@ -98,14 +104,22 @@ def traffic_statement(folder: RunFolder) -> str:
     """What each site had to send and receive for the federated encoder; "" where the run does not say."""
     for arm in folder.leads:
         weights = sorted(folder.path.glob(f"arms/{arm}/fold-*/seed-*/global.safetensors"))
-        rounds = folder.curves.loc[folder.curves["arm"] == arm, "round"]
-        if weights and not rounds.empty:
-            each, count = weights[0].stat().st_size, int(rounds.max())
+        count = _rounds(folder, arm)
+        if weights and count:
+            each = weights[0].stat().st_size
             return (
                 f"A site received and sent {mebibytes(each)} MiB of weights in each of {count} rounds: "
                 f"{mebibytes(each * count)} MiB either way, for one fold and seed, without what the network adds."
             )
     return ""
+
+
+def _rounds(folder: RunFolder, arm: str) -> int:
+    """The rounds of an arm that is finished; 0 where the run does not say. Sites of a private study tell no curve."""
+    rounds = folder.curves.loc[folder.curves["arm"] == arm, "round"]
+    if not rounds.empty:
+        return int(rounds.max())
+    return int(study_settings(folder)["rounds"]["count"]) if folder.privacy else 0
 
 
 def energy_statement(folder: RunFolder) -> str:

@@ -37,6 +37,8 @@ Event = Literal[
     "server started", "run started", "site enrolled", "site revoked", "site not admitted", "instruction sent",
     "update received", "update refused", "statistics asked", "statistics received", "site left out", "round folded",
     "round retried", "paused", "study finished",
+    # a ledger of patients (privacy/ledger.py)
+    "privacy charged",
 ]  # fmt: skip
 Value = str | int | float | bool
 _LOST = "it was rewritten, cut or restored from a backup"

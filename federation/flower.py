@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from federation.audit import Extension, Head
+from federation.audit import NOTHING, Extension, Head
 from federation.audit_chain import MOST_DIGESTS
 from federation.federated_evaluation import STEPS, Question, Statistics, Step
 from federation.packed import check_packed, pack, unpack
@@ -26,7 +26,7 @@ from federation.signing import Signature
 from foundation.errors import RunError, StudyError
 from foundation.files import digest
 
-_ARRAYS, _CONFIG, _METRICS, _AUDIT = "arrays", "config", "metrics", "audit"
+_ARRAYS, _CONFIG, _METRICS, _AUDIT, _LEDGER = "arrays", "config", "metrics", "audit", "ledger"
 _WEIGHTS, _PACKED, _SIGNATURE = "weights", "safetensors", "signature"
 
 
@@ -59,6 +59,8 @@ def instruction_to_content(
     """The content of a training message; ``arrays`` saves encoding the same weights once a site."""
     config = ConfigRecord({"study": instruction.study_hash, "round": instruction.round})
     content = RecordDict({_ARRAYS: arrays or weights_to_record(instruction.weights), _CONFIG: config})
+    if instruction.ledger != NOTHING:
+        content[_LEDGER] = ConfigRecord({"known": instruction.ledger.count, "known-head": instruction.ledger.hash})
     return with_note(content, note)
 
 
@@ -139,7 +141,28 @@ def content_to_instruction(content: RecordDict) -> TrainInstruction:
         str(config["study"]),
         int(cast(int, config["round"])),
         record_to_weights(cast(ArrayRecord, content[_ARRAYS])),
+        _known_ledger(content),
     )
+
+
+def _known_ledger(content: RecordDict) -> Head:
+    if _LEDGER not in content:
+        return NOTHING
+    try:
+        known = cast(Any, content[_LEDGER])
+        return Head(int(known["known"]), str(known["known-head"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"an instruction's head of the privacy ledger is not of the agreed form ({type(error).__name__})"
+        ) from error
+
+
+def _ledger(content: RecordDict) -> Extension | None:
+    """The ledger's head in a reply, None where there is none; an exception of some kind when malformed."""
+    if _LEDGER not in content:
+        return None
+    told = cast(Any, content[_LEDGER])
+    return Extension(Head(int(told["count"]), str(told["head"])), tuple(map(str, told["digests"])))
 
 
 def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
@@ -148,7 +171,12 @@ def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
     if isinstance(reply, Failure):
         return RecordDict({_CONFIG: ConfigRecord(config | {"failure": reply.category})})
     metrics = MetricRecord({"num-examples": reply.pictures, **reply.metrics})
-    return RecordDict({_ARRAYS: weights_to_record(reply.weights), _CONFIG: ConfigRecord(config), _METRICS: metrics})
+    weights = weights_to_record(reply.weights)
+    content = RecordDict({_ARRAYS: weights, _CONFIG: ConfigRecord(config), _METRICS: metrics})
+    if reply.ledger is not None:
+        head, digests = reply.ledger.head, list(reply.ledger.digests)
+        content[_LEDGER] = ConfigRecord({"count": head.count, "head": head.hash, "digests": digests})
+    return content
 
 
 def content_to_reply(content: RecordDict) -> TrainReply | Failure:
@@ -160,9 +188,8 @@ def content_to_reply(content: RecordDict) -> TrainReply | Failure:
             return Failure(study, round_, site, _category(config))
         metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[_METRICS]).items()}
         pictures = int(metrics.pop("num-examples"))
-        return TrainReply(
-            study, round_, site, pictures, record_to_weights(cast(ArrayRecord, content[_ARRAYS])), metrics
-        )
+        weights = record_to_weights(cast(ArrayRecord, content[_ARRAYS]))
+        return TrainReply(study, round_, site, pictures, weights, metrics, _ledger(content))
     except Exception as error:  # whatever a site sends, it must not stop the server
         raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__})") from error
 
@@ -256,18 +283,21 @@ _ANSWERS = (
     frozenset({"site", "study", "pictures"}),
     frozenset({"site", "study", "weights"}),
 )
-_NOTE = frozenset({"count", "head", "digests", "known", "known-head"})
+_EXTENSION = frozenset({"count", "head", "digests"})
+_NOTE = _EXTENSION | {"known", "known-head"}
 
 
 def check_record_dict(
-    content: RecordDict, site: str, study_hash: str, expected: Mapping[str, torch.Tensor], metrics: Collection[str]
-) -> None:
+    content: RecordDict, site: str, study_hash: str, expected: Mapping[str, torch.Tensor], metrics: Collection[str],
+    private: bool = False,
+) -> None:  # fmt: skip
     """WithheldError unless the content is, byte for byte, an answer that a site may give; ours alone decide what is.
 
     Looks at nothing but the record that is about to be serialised: every record, key, type and value, and of arrays
     the bytes, headers included. expected: the shared tensors (names, shapes, types); metrics: names that may leave.
+    private: the study has a ``privacy`` section: then an update bears its ledger's head, and every count is 1.
     """
-    kinds = {_ARRAYS: ArrayRecord, _METRICS: MetricRecord, _CONFIG: ConfigRecord, _AUDIT: ConfigRecord}
+    kinds = {_ARRAYS: ArrayRecord, _METRICS: MetricRecord} | dict.fromkeys((_CONFIG, _AUDIT, _LEDGER), ConfigRecord)
     if any(type(record) is not kinds.get(name) for name, record in content.items()):
         raise WithheldError("an answer has a record that is not on the list")
     config = cast(ConfigRecord, content.get(_CONFIG, ConfigRecord()))
@@ -278,10 +308,21 @@ def check_record_dict(
     with_arrays, with_metrics = frozenset(config) in (_UPDATE, _STATISTICS), frozenset(config) == _UPDATE
     if (_ARRAYS in content, _METRICS in content) != (with_arrays, with_metrics):
         raise WithheldError("an answer has tensors or metrics where there are none to be, or lacks them")
+    if (_LEDGER in content) != (private and with_metrics):
+        raise WithheldError("an answer has the head of a privacy ledger where there is none to be, or lacks it")
     if with_arrays:
         _check_arrays(cast(ArrayRecord, content[_ARRAYS]), expected)
     if with_metrics:
         _check_metrics(cast(MetricRecord, content[_METRICS]), metrics)
+    if private:
+        _check_private(content, config)
+
+
+def _check_private(content: RecordDict, config: ConfigRecord) -> None:
+    if config.get("pictures", 1) != 1 or (_METRICS in content and dict(content[_METRICS]) != {"num-examples": 1}):
+        raise WithheldError("an answer of a private study tells a count or a metric; the count is 1, and metrics stay")
+    if _LEDGER in content and not _is_extension(cast(ConfigRecord, content[_LEDGER])):
+        raise WithheldError("an update's head of the privacy ledger is not of the agreed form")
 
 
 def _true_words(config: ConfigRecord, site: str, study_hash: str) -> bool:
@@ -303,12 +344,21 @@ def _is_hash(value: Any) -> bool:
 
 
 def _is_note(note: ConfigRecord) -> bool:
-    if frozenset(note) != _NOTE or not isinstance(note["digests"], list) or len(note["digests"]) > MOST_DIGESTS:
-        return False
-    heads = ((note["count"], note["head"]), (note["known"], note["known-head"]))
-    return all(map(_is_hash, note["digests"])) and all(
-        (count, hash_) == (0, "") or (type(count) is int and count > 0 and _is_hash(hash_)) for count, hash_ in heads
-    )
+    return frozenset(note) == _NOTE and _is_head(note["known"], note["known-head"]) and _is_proof(note)
+
+
+def _is_extension(ledger: ConfigRecord) -> bool:
+    return frozenset(ledger) == _EXTENSION and _is_proof(ledger)
+
+
+def _is_proof(said: ConfigRecord) -> bool:
+    digests = said["digests"]
+    whole = isinstance(digests, list) and len(digests) <= MOST_DIGESTS and all(map(_is_hash, digests))
+    return whole and _is_head(said["count"], said["head"])
+
+
+def _is_head(count: Any, hash_: Any) -> bool:
+    return (count, hash_) == (0, "") or (type(count) is int and count > 0 and _is_hash(hash_))
 
 
 def _check_arrays(arrays: ArrayRecord, expected: Mapping[str, torch.Tensor]) -> None:

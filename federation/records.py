@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from federation.audit import Extension, Head
+from federation.audit import NOTHING, Extension, Head
 from foundation.errors import FedpretextError, RunError
 from foundation.files import digest
 
@@ -23,6 +23,8 @@ Category = Literal[
     "log-not-continued",
     "labels-not-permitted",
     "labels-too-few",
+    "budget-spent",
+    "ledger-not-continued",
     "internal-error",
     "offline",
 ]
@@ -60,16 +62,24 @@ class AuditNote:
 
 @dataclass(frozen=True)
 class TrainInstruction:
-    """Train one round from these shared weights."""
+    """Train one round from these shared weights.
+
+    ledger: the head that the server holds of the site's privacy ledger; the site proves that its ledger goes on there.
+    """
 
     study_hash: str
     round: int
     weights: dict[str, Tensor]
+    ledger: Head = NOTHING
 
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A site's update: its shared tensors after the round, the pictures it has, and scalars."""
+    """A site's update: its shared tensors after the round, the pictures it has, and scalars.
+
+    In a private study ``pictures`` is the constant 1 and there are no scalars; ``ledger`` is the head of the site's
+    privacy ledger, proved from the one in the instruction. None in every other study.
+    """
 
     study_hash: str
     round: int
@@ -77,6 +87,7 @@ class TrainReply:
     pictures: int
     weights: dict[str, Tensor]
     metrics: dict[str, float] = field(default_factory=dict)
+    ledger: Extension | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from evaluation.config import EvaluationConfig
 from federation.algorithms import AnyAlgorithmConfig
 from federation.federated_evaluation import FederatedEvaluationConfig
+from federation.privacy.config import AnyPrivacyConfig
+from federation.privacy.rules import check_privacy
+from federation.secure_aggregation.config import SecureAggregationConfig
 from foundation.errors import StudyError
 from foundation.files import digest
 from foundation.yaml_files import checked, read_yaml
@@ -109,6 +112,15 @@ class Study(Section):
         default=None,
         description="A probe of labels that stay at the sites, after the last round; null: no site is asked for any.",
     )
+    privacy: AnyPrivacyConfig | None = Field(
+        default=None,
+        description="What the weights may tell of one patient, or of one site; null: weights leak, and nothing is "
+        "promised.",
+    )
+    secure_aggregation: SecureAggregationConfig | None = Field(
+        default=None,
+        description="Sums without single updates; null: the server sees each site's update.",
+    )
     simulation: dict[str, Any] | None = Field(
         default=None,
         description="Dataset, root, partition and arms of a simulated federation; checked by simulation/.",
@@ -117,6 +129,11 @@ class Study(Section):
     @model_validator(mode="after")
     def _method_fits(self) -> Self:
         check_method(self.method, self.encoder, self.image)
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> Self:
+        check_privacy(self)
         return self
 
     def training_hash(self) -> str:

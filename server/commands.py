@@ -143,14 +143,23 @@ def status(
 
 
 def accept_restart(
-    federation: FederationArgument, site: Site, reason: Annotated[str, typer.Option(help="Why; kept on record.")]
+    federation: FederationArgument,
+    site: Site,
+    reason: Annotated[str, typer.Option(help="Why; kept on record.")],
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Its privacy ledger: what was spent before no longer adds up.")
+    ] = False,
 ) -> None:
-    """Take a site's new audit log after its disk was lost; without this it is refused."""
+    """Take a site's new audit log, or privacy ledger, after its disk was lost; without this it is refused."""
     from federation.audit import AuditLog
     from server.app import AUDIT, SERVER
+    from server.ledgers import ledger_party
 
-    AuditLog(federation / AUDIT, SERVER).accept_restart(site, reason)
-    print(f"site {site}: its next audit log is taken as a new one; that and the reason are on record")
+    AuditLog(federation / AUDIT, SERVER).accept_restart(ledger_party(site) if ledger else site, reason)
+    what = "privacy ledger" if ledger else "audit log"
+    print(f"site {site}: its next {what} is taken as a new one; that and the reason are on record")
+    if ledger:
+        print("What the lost ledger had charged is still spent: the site's figures are too small from now on.")
 
 
 def _print(lines: list[str]) -> None:

@@ -50,7 +50,7 @@ class GridContact:
     def __init__(self, grid: Grid, study: Study, audit: AuditLog, expected: int) -> None:
         self._grid, self._study, self._expected = grid, study, expected
         self._hash = study.training_hash()
-        self._heads = SiteHeads(audit, self._hash)
+        self._heads = SiteHeads(audit, self._hash, private=study.privacy is not None)
         self._nodes: dict[str, int] = {}
         self._open: dict[str, _Sent] = {}
 
@@ -143,7 +143,8 @@ class GridContact:
         messages = []
         for site in sites:
             note = self._heads.note_for(site, instruction)
-            content = instruction_to_content(instruction, arrays, note)
+            own = replace(instruction, ledger=self._heads.ledger_of(site))
+            content = instruction_to_content(own, arrays, note)
             messages.append(self._message(content, site, self._nodes[site], "train", instruction.round))
         ids = dict(zip(sites, self._grid.push_messages(messages), strict=True))
         self._open |= {message_id: _Sent(site, instruction.round) for site, message_id in ids.items() if message_id}

@@ -6,20 +6,22 @@ from torch import Tensor
 from federation.audit import NOTHING, AuditLog, Head, Row, verify
 from federation.federated_evaluation import Question, Statistics
 from federation.flower import confirmed_weights, content_to_note
-from federation.records import AuditNote, Failure, TrainInstruction, TrainReply, weights_digest
+from federation.records import AuditNote, Category, Failure, TrainInstruction, TrainReply, weights_digest
 from foundation.errors import RunError
 from foundation.progress import say
+from server.ledgers import Ledgers, ledger_party
 
 
 class SiteHeads:
     """Proves this server's log to each site from the head that the site last acknowledged, and checks theirs.
 
     What a site acknowledged stands in the server's log, so that a restarted server goes on from there. RunError when
-    that log itself is broken.
+    that log itself is broken. private: the study has a ``privacy`` section, so that updates bear ledger heads.
     """
 
-    def __init__(self, audit: AuditLog, study_hash: str) -> None:
-        self._audit, self._hash = audit, study_hash
+    def __init__(self, audit: AuditLog, study_hash: str, private: bool = False) -> None:
+        self._audit, self._hash, self._private = audit, study_hash, private
+        self._ledgers = Ledgers(audit)
         self._acknowledged: dict[str, Head] = {}
         self._digested: tuple[TrainInstruction, str] | None = None
         audit.append("run started", study=study_hash)
@@ -40,10 +42,15 @@ class SiteHeads:
         self._audit.append("instruction sent", site=site, study=self._hash, weights=digest)
         return self._note(site)
 
+    def ledger_of(self, site: str) -> Head:
+        """The head that is held of a site's privacy ledger: what goes with an instruction of a private study."""
+        return self._audit.known(ledger_party(site)) if self._private else NOTHING
+
     def received(self, answer: TrainReply | Failure, note: AuditNote | None) -> TrainReply | Failure:
         """The answer, or a failure in its place when the site's log does not go on from the head that is held here.
 
-        A failure may come without a note: a site that does not act on an instruction writes only that into its log.
+        In a private study the site's ledger has to go on too. A failure may come without a note: a site that does not
+        act on an instruction writes only that into its log.
         """
         if isinstance(answer, Failure):
             self._audit.append("update refused", site=answer.site, round=answer.round, category=answer.category)
@@ -56,17 +63,24 @@ class SiteHeads:
                 raise RunError(f"the audit log of {answer.site} has no row about the update that came with it")
             self._audit.receive(answer.site, note.extension)
         except RunError as error:
-            say(f"site {answer.site}: {error}")
-            refused = Failure("", answer.round, answer.site, "log-not-continued")
-            self._audit.append("update refused", site=refused.site, round=refused.round, category=refused.category)
-            return refused
+            return self._refused(answer, "log-not-continued", error)
         self._acknowledged[answer.site] = note.known
         if isinstance(answer, TrainReply):
+            try:
+                charged = self._ledgers.receive(answer) if self._private else {}
+            except RunError as error:
+                return self._refused(answer, "ledger-not-continued", error)
             self._audit.note(
                 "update received", site=answer.site, study=answer.study_hash, round=answer.round,
-                bytes=_bytes(answer.weights), weights=weights_digest(answer.weights), **_of(note.known),
+                bytes=_bytes(answer.weights), weights=weights_digest(answer.weights), **_of(note.known), **charged,
             )  # fmt: skip
         return answer
+
+    def _refused(self, answer: TrainReply | Failure, category: Category, error: RunError) -> Failure:
+        """The failure in an answer's place; why stands on the screen and, as a category, in the log."""
+        say(f"site {answer.site}: {error}")
+        self._audit.append("update refused", site=answer.site, round=answer.round, category=category)
+        return Failure("", answer.round, answer.site, category)
 
     def note_of_question(self, site: str, question: Question) -> AuditNote:
         """Write that a site is asked about its labels; what goes with the question."""
@@ -120,6 +134,7 @@ class SiteHeads:
         return AuditNote(self._audit.extension(self._acknowledged.get(site, NOTHING)), self._audit.known(site))
 
     def _see(self, row: Row) -> None:
+        self._ledgers.see(row)
         if row["event"] in ("update received", "statistics received"):
             self._acknowledged[row["site"]] = Head(row["acknowledged"], row["acknowledged_hash"])
 

@@ -38,9 +38,10 @@ class Journal:
         if self._board is not None:
             self._board.close()
 
-    def metrics(self, round_: int, site: str, pictures: int, values: dict[str, float]) -> None:
-        """One row a site and round."""
-        row = {"round": round_, "site": site, "pictures": pictures, **values}
+    def metrics(self, round_: int, site: str, pictures: int | None, values: dict[str, float]) -> None:
+        """One row a site and round; ``pictures`` None: that is not told."""
+        counted = {} if pictures is None else {"pictures": pictures}
+        row = {"round": round_, "site": site, **counted, **values}
         append_jsonl(self._path, row)
         self._watch(row)
         if self._board is None:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from federation.algorithms.algorithm import Contribution, is_parameter
 from federation.local_work import local_work
+from federation.records import TrainReply
 from federation.study import Study
+from foundation.errors import RunError
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who is in, with update norms; who is out, with the reason."""
+    """Update norms of those who are in, where they may be told; who is out, with the reason."""
 
     norms: dict[str, float]
     left_out: dict[str, str]
@@ -47,6 +49,26 @@ def judge_together(
                 f"(rounds.norm_factor {rounds.norm_factor:g})"
             )
     return Verdict({site: norm for site, norm in norms.items() if site not in left_out}, left_out)
+
+
+def judge_clipped(contributions: Sequence[Contribution], weights: Mapping[str, Tensor], clip: float) -> Verdict:
+    """Leave out updates longer than ``clip``, and no other: what is promised of sites holds for no longer one.
+
+    Each is judged by itself. A median would let one site decide on the part that others take, and the noise is made for
+    what a site does by its own update alone. The verdict tells no length, as nothing that is written down may.
+    """
+    why = "update is longer than privacy.clip; the site has to send what its own program has shortened"
+    left_out = {c.site: why for c in contributions if not update_norm(c, weights) <= clip}
+    return Verdict({}, left_out)
+
+
+def check_private(reply: TrainReply, sent: Mapping[str, Tensor]) -> None:
+    """RunError where an update of a private study tells what no noise covers: a count, a metric, a statistic."""
+    if reply.pictures != 1 or reply.metrics:
+        raise RunError("tells a count of pictures or a metric, which stay at the site in a private study")
+    for name, value in sent.items():
+        if not is_parameter(name, value) and not torch.equal(reply.weights[name], value):
+            raise RunError(f"changes tensor {name!r}, a counter or statistic that no noise covers")
 
 
 def update_norm(contribution: Contribution, weights: Mapping[str, Tensor]) -> float:

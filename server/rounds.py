@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from federation.algorithms import build_algorithm
-from federation.algorithms.algorithm import Weights
+from federation.algorithms.algorithm import State, Weights
 from federation.audit import AuditLog
+from federation.privacy.config import SitePrivacyConfig
 from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation import events
@@ -19,8 +20,9 @@ from foundation.vault import PLAIN, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint, write_snapshot
 from server.divergence import divergence, layers_of
 from server.journal import Journal
-from server.judge import judge_together
+from server.judge import Verdict, judge_clipped, judge_together
 from server.quorum import needed_replies
+from server.site_noise import LEDGER_NAME, TOLERANCE, site_noise
 from server.spool import Spool, Spooled
 
 COLLAPSING = (
@@ -60,6 +62,7 @@ class RoundLoop:
         found = latest_checkpoint(folder / "checkpoints", self._hash, vault=vault)
         self._checkpoint = found or Checkpoint(self._hash, 0, initial)
         self._journal = Journal(folder, after_round=self._checkpoint.round)
+        self._noise = site_noise(study, audit.path.with_name(LEDGER_NAME))
         self._warned: set[str] = set()
         self._layers: dict[str, str] = {}
 
@@ -86,6 +89,11 @@ class RoundLoop:
                 )
             if info.study_hash != self._hash:
                 raise StudyError(f"site {info.site}: has another study on its disk; give all sites this study file")
+        if isinstance(self._study.privacy, SitePrivacyConfig) and len(names) > self._study.privacy.sites:
+            raise StudyError(
+                f"there are {len(names)} sites; privacy.sites says {self._study.privacy.sites}, and privacy.delta is "
+                "judged by it: set it to the number of sites"
+            )
         if len(names) < self._algorithm.fewest_replies:
             raise StudyError(
                 f"algorithm {self._study.algorithm.name!r} needs at least {self._algorithm.fewest_replies} sites; "
@@ -95,15 +103,22 @@ class RoundLoop:
 
     def _one_round(self, sites: list[str], line: Bar) -> None:
         number = self._checkpoint.round + 1
-        spool = Spool(self._folder / "spool", self._hash, number, self._checkpoint.weights, vault=self._vault)
+        spool = Spool(
+            self._folder / "spool",
+            self._hash,
+            number,
+            self._checkpoint.weights,
+            vault=self._vault,
+            private=self._study.privacy is not None,
+        )
         needed = needed_replies(self._study, len(sites))
         reasons: dict[str, str] = {}
         for attempt in range(1, self._study.rounds.attempts + 1):
             reasons = self._gather(number, sites, spool)
             replies = spool.replies()
-            verdict = judge_together(replies, self._checkpoint.weights, self._study, self._checkpoint.norms)
+            verdict = self._judge(replies)
             reasons |= verdict.left_out
-            accepted = [reply for reply in replies if reply.site in verdict.norms]
+            accepted = [reply for reply in replies if reply.site not in verdict.left_out]
             if len(accepted) >= needed:
                 self._finish(number, spool, accepted, verdict.norms, reasons)
                 return
@@ -117,6 +132,12 @@ class RoundLoop:
             f"round {number}: fewer than {needed} of {len(sites)} sites gave a usable update in "
             f"{self._study.rounds.attempts} attempts ({why}); mend those sites, then go on"
         )
+
+    def _judge(self, replies: list[Spooled]) -> Verdict:
+        weights, privacy = self._checkpoint.weights, self._study.privacy
+        if isinstance(privacy, SitePrivacyConfig):
+            return judge_clipped(replies, weights, privacy.clip * (1 + TOLERANCE))
+        return judge_together(replies, weights, self._study, self._checkpoint.norms)
 
     def _gather(self, number: int, sites: list[str], spool: Spool) -> dict[str, str]:
         """Fill the spool until every site has answered or the deadline has passed; why each missing site is missing."""
@@ -162,23 +183,14 @@ class RoundLoop:
         norms: dict[str, float],
         reasons: dict[str, str],
     ) -> None:
-        weights, state = self._algorithm.fold(self._checkpoint.weights, accepted, self._checkpoint.algorithm)
+        weights, state = self._fold(number, accepted)
         for site, reason in sorted(reasons.items()):
             say(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
             self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
-        for reply in accepted:
-            self._journal.metrics(
-                number, reply.site, reply.pictures, reply.metrics | {"update_norm": norms[reply.site]}
-            )
-            if self._journal.is_collapsing(reply.site):
-                if reply.site not in self._warned:
-                    say(f"round {number}: {COLLAPSING.format(site=reply.site)}")
-                self._warned.add(reply.site)
-                self._journal.event(number, events.COLLAPSING, reply.site, "features lose their spread")
-        self._tell_divergence(number, accepted)
+        self._tell(number, accepted, norms)
         self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
-        if len(norms) + len(reasons) > 1:  # a site alone is no federation: nobody asks how far it had come
+        if len(accepted) + len(reasons) > 1:  # a site alone is no federation: nobody asks how far it had come
             snapshots = self._folder / events.SNAPSHOTS
             write_snapshot(snapshots, self._checkpoint, self._study.rounds.count, vault=self._vault)
         kept = self._study.rounds.keep_checkpoints
@@ -188,6 +200,32 @@ class RoundLoop:
             weights=weights_digest(weights),
         )  # fmt: skip
         spool.remove()
+
+    def _fold(self, number: int, accepted: list[Spooled]) -> tuple[Weights, State]:
+        """The next weights and state, noised before they are put anywhere where the study has the server do that."""
+        before = self._checkpoint.weights
+        weights, state = self._algorithm.fold(before, accepted, self._checkpoint.algorithm)
+        if self._noise is not None:
+            weights = self._noise.noised(weights, before, len(accepted), number)
+        return weights, state
+
+    def _tell(self, number: int, accepted: list[Spooled], norms: dict[str, float]) -> None:
+        """Write down the sites' figures, and what the server sees of their updates; of what no noise covers, nothing.
+
+        Updates that a site has noised are public. Those that the server is to noise are not, and with no figure of them
+        there is neither ``update_norm`` nor divergence; a study with privacy has no counts and no metrics either.
+        """
+        for reply in accepted:
+            seen = {"update_norm": norms[reply.site]} if reply.site in norms else {}
+            counted = None if self._study.privacy is not None else reply.pictures
+            self._journal.metrics(number, reply.site, counted, reply.metrics | seen)
+            if self._journal.is_collapsing(reply.site):
+                if reply.site not in self._warned:
+                    say(f"round {number}: {COLLAPSING.format(site=reply.site)}")
+                self._warned.add(reply.site)
+                self._journal.event(number, events.COLLAPSING, reply.site, "features lose their spread")
+        if norms:
+            self._tell_divergence(number, accepted)
 
     def _tell_divergence(self, number: int, accepted: list[Spooled]) -> None:
         """Write down how the updates stand to each other; of a single site there is nothing to tell."""

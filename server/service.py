@@ -13,6 +13,7 @@ from flwr.app import Context, RecordDict
 from federation.app_bundle import app_bundle, bundle_digest
 from federation.audit import AuditLog
 from federation.flower_private import ControlPlane, TaskQueue, server_task, superlink_errors
+from federation.privacy.ledger import Ledger
 from federation.study import Study, load_study
 from foundation.errors import FedpretextError, QuorumError, RunError, StudyError
 from foundation.files import read_json, write_json, write_text
@@ -24,9 +25,11 @@ from server.federated_evaluation import collect
 from server.fleet import Fleet
 from server.initial import INITIAL_NAME, write_initial
 from server.metrics import MetricsEndpoint
+from server.privacy_record import write_privacy
 from server.proxy import needed_nginx
 from server.registry import Registry, check_server_keys
 from server.rounds import write_study
+from server.site_noise import LEDGER_NAME
 from server.status_board import Board, heartbeat, read_status
 from server.superlink import SuperLink
 from ssl_methods.starting_weights import read_weights
@@ -77,10 +80,19 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
                 started = time.monotonic()
         write_encoder(folder, study, "federated", TITLES["federated"])
         collect(run)
+        _record_privacy(run, study, federation)
         finished = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(run / "run.json", read_json(run / "run.json") | {"finished": finished})
         log.write("info", f"study {study.name}: finished; the encoder is {folder / 'encoder.safetensors'}")
     return run
+
+
+def _record_privacy(run: Path, study: Study, federation: Path) -> None:
+    """What was promised and, where the server itself has noised, spent; the sites' own ledgers stay with them."""
+    ledger = federation / LEDGER_NAME
+    if study.privacy is not None:
+        spent = {"the server": Ledger(ledger).spent(study.privacy.delta)} if ledger.exists() else {}
+        write_privacy(run, study, spent)
 
 
 def checked_study(path: Path, overrides: Sequence[str], registry: Registry) -> Study:

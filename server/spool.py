@@ -10,6 +10,7 @@ from federation.records import TrainReply, check_reply, weights_digest
 from foundation.errors import RunError
 from foundation.files import TensorFile
 from foundation.vault import PLAIN, LockedError, Vault
+from server.judge import check_private
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,19 @@ class Spool:
     """The replies of one round in a folder of their own."""
 
     def __init__(
-        self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor], vault: Vault = PLAIN
-    ) -> None:
+        self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor], vault: Vault = PLAIN,
+        private: bool = False,
+    ) -> None:  # fmt: skip
         self._folder = folder / f"round-{round_:05d}"
         self._study_hash, self._round, self._expected = study_hash, round_, expected
+        self._private = private
         self._start = weights_digest(expected)
         self._vault = vault.at("spool", study_hash, str(round_))
         self._written: dict[Path, Spooled] = {}
 
     def write(self, reply: TrainReply) -> None:
-        """Keep a reply that ``check_reply`` accepts; RunError says what is wrong with another."""
-        check_reply(reply, self._expected, self._study_hash, self._round)
+        """Keep a reply that is as the study agreed on; RunError says what is wrong with another."""
+        self._check(reply)
         metadata = {
             "study": reply.study_hash,
             "round": str(reply.round),
@@ -74,7 +77,7 @@ class Spool:
                     metadata["study"], int(metadata["round"]), metadata["site"], int(metadata["pictures"]), weights,
                     json.loads(metadata["metrics"]),
                 )  # fmt: skip
-                check_reply(reply, self._expected, self._study_hash, self._round)
+                self._check(reply)
                 if metadata["start"] != self._start:
                     raise RunError(f"{path}: was trained from other weights")
                 found.append(Spooled(reply.site, reply.pictures, reply.metrics, self._vault.tensor_file(path)))
@@ -83,6 +86,11 @@ class Spool:
             except (RunError, KeyError, ValueError):
                 path.unlink()
         return sorted(found, key=lambda spooled: spooled.site)
+
+    def _check(self, reply: TrainReply) -> None:
+        check_reply(reply, self._expected, self._study_hash, self._round)
+        if self._private:
+            check_private(reply, self._expected)
 
     def remove(self) -> None:
         """Delete the round's replies, after its checkpoint is written."""

@@ -160,7 +160,8 @@ class Board:
             if answer.category != "offline":
                 site.state, site.reason, site.answered = "failed", answer.category, time.time()
         else:
-            site.state, site.reason, site.pictures, site.answered = "answered", "", answer.pictures, time.time()
+            site.state, site.reason, site.answered = "answered", "", time.time()
+            site.pictures = 0 if answer.ledger is not None else answer.pictures  # a private study tells no count
             loss = answer.metrics.get("loss")
             site.loss = loss if loss is not None and math.isfinite(loss) else None  # JSON has no NaN
             site.bytes_received += sum(value.numel() * value.element_size() for value in answer.weights.values())

@@ -34,6 +34,9 @@ _ADVICE = {
     "not-the-server": "it got a message that this server did not sign; if the server has a new key, restart it",
     "log-not-continued": "its audit log was rewritten, cut or restored; ask the site why, then: "
     "fedpretext accept-restart",
+    "budget-spent": "its privacy budget permits no further round; its study, or its hospital, has to decide",
+    "ledger-not-continued": "its privacy ledger was lost or restored; ask the site why, then: "
+    "fedpretext accept-restart --ledger",
     "labels-not-permitted": "the site takes no part in the evaluation; its policy.allow_label_statistics decides",
     "labels-too-few": "the site has too few labelled patients of a class to tell anything of them",
     "internal-error": "a fault of the program; the site's state/site.log has it",

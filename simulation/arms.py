@@ -12,13 +12,14 @@ from torch import Tensor
 
 from evaluation.arm_table import DESCRIPTION_NAME
 from federation.algorithms.fedavg import FedAvgConfig
-from federation.local_work import LocalWork, local_work, steps_for_budget
+from federation.local_work import steps_for_budget
 from federation.study import Study
 from foundation.files import write_text
 from imaging.manifest import Manifest
 from server.export import TITLES, Budget, write_encoder
 from server.initial import INITIAL_NAME, write_initial
 from server.rounds import write_study
+from simulation.budgets import RoundWork, round_work
 from simulation.checks import telling_reasons
 from simulation.config import SimulationConfig
 from simulation.runtimes import RUNTIMES, Federation
@@ -28,7 +29,7 @@ from ssl_methods import build_method
 from ssl_methods.starting_weights import start_from
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
-_POOLED = "pooled"
+_POOLED, LEDGER_NAME = "pooled", "ledger.jsonl"
 OPEN_POLICY = {
     "studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1,
     "allow_label_statistics": True, "allow_score_histogram": True,
@@ -62,12 +63,17 @@ class Arm:
             return {}
         return {str(site): int(n) for site, n in self.sites.table["site"].value_counts().sort_index().items()}
 
-    def works(self) -> list[LocalWork]:
-        """What each site does in a round."""
-        return [local_work(self.study.training, n) for n in self.site_sizes().values()]
+    def works(self) -> list[RoundWork]:
+        """What each site does in a round, in site-name order."""
+        if self.sites is None:
+            return []
+        return [round_work(self.study, own["patient"]) for _, own in self.sites.table.groupby("site")]
 
     def budget(self) -> Budget:
-        """Pictures and steps of the whole study (for the manifest's pictures; unreadable ones make it smaller)."""
+        """Pictures and steps of the whole study (for the manifest's pictures; unreadable ones make it smaller).
+
+        With privacy by patient the pictures are those that are expected.
+        """
         works, rounds = self.works(), self.study.rounds.count
         if not works:
             return Budget()
@@ -106,28 +112,33 @@ def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config
     if "alone" in config.arms:
         for site in sorted(set(held.table["site"])):
             own = training.where(training.table["site"] == site)
-            arms.append(_single(f"alone-{site}", f"{site} alone, same budget", "alone", federated, own, a_round))
+            title = f"{site} alone, same budget{_open(study)}"
+            arms.append(_single(f"alone-{site}", title, "alone", federated, own, a_round))
     if "pooled" in config.arms:
         everything = replace(training, table=training.table.assign(site=_POOLED))
-        arms.append(
-            _single(
-                "pooled",
-                "Pooled: all pictures in one place, same budget",
-                "pooled",
-                federated,
-                everything,
-                a_round,
-            )
-        )
+        title = f"Pooled: all pictures in one place, same budget{_open(study)}"
+        arms.append(_single("pooled", title, "pooled", federated, everything, a_round))
     return arms
 
 
+def _open(study: Study) -> str:
+    """What the title of an arm says that shares nothing and so noises nothing, where the federated one does."""
+    return ", without privacy" if study.privacy is not None else ""
+
+
 def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifest, budget: int) -> Arm:
-    """An arm of one site: the same study, steps for the federation's budget, no federated algorithm to choose."""
+    """An arm of one site: the same study, steps for the federation's budget, no federated algorithm to choose.
+
+    Nothing of it leaves the place where it is trained, so that it has neither noise nor secure aggregation; it is what
+    a site could have without the federation, and says nothing of how well its weights could be given away.
+    """
     study = federated.study
     steps = steps_for_budget(study.training, len(pictures), budget)
     training = study.training.model_copy(update={"steps": steps, "epochs": None})
-    changed = {"training": training, "algorithm": FedAvgConfig(), "federated_evaluation": None}
+    changed = {
+        "training": training, "algorithm": FedAvgConfig(), "federated_evaluation": None, "privacy": None,
+        "secure_aggregation": None,
+    }  # fmt: skip
     alone = study.model_copy(update=changed)
     return Arm(name, title, kind, federated.fold, federated.seed, alone, pictures)
 
@@ -177,6 +188,8 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
             "site": site, "data": "manifest.csv", "state": "state", "cache": str((run / "store").resolve()),
             "device": device, "policy": OPEN_POLICY,
         }  # fmt: skip
+        if arm.study.privacy is not None:
+            text["ledger"] = LEDGER_NAME
         write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))
     return Federation(folder.resolve(), tuple(sorted(place.name for place in places.values())))
 

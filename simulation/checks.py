@@ -11,6 +11,7 @@ from pathlib import Path
 
 from client.training import check_amount, check_site
 from federation.algorithms import build_algorithm
+from federation.privacy.config import SitePrivacyConfig
 from federation.records import SITE_NAME
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError, QuorumError, StudyError
@@ -24,8 +25,8 @@ _LOG_OF_SITES = "sites/*/state/site.log"
 def check_sites(study: Study, training: Manifest) -> None:
     """Refuse sites that the study cannot train on, going by their manifests; names the first in order of the names.
 
-    StudyError: fewer sites than the algorithm needs, a name that no site may have. DataError: a site with too few
-    pictures or patients.
+    StudyError: fewer sites than the algorithm needs, more than ``privacy`` says, a name that no site may have.
+    DataError: a site with too few pictures or patients.
     """
     sizes = training.table.groupby("site")["patient"].agg(["size", "nunique"])
     fewest = build_algorithm(study.algorithm).fewest_replies
@@ -33,6 +34,11 @@ def check_sites(study: Study, training: Manifest) -> None:
         raise StudyError(
             f"algorithm {study.algorithm.name!r} needs at least {fewest} sites; there are {len(sizes)}: choose another "
             "algorithm or simulation.partition"
+        )
+    if isinstance(study.privacy, SitePrivacyConfig) and len(sizes) > study.privacy.sites:
+        raise StudyError(
+            f"privacy.sites {study.privacy.sites}: there are {len(sizes)} sites, and privacy.delta is judged by their "
+            "number: set it to that"
         )
     for site, (pictures, patients) in zip(sizes.index, sizes.to_numpy().tolist(), strict=True):
         if not re.fullmatch(SITE_NAME, str(site)):

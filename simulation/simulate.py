@@ -33,6 +33,7 @@ from simulation.checks import check_sites, decode_pictures
 from simulation.config import SimulationConfig
 from simulation.datasets import load_dataset
 from simulation.partition import assign_sites
+from simulation.spent import record_privacy
 from simulation.starting import identified, keep_weights
 from ssl_methods import build_method
 
@@ -89,6 +90,7 @@ def pretrain(
             if arm.kind == "federated" and arm.sites is not None and not is_done(folder, arm):
                 decode_pictures(arm.study, arm.sites, pictures, folder / "store")
         _pretrain(folder, arms, config, device)
+        record_privacy(folder, resolved, arms)
         write_arms(folder, [arm.place for arm in arms])
         collect(folder)
     return folder

@@ -8,7 +8,9 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from client.approval_page import label_statistics
+from client.privacy_page import plan_lines
 from federation.algorithms import build_algorithm
+from federation.privacy.plan import plan_of
 from federation.study import Study, load_study
 from imaging.manifest import Manifest
 from simulation.simulate import planned, simulation_config
@@ -21,6 +23,7 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
     """Check a study and describe it, a line a fact; errors as ``simulate`` would raise them."""
     chosen = study if isinstance(study, Study) else load_study(Path(study), tuple(overrides))
     lines = [*_method_lines(chosen)]
+    trained_by = 1
     if chosen.simulation is not None:
         with TemporaryDirectory() as place:
             config = identified(simulation_config(chosen), chosen)
@@ -29,6 +32,7 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
             pictures, arms = planned(Path(place), chosen, config)
         federated = next(arm for arm in arms if arm.kind == "federated")
         sizes = federated.site_sizes()
+        trained_by = len(sizes)
         assert federated.sites is not None
         patients_of = federated.sites.table.groupby("site")["patient"].nunique()
         for site, count in sizes.items():
@@ -41,6 +45,7 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
             f"({budget.sequential_steps:,} steps one after another when federated)"
         )
         lines += _warnings(chosen, pictures)
+    lines += _privacy_lines(chosen, trained_by)
     lines += _label_lines(chosen)
     lines.append(f"study {chosen.name}: is valid, hash {chosen.training_hash()[:12]}")
     return lines
@@ -64,6 +69,13 @@ def _method_lines(study: Study) -> Iterator[str]:
     batch = study.training.batch * math.prod(study.image.shape) * 4
     yield f"memory at a site: about {(state + batch) / 2**20:.0f} MiB for model, optimizer and batch, plus activations"
     yield f"memory at the server: about {3 * sent / 2**20:.0f} MiB, whatever the number of sites"
+
+
+def _privacy_lines(study: Study, sites: int) -> Iterator[str]:
+    """What the study promises and draws of noise; ``sites``: those that train, where a simulation says so, else 1."""
+    plan = plan_of(study)
+    if plan is not None:
+        yield from plan_lines(study, plan, sites)
 
 
 def _label_lines(study: Study) -> Iterator[str]:

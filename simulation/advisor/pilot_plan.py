@@ -16,7 +16,6 @@ import pandas as pd
 from evaluation.config import RunEvaluation, TaskKind
 from evaluation.inputs import write_settings
 from evaluation.targets import check_labels, target_column
-from federation.local_work import local_work
 from federation.study import Study, study_from
 from foundation.errors import DataError, StudyError
 from foundation.machine import DeviceName, choose_device
@@ -28,6 +27,7 @@ from simulation.advisor.candidates import Candidate
 from simulation.advisor.ranking import Ranked, best
 from simulation.advisor.setting import Setting
 from simulation.arms import Arm, plan_arms
+from simulation.budgets import round_work
 from simulation.checks import check_sites
 from simulation.config import SimulationConfig
 from simulation.simulate import prepare_data, simulation_config
@@ -207,7 +207,7 @@ def _patch(side: int, along: int) -> int:
 
 def rounds_for(study: Study, training: Manifest, passes: int, each: float) -> int:
     """Rounds that cost about so many encoder passes, where a picture costs ``each``."""
-    a_round = sum(local_work(study.training, int(n)).pictures for n in training.table["site"].value_counts())
+    a_round = sum(round_work(study, own["patient"]).pictures for _, own in training.table.groupby("site"))
     return max(1, round(passes / (each * a_round)))
 
 

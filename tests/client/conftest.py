@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from flwr.app import RecordDict
 
 import client.app
@@ -89,6 +90,40 @@ IJEPA = {"name": "ijepa", "predictor_width": 24, "predictor_depth": 1, "predicto
 def ijepa() -> dict[str, Any]:
     """A method with a part that stays at the site: the target encoder."""
     return dict(IJEPA)
+
+
+PRIVATE: dict[str, dict[str, Any]] = {
+    "patient": {"unit": "patient", "epsilon": 8, "delta": 1e-3, "patients": 4, "patients_per_step": 2},
+    "site": {"unit": "site", "epsilon": 8, "delta": 1e-3, "sites": 3, "clip": 0.05},
+}
+
+
+@pytest.fixture
+def private_study(study: Callable[..., Study]) -> Callable[..., Study]:
+    """``private_study("site", privacy={"clip": 1.0}, method={...})``: the small study, private, two steps a round."""
+
+    def make(unit: str = "patient", **sections: dict[str, Any]) -> Study:
+        privacy = PRIVATE[unit] | sections.pop("privacy", {})
+        training = {"epochs": None, "steps": 2} | sections.pop("training", {})
+        return study(privacy=privacy, training=training, **sections)
+
+    return make
+
+
+@pytest.fixture
+def private_site(hospital: Callable[..., Path], tmp_path: Path) -> Callable[..., Site]:
+    """``private_site(study, "A", policy={...}, patients=5)``: a new Site object, with a ledger in its site file."""
+
+    def make(study: Study, name: str = "A", policy: dict[str, Any] | None = None, **folder: Any) -> Site:
+        path = tmp_path / "sites" / name / "site.yaml"
+        if not path.exists():
+            hospital(name, **folder)
+        raw = yaml.safe_load(path.read_text())
+        lenient = {"studies": "any", "min_pictures": 1, "min_patients": 1}  # smallest_count 5, as by default
+        path.write_text(yaml.safe_dump(raw | {"ledger": "ledger.jsonl", "policy": lenient | (policy or {})}))
+        return Site(load_site_file(path), study)
+
+    return make
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ import client.site
 from client.app import app, category_of
 from client.labelled import TooFewLabelsError
 from client.policy import LabelsNotPermittedError
+from client.site_ledger import LedgerNotContinuedError
 from client.site_log import LogNotContinuedError
+from federation.audit import Head
 from federation.flower import content_to_reply, failure_in, question
 from federation.flower_private import assume_identity
+from federation.privacy.ledger import BudgetSpentError
+from federation.privacy.plan import plan_of
 from federation.records import CATEGORIES, Failure, TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import DataError, QuorumError, RunError, StudyError, TrainingError
+from foundation.files import read_jsonl
 from ssl_methods.mae import MAE
 
 MakeStudy = Callable[..., Study]
@@ -99,6 +105,8 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
     "audit": (LogNotContinuedError(SECRET), "log-not-continued"),
     "policy on labels": (LabelsNotPermittedError(SECRET), "labels-not-permitted"),
     "few labels": (TooFewLabelsError(SECRET), "labels-too-few"),
+    "budget": (BudgetSpentError(SECRET), "budget-spent"),
+    "ledger": (LedgerNotContinuedError(SECRET), "ledger-not-continued"),
     "another of ours": (QuorumError(SECRET), "internal-error"),
 }
 
@@ -227,3 +235,31 @@ def test_sites_of_one_study_that_take_turns_are_made_once(
     for node in (*first, *first, second[0], *first):
         node.ask(question(study().training_hash()), "query")
     assert made == ["A", "B", "A", "A", "B"]  # another study's sites are let go
+
+
+def test_a_private_study_through_the_app(
+    private_study: MakeStudy, private_site: Callable[..., Any], instruction: Instruct, asked: Ask, tmp_path: Path
+) -> None:
+    """Answered while there is budget, with the ledger's head; then one word, and what was released still comes."""
+    s = private_study()
+    plan = plan_of(s)
+    assert plan is not None
+    private_site(s, policy={"privacy_budget": {"epsilon": round(plan.epsilon * 0.7, 3), "delta": 1e-3}})
+    (tmp_path / "study.yaml").write_text(s.to_yaml())
+    node = Node(tmp_path / "study.yaml", tmp_path / "sites" / "A" / "site.yaml")
+    assert dict(node.ask(question(s.training_hash()), "query")["config"])["pictures"] == 1  # type: ignore[call-overload]
+    first = content_to_reply(node.ask(asked(instruction(s))))
+    assert isinstance(first, TrainReply) and first.ledger is not None
+    assert (first.pictures, first.metrics) == (1, {})
+    charged = first.ledger.head.count
+    stopped = [failure_in(node.ask(asked(instruction(s, round_)), group=str(round_))) for round_ in (2, 3)]
+    assert stopped[-1] == "budget-spent"
+    again = content_to_reply(node.ask(asked(replace(instruction(s), ledger=first.ledger.head))))
+    assert isinstance(again, TrainReply) and again.ledger is not None
+    assert again.ledger.head.count == charged + stopped.count(None)
+    false = asked(replace(instruction(s), ledger=Head(99, "ab" * 32)))
+    assert failure_in(node.ask(false)) == "ledger-not-continued"
+    rows = read_jsonl(tmp_path / "sites" / "A" / "state" / "audit.jsonl")
+    assert next(row["ledger"] for row in rows if row["event"] == "update released") == first.ledger.head.hash
+    refusals = {row["category"]: row["event"] for row in rows if "category" in row}
+    assert refusals == {"budget-spent": "policy refused", "ledger-not-continued": "request refused"}

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 from client.approval import Approval, approvals, approve, approved_studies, approved_study, withdraw
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
+from federation.privacy.ledger import Ledger
+from federation.privacy.plan import plan_of
 from federation.records import TrainInstruction
 from federation.study import Study
 from foundation.errors import FedpretextError, StudyError
@@ -256,3 +259,54 @@ def test_an_approval_is_a_file_that_a_person_can_read(
     (path,) = (site.state / "approvals").iterdir()
     assert path.name == f"{study().training_hash()[:16]}.yaml"
     assert list(yaml.safe_load(path.read_text())) == list(Approval.model_fields)
+
+
+def test_the_page_of_a_private_study_says_what_is_promised(
+    private_study: MakeStudy, here: Callable[..., SiteFile], tmp_path: Path
+) -> None:
+    s = private_study()
+    plan = plan_of(s)
+    assert plan is not None
+    (tmp_path / "private.yaml").write_text(s.to_yaml())
+    site = here(privacy_budget={"epsilon": 10.0, "delta": 1e-3}).model_copy(update={"ledger": tmp_path / "book.jsonl"})
+    page = text_of(approve(tmp_path / "private.yaml", site, "A. K.", no))
+    for said in (
+        "WHAT IS PROMISED\n  to each patient, whose presence with all pictures",
+        "each of 6 steps draws a patient with probability 0.5, shortens the gradient to 1 and adds noise of",
+        f"adds noise of {plan.noise:g} times that", f"epsilon {plan.epsilon:.3g} at delta 0.001, for the whole study",
+        "not covered: a person who was treated at two",
+        "what noise promises about them is said below", "the count of pictures: told as 1, as by every site",
+        "the number of rows of this site's privacy ledger", "each patient takes part in a step with probability 0.5",
+        # By hand: two steps a round with 3 patients of 1 picture at probability .5, over 3 rounds.
+        "at this site: 2 steps, 3 pictures seen", "6 steps, 9 pictures seen, in 3 rounds",
+        "book.jsonl: spent so far epsilon 0 at delta 0.001", f"with all rounds of this study: {plan.epsilon:.3g}",
+        f"policy.privacy_budget is 10: {10 - plan.epsilon:.3g} are left", "private.jsonl in the state folder",
+        "this site has 3 patients, and the study takes it to have 4",
+    ):  # fmt: skip
+        assert said in page, said
+    assert "nothing keeps them free of traces" not in page and "numbers about the round" not in page
+    assert not (tmp_path / "book.jsonl").exists()  # looking writes nothing
+    Ledger(tmp_path / "book.jsonl").charge("a" * 64, 1, replace(plan.per_round, steps=200), None)
+    page = text_of(approve(tmp_path / "private.yaml", site, "A. K.", no))
+    assert "policy.privacy_budget is 10: this site stops before it is passed, and before the end" in page
+    assert "spent so far epsilon 0 at" not in page
+
+
+def test_the_page_of_a_study_private_by_site(
+    private_study: MakeStudy, here: Callable[..., SiteFile], tmp_path: Path
+) -> None:
+    (tmp_path / "private.yaml").write_text(private_study("site").to_yaml())
+    page = text_of(approve(tmp_path / "private.yaml", here(), "A. K.", no))
+    assert "to this site as a whole, and to its patients only as part of it" in page
+    assert "an update is shortened to 0.05 here, and the server, which sees this site's own update, adds noise" in page
+    assert "there is none: set `ledger` in the site file, or no round of this study is trained" in page
+
+
+def test_the_page_of_a_private_study_over_pictures_of_nobody(
+    private_study: MakeStudy, here: Callable[..., SiteFile], tmp_path: Path
+) -> None:
+    (tmp_path / "private.yaml").write_text(private_study().to_yaml())
+    site = here(min_patients=1)
+    (site.data.parent / "manifest.csv").unlink()
+    page = text_of(approve(tmp_path / "private.yaml", site.model_copy(update={"data": site.data.parent}), "A. K.", no))
+    assert "permits the study, but not with these pictures:\n  study tiny promises privacy to each patient" in page

@@ -23,6 +23,7 @@ from client.check_report import STAYS, lines, write_check
 from client.policy import Policy
 from federation.certificates import ca_certificate, new_key
 from federation.kit import Kit, write_kit
+from federation.privacy.plan import plan_of
 from federation.study import Study
 from foundation.errors import StudyError
 
@@ -157,6 +158,43 @@ def test_policy(data: Path, check: Callable[..., SiteCheck], study: MakeStudy) -
     found = check(study(), policy=Policy(min_pictures=31, methods=("byol",), max_epochs_per_round=0.5))
     assert {"policy on pictures", "policy on work", "policy on the study"} <= kinds(found).keys()
     assert kinds(check(study(), policy=Policy())) == {"no accelerator": "note"}
+
+
+def test_a_private_study(
+    check: Callable[..., SiteCheck], private_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s, ledger, policy = private_study(), tmp_path / "ledger.jsonl", Policy(studies="any")
+    plan = plan_of(s)
+    assert plan is not None
+    timed: list[int] = []
+    real = client.check_study.clipped_sum
+
+    def clipped_sum(*given: Any) -> Any:
+        timed.append(given[3])
+        return real(*given)
+
+    monkeypatch.setattr(client.check_study, "clipped_sum", clipped_sum)
+    monkeypatch.setattr(client.check_study, "_SECONDS", 0.1)
+    found = check(s, policy=policy, ledger=ledger)
+    assert found.ok
+    told = facts(found, "Study")
+    assert told["privacy"] == f"by patient: epsilon {plan.epsilon:.3g} at delta 0.001, whole study"
+    assert told["privacy ledger"] == f"epsilon 0 spent by all studies, {plan.epsilon:.3g} with this one's rounds"
+    # Ten patients, each with probability one half, and one picture each.
+    assert told["a round here"] == "2 steps of about 5.0 pictures, of patients drawn at random"
+    assert timed and not ledger.exists()  # what is timed is the clipped step, and a check writes nothing
+    bound = Policy.model_validate({"studies": "any", "privacy_budget": {"epsilon": plan.epsilon / 2, "delta": 1e-3}})
+    assert kinds(check(s, policy=bound, ledger=ledger))["budget"] == "warning"
+    (missing,) = check(s, policy=policy).of("error")
+    assert missing.kind == "no ledger" and "the site file names no `ledger`" in missing.line
+    assert check(s).ok  # without a site file there is nothing to say of it
+
+
+def test_a_private_study_asks_whose_pictures_they_are(private_study: MakeStudy, tmp_path: Path) -> None:
+    for number in range(6):
+        write_picture(tmp_path / "flat" / f"{number}.png", number)
+    found = check_site(tmp_path / "flat", private_study(), state=tmp_path / "state", device="cpu")
+    assert kinds(found)["whose pictures"] == "error"
 
 
 def test_a_slow_site_is_told_of_the_deadline(

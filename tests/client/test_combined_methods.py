@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import client.site
-import client.training
+from client.optimiser import build_optimiser, set_rates
 from client.site import Site
 from federation.records import TrainInstruction
 from federation.study import Study
@@ -68,8 +68,8 @@ def test_the_next_round_starts_from_the_site_s_own_target_and_the_common_weights
 def test_every_part_of_every_member_has_its_own_rate(study: MakeStudy) -> None:
     chosen = study(method={"name": "combine", "methods": [{"method": {"name": "simsiam"}}, {"method": MAE}]})
     method = build_method(chosen.method, chosen.encoder, chosen.image, chosen.seed)
-    optimiser = client.training._optimiser(method, chosen.training)
-    client.training._set_rates(optimiser, chosen.training, method, 0.9)
+    optimiser = build_optimiser(method, chosen.training)
+    set_rates(optimiser, chosen.training, method, 0.9, 4)
     rates = {group["part"]: group["lr"] for group in optimiser.param_groups}
     assert set(rates) == {"encoder", "simsiam.projector", "simsiam.predictor", "mae.decoder"}
     assert rates["simsiam.predictor"] > rates["encoder"] == rates["mae.decoder"] == rates["simsiam.projector"]

@@ -32,22 +32,29 @@ class RecordingGrid(InProcessGrid):
     """Keeps every reply as it would be on the wire."""
 
     sent: list[bytes]
+    contents: list[RecordDict]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies, after noting their bytes."""
         replies = super().pull_messages(message_ids)
         self.sent += [message_to_proto(reply).SerializeToString() for reply in replies]
+        self.contents += [reply.content for reply in replies]
         return replies
 
 
-def federate(tmp_path: Path, study: Study, hospitals: list[Hospital]) -> list[bytes]:
-    """Run the study; the bytes of every message that left a hospital, and of every file at the server."""
+def federate(
+    tmp_path: Path, study: Study, hospitals: list[Hospital], contents: list[RecordDict] | None = None
+) -> list[bytes]:
+    """Run the study; the bytes of every message that left a hospital, and of every file at the server.
+
+    contents: the messages are added to it, as Flower's records.
+    """
     folder = tmp_path / "server"
     write_study(folder, study)
     config = {"study": str(folder / "study.yaml"), "folder": str(folder), "sites": len(hospitals)}
     nodes = [{"site-file": str(hospital.site_file)} for hospital in hospitals]
     grid = RecordingGrid(client.app.app, nodes, config)
-    grid.sent = []
+    grid.sent, grid.contents = [], [] if contents is None else contents
     try:
         server_app(grid, Context(1, 1, {}, RecordDict(), dict(config)))
     except FedpretextError as error:
@@ -118,6 +125,39 @@ def test_the_search_for_pixels_finds_a_planted_patch(
     monkeypatch.setattr(Site, "trained_or_stored", train)
     left = federate(tmp_path, small, hospitals)
     assert patches_in(left, all_patterns(small, hospitals)) >= 4
+
+
+PRIVATE: dict[str, dict[str, Any]] = {
+    "patient": {"unit": "patient", "epsilon": 8, "delta": 1e-3, "patients": 5, "patients_per_step": 3},
+    "site": {"unit": "site", "epsilon": 50, "delta": 1e-3, "sites": 2, "clip": 0.05},
+}
+IN_AN_UPDATE = {
+    "config": {"study", "round", "site"}, "metrics": {"num-examples"}, "arrays": {"weights"},
+    "ledger": {"count", "head", "digests"}, "audit": {"count", "head", "digests", "known", "known-head"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", ["patient", "site"])
+def test_a_private_study_sends_tensors_constants_and_heads_of_logs(
+    tmp_path: Path, study: MakeStudy, hospitals: list[Hospital], unit: str
+) -> None:
+    """What is in the tensors is another test's business (test_private_site.py): here, that there is nothing else."""
+    private = study(rounds={"count": 2}, training={"epochs": None, "steps": 1}, privacy=PRIVATE[unit])
+    for hospital in hospitals:
+        hospital.site_file.write_text(hospital.site_file.read_text() + "\nledger: state/ledger.jsonl\n")
+    approved(private, hospitals, tmp_path)
+    contents: list[RecordDict] = []
+    left = federate(tmp_path, private, hospitals, contents)
+    assert (tmp_path / "server" / "global.safetensors").exists()  # it ran to its end
+    updates = [content for content in contents if "arrays" in content]
+    assert len(updates) == 4  # of two sites in two rounds
+    for content in updates:
+        assert {name: set(record) for name, record in content.items()} == IN_AN_UPDATE
+        assert dict(content["metrics"]) == {"num-examples": 1}
+    who = [content for content in contents if "pictures" in content["config"]]
+    assert len(who) == 2 and all(content["config"]["pictures"] == 1 for content in who)
+    assert words_in(left, [*all_words(hospitals), "pictures_seen", "feature_spread", "patients_a_step"]) == set()
+    assert patches_in(left, all_patterns(private, hospitals)) == 0
 
 
 def cut_files(hospital: Hospital) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
@@ -399,6 +399,116 @@ def test_no_arbitrary_key(record: str, key: str, value: Any) -> None:
     here = made.config_records.setdefault(record, ConfigRecord()) if record not in made else made["config"]
     here[key] = value  # type: ignore[index, assignment]
     with pytest.raises(WithheldError):
+        check_content(made)
+
+
+# A private study
+
+PRIVATE = tiny(
+    training={"epochs": None, "steps": 2},
+    privacy={"unit": "site", "epsilon": 8, "delta": 1e-3, "sites": 4, "clip": 1.0},
+)
+LEDGER = Extension(Head(3, HEX), (HEX, HEX))
+
+
+def private_reply(**changes: Any) -> TrainReply:
+    whole = {"study_hash": PRIVATE.training_hash(), "pictures": 1, "metrics": {}, "ledger": LEDGER}
+    return good(**(whole | changes))
+
+
+def check_private(answer: Any, policy: Policy = LENIENT) -> Any:
+    return checked_reply(PRIVATE, answer, SHAPES, policy, "A", 1)
+
+
+def test_a_private_study_tells_one_picture_and_no_metric_whatever_the_policy() -> None:
+    for policy in (LENIENT, Policy()):  # smallest_count 5 is for counts, and this is none
+        assert check_private(private_reply(), policy).pictures == 1
+        assert check_private(SiteInfo("A", PRIVATE.training_hash(), 1), policy).pictures == 1
+
+
+PRIVATE_SMUGGLED: dict[str, tuple[Any, str]] = {
+    "a count": (private_reply(pictures=9), "the count of pictures is not 1"),
+    "a count that is true": (private_reply(pictures=True), "the count of pictures is not 1"),
+    "a count, to who": (SiteInfo("A", PRIVATE.training_hash(), 5), "the count of pictures is not 1"),
+    "a metric": (private_reply(metrics={"loss": 0.25}), "has metrics, which tell of its patients"),
+    "no ledger": (private_reply(ledger=None), "the head of a privacy ledger where there is none to be, or lacks it"),
+}
+
+
+@pytest.mark.parametrize("case", PRIVATE_SMUGGLED)
+def test_smuggled_out_of_a_private_study(case: str) -> None:
+    answer, message = PRIVATE_SMUGGLED[case]
+    with pytest.raises(WithheldError, match=message):
+        check_private(answer)
+
+
+def test_no_ledger_leaves_where_there_is_no_private_study() -> None:
+    with pytest.raises(WithheldError, match="the head of a privacy ledger where there is none to be"):
+        check(good(ledger=LEDGER))
+
+
+def private_content(**changes: Any) -> RecordDict:
+    return reply_to_content(check_private(private_reply(**changes)))
+
+
+def check_private_content(record: RecordDict) -> None:
+    check_record_dict(record, "A", PRIVATE.training_hash(), SHAPES, set(METRICS), True)
+
+
+def with_ledger(**changes: Any) -> RecordDict:
+    made = private_content()
+    for key, value in changes.items():
+        made["ledger"][key] = value  # type: ignore[index]
+    return made
+
+
+def with_told(**told: Any) -> RecordDict:
+    made = private_content()
+    for key, value in told.items():
+        made["metrics"][key.replace("_", "-")] = value  # type: ignore[index]
+    return made
+
+
+def test_the_contents_of_a_private_study_that_pass() -> None:
+    check_private_content(private_content())
+    check_private_content(with_note(private_content(), note()))
+    check_private_content(private_content(ledger=Extension(Head(1, HEX), ())))
+    check_private_content(reply_to_content(Failure("", 1, "A", "budget-spent")))
+    check_private_content(site_to_content(SiteInfo("A", PRIVATE.training_hash(), 1)))
+    check_private_content(confirmation_to_content("A", PRIVATE.training_hash(), HEX))
+
+
+PRIVATE_BYTES: dict[str, Callable[[], RecordDict]] = {
+    "an exact count": lambda: with_told(num_examples=9),
+    "a metric on the list": lambda: with_told(loss=0.25),
+    "the count of pictures": lambda: site_to_content(SiteInfo("A", PRIVATE.training_hash(), 9)),
+    "no ledger": lambda: RecordDict({k: v for k, v in private_content().items() if k != "ledger"}),
+    "a key more in the ledger": lambda: with_ledger(patients=36),
+    "a false head": lambda: with_ledger(head=SECRET),
+    "a false digest": lambda: with_ledger(digests=[SECRET]),
+    "a fraction": lambda: with_ledger(count=1957.0311),
+    "no rows and a hash": lambda: with_ledger(count=0),
+    "a ledger of another kind": lambda: RecordDict({**private_content(), "ledger": MetricRecord({"count": 3})}),
+    "a ledger with a failure": lambda: RecordDict(
+        {**reply_to_content(Failure("", 1, "A", "disk-full")), "ledger": private_content()["ledger"]}
+    ),
+    "a ledger with a name": lambda: RecordDict(
+        {**site_to_content(SiteInfo("A", PRIVATE.training_hash(), 1)), "ledger": private_content()["ledger"]}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PRIVATE_BYTES)
+def test_no_other_bytes_of_a_private_study(case: str) -> None:
+    with pytest.raises(WithheldError) as caught:
+        check_private_content(PRIVATE_BYTES[case]())
+    assert "SECRET" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_ledgers_head_is_no_part_of_another_studys_update() -> None:
+    made = content()
+    made["ledger"] = private_content()["ledger"]
+    with pytest.raises(WithheldError, match="the head of a privacy ledger where there is none to be"):
         check_content(made)
 
 

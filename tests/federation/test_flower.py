@@ -8,6 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from federation import flower
+from federation.audit import NOTHING, Extension, Head
 from federation.packed import pack
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from foundation.errors import RunError
@@ -69,6 +70,45 @@ def test_replies() -> None:
     assert flower.failure_in(flower.reply_to_content(reply)) is None
 
 
+HEX = "0123456789abcdef" * 4
+HEAD, PROOF = Head(3, HEX), Extension(Head(5, HEX), (HEX, HEX))
+
+
+def test_the_heads_of_a_privacy_ledger() -> None:
+    instruction = TrainInstruction("hash", 7, {"w": torch.ones(2)}, HEAD)
+    assert flower.content_to_instruction(flower.instruction_to_content(instruction)).ledger == HEAD
+    reply = TrainReply("hash", 7, "A", 1, {"w": torch.ones(2)}, {}, PROOF)
+    read = flower.content_to_reply(flower.reply_to_content(reply))
+    assert isinstance(read, TrainReply)
+    assert read.ledger == PROOF
+
+
+def test_where_there_is_no_ledger_nothing_is_said_of_one() -> None:
+    instruction = flower.instruction_to_content(TrainInstruction("hash", 7, {"w": torch.ones(2)}))
+    reply = flower.reply_to_content(TrainReply("hash", 7, "A", 1, {"w": torch.ones(2)}, {}))
+    assert "ledger" not in instruction and "ledger" not in reply
+    assert flower.content_to_instruction(instruction).ledger == NOTHING
+    read = flower.content_to_reply(reply)
+    assert isinstance(read, TrainReply)
+    assert read.ledger is None
+
+
+def test_the_ledgers_head_is_signed_with_the_rest() -> None:
+    heads = [NOTHING, HEAD, Head(4, HEX)]
+    contents = [flower.instruction_to_content(TrainInstruction("h", 1, {"w": torch.ones(2)}, head)) for head in heads]
+    assert len({flower.said(content, "train", "1", "A") for content in contents}) == 3
+
+
+@pytest.mark.parametrize(
+    "ledger", [{}, {"known": 3}, {"known": -1, "known-head": HEX}, {"known": 3, "known-head": "x"}, {"known": "many"}]
+)
+def test_a_ledgers_head_of_another_form_in_an_instruction(ledger: dict[str, Any]) -> None:
+    content = flower.instruction_to_content(TrainInstruction("hash", 7, {"w": torch.ones(2)}))
+    content["ledger"] = ConfigRecord(ledger)
+    with pytest.raises(RunError, match=r"^(an instruction's head of the privacy ledger|the head of an audit log)"):
+        flower.content_to_instruction(content)
+
+
 def test_failures_and_sites() -> None:
     failure = Failure("hash", 7, "A", "disk-full")
     content = flower.reply_to_content(failure)
@@ -121,6 +161,11 @@ BROKEN = {
     "two arrays": _reply(arrays=ArrayRecord({"w": packed(WHOLE)["weights"], "v": packed(WHOLE)["weights"]})),
     "a pickle": _reply(arrays=packed(b"\x80\x04N.")),
     "an array of Flower's own": _reply(arrays=ArrayRecord({"weights": Array(np.ones(2))})),
+    "a ledger without a head": _reply(ledger=ConfigRecord({"count": 3})),
+    "a ledger with a false head": _reply(ledger=ConfigRecord({"count": 3, "head": "x", "digests": []})),
+    "a ledger with a false digest": _reply(ledger=ConfigRecord({"count": 3, "head": HEX, "digests": ["x"]})),
+    "a number for a ledger's digests": _reply(ledger=ConfigRecord({"count": 3, "head": HEX, "digests": 7})),
+    "metrics in place of a ledger": _reply(ledger=MetricRecord({"count": 3.0})),
 }
 
 

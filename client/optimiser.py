@@ -1,0 +1,58 @@
+"""AdamW as every site uses it: groups by part, rates by study progress, moments by parameter name."""
+
+import torch
+from torch import Tensor, nn
+
+from federation.study import TrainingConfig
+from foundation.schedules import cosine, warmup_cosine
+from ssl_methods.method import Method
+
+_MOMENTS: tuple[str, ...] = ("step", "exp_avg", "exp_avg_sq")
+
+
+def build_optimiser(method: Method, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW, a group for each part of the method; no decay of vectors (biases, norms) and embeddings (mask tokens).
+
+    These two are left out in MAE and DINO too.
+    """
+    embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and id(parameter) not in embeddings
+            groups.setdefault((method.part_of(name), decays), []).append(parameter)
+    told = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
+    # The fused step is one pass over memory on CPU and CUDA alike.
+    fused = next(method.encoder.parameters()).device.type != "mps"
+    return torch.optim.AdamW(told, lr=0.0, betas=training.betas, fused=fused)
+
+
+def set_rates(
+    optimiser: torch.optim.Optimizer, training: TrainingConfig, method: Method, progress: float, pictures: int
+) -> float:
+    """Set the learning rate and weight decay of every part for steps of ``pictures`` pictures; the encoder's rate."""
+    peak = training.learning_rate * pictures / 256
+    scheduled = warmup_cosine(progress, peak, warmup=training.warmup)
+    end = training.weight_decay if training.final_weight_decay is None else training.final_weight_decay
+    decay = cosine(progress, training.weight_decay, end)
+    for group in optimiser.param_groups:
+        group["lr"] = method.rate(group["part"], progress, scheduled, peak)
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return method.rate("encoder", progress, scheduled, peak)
+
+
+def state_of(optimiser: torch.optim.AdamW, method: Method) -> dict[str, Tensor]:
+    """AdamW's moments by parameter name: ``<parameter>/<moment>``."""
+    return {
+        f"{name}/{moment}": optimiser.state[parameter][moment]
+        for name, parameter in method.named_parameters()
+        if parameter in optimiser.state
+        for moment in _MOMENTS
+    }
+
+
+def restore(optimiser: torch.optim.AdamW, method: Method, state: dict[str, Tensor], device: torch.device) -> None:
+    """Put the moments of ``state_of`` back."""
+    for name, parameter in method.named_parameters():
+        if f"{name}/step" in state:
+            optimiser.state[parameter] = {m: state[f"{name}/{m}"].to(device).clone() for m in _MOMENTS}

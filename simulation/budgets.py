@@ -1,0 +1,33 @@
+"""What a site does in a round of a simulated study, for budgets: of a private study what it is expected to do."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from federation.local_work import local_work
+from federation.privacy.config import PatientPrivacyConfig
+from federation.study import Study
+
+
+@dataclass(frozen=True)
+class RoundWork:
+    """Optimiser steps of a round and the pictures that they see together, repeats counted."""
+
+    steps: int
+    pictures: int
+
+
+def round_work(study: Study, patients: Iterable[object]) -> RoundWork:
+    """The work of a site whose pictures are of these ``patients``, one entry a picture.
+
+    With privacy by patient the pictures are an expectation: in each step a patient takes part with probability ``rate``
+    and gives so many pictures as ``pictures_per_patient`` says, or all there are. How many were drawn nobody writes
+    down; ``training.batch`` is then only how many are computed at once.
+    """
+    of_pictures = pd.Series(list(patients))
+    work, privacy = local_work(study.training, len(of_pictures)), study.privacy
+    if not isinstance(privacy, PatientPrivacyConfig):
+        return RoundWork(work.steps, work.pictures)
+    given = int(of_pictures.value_counts().clip(upper=privacy.pictures_per_patient).sum())
+    return RoundWork(work.steps, round(work.steps * privacy.rate * given))

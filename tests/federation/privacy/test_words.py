@@ -1,0 +1,30 @@
+"""What a promise means in words: the numbers in them are the bounds, and nothing is left out."""
+
+import math
+
+import pytest
+
+from federation.privacy.words import best_guess, meaning, most_advantage
+from foundation.errors import StudyError
+
+
+def test_the_best_guess() -> None:
+    assert best_guess(0, 0) == 0.5
+    assert best_guess(1, 0) == pytest.approx(math.e / (1 + math.e))
+    assert best_guess(3, 0.01) == pytest.approx((1 + most_advantage(3, 0.01)) / 2)
+    assert most_advantage(2, 0.001) == pytest.approx((math.exp(2) - 1 + 0.002) / (math.exp(2) + 1))
+    assert most_advantage(0, 0.25) == pytest.approx(0.25)
+    assert most_advantage(900, 1e-5) == pytest.approx(1)  # no overflow
+
+
+def test_the_sentences_hold_the_bounds() -> None:
+    odds, guess = meaning(1, 1e-5)
+    assert "by a factor of at most 2.72" in odds and "at most 1e-05 that does not hold" in odds
+    assert "in at most 73.11 % of cases" in guess
+    assert "in at most 99.97 % of cases" in meaning(8, 1e-5)[1] and "at most 2,981;" in meaning(8, 1e-5)[0]
+    assert "one site took part, with all its patients" in meaning(8, 1e-3, "site")[0]
+    assert "perhaps in every case" in meaning(40, 1e-5)[1] and "e^40, more than a million" in meaning(40, 1e-5)[0]
+    assert len(meaning(10, 1e-5)) == 2 and "little more than a gesture" in meaning(10.1, 1e-5)[2]
+    for wrong in ((-1.0, 0.1), (1.0, 1.0)):
+        with pytest.raises(StudyError, match="epsilon is 0 or more"):
+            meaning(*wrong)
