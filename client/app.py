@@ -3,6 +3,7 @@
 import errno
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from client.approval import approved_study
 from client.labelled import TooFewLabelsError
 from client.outgoing import checked_reply
 from client.policy import LabelsNotPermittedError, Policy
+from client.secure_sum import keys_of
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
 from client.site_ledger import LedgerNotContinuedError
@@ -32,6 +34,8 @@ from federation.flower import (
 from federation.key_source import open_vault
 from federation.privacy.ledger import BudgetSpentError
 from federation.records import UNKNOWN_SITE, Category, Failure
+from federation.secure_aggregation.messages import SecureAggregationError
+from federation.secure_flower import check_told, content_to_asked, told_to_content
 from federation.study import Study, load_study
 from foundation.errors import DataError, FedpretextError, RunError, StudyError, TrainingError
 
@@ -50,6 +54,12 @@ def who(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round, idempotently."""
     return _guarded(message, context, lambda site, log: _trained(message, site, log))
+
+
+@app.query("secure")
+def secure(message: Message, context: Context) -> Message:
+    """Answer at one stage of a round's secure sum."""
+    return _guarded(message, context, lambda site, log: _summed(message, context, site, log))
 
 
 @app.query("deliver")
@@ -77,11 +87,24 @@ def _trained(message: Message, site: Site, log: SiteLog) -> RecordDict:
     log.instructed(instruction)
     reply, again = site.trained_or_stored(instruction)
     allowed = site.allowed(reply, instruction.round)
+    if site.secure:  # the update stays; what leaves of it, leaves in the round's sum
+        allowed = replace(allowed, pictures=1, weights={}, metrics={}, held=True)
     content, expected, metrics = reply_to_content(allowed), site.shared_like(), list(allowed.metrics)
-    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private)
+    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.secure)
     log.released(allowed, again)  # an update that is withheld was not released
     content = with_note(content, log.note())
-    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private)
+    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.secure)
+    return content
+
+
+def _summed(message: Message, context: Context, site: Site, log: SiteLog) -> RecordDict:
+    log.check(content_to_note(message.content))
+    told = site.summed(content_to_asked(message.content), keys_of(_site_file_path(context).parent))
+    content, numbers = told_to_content(told), site.numbers()
+    check_told(content, told, numbers)
+    log.summed(told)
+    content = with_note(content, log.note())
+    check_told(content, told, numbers)
     return content
 
 
@@ -193,6 +216,7 @@ def category_of(error: BaseException) -> Category:
         TooFewLabelsError: "labels-too-few",
         BudgetSpentError: "budget-spent",
         LedgerNotContinuedError: "ledger-not-continued",
+        SecureAggregationError: "secure-sum-refused",
         RunError: "state-damaged",
     }
     return next((category for kind, category in kinds.items() if isinstance(error, kind)), "internal-error")

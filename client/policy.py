@@ -156,6 +156,12 @@ class Policy(Section):
         description="Where a study asks for it, also tell how the probe's scores are spread in 100 bins, by class, "
         "bins of fewer than smallest_count pictures merged.",
     )
+    fewest_in_sum: int = Field(
+        default=3,
+        ge=3,
+        description="Sites that a secure sum has to begin with; how many may collude with the server then stands in "
+        "federation/secure_aggregation/thresholds.py. A sum of fewer is refused.",
+    )
     quiet_hours: Annotated[tuple[str, ...], AfterValidator(_quiet)] = Field(
         default=(),
         description="No round is started in these times of this machine's clock; one in work is finished. "

@@ -34,6 +34,7 @@ from client.policy import (
 from client.private_rules import check_patients, fewer_patients
 from client.private_training import train_private_round
 from client.private_update import released
+from client.secure_sum import HELD_NAME, SecureSums, SiteKeys, hold, load_held
 from client.site_file import SiteFile
 from client.site_ledger import SiteLedger
 from client.training import check_site, train_round
@@ -41,6 +42,9 @@ from federation.algorithms import build_algorithm
 from federation.federated_evaluation import Question, Statistics, answer_like
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.secure_aggregation.store import VaultStore
+from federation.secure_aggregation.update import summed_parameters
+from federation.secure_flower import Asked, Told
 from federation.study import Study
 from foundation.errors import RunError, StudyError
 from foundation.files import append_jsonl, load_tensors, replace_folder, save_tensors, write_json, write_text
@@ -68,9 +72,11 @@ class Site:
         self._folder = site_file.state / self.study_hash[:16]
         self._vault = vault.at("site", self.name, self.study_hash)
         self.private = study.privacy is not None
+        self.secure = study.secure_aggregation is not None
         self._ledger: SiteLedger | None = None
         self._store: TensorStore | None = None
         self._labelled: LabelledPictures | None = None
+        self._sums: SecureSums | None = None
 
     def describe(self) -> SiteInfo:
         """Name, study and number of usable pictures; decodes them the first time.
@@ -149,6 +155,22 @@ class Site:
         if self._ledger is not None:
             return replace(reply, ledger=self._ledger.extension(instruction.ledger)), stored is not None
         return hide_count(reply, instruction.weights, self._file.policy), stored is not None
+
+    def summed(self, asked: Asked, keys: SiteKeys) -> Told:
+        """This site's part in a round's secure sum; errors as ``train``, and SecureAggregationError."""
+        if asked.study_hash != self.study_hash or not self.secure:
+            raise StudyError(f"site {self.name}: was asked for a secure sum of a study that has none here")
+        self._permit()
+        with self._job(asked.round):
+            folder = self._round_folder(asked.round) / HELD_NAME
+            if self._sums is None:
+                store = VaultStore(self._folder / "secure", self._vault)
+                self._sums = SecureSums(self._study, self.name, keys, store, self._file.policy.fewest_in_sum)
+            return self._sums.answer(asked, lambda: load_held(self._vault.at(str(asked.round)), folder))
+
+    def numbers(self) -> int:
+        """Of an update of a study with secure aggregation, with its count."""
+        return sum(value.numel() for _, value in summed_parameters(self.shared_like())) + 1
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
         """Keep the final weights as ``final.safetensors``, and the encoder alone with the line that loads it; a digest.
@@ -253,7 +275,11 @@ class Site:
             else TrainReply(self.study_hash, instruction.round, self.name, len(store), shared, metrics)
         )
         kept = outcome.optimiser if self._study.training.optimiser_state == "keep" else {}
-        self._keep(reply, received, method.local_state(), kept)
+        held = None
+        if self.secure:
+            told = hide_count(reply, instruction.weights, self._file.policy).pictures
+            held = hold(self._study, reply.weights, instruction.weights, 1 if self.private else told)
+        self._keep(reply, received, method.local_state(), kept, held)
         return reply
 
     def _private_reply(
@@ -323,7 +349,10 @@ class Site:
                     say(f"site {self.name}: {error}; an older round's state is used")
         return {}, {}
 
-    def _keep(self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
+    def _keep(
+        self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor],
+        held: dict[str, Tensor] | None,
+    ) -> None:  # fmt: skip
         folder = self._round_folder(reply.round)
         temporary = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)  # a killed process's; the lock keeps any other out
@@ -336,6 +365,8 @@ class Site:
                 "metrics": json.dumps(reply.metrics),
                 "received": received,
             }
+            if held is not None:
+                vault.save_tensors(temporary / HELD_NAME, held)
             vault.save_tensors(temporary / "update.safetensors", reply.weights, metadata)
             replace_folder(temporary, folder)
         finally:

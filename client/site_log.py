@@ -9,6 +9,7 @@ from client.site_file import AUDIT, SiteFile
 from federation.audit import AuditLog, Event, Head, verify
 from federation.federated_evaluation import Statistics
 from federation.records import AuditNote, Category, TrainInstruction, TrainReply, weights_digest
+from federation.secure_flower import Told
 from foundation.errors import RunError
 from foundation.machine import versions
 
@@ -21,6 +22,7 @@ _REFUSALS: dict[str, Event] = {
     "labels-not-permitted": "policy refused",
     "budget-spent": "policy refused",
     "ledger-not-continued": "request refused",
+    "secure-sum-refused": "request refused",
 }
 
 
@@ -73,6 +75,13 @@ class SiteLog:
             "statistics released", study=told.study_hash, step=told.step, encoder=told.encoder,
             bytes=sum(value.numel() * value.element_size() for value in told.tensors.values()),
             weights=weights_digest(told.tensors), code=_code(),
+        )  # fmt: skip
+
+    def summed(self, told: Told) -> None:
+        """A message of a secure sum is about to leave; at "masked" it is the update under its masks."""
+        self._log.note(
+            "secure sum answered", study=told.study_hash, round=told.round, attempt=told.attempt, stage=told.stage,
+            bytes=len(told.said),
         )  # fmt: skip
 
     def delivered(self, study_hash: str, digest: str) -> None:

@@ -170,9 +170,14 @@ def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
     config: dict[str, Any] = {"study": reply.study_hash, "round": reply.round, "site": reply.site}
     if isinstance(reply, Failure):
         return RecordDict({_CONFIG: ConfigRecord(config | {"failure": reply.category})})
+    if reply.held:
+        return _with_ledger(RecordDict({_CONFIG: ConfigRecord(config | {"held": 1})}), reply)
     metrics = MetricRecord({"num-examples": reply.pictures, **reply.metrics})
     weights = weights_to_record(reply.weights)
-    content = RecordDict({_ARRAYS: weights, _CONFIG: ConfigRecord(config), _METRICS: metrics})
+    return _with_ledger(RecordDict({_ARRAYS: weights, _CONFIG: ConfigRecord(config), _METRICS: metrics}), reply)
+
+
+def _with_ledger(content: RecordDict, reply: TrainReply) -> RecordDict:
     if reply.ledger is not None:
         head, digests = reply.ledger.head, list(reply.ledger.digests)
         content[_LEDGER] = ConfigRecord({"count": head.count, "head": head.hash, "digests": digests})
@@ -186,6 +191,8 @@ def content_to_reply(content: RecordDict) -> TrainReply | Failure:
         study, round_, site = str(config["study"]), int(cast(int, config["round"])), str(config["site"])
         if "failure" in config:
             return Failure(study, round_, site, _category(config))
+        if "held" in config:
+            return TrainReply(study, round_, site, 1, {}, {}, _ledger(content), held=True)
         metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[_METRICS]).items()}
         pictures = int(metrics.pop("num-examples"))
         weights = record_to_weights(cast(ArrayRecord, content[_ARRAYS]))
@@ -228,6 +235,14 @@ def confirmed_weights(content: RecordDict) -> str:
     """The digest that a site confirms, "" where it confirms none."""
     config = cast(Mapping[str, Any], content.get(_CONFIG, {}))
     return str(config.get("weights", ""))
+
+
+def failure_told(content: RecordDict) -> Failure | None:
+    """The failure that a site answered with, if it did."""
+    config = cast(ConfigRecord, content[_CONFIG])
+    if "failure" not in config:
+        return None
+    return Failure(str(config["study"]), int(cast(int, config["round"])), str(config["site"]), _category(config))
 
 
 def failure_in(content: RecordDict) -> str | None:
@@ -280,6 +295,7 @@ _ANSWERS = (
     _UPDATE,
     _STATISTICS,
     _UPDATE | {"failure"},
+    _UPDATE | {"held"},
     frozenset({"site", "study", "pictures"}),
     frozenset({"site", "study", "weights"}),
 )
@@ -289,13 +305,14 @@ _NOTE = _EXTENSION | {"known", "known-head"}
 
 def check_record_dict(
     content: RecordDict, site: str, study_hash: str, expected: Mapping[str, torch.Tensor], metrics: Collection[str],
-    private: bool = False,
+    private: bool = False, held: bool = False,
 ) -> None:  # fmt: skip
     """WithheldError unless the content is, byte for byte, an answer that a site may give; ours alone decide what is.
 
     Looks at nothing but the record that is about to be serialised: every record, key, type and value, and of arrays
     the bytes, headers included. expected: the shared tensors (names, shapes, types); metrics: names that may leave.
     private: the study has a ``privacy`` section: then an update bears its ledger's head, and every count is 1.
+    held: the study has secure aggregation: an update is only said to be there, its tensors stay.
     """
     kinds = {_ARRAYS: ArrayRecord, _METRICS: MetricRecord} | dict.fromkeys((_CONFIG, _AUDIT, _LEDGER), ConfigRecord)
     if any(type(record) is not kinds.get(name) for name, record in content.items()):
@@ -303,12 +320,13 @@ def check_record_dict(
     config = cast(ConfigRecord, content.get(_CONFIG, ConfigRecord()))
     if frozenset(config) not in _ANSWERS or not _true_words(config, site, study_hash):
         raise WithheldError("an answer says something that is not on the list")
-    if _AUDIT in content and not _is_note(cast(ConfigRecord, content[_AUDIT])):
-        raise WithheldError("an answer's note on the audit logs is not of the agreed form")
+    check_note(content)
+    if (frozenset(config) == _UPDATE and held) or (frozenset(config) == _UPDATE | {"held"} and not held):
+        raise WithheldError("a single update leaves exactly where the study has no secure aggregation")
     with_arrays, with_metrics = frozenset(config) in (_UPDATE, _STATISTICS), frozenset(config) == _UPDATE
     if (_ARRAYS in content, _METRICS in content) != (with_arrays, with_metrics):
         raise WithheldError("an answer has tensors or metrics where there are none to be, or lacks them")
-    if (_LEDGER in content) != (private and with_metrics):
+    if (_LEDGER in content) != (private and frozenset(config) in (_UPDATE, _UPDATE | {"held"})):
         raise WithheldError("an answer has the head of a privacy ledger where there is none to be, or lacks it")
     if with_arrays:
         _check_arrays(cast(ArrayRecord, content[_ARRAYS]), expected)
@@ -316,6 +334,12 @@ def check_record_dict(
         _check_metrics(cast(MetricRecord, content[_METRICS]), metrics)
     if private:
         _check_private(content, config)
+
+
+def check_note(content: RecordDict) -> None:
+    """WithheldError for a note on the audit logs that is not of the agreed form."""
+    if _AUDIT in content and not _is_note(cast(ConfigRecord, content[_AUDIT])):
+        raise WithheldError("an answer's note on the audit logs is not of the agreed form")
 
 
 def _check_private(content: RecordDict, config: ConfigRecord) -> None:
@@ -332,6 +356,7 @@ def _true_words(config: ConfigRecord, site: str, study_hash: str) -> bool:
         "round": lambda value: type(value) is int and 0 <= value <= 100_000,
         "pictures": lambda value: type(value) is int and value >= 1,
         "failure": lambda value: value in CATEGORIES,
+        "held": lambda value: type(value) is int and value == 1,
         "weights": _is_hash,
         "step": lambda value: value in STEPS,
         "encoder": _is_hash,

@@ -25,6 +25,7 @@ Category = Literal[
     "labels-too-few",
     "budget-spent",
     "ledger-not-continued",
+    "secure-sum-refused",
     "internal-error",
     "offline",
 ]
@@ -78,7 +79,8 @@ class TrainReply:
     """A site's update: its shared tensors after the round, the pictures it has, and scalars.
 
     In a private study ``pictures`` is the constant 1 and there are no scalars; ``ledger`` is the head of the site's
-    privacy ledger, proved from the one in the instruction. None in every other study.
+    privacy ledger, proved from the one in the instruction. None in every other study. held: the study has secure
+    aggregation: the update was made and stays at the site, and there are no tensors.
     """
 
     study_hash: str
@@ -88,6 +90,7 @@ class TrainReply:
     weights: dict[str, Tensor]
     metrics: dict[str, float] = field(default_factory=dict)
     ledger: Extension | None = None
+    held: bool = False
 
 
 @dataclass(frozen=True)

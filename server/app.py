@@ -1,5 +1,6 @@
 """The server's Flower app: thin. Hands the round loop a way to the sites."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import Context
@@ -9,15 +10,18 @@ from federation.algorithms.algorithm import Weights
 from federation.audit import AuditLog
 from federation.flower_private import ControlPlane, Endpoint
 from federation.key_source import open_vault
+from federation.kit import CA
 from federation.signing import Signer
-from federation.study import load_study
-from foundation.files import save_tensors
+from federation.study import Study, load_study
+from foundation.files import read_json, save_tensors
 from server.contact import FleetContact, GridContact
 from server.federated_evaluation import evaluate_federated
+from server.federation_folder import load_ca, load_certificate
 from server.fleet import Fleet
 from server.initial import INITIAL_NAME, initial_weights
 from server.registry import Registry
 from server.rounds import RoundLoop
+from server.secure_sum import CERTIFICATES, Certified
 from server.status_board import Board
 
 app = ServerApp()
@@ -38,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
         audit = AuditLog(folder / AUDIT, SERVER)
         contact = GridContact(grid, study, audit, int(config["sites"]))
         initial = initial_weights(study, folder)
-        weights = RoundLoop(study, folder, contact, initial, audit).run()
+        weights = RoundLoop(study, folder, contact, initial, audit, certified=_certified(study, folder)).run()
         save_tensors(folder / "global.safetensors", weights)
         evaluate_federated(study, folder, contact, _arms(folder, initial, weights))
         return
@@ -49,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     control = ControlPlane(Endpoint(config["control"], (registry.folder / "ca.crt").read_bytes()))
     fleet = FleetContact(grid, study, audit, Fleet(registry, control, audit), board, Signer.of(registry.folder))
     initial = initial_weights(study, folder)
-    weights = RoundLoop(study, folder, fleet, initial, audit, vault).run()
+    weights = RoundLoop(study, folder, fleet, initial, audit, vault, _enrolled(registry)).run()
     save_tensors(folder / "global.safetensors", weights)
     if study.federated_evaluation is not None:
         board.phase("evaluating at the sites")
@@ -59,6 +63,22 @@ def main(grid: Grid, context: Context) -> None:
     confirmed = fleet.deliver(weights, study.rounds.count, _DELIVERY_S)
     board.phase("finished", f"weights confirmed by {', '.join(confirmed) or 'no site'}")
     control.close()
+
+
+def _enrolled(registry: Registry) -> Certified:
+    """The certificates that sites show each other in secure sums: those of the sites that are admitted now."""
+
+    def certificates() -> dict[str, str]:
+        return {site: record.certificate for site, record in registry.admitted(datetime.now(UTC)).items()}
+
+    return Certified(load_ca(registry.folder), certificates)
+
+
+def _certified(study: Study, folder: Path) -> Certified | None:
+    """As ``_enrolled``, of a simulation, which has made a CA and certificates for its sites."""
+    if study.secure_aggregation is None:
+        return None
+    return Certified(load_certificate(folder / CA), lambda: read_json(folder / CERTIFICATES))
 
 
 def _arms(folder: Path, initial: Weights, final: Weights) -> dict[str, Weights]:

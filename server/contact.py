@@ -1,7 +1,7 @@
 """The sites behind a Flower grid, by name: a simulation's, who say who they are, and those that were admitted."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -25,6 +25,7 @@ from federation.flower import (
     weights_to_record,
 )
 from federation.records import UNKNOWN_SITE, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.secure_flower import Asked, Told, asked_to_content, content_to_told
 from federation.signing import Signer
 from federation.study import Study
 from foundation.errors import RunError, StudyError
@@ -116,6 +117,42 @@ class GridContact:
             if not replies:
                 time.sleep(_POLL_S)
         return {site: answers.get(site, Failure("", 0, site, "no answer before the deadline")) for site in sites}
+
+    def sum_stage(self, asked: Mapping[str, Asked], patience_s: float) -> dict[str, Told | Failure]:
+        """Ask each site its own at one stage of a secure sum; the answers, or why there is none."""
+        answers, open_ = dict[str, Told | Failure](), dict[str, str]()
+        deadline = time.monotonic() + patience_s
+        while (missing := sorted(set(asked) - set(answers))) and time.monotonic() < deadline:
+            nodes, admitted = self._there_now()
+            answers |= {site: Failure("", 0, site, "no longer admitted") for site in missing if site not in admitted}
+            open_ = {message: site for message, site in open_.items() if site in nodes}
+            for site in sorted(set(missing) & set(nodes) - set(open_.values())):
+                said = asked[site]
+                content = asked_to_content(said, self._heads.note_of_sum(site, said))
+                message = self._message(content, site, nodes[site], "query.secure", said.round)
+                (message_id,) = self._grid.push_messages([message])
+                open_ |= {message_id: site} if message_id else {}
+            replies = list(self._grid.pull_messages(list(open_)))
+            for reply in replies:
+                site = open_.pop(reply.metadata.reply_to_message_id, "")
+                if site and site not in answers and not reply.has_error():
+                    answers[site] = self._summed(reply, asked[site], site)
+            if not replies:
+                time.sleep(_POLL_S)
+        return {site: answers.get(site, Failure("", 0, site, "no answer before the deadline")) for site in asked}
+
+    def _summed(self, reply: Message, asked: Asked, site: str) -> Told | Failure:
+        try:
+            answer, note = content_to_told(reply.content), content_to_note(reply.content)
+        except RunError:
+            return Failure("", asked.round, site, "unreadable reply")
+        if answer.site != site:
+            return Failure("", asked.round, site, "reply under another site's name")
+        if isinstance(answer, Told) and (answer.study_hash, answer.round, answer.attempt, answer.stage) != (
+            asked.study_hash, asked.round, asked.attempt, asked.stage
+        ):  # fmt: skip
+            return Failure("", asked.round, site, "answer to another question")
+        return self._heads.summed(answer, note)
 
     def _there_now(self) -> tuple[dict[str, int], Collection[str]]:
         """The nodes of the sites that can be asked, by site, and the sites that may be."""

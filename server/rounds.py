@@ -4,13 +4,15 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import State, Weights
 from federation.audit import AuditLog
 from federation.privacy.config import SitePrivacyConfig
 from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.secure_aggregation.messages import SecureAggregationError
+from federation.secure_aggregation.thresholds import FEWEST, check_sites
 from federation.study import Study
 from foundation import events
 from foundation.errors import QuorumError, RunError, StudyError
@@ -22,6 +24,7 @@ from server.divergence import divergence, layers_of
 from server.journal import Journal
 from server.judge import Verdict, judge_clipped, judge_together
 from server.quorum import needed_replies
+from server.secure_sum import Certified, SecureRound, SumContact, Trained
 from server.site_noise import LEDGER_NAME, TOLERANCE, site_noise
 from server.spool import Spool, Spooled
 
@@ -53,8 +56,10 @@ class RoundLoop:
     """One federation from its last checkpoint to its end, in ``folder``."""
 
     def __init__(
-        self, study: Study, folder: Path, contact: Contact, initial: Weights, audit: AuditLog, vault: Vault = PLAIN
-    ) -> None:
+        self, study: Study, folder: Path, contact: Contact, initial: Weights, audit: AuditLog, vault: Vault = PLAIN,
+        certified: Certified | None = None,
+    ) -> None:  # fmt: skip
+        self._certified = certified
         self._study, self._folder, self._contact = study, folder, contact
         self._audit, self._vault = audit, vault
         self._hash = study.training_hash()
@@ -94,6 +99,8 @@ class RoundLoop:
                 f"there are {len(names)} sites; privacy.sites says {self._study.privacy.sites}, and privacy.delta is "
                 "judged by it: set it to the number of sites"
             )
+        if self._study.secure_aggregation is not None:
+            check_sites(len(names))
         if len(names) < self._algorithm.fewest_replies:
             raise StudyError(
                 f"algorithm {self._study.algorithm.name!r} needs at least {self._algorithm.fewest_replies} sites; "
@@ -103,6 +110,9 @@ class RoundLoop:
 
     def _one_round(self, sites: list[str], line: Bar) -> None:
         number = self._checkpoint.round + 1
+        if self._study.secure_aggregation is not None:
+            self._secure_round(number, sites)
+            return
         spool = Spool(
             self._folder / "spool",
             self._hash,
@@ -133,16 +143,47 @@ class RoundLoop:
             f"{self._study.rounds.attempts} attempts ({why}); mend those sites, then go on"
         )
 
+    def _secure_round(self, number: int, sites: list[str]) -> None:
+        """As ``_one_round``, with a sum in place of the spool; no figure of single updates is there to be told."""
+        assert self._certified is not None
+        needed, why = max(needed_replies(self._study, len(sites)), FEWEST), ""
+        for attempt in range(1, self._study.rounds.attempts + 1):
+            trained = Trained()
+            reasons = self._gather(number, sites, trained)
+            round_ = SecureRound(
+                self._study, self._folder, cast(SumContact, self._contact), self._certified, number,
+                self._checkpoint.weights, self._audit.path.with_name(LEDGER_NAME),
+            )  # fmt: skip
+            try:
+                if len(trained.sites) < needed:
+                    raise QuorumError(f"{len(trained.sites)} of {needed} sites trained")
+                weights, survivors = round_.run(trained.sites)
+            except (QuorumError, SecureAggregationError) as error:
+                why = f"{error}, attempt {attempt}"
+                self._journal.event(number, "round retried", None, why)
+                self._audit.append("round retried", study=self._hash, round=number, reason=why)
+                continue
+            for site in survivors:
+                self._journal.metrics(number, site, None, {})
+            reasons |= {site: why for site, why in round_.reasons.items() if site not in survivors}
+            self._complete(number, weights, {}, survivors, {}, reasons)
+            round_.forget()
+            return
+        raise QuorumError(
+            f"round {number}: no secure sum in {self._study.rounds.attempts} attempts ({why}); mend those sites, then "
+            "go on"
+        )
+
     def _judge(self, replies: list[Spooled]) -> Verdict:
         weights, privacy = self._checkpoint.weights, self._study.privacy
         if isinstance(privacy, SitePrivacyConfig):
             return judge_clipped(replies, weights, privacy.clip * (1 + TOLERANCE))
         return judge_together(replies, weights, self._study, self._checkpoint.norms)
 
-    def _gather(self, number: int, sites: list[str], spool: Spool) -> dict[str, str]:
+    def _gather(self, number: int, sites: list[str], spool: Spool | Trained) -> dict[str, str]:
         """Fill the spool until every site has answered or the deadline has passed; why each missing site is missing."""
         instruction = TrainInstruction(self._hash, number, self._checkpoint.weights)
-        waiting = set(sites) - {reply.site for reply in spool.replies()}
+        waiting = set(sites) - ({reply.site for reply in spool.replies()} if isinstance(spool, Spool) else set())
         reasons: dict[str, str] = {}
         offline: set[str] = set()
         deadline = time.monotonic() + 60 * self._study.rounds.deadline_minutes
@@ -166,7 +207,7 @@ class RoundLoop:
         return reasons | dict.fromkeys(waiting, "no answer before the deadline")
 
     @staticmethod
-    def _spool(spool: Spool, reply: TrainReply) -> str | None:
+    def _spool(spool: Spool | Trained, reply: TrainReply) -> str | None:
         try:
             spool.write(reply)
         except RunError as error:
@@ -184,11 +225,19 @@ class RoundLoop:
         reasons: dict[str, str],
     ) -> None:
         weights, state = self._fold(number, accepted)
+        self._tell(number, accepted, norms)
+        self._complete(number, weights, state, [reply.site for reply in accepted], norms, reasons)
+        spool.remove()
+
+    def _complete(
+        self, number: int, weights: Weights, state: State, accepted: Sequence[str], norms: dict[str, float],
+        reasons: dict[str, str],
+    ) -> None:  # fmt: skip
+        """Write down who was left out, the checkpoint and the snapshot."""
         for site, reason in sorted(reasons.items()):
             say(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
             self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
-        self._tell(number, accepted, norms)
         self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
         if len(accepted) + len(reasons) > 1:  # a site alone is no federation: nobody asks how far it had come
             snapshots = self._folder / events.SNAPSHOTS
@@ -196,10 +245,9 @@ class RoundLoop:
         kept = self._study.rounds.keep_checkpoints
         write_checkpoint(self._folder / "checkpoints", self._checkpoint, kept, vault=self._vault)
         self._audit.note(
-            "round folded", study=self._hash, round=number, sites=", ".join(reply.site for reply in accepted),
+            "round folded", study=self._hash, round=number, sites=", ".join(accepted),
             weights=weights_digest(weights),
         )  # fmt: skip
-        spool.remove()
 
     def _fold(self, number: int, accepted: list[Spooled]) -> tuple[Weights, State]:
         """The next weights and state, noised before they are put anywhere where the study has the server do that."""

@@ -13,6 +13,7 @@ from client.training import check_amount, check_site
 from federation.algorithms import build_algorithm
 from federation.privacy.config import SitePrivacyConfig
 from federation.records import SITE_NAME
+from federation.secure_aggregation.thresholds import check_sites as check_secure
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError, QuorumError, StudyError
 from foundation.progress import say
@@ -35,6 +36,8 @@ def check_sites(study: Study, training: Manifest) -> None:
             f"algorithm {study.algorithm.name!r} needs at least {fewest} sites; there are {len(sizes)}: choose another "
             "algorithm or simulation.partition"
         )
+    if study.secure_aggregation is not None:
+        check_secure(len(sizes))
     if isinstance(study.privacy, SitePrivacyConfig) and len(sizes) > study.privacy.sites:
         raise StudyError(
             f"privacy.sites {study.privacy.sites}: there are {len(sizes)} sites, and privacy.delta is judged by their "

@@ -23,6 +23,7 @@ LEVELS = {
 KNOW_FLOWER = {
     "federation/flower.py",
     "federation/flower_private.py",
+    "federation/secure_flower.py",
     "client/worker.py",
     "server/contact.py",
     "server/heads.py",

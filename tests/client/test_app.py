@@ -23,6 +23,7 @@ from federation.flower_private import assume_identity
 from federation.privacy.ledger import BudgetSpentError
 from federation.privacy.plan import plan_of
 from federation.records import CATEGORIES, Failure, TrainInstruction, TrainReply
+from federation.secure_aggregation.messages import SecureAggregationError
 from federation.study import Study
 from foundation.errors import DataError, QuorumError, RunError, StudyError, TrainingError
 from foundation.files import read_jsonl
@@ -107,6 +108,7 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
     "few labels": (TooFewLabelsError(SECRET), "labels-too-few"),
     "budget": (BudgetSpentError(SECRET), "budget-spent"),
     "ledger": (LedgerNotContinuedError(SECRET), "ledger-not-continued"),
+    "sum": (SecureAggregationError(SECRET), "secure-sum-refused"),
     "another of ours": (QuorumError(SECRET), "internal-error"),
 }
 
