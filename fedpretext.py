@@ -14,6 +14,7 @@ import client.commands
 import evaluation.export.commands
 import server.commands
 import simulation.advisor.commands
+import simulation.attacks.commands
 
 # Flower reports usage and looks for updates by default; a hospital's machine must not.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -240,6 +241,7 @@ evaluation.export.commands.mount(app)
 server.commands.mount(app)
 client.commands.mount(app)
 simulation.advisor.commands.mount(app)
+simulation.attacks.commands.mount(app)
 
 
 def _print_entry(name: str, text: str) -> None:

@@ -3,7 +3,6 @@
 import errno
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +13,9 @@ from client.approval import approved_study
 from client.labelled import TooFewLabelsError
 from client.outgoing import checked_reply
 from client.policy import LabelsNotPermittedError, Policy
-from client.secure_sum import keys_of
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
+from client.site_identity import keys_of
 from client.site_ledger import LedgerNotContinuedError
 from client.site_log import LogNotContinuedError, SiteLog, log_error
 from federation.flower import (
@@ -35,7 +34,7 @@ from federation.key_source import open_vault
 from federation.privacy.ledger import BudgetSpentError
 from federation.records import UNKNOWN_SITE, Category, Failure
 from federation.secure_aggregation.messages import SecureAggregationError
-from federation.secure_flower import check_told, content_to_asked, told_to_content
+from federation.secure_flower import answer_to_content, check_answer_record, content_to_request
 from federation.study import Study, load_study
 from foundation.errors import DataError, FedpretextError, RunError, StudyError, TrainingError
 
@@ -56,12 +55,6 @@ def train(message: Message, context: Context) -> Message:
     return _guarded(message, context, lambda site, log: _trained(message, site, log))
 
 
-@app.query("secure")
-def secure(message: Message, context: Context) -> Message:
-    """Answer at one stage of a round's secure sum."""
-    return _guarded(message, context, lambda site, log: _summed(message, context, site, log))
-
-
 @app.query("deliver")
 def deliver(message: Message, context: Context) -> Message:
     """Keep the study's final weights."""
@@ -74,9 +67,15 @@ def evaluate(message: Message, context: Context) -> Message:
     return _guarded(message, context, lambda site, log: _told(message, site, log))
 
 
+@app.query("secure")
+def secure(message: Message, context: Context) -> Message:
+    """One stage of a secure sum."""
+    return _guarded(message, context, lambda site, log: _summed(message, site, log, _site_file_path(context)))
+
+
 def _introduction(site: Site) -> RecordDict:
     content = site_to_content(site.allowed(site.describe()))
-    check_record_dict(content, site.name, site.study_hash, {}, (), site.private)
+    check_record_dict(content, site.name, site.study_hash, {}, (), site.private, site.uncounted)
     return content
 
 
@@ -87,24 +86,11 @@ def _trained(message: Message, site: Site, log: SiteLog) -> RecordDict:
     log.instructed(instruction)
     reply, again = site.trained_or_stored(instruction)
     allowed = site.allowed(reply, instruction.round)
-    if site.secure:  # the update stays; what leaves of it, leaves in the round's sum
-        allowed = replace(allowed, pictures=1, weights={}, metrics={}, held=True)
-    content, expected, metrics = reply_to_content(allowed), site.shared_like(), list(allowed.metrics)
-    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.secure)
+    content, expected, metrics = reply_to_content(allowed), site.update_like(), list(allowed.metrics)
+    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.uncounted)
     log.released(allowed, again)  # an update that is withheld was not released
     content = with_note(content, log.note())
-    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.secure)
-    return content
-
-
-def _summed(message: Message, context: Context, site: Site, log: SiteLog) -> RecordDict:
-    log.check(content_to_note(message.content))
-    told = site.summed(content_to_asked(message.content), keys_of(_site_file_path(context).parent))
-    content, numbers = told_to_content(told), site.numbers()
-    check_told(content, told, numbers)
-    log.summed(told)
-    content = with_note(content, log.note())
-    check_told(content, told, numbers)
+    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.uncounted)
     return content
 
 
@@ -125,6 +111,19 @@ def _told(message: Message, site: Site, log: SiteLog) -> RecordDict:
     log.told(told)
     content = with_note(content, log.note())
     check_record_dict(content, site.name, site.study_hash, expected, ())
+    return content
+
+
+def _summed(message: Message, site: Site, log: SiteLog, place: Path) -> RecordDict:
+    log.check(content_to_note(message.content))
+    request = content_to_request(message.content)
+    log.asked_for(request)
+    answer = site.summed(request, keys_of(site.name, place.parent))
+    content, numbers = answer_to_content(answer), site.masked_numbers()
+    check_answer_record(content, site.name, site.study_hash, numbers)
+    log.answered(answer)
+    content = with_note(content, log.note())
+    check_answer_record(content, site.name, site.study_hash, numbers)
     return content
 
 

@@ -49,7 +49,7 @@ def page(study: Study, site_file: SiteFile) -> list[str]:
         "",
         *_promised(study, site_file),
         "WHAT STAYS",
-        *_indented(_stays(method, study.privacy is not None)),
+        *_indented(_stays(method, study.privacy is not None, study.secure_aggregation is not None)),
         "",
         "WHAT IT COSTS",
         *_indented(_cost(study, method, counts)),
@@ -150,7 +150,13 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, pictures: int | N
     shared = list(method.shared_state().values())
     in_all = study.rounds.count * _bytes(shared) / _MIB
     yield f"together: {_amount(shared)}; {in_all:,.1f} MiB in {study.rounds.count} rounds"
-    if study.privacy is None:
+    if study.secure_aggregation is not None:
+        yield "of these how training moved the parameters, under masks that cancel in the sum of several sites alone"
+        yield "keys for masks, signatures by this site's key, and shares of the masks' secrets, sealed for other sites"
+    if study.privacy is None and study.secure_aggregation is not None:
+        yield f"{_LEARNT}; the server sees their sum, which nothing keeps free of traces of single ones."
+        yield "the count of pictures: under masks too, and told as 1; no number about the round"
+    elif study.privacy is None:
         yield f"{_LEARNT}; nothing keeps them free of traces of single ones."
         yield _count_told(site_file.policy, pictures)
         permitted = site_file.policy.metrics
@@ -203,13 +209,15 @@ def _count_told(policy: Policy, pictures: int | None) -> str:
     return f"the count of pictures{'' if pictures is None else f': {pictures}'}"
 
 
-def _stays(method: Method, private: bool) -> Iterator[str]:
+def _stays(method: Method, private: bool, seen: bool) -> Iterator[str]:
     for part, tensors in _by_part(method, method.local_state()).items():
         yield f"{part}: {_amount(tensors)}, kept in the state folder"
     derived = sorted({part for part, role in type(method).parts.items() if role == "derived"})
     if derived:
         yield f"{', '.join(derived)}: made anew from the rest"
     yield "pictures, what is decoded of them, manifest, the optimiser's state, this site's log and this approval"
+    if seen and not private:
+        yield "what training looked like (private.jsonl in the state folder)"
     if private:
         yield "the rows of the privacy ledger, and what training looked like (private.jsonl in the state folder)"
 

@@ -51,23 +51,27 @@ def checked_reply(
     expected: the study's shared tensors, whose names, shapes and types a reply has exactly, all values finite. site:
     the only name there may be. round_: the only round. ``study`` is None where none could be read: then only a
     ``Failure`` may leave. Metrics are those of ``OUTGOING_METRICS`` that the policy permits, to six digits; one that is
-    not finite or beyond its bound is left out. In a private study the count is 1 and there are no metrics.
+    not finite or beyond its bound is left out. In a private study, and with secure aggregation, the count is
+    1 and there are no metrics; with secure aggregation ``expected`` is empty.
     """
     private = study is not None and study.privacy is not None
+    uncounted = private or (study is not None and study.secure_aggregation is not None)
     check_words(study, reply, site)
     if isinstance(reply, Failure):
         if type(reply.round) is not int or not 0 <= reply.round <= _MOST_ROUNDS:
             raise WithheldError(f"a failure names a round that is not 0 to {_MOST_ROUNDS}")
         return reply
-    if private and (type(reply.pictures) is not int or reply.pictures != 1):
-        raise WithheldError("the count of pictures is not 1, as it is at every site of a private study")
-    if type(reply.pictures) is not int or (reply.pictures < policy.smallest_count and not private):
+    if uncounted and (type(reply.pictures) is not int or reply.pictures != 1):
+        raise WithheldError("the count of pictures is not 1, as it is at every site where counts are not told")
+    if type(reply.pictures) is not int or (reply.pictures < policy.smallest_count and not uncounted):
         raise WithheldError(f"the count of pictures is no whole number of at least {policy.smallest_count}")
     if isinstance(reply, SiteInfo):
         return reply
     assert study is not None
-    if private and reply.metrics:
-        raise WithheldError("a reply of a private study has metrics, which tell of its patients")
+    if uncounted and reply.metrics:
+        raise WithheldError(
+            "a reply has metrics, which tell of its patients, in a study whose metrics stay at the site"
+        )
     if private != (reply.ledger is not None):
         raise WithheldError("a reply has the head of a privacy ledger where there is none to be, or lacks it")
     try:

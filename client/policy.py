@@ -156,11 +156,11 @@ class Policy(Section):
         description="Where a study asks for it, also tell how the probe's scores are spread in 100 bins, by class, "
         "bins of fewer than smallest_count pictures merged.",
     )
-    fewest_in_sum: int = Field(
+    min_secure_sites: int = Field(
         default=3,
         ge=3,
-        description="Sites that a secure sum has to begin with; how many may collude with the server then stands in "
-        "federation/secure_aggregation/thresholds.py. A sum of fewer is refused.",
+        description="With secure aggregation: fewer sites than this are not summed with. A server that breaks the "
+        "protocol names few sites, as of few it needs few accomplices; set it near the number of sites you know of.",
     )
     quiet_hours: Annotated[tuple[str, ...], AfterValidator(_quiet)] = Field(
         default=(),

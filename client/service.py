@@ -9,8 +9,8 @@ from pathlib import Path
 from client.approval import approve, approved_study
 from client.kit_keys import load_site_key
 from client.policy import is_listed
-from client.secure_sum import SiteKeys, unlock
 from client.site_file import AUDIT, SITE_FILE, SiteFile, load_site_file
+from client.site_identity import SiteKeys, hand_over
 from client.site_log import check_own_log
 from client.supernode import SuperNode
 from client.worker import serve
@@ -35,10 +35,10 @@ def join(kit_folder: Path, passphrase: bytes | None = None) -> None:
     kit = read_kit(kit_folder)
     site_file = load_site_file(kit_folder / SITE_FILE)
     key = load_site_key(kit_folder, passphrase)
-    unlock(kit_folder, SiteKeys(key, kit_ca(kit_folder)))
     _check_approved(kit_folder, kit, site_file)
     log = ServiceLog(site_file.state / "client.jsonl")
     check_own_log(site_file)
+    hand_over(kit.site, SiteKeys(key, kit_ca(kit_folder)))
     with _alone_in(site_file.state):
         log.write("info", f"site {kit.site}: joining the federation {kit.federation} at {kit.server}")
         failures, told = 0, ""

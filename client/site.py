@@ -34,17 +34,17 @@ from client.policy import (
 from client.private_rules import check_patients, fewer_patients
 from client.private_training import train_private_round
 from client.private_update import released
-from client.secure_sum import HELD_NAME, SecureSums, SiteKeys, hold, load_held
+from client.secure_round import SecureRounds, Trained, to_mask
 from client.site_file import SiteFile
+from client.site_identity import SiteKeys
 from client.site_ledger import SiteLedger
 from client.training import check_site, train_round
 from federation.algorithms import build_algorithm
 from federation.federated_evaluation import Question, Statistics, answer_like
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
-from federation.secure_aggregation.store import VaultStore
-from federation.secure_aggregation.update import summed_parameters
-from federation.secure_flower import Asked, Told
+from federation.secure_aggregation.update import numbers_of
+from federation.secure_flower import SecureAnswer, SecureRequest
 from federation.study import Study
 from foundation.errors import RunError, StudyError
 from foundation.files import append_jsonl, load_tensors, replace_folder, save_tensors, write_json, write_text
@@ -59,6 +59,8 @@ from ssl_methods.encoders import timm_line
 from ssl_methods.method import Method
 
 _ENCODER = "encoder."
+SEEN = "private.jsonl"
+"""In a state folder: metrics of rounds that do not leave."""
 
 
 class Site:
@@ -72,23 +74,28 @@ class Site:
         self._folder = site_file.state / self.study_hash[:16]
         self._vault = vault.at("site", self.name, self.study_hash)
         self.private = study.privacy is not None
-        self.secure = study.secure_aggregation is not None
+        self.uncounted = self.private or study.secure_aggregation is not None
+        self._secure = (
+            None
+            if study.secure_aggregation is None
+            else SecureRounds(study, self.name, self._folder / "secure", self._vault, site_file.policy)
+        )
         self._ledger: SiteLedger | None = None
         self._store: TensorStore | None = None
         self._labelled: LabelledPictures | None = None
-        self._sums: SecureSums | None = None
 
     def describe(self) -> SiteInfo:
         """Name, study and number of usable pictures; decodes them the first time.
 
-        Few pictures are not told exactly; in a private study every site has 1.
+        Few pictures are not told exactly; in a private study, and where updates are summed under masks, every site has
+        1.
 
         StudyError, before anything is decoded, where the site does not permit the study; DataError for pictures that
         cannot be used.
         """
         self._permit()
         pictures = max(len(self.store()), self._file.policy.smallest_count)
-        return SiteInfo(self.name, self.study_hash, 1 if self.private else pictures)
+        return SiteInfo(self.name, self.study_hash, 1 if self.uncounted else pictures)
 
     def store(self) -> TensorStore:
         """The decoded pictures that are trained on, checked against the study and against what the site permits."""
@@ -119,9 +126,13 @@ class Site:
         method, pristine = _workbench(self._study)
         return {name: value for name, value in pristine.items() if method.role_of(name) == "shared"}
 
+    def update_like(self) -> dict[str, Tensor]:
+        """The tensors of an answer to an instruction: none where the update leaves only under masks."""
+        return {} if self._secure is not None else self.shared_like()
+
     def allowed(self, answer: Answer, round_: int = 0) -> Answer:
         """The answer as it may be sent; WithheldError when it holds anything that is not on the list."""
-        expected = self.shared_like() if isinstance(answer, TrainReply) else {}
+        expected = self.update_like() if isinstance(answer, TrainReply) else {}
         return checked_reply(self._study, answer, expected, self._file.policy, self.name, round_)
 
     def train(self, instruction: TrainInstruction) -> TrainReply:
@@ -151,26 +162,39 @@ class Site:
         with self._job(instruction.round):
             received = weights_digest(instruction.weights)
             stored = self._stored(instruction.round, received)
+            if self._secure is not None:
+                self._secure.forget_before(instruction.round)
             reply = stored or self._train(instruction, received)
+        if self._secure is not None:
+            reply = replace(reply, pictures=1, weights={}, metrics={})
         if self._ledger is not None:
             return replace(reply, ledger=self._ledger.extension(instruction.ledger)), stored is not None
+        if self._secure is not None:
+            return reply, stored is not None
         return hide_count(reply, instruction.weights, self._file.policy), stored is not None
 
-    def summed(self, asked: Asked, keys: SiteKeys) -> Told:
-        """This site's part in a round's secure sum; errors as ``train``, and SecureAggregationError."""
-        if asked.study_hash != self.study_hash or not self.secure:
+    def summed(self, request: SecureRequest, keys: SiteKeys) -> SecureAnswer:
+        """This site's part in a stage of a secure sum; errors as ``SecureRounds.answer``, and RunError and StudyError.
+
+        Nothing is told of a round that this site has not trained.
+        """
+        if self._secure is None or request.study_hash != self.study_hash:
             raise StudyError(f"site {self.name}: was asked for a secure sum of a study that has none here")
         self._permit()
-        with self._job(asked.round):
-            folder = self._round_folder(asked.round) / HELD_NAME
-            if self._sums is None:
-                store = VaultStore(self._folder / "secure", self._vault)
-                self._sums = SecureSums(self._study, self.name, keys, store, self._file.policy.fewest_in_sum)
-            return self._sums.answer(asked, lambda: load_held(self._vault.at(str(asked.round)), folder))
+        with self._job(request.round):
+            return self._secure.answer(request, keys, lambda: self._trained(request.round))
 
-    def numbers(self) -> int:
-        """Of an update of a study with secure aggregation, with its count."""
-        return sum(value.numel() for _, value in summed_parameters(self.shared_like())) + 1
+    def masked_numbers(self) -> int:
+        """Numbers in an update as it leaves under masks."""
+        return numbers_of(self.shared_like())
+
+    def _trained(self, round_: int) -> Trained:
+        """What the round's training left to be masked; its pictures never count as fewer than the policy tells."""
+        stored = self._stored(round_, None)
+        if stored is None:
+            raise RunError(f"site {self.name}: was asked for an update of round {round_}, which it has not trained")
+        pictures = 1 if self.private else max(stored.pictures, self._file.policy.smallest_count)
+        return Trained(pictures, stored.weights)
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
         """Keep the final weights as ``final.safetensors``, and the encoder alone with the line that loads it; a digest.
@@ -181,6 +205,8 @@ class Site:
         if {name: (value.shape, value.dtype) for name, value in weights.items()} != like:
             raise StudyError(f"site {self.name}: was handed weights that are not those of the study")
         save_tensors(self._folder / "final.safetensors", weights)
+        if self._secure is not None:
+            self._secure.forget_before(self._study.rounds.count + 1)
         encoder = {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
         save_tensors(self._folder / "encoder.safetensors", encoder)
         described = {"study": self._study.name, "load": timm_line(self._study.encoder, self._study.image)}
@@ -269,24 +295,22 @@ class Site:
         )  # fmt: skip
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
         metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
-        reply = (
-            self._private_reply(instruction, shared, metrics)
-            if self.private
-            else TrainReply(self.study_hash, instruction.round, self.name, len(store), shared, metrics)
-        )
+        reply = TrainReply(self.study_hash, instruction.round, self.name, len(store), shared, metrics)
+        if self.private:
+            reply = self._private_reply(instruction, shared, metrics)
+        elif self._secure is not None:
+            append_jsonl(self._folder / SEEN, {"round": instruction.round, **metrics})
+        if self._secure is not None:
+            reply = replace(reply, weights=to_mask(self._study, reply.weights, instruction.weights), metrics={})
         kept = outcome.optimiser if self._study.training.optimiser_state == "keep" else {}
-        held = None
-        if self.secure:
-            told = hide_count(reply, instruction.weights, self._file.policy).pictures
-            held = hold(self._study, reply.weights, instruction.weights, 1 if self.private else told)
-        self._keep(reply, received, method.local_state(), kept, held)
+        self._keep(reply, received, method.local_state(), kept)
         return reply
 
     def _private_reply(
         self, instruction: TrainInstruction, shared: dict[str, Tensor], metrics: dict[str, float]
     ) -> TrainReply:
         """The reply of a private study; what was seen goes into ``private.jsonl``, which stays here."""
-        append_jsonl(self._folder / "private.jsonl", {"round": instruction.round, **metrics})
+        append_jsonl(self._folder / SEEN, {"round": instruction.round, **metrics})
         weights = released(self._study, shared, instruction.weights)
         return TrainReply(self.study_hash, instruction.round, self.name, 1, weights)
 
@@ -308,7 +332,8 @@ class Site:
     def _round_folder(self, round_: int) -> Path:
         return self._folder / f"round-{round_:05d}"
 
-    def _stored(self, round_: int, received: str) -> TrainReply | None:
+    def _stored(self, round_: int, received: str | None) -> TrainReply | None:
+        """The round as it was trained from the weights with the digest ``received``; None: from whichever."""
         folder = self._round_folder(round_)
         if not folder.exists():
             return None
@@ -317,7 +342,7 @@ class Site:
             weights, metadata = vault.load_tensors(folder / "update.safetensors")
             vault.load_tensors(folder / "local.safetensors")
             vault.load_tensors(folder / "optimiser.safetensors")
-            if metadata["received"] != received:
+            if received is not None and metadata["received"] != received:
                 say(f"site {self.name}: round {round_} is asked for from other weights and is trained again")
                 return None
             return TrainReply(
@@ -349,10 +374,7 @@ class Site:
                     say(f"site {self.name}: {error}; an older round's state is used")
         return {}, {}
 
-    def _keep(
-        self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor],
-        held: dict[str, Tensor] | None,
-    ) -> None:  # fmt: skip
+    def _keep(self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
         folder = self._round_folder(reply.round)
         temporary = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)  # a killed process's; the lock keeps any other out
@@ -365,8 +387,6 @@ class Site:
                 "metrics": json.dumps(reply.metrics),
                 "received": received,
             }
-            if held is not None:
-                vault.save_tensors(temporary / HELD_NAME, held)
             vault.save_tensors(temporary / "update.safetensors", reply.weights, metadata)
             replace_folder(temporary, folder)
         finally:

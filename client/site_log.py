@@ -9,7 +9,7 @@ from client.site_file import AUDIT, SiteFile
 from federation.audit import AuditLog, Event, Head, verify
 from federation.federated_evaluation import Statistics
 from federation.records import AuditNote, Category, TrainInstruction, TrainReply, weights_digest
-from federation.secure_flower import Told
+from federation.secure_flower import SecureAnswer, SecureRequest, request_digest
 from foundation.errors import RunError
 from foundation.machine import versions
 
@@ -77,11 +77,18 @@ class SiteLog:
             weights=weights_digest(told.tensors), code=_code(),
         )  # fmt: skip
 
-    def summed(self, told: Told) -> None:
-        """A message of a secure sum is about to leave; at "masked" it is the update under its masks."""
+    def asked_for(self, request: SecureRequest) -> None:
+        """A stage of a secure sum is asked for."""
         self._log.note(
-            "secure sum answered", study=told.study_hash, round=told.round, attempt=told.attempt, stage=told.stage,
-            bytes=len(told.said),
+            "secure stage asked for", study=request.study_hash, round=request.round, attempt=request.attempt,
+            stage=request.stage, content=request_digest(request),
+        )  # fmt: skip
+
+    def answered(self, answer: SecureAnswer) -> None:
+        """Its answer is about to leave."""
+        self._log.note(
+            "secure stage answered", study=answer.study_hash, round=answer.round, attempt=answer.attempt,
+            stage=answer.stage, content=answer.digest(), code=_code(),
         )  # fmt: skip
 
     def delivered(self, study_hash: str, digest: str) -> None:

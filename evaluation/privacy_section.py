@@ -70,6 +70,5 @@ def _noise(record: Mapping[str, Any]) -> str:
 
 def _others(folder: RunFolder) -> list[str]:
     shown = [arm.short for arm in folder.arms if arm.kind in ("alone", "pooled")]
-    return [f"No noise and no promise: {', '.join(shown)}. What they gain over it is the price of privacy."] * bool(
-        shown
-    )
+    said = "The noise is in the difference to them, beside what else differs; no arm here is federated without it."
+    return [f"No noise and no promise: {', '.join(shown)}. {said}"] if shown else []

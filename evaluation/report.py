@@ -18,6 +18,7 @@ from evaluation.answers import (
     worth_telling,
 )
 from evaluation.arm_table import DESCRIPTION_NAME
+from evaluation.attack_rows import attack_section
 from evaluation.cautions import cautions, demonstration_text, elsewhere_text, left_out_sites, study_settings
 from evaluation.encoder_pictures import EXPLANATIONS, TITLES
 from evaluation.explain_lag import explain_lag
@@ -153,6 +154,7 @@ def _how(folder: RunFolder) -> dict[str, Any]:
         "budget_statement": run_tables.budget_statement(folder),
         "cost": [line for line in (run_tables.traffic_statement(folder), run_tables.energy_statement(folder)) if line],
         "privacy": privacy_section(folder),
+        "attacks": attack_section(folder.path),
         "settings": run_tables.settings(study_settings(folder)),
         "budget_rows": run_tables.budget_rows(folder),
         "facts": run_tables.facts(folder),

@@ -31,14 +31,13 @@ Event = Literal[
     "log opened", "head received", "head refused", "chain restart accepted",
     # a site
     "study approved", "approval withdrawn", "app refused", "policy refused", "request refused", "instruction received",
-    "round failed", "update released", "update sent again", "statistics released", "secure sum answered",
-    "weights delivered",
-    "connection lost",
+    "round failed", "update released", "update sent again", "statistics released", "weights delivered",
+    "connection lost", "secure stage asked for", "secure stage answered",
     # the server
     "server started", "run started", "site enrolled", "site revoked", "site not admitted", "instruction sent",
-    "update received", "update refused", "statistics asked", "statistics received", "secure sum asked",
-    "secure sum answer received", "site left out", "round folded",
+    "update received", "update refused", "statistics asked", "statistics received", "site left out", "round folded",
     "round retried", "paused", "study finished",
+    "secure stage sent", "secure stage received",
     # a ledger of patients (privacy/ledger.py)
     "privacy charged",
 ]  # fmt: skip

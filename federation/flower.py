@@ -170,14 +170,9 @@ def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
     config: dict[str, Any] = {"study": reply.study_hash, "round": reply.round, "site": reply.site}
     if isinstance(reply, Failure):
         return RecordDict({_CONFIG: ConfigRecord(config | {"failure": reply.category})})
-    if reply.held:
-        return _with_ledger(RecordDict({_CONFIG: ConfigRecord(config | {"held": 1})}), reply)
     metrics = MetricRecord({"num-examples": reply.pictures, **reply.metrics})
     weights = weights_to_record(reply.weights)
-    return _with_ledger(RecordDict({_ARRAYS: weights, _CONFIG: ConfigRecord(config), _METRICS: metrics}), reply)
-
-
-def _with_ledger(content: RecordDict, reply: TrainReply) -> RecordDict:
+    content = RecordDict({_ARRAYS: weights, _CONFIG: ConfigRecord(config), _METRICS: metrics})
     if reply.ledger is not None:
         head, digests = reply.ledger.head, list(reply.ledger.digests)
         content[_LEDGER] = ConfigRecord({"count": head.count, "head": head.hash, "digests": digests})
@@ -191,8 +186,6 @@ def content_to_reply(content: RecordDict) -> TrainReply | Failure:
         study, round_, site = str(config["study"]), int(cast(int, config["round"])), str(config["site"])
         if "failure" in config:
             return Failure(study, round_, site, _category(config))
-        if "held" in config:
-            return TrainReply(study, round_, site, 1, {}, {}, _ledger(content), held=True)
         metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[_METRICS]).items()}
         pictures = int(metrics.pop("num-examples"))
         weights = record_to_weights(cast(ArrayRecord, content[_ARRAYS]))
@@ -237,8 +230,8 @@ def confirmed_weights(content: RecordDict) -> str:
     return str(config.get("weights", ""))
 
 
-def failure_told(content: RecordDict) -> Failure | None:
-    """The failure that a site answered with, if it did."""
+def failure_of(content: RecordDict) -> Failure | None:
+    """The failure that a site answered with, if it did; an exception of some kind when it is malformed."""
     config = cast(ConfigRecord, content[_CONFIG])
     if "failure" not in config:
         return None
@@ -295,7 +288,6 @@ _ANSWERS = (
     _UPDATE,
     _STATISTICS,
     _UPDATE | {"failure"},
-    _UPDATE | {"held"},
     frozenset({"site", "study", "pictures"}),
     frozenset({"site", "study", "weights"}),
 )
@@ -305,14 +297,14 @@ _NOTE = _EXTENSION | {"known", "known-head"}
 
 def check_record_dict(
     content: RecordDict, site: str, study_hash: str, expected: Mapping[str, torch.Tensor], metrics: Collection[str],
-    private: bool = False, held: bool = False,
+    private: bool = False, uncounted: bool = False,
 ) -> None:  # fmt: skip
     """WithheldError unless the content is, byte for byte, an answer that a site may give; ours alone decide what is.
 
     Looks at nothing but the record that is about to be serialised: every record, key, type and value, and of arrays
     the bytes, headers included. expected: the shared tensors (names, shapes, types); metrics: names that may leave.
-    private: the study has a ``privacy`` section: then an update bears its ledger's head, and every count is 1.
-    held: the study has secure aggregation: an update is only said to be there, its tensors stay.
+    private: the study has a ``privacy`` section: then an update bears its ledger's head. uncounted: every count is 1
+    and no metric leaves, as in a private study and where updates are summed under masks.
     """
     kinds = {_ARRAYS: ArrayRecord, _METRICS: MetricRecord} | dict.fromkeys((_CONFIG, _AUDIT, _LEDGER), ConfigRecord)
     if any(type(record) is not kinds.get(name) for name, record in content.items()):
@@ -320,31 +312,24 @@ def check_record_dict(
     config = cast(ConfigRecord, content.get(_CONFIG, ConfigRecord()))
     if frozenset(config) not in _ANSWERS or not _true_words(config, site, study_hash):
         raise WithheldError("an answer says something that is not on the list")
-    check_note(content)
-    if (frozenset(config) == _UPDATE and held) or (frozenset(config) == _UPDATE | {"held"} and not held):
-        raise WithheldError("a single update leaves exactly where the study has no secure aggregation")
+    if _AUDIT in content and not is_note(cast(ConfigRecord, content[_AUDIT])):
+        raise WithheldError("an answer's note on the audit logs is not of the agreed form")
     with_arrays, with_metrics = frozenset(config) in (_UPDATE, _STATISTICS), frozenset(config) == _UPDATE
     if (_ARRAYS in content, _METRICS in content) != (with_arrays, with_metrics):
         raise WithheldError("an answer has tensors or metrics where there are none to be, or lacks them")
-    if (_LEDGER in content) != (private and frozenset(config) in (_UPDATE, _UPDATE | {"held"})):
+    if (_LEDGER in content) != (private and with_metrics):
         raise WithheldError("an answer has the head of a privacy ledger where there is none to be, or lacks it")
     if with_arrays:
         _check_arrays(cast(ArrayRecord, content[_ARRAYS]), expected)
     if with_metrics:
         _check_metrics(cast(MetricRecord, content[_METRICS]), metrics)
-    if private:
+    if private or uncounted:
         _check_private(content, config)
-
-
-def check_note(content: RecordDict) -> None:
-    """WithheldError for a note on the audit logs that is not of the agreed form."""
-    if _AUDIT in content and not _is_note(cast(ConfigRecord, content[_AUDIT])):
-        raise WithheldError("an answer's note on the audit logs is not of the agreed form")
 
 
 def _check_private(content: RecordDict, config: ConfigRecord) -> None:
     if config.get("pictures", 1) != 1 or (_METRICS in content and dict(content[_METRICS]) != {"num-examples": 1}):
-        raise WithheldError("an answer of a private study tells a count or a metric; the count is 1, and metrics stay")
+        raise WithheldError("an answer tells a count or a metric that stays; in such a study the count is 1")
     if _LEDGER in content and not _is_extension(cast(ConfigRecord, content[_LEDGER])):
         raise WithheldError("an update's head of the privacy ledger is not of the agreed form")
 
@@ -356,7 +341,6 @@ def _true_words(config: ConfigRecord, site: str, study_hash: str) -> bool:
         "round": lambda value: type(value) is int and 0 <= value <= 100_000,
         "pictures": lambda value: type(value) is int and value >= 1,
         "failure": lambda value: value in CATEGORIES,
-        "held": lambda value: type(value) is int and value == 1,
         "weights": _is_hash,
         "step": lambda value: value in STEPS,
         "encoder": _is_hash,
@@ -368,7 +352,8 @@ def _is_hash(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
-def _is_note(note: ConfigRecord) -> bool:
+def is_note(note: ConfigRecord) -> bool:
+    """Whether a note on the audit logs is of the agreed form."""
     return frozenset(note) == _NOTE and _is_head(note["known"], note["known-head"]) and _is_proof(note)
 
 

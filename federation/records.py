@@ -78,9 +78,9 @@ class TrainInstruction:
 class TrainReply:
     """A site's update: its shared tensors after the round, the pictures it has, and scalars.
 
-    In a private study ``pictures`` is the constant 1 and there are no scalars; ``ledger`` is the head of the site's
-    privacy ledger, proved from the one in the instruction. None in every other study. held: the study has secure
-    aggregation: the update was made and stays at the site, and there are no tensors.
+    In a private study ``pictures`` is the constant 1 and there are no scalars; so it is with secure aggregation, and
+    then ``weights`` is empty: the site has trained, and its update leaves under masks only. ``ledger`` is, in a private
+    study, the head of the site's privacy ledger, proved from the one in the instruction; None in every other.
     """
 
     study_hash: str
@@ -90,7 +90,6 @@ class TrainReply:
     weights: dict[str, Tensor]
     metrics: dict[str, float] = field(default_factory=dict)
     ledger: Extension | None = None
-    held: bool = False
 
 
 @dataclass(frozen=True)

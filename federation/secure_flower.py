@@ -1,14 +1,19 @@
-"""The messages of a secure sum as they travel: an array of bytes, and a few words about which message it is."""
+"""The stages of a secure sum as Flower's records, and back: what is asked of a site, and all that it may answer.
+
+A stage's values travel as one canonical JSON text, bytes as hexadecimal digits, so that a site can hold an answer,
+before it leaves, against what it must be; the masked update travels as one array beside it.
+"""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from federation.flower import check_note, failure_told, with_note
+from federation.flower import failure_of, is_note, with_note
 from federation.records import AuditNote, Failure, WithheldError
 from federation.secure_aggregation.messages import (
     Advertisement,
@@ -20,182 +25,221 @@ from federation.secure_aggregation.messages import (
 )
 from federation.secure_aggregation.streams import NUMBER
 from foundation.errors import RunError, StudyError
+from foundation.files import digest
 
 Stage = Literal["advertise", "share", "masked", "sign", "unmask"]
 STAGES: tuple[str, ...] = get_args(Stage)
+Asked = str | tuple[Advertisement, ...] | tuple[SealedShares, ...] | tuple[str, ...] | UnmaskRequest
+"""By stage: the site's certificate, all sites' keys, the shares for this site, the survivors, the list's signatures."""
 Answered = Advertisement | SealedShares | MaskedUpdate | ListSignature | Unmasking
-_CONFIG, _ARRAYS, _SAID, _BYTES = "config", "arrays", "said", "bytes"
-_AUDIT = "audit"
+_CONFIG, _ARRAYS, _AUDIT, _MASKED, _RAW = "config", "arrays", "audit", "masked", "little-endian"
+_WORDS = frozenset({"study", "round", "attempt", "stage"})
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the server asks of a site at a stage; ``said`` as ``requested`` and ``request_in`` have it."""
+class SecureRequest:
+    """What a site is asked at one stage of one attempt."""
 
     study_hash: str
     round: int
     attempt: int
     stage: Stage
-    said: bytes
+    asked: Asked
 
 
 @dataclass(frozen=True)
-class Told:
-    """A site's answer to it; ``said`` as ``answered`` and ``answer_in`` have it."""
+class SecureAnswer:
+    """What a site answers."""
 
     study_hash: str
     round: int
     attempt: int
     stage: Stage
     site: str
-    said: bytes
+    answered: Answered
+
+    def digest(self) -> str:
+        """SHA-256 of what was answered: for the audit logs."""
+        if isinstance(self.answered, MaskedUpdate):
+            return digest(self.answered.values.data.cast("B"))
+        return digest(_text(_bare(self.answered)))
 
 
-def requested(stage: Stage, request: Any) -> bytes:
-    """What goes to a site: at "advertise" its certificate (PEM), then advertisements, shares, names, a request."""
-    if stage in ("share", "masked"):
-        return _json([asdict(one) for one in request])
-    return _json(asdict(request) if stage == "unmask" else request)
+def request_to_content(request: SecureRequest, note: AuditNote | None) -> RecordDict:
+    """The content of a message about one stage."""
+    config: dict[str, Any] = {
+        "study": request.study_hash, "round": request.round, "attempt": request.attempt, "stage": request.stage,
+        "text": _text(request.asked),
+    }  # fmt: skip
+    return with_note(RecordDict({_CONFIG: ConfigRecord(config)}), note)
 
 
-def request_in(asked: Asked) -> Any:
-    """What ``requested`` put there; StudyError when it is not of the agreed form."""
-    readers: dict[str, Callable[[Any], Any]] = {
-        "advertise": str,
-        "share": lambda read: [_advertisement(one) for one in read],
-        "masked": lambda read: [_shares(one) for one in read],
-        "sign": lambda read: tuple(map(str, read)),
-        "unmask": lambda read: UnmaskRequest(tuple(map(str, read["survivors"])), _hex_values(read["signatures"])),
-    }
-    try:
-        return readers[asked.stage](json.loads(asked.said))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StudyError("a message about a secure sum is not of the agreed form; nothing is done for it") from error
+def request_digest(request: SecureRequest) -> str:
+    """SHA-256 of what is asked: for the audit logs."""
+    return digest(request.stage, str(request.attempt), _text(request.asked))
 
 
-def answered(answer: Answered) -> bytes:
-    """A site's message as bytes: the numbers of a masked update as they are, the others as JSON."""
-    if isinstance(answer, MaskedUpdate):
-        return answer.values.astype(NUMBER, copy=False).tobytes()
-    return _json(asdict(answer))
-
-
-def answer_in(told: Told) -> Answered:
-    """What ``answered`` put there; RunError when it is not of the agreed form, or under another site's name."""
-    readers: dict[str, Callable[[Any], Answered]] = {
-        "advertise": _advertisement,
-        "share": _shares,
-        "sign": lambda read: ListSignature(str(read["site"]), bytes.fromhex(read["signature"])),
-        "unmask": lambda read: Unmasking(str(read["site"]), _hex_values(read["seeds"]), _hex_values(read["keys"])),
-    }
-    try:
-        if told.stage == "masked":
-            return MaskedUpdate(told.site, np.frombuffer(told.said, dtype=NUMBER))
-        answer = readers[told.stage](json.loads(told.said))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"an answer about a secure sum is not of the agreed form ({type(error).__name__})") from error
-    if answer.site != told.site:
-        raise RunError("an answer about a secure sum is under another site's name")
-    return answer
-
-
-def asked_to_content(asked: Asked, note: AuditNote | None) -> RecordDict:
-    """The content of a message to a site."""
-    config = {"study": asked.study_hash, "round": asked.round, "attempt": asked.attempt, "stage": asked.stage}
-    return with_note(_content(config, asked.said), note)
-
-
-def content_to_asked(content: RecordDict) -> Asked:
+def content_to_request(content: RecordDict) -> SecureRequest:
     """Read such a message; StudyError when it is not of the agreed form."""
     try:
-        config = cast(Mapping[str, Any], content[_CONFIG])
-        return Asked(str(config["study"]), *_which(config), _said(content))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StudyError("a message about a secure sum is not of the agreed form; nothing is done for it") from error
+        config = cast(Any, content[_CONFIG])
+        stage = _stage(config)
+        asked = _ASKED[stage](json.loads(str(config["text"])))
+        return SecureRequest(str(config["study"]), int(config["round"]), int(config["attempt"]), stage, asked)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StudyError(f"a message about a secure sum is not of the agreed form ({type(error).__name__})") from error
 
 
-def told_to_content(told: Told) -> RecordDict:
+def answer_to_content(answer: SecureAnswer) -> RecordDict:
     """The content of a site's answer."""
-    config = {"study": told.study_hash, "round": told.round, "site": told.site}
-    return _content(config | {"attempt": told.attempt, "stage": told.stage}, told.said)
+    config: dict[str, Any] = {
+        "study": answer.study_hash, "round": answer.round, "attempt": answer.attempt, "stage": answer.stage,
+        "site": answer.site,
+    }  # fmt: skip
+    if isinstance(answer.answered, MaskedUpdate):
+        values = answer.answered.values.astype(NUMBER, copy=False)
+        array = Array("uint32", (len(values),), _RAW, values.tobytes())
+        return RecordDict({_CONFIG: ConfigRecord(config), _ARRAYS: ArrayRecord({_MASKED: array})})
+    return RecordDict({_CONFIG: ConfigRecord(config | {"text": _text(_bare(answer.answered))})})
 
 
-def content_to_told(content: RecordDict) -> Told | Failure:
+def _bare(answered: Answered) -> Answered:
+    """An answer as it travels: without the certificate, which the server has."""
+    return replace(answered, certificate="") if isinstance(answered, Advertisement) else answered
+
+
+def content_to_answer(content: RecordDict) -> SecureAnswer | Failure:
     """Read a site's answer; RunError when it is not of the agreed form."""
     try:
-        failure = failure_told(content)
+        failure = failure_of(content)
         if failure is not None:
             return failure
-        config = cast(Mapping[str, Any], content[_CONFIG])
-        return Told(str(config["study"]), *_which(config), str(config["site"]), _said(content))
+        config = cast(Any, content[_CONFIG])
+        stage, site = _stage(config), str(config["site"])
+        answered: Answered
+        if stage == "masked":
+            array = cast(ArrayRecord, content[_ARRAYS])[_MASKED]
+            answered = MaskedUpdate(site, np.frombuffer(array.data, dtype=NUMBER))
+        else:
+            answered = _ANSWERED[stage](json.loads(str(config["text"])))
+        if answered.site != site:
+            raise ValueError("another site's")
+        words = str(config["study"]), int(config["round"]), int(config["attempt"])
+        return SecureAnswer(*words, stage, site, answered)
     except Exception as error:  # whatever a site sends, it must not stop the server
-        raise RunError(f"an answer lacks what the study agreed on ({type(error).__name__})") from error
+        raise RunError(f"an answer lacks what the protocol asks for ({type(error).__name__})") from error
 
 
-def check_told(content: RecordDict, told: Told, numbers: int) -> None:
-    """WithheldError unless the content is exactly that answer, and the answer one that the protocol has.
+def check_answer_record(content: RecordDict, site: str, study_hash: str, numbers: int) -> None:
+    """WithheldError unless the content is an answer that a site may give at a stage; an update only as masked numbers.
 
-    numbers: of an update with its count. JSON is read and written again: nothing else can hide in it.
+    Looks at the record that is about to be serialised. numbers: in an update, without its count.
     """
     config = content.get(_CONFIG)
-    expected = told_to_content(told)
-    if set(content) - {_AUDIT} != {_CONFIG, _ARRAYS} or not isinstance(config, ConfigRecord):
+    if set(content) - {_AUDIT, _ARRAYS} != {_CONFIG} or not isinstance(config, ConfigRecord):
         raise WithheldError("an answer about a secure sum has a record that is not on the list")
-    if dict(config) != dict(cast(ConfigRecord, expected[_CONFIG])) or told.stage not in STAGES:
+    masked = config.get("stage") == "masked"
+    if set(config) != _WORDS | {"site"} | (set() if masked else {"text"}) or masked != (_ARRAYS in content):
+        raise WithheldError("an answer about a secure sum has other parts than its stage has")
+    counts = (config["round"], config["attempt"])
+    if (config["study"], config["site"]) != (study_hash, site) or any(type(n) is not int or n < 0 for n in counts):
+        raise WithheldError("an answer about a secure sum is of another study, site, round or attempt")
+    if _AUDIT in content and not is_note(cast(ConfigRecord, content[_AUDIT])):
+        raise WithheldError("an answer's note on the audit logs is not of the agreed form")
+    if masked:
+        _check_masked(content, numbers)
+    else:
+        _check_text(str(config["text"]), _stage(config), site)
+
+
+def _check_masked(content: RecordDict, numbers: int) -> None:
+    arrays = cast(ArrayRecord, content[_ARRAYS])
+    array = arrays.get(_MASKED)
+    form = None if array is None else (array.dtype, tuple(array.shape), array.stype, len(array.data))
+    if len(arrays) != 1 or form != ("uint32", (numbers + 1,), _RAW, 4 * (numbers + 1)):
+        raise WithheldError("a masked update is not the vector of whole numbers that the study shares")
+
+
+def _check_text(text: str, stage: Stage, site: str) -> None:
+    try:
+        read = _ANSWERED[stage](json.loads(text))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WithheldError("an answer about a secure sum is not of the agreed form") from error
+    if read.site != site or _text(read) != text or (isinstance(read, Advertisement) and read.certificate):
         raise WithheldError("an answer about a secure sum says something that is not on the list")
-    check_note(content)
-    if not _same_array(content, expected):
-        raise WithheldError("an answer about a secure sum has other bytes than the site's message")
-    if told.stage == "masked":
-        if len(told.said) != 4 * numbers:
-            raise WithheldError(f"a masked update is not {numbers} numbers of 4 bytes")
-    elif answered(answer_in(told)) != told.said:
-        raise WithheldError("an answer about a secure sum holds more than its message")
 
 
-def _same_array(content: RecordDict, expected: RecordDict) -> bool:
-    found, wanted = (cast(ArrayRecord, each[_ARRAYS]) for each in (content, expected))
-    if not isinstance(found, ArrayRecord) or set(found) != {_SAID}:
-        return False
-    one, other = found[_SAID], wanted[_SAID]
-    return (one.dtype, tuple(one.shape), one.stype, one.data) == (
-        other.dtype,
-        tuple(other.shape),
-        other.stype,
-        other.data,
-    )
+def _stage(config: Any) -> Stage:
+    if config["stage"] not in STAGES:
+        raise ValueError("no stage")
+    return cast(Stage, config["stage"])
 
 
-def _content(config: Mapping[str, Any], data: bytes) -> RecordDict:
-    arrays = ArrayRecord({_SAID: Array("uint8", (len(data),), _BYTES, data)})
-    return RecordDict({_CONFIG: ConfigRecord(dict(config)), _ARRAYS: arrays})
+def _text(value: Any) -> str:
+    plain = [asdict(one) if not isinstance(one, str) else one for one in value] if isinstance(value, tuple) else value
+    plain = plain if isinstance(plain, str | list) else asdict(plain)
+    return json.dumps(plain, default=bytes.hex, sort_keys=True)
 
 
-def _said(content: RecordDict) -> bytes:
-    return bytes(cast(ArrayRecord, content[_ARRAYS])[_SAID].data)
+_Read = dict[str, Any]
 
 
-def _which(config: Mapping[str, Any]) -> tuple[int, int, Stage]:
-    stage = str(config["stage"])
-    if stage not in STAGES:
-        raise ValueError("no stage of a secure sum")
-    return int(config["round"]), int(config["attempt"]), cast(Stage, stage)
+def _only(read: _Read, *keys: str) -> None:
+    if set(read) != set(keys):
+        raise ValueError("other keys")
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=bytes.hex).encode("ascii")
+def _bytes(text: Any, length: int | None = None) -> bytes:
+    if not isinstance(text, str) or not re.fullmatch("(?:[0-9a-f]{2})*", text) or len(text) > 1024:
+        raise ValueError("no hexadecimal digits")
+    if length is not None and len(text) != 2 * length:
+        raise ValueError("another length")
+    return bytes.fromhex(text)
 
 
-def _hex_values(read: Mapping[str, str]) -> dict[str, bytes]:
-    return {str(name): bytes.fromhex(value) for name, value in read.items()}
-
-
-def _advertisement(read: Mapping[str, str]) -> Advertisement:
-    mask_key, seal_key, signature = (bytes.fromhex(read[key]) for key in ("mask_key", "seal_key", "signature"))
+def _advertisement(read: _Read) -> Advertisement:
+    _only(read, "site", "mask_key", "seal_key", "certificate", "signature")
+    mask_key, seal_key = (_bytes(read[key], 32) for key in ("mask_key", "seal_key"))
+    signature = _bytes(read["signature"])
     return Advertisement(str(read["site"]), mask_key, seal_key, str(read["certificate"]), signature)
 
 
-def _shares(read: Mapping[str, Any]) -> SealedShares:
-    commitments = {str(s): (bytes.fromhex(one), bytes.fromhex(two)) for s, (one, two) in read["commitments"].items()}
-    seed, signature = bytes.fromhex(read["seed_commitment"]), bytes.fromhex(read["signature"])
-    return SealedShares(str(read["site"]), _hex_values(read["sealed"]), commitments, seed, signature)
+def _shares(read: _Read) -> SealedShares:
+    _only(read, "site", "sealed", "commitments", "seed_commitment", "signature")
+    sealed = {str(holder): _bytes(value) for holder, value in read["sealed"].items()}
+    commitments = {str(h): (_bytes(one, 32), _bytes(two, 32)) for h, (one, two) in read["commitments"].items()}
+    return SealedShares(
+        str(read["site"]), sealed, commitments, _bytes(read["seed_commitment"], 32), _bytes(read["signature"])
+    )
+
+
+def _signature(read: _Read) -> ListSignature:
+    _only(read, "site", "signature")
+    return ListSignature(str(read["site"]), _bytes(read["signature"]))
+
+
+def _unmasking(read: _Read) -> Unmasking:
+    _only(read, "site", "seeds", "keys")
+    parts = ({str(site): _bytes(value) for site, value in read[kind].items()} for kind in ("seeds", "keys"))
+    return Unmasking(str(read["site"]), *parts)
+
+
+def _unmask_request(read: _Read) -> UnmaskRequest:
+    _only(read, "survivors", "signatures")
+    signatures = {str(site): _bytes(value) for site, value in read["signatures"].items()}
+    return UnmaskRequest(tuple(map(str, read["survivors"])), signatures)
+
+
+_ASKED: dict[str, Callable[[Any], Asked]] = {
+    "advertise": str,
+    "share": lambda read: tuple(map(_advertisement, read)),
+    "masked": lambda read: tuple(map(_shares, read)),
+    "sign": lambda read: tuple(map(str, read)),
+    "unmask": _unmask_request,
+}
+_ANSWERED: dict[str, Callable[[Any], Advertisement | SealedShares | ListSignature | Unmasking]] = {
+    "advertise": _advertisement,
+    "share": _shares,
+    "sign": _signature,
+    "unmask": _unmasking,
+}

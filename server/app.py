@@ -1,6 +1,6 @@
 """The server's Flower app: thin. Hands the round loop a way to the sites."""
 
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context
@@ -10,18 +10,17 @@ from federation.algorithms.algorithm import Weights
 from federation.audit import AuditLog
 from federation.flower_private import ControlPlane, Endpoint
 from federation.key_source import open_vault
-from federation.kit import CA
 from federation.signing import Signer
 from federation.study import Study, load_study
-from foundation.files import read_json, save_tensors
+from foundation.files import save_tensors
 from server.contact import FleetContact, GridContact
 from server.federated_evaluation import evaluate_federated
-from server.federation_folder import load_ca, load_certificate
 from server.fleet import Fleet
 from server.initial import INITIAL_NAME, initial_weights
 from server.registry import Registry
 from server.rounds import RoundLoop
-from server.secure_sum import CERTIFICATES, Certified
+from server.secure_round import SecureMean, SiteCertificates, certificates_in, certificates_of
+from server.site_noise import LEDGER_NAME
 from server.status_board import Board
 
 app = ServerApp()
@@ -42,7 +41,8 @@ def main(grid: Grid, context: Context) -> None:
         audit = AuditLog(folder / AUDIT, SERVER)
         contact = GridContact(grid, study, audit, int(config["sites"]))
         initial = initial_weights(study, folder)
-        weights = RoundLoop(study, folder, contact, initial, audit, certified=_certified(study, folder)).run()
+        secure = _secure(study, folder, contact, audit, lambda: certificates_in(folder / "sites"))
+        weights = RoundLoop(study, folder, contact, initial, audit, secure=secure).run()
         save_tensors(folder / "global.safetensors", weights)
         evaluate_federated(study, folder, contact, _arms(folder, initial, weights))
         return
@@ -53,7 +53,8 @@ def main(grid: Grid, context: Context) -> None:
     control = ControlPlane(Endpoint(config["control"], (registry.folder / "ca.crt").read_bytes()))
     fleet = FleetContact(grid, study, audit, Fleet(registry, control, audit), board, Signer.of(registry.folder))
     initial = initial_weights(study, folder)
-    weights = RoundLoop(study, folder, fleet, initial, audit, vault, _enrolled(registry)).run()
+    secure = _secure(study, folder, fleet, audit, lambda: certificates_of(registry))
+    weights = RoundLoop(study, folder, fleet, initial, audit, vault, secure).run()
     save_tensors(folder / "global.safetensors", weights)
     if study.federated_evaluation is not None:
         board.phase("evaluating at the sites")
@@ -65,20 +66,12 @@ def main(grid: Grid, context: Context) -> None:
     control.close()
 
 
-def _enrolled(registry: Registry) -> Certified:
-    """The certificates that sites show each other in secure sums: those of the sites that are admitted now."""
-
-    def certificates() -> dict[str, str]:
-        return {site: record.certificate for site, record in registry.admitted(datetime.now(UTC)).items()}
-
-    return Certified(load_ca(registry.folder), certificates)
-
-
-def _certified(study: Study, folder: Path) -> Certified | None:
-    """As ``_enrolled``, of a simulation, which has made a CA and certificates for its sites."""
+def _secure(
+    study: Study, folder: Path, contact: GridContact, audit: AuditLog, certificates: Callable[[], SiteCertificates]
+) -> SecureMean | None:
     if study.secure_aggregation is None:
         return None
-    return Certified(load_certificate(folder / CA), lambda: read_json(folder / CERTIFICATES))
+    return SecureMean(study, folder, contact, certificates(), audit.path.with_name(LEDGER_NAME))
 
 
 def _arms(folder: Path, initial: Weights, final: Weights) -> dict[str, Weights]:

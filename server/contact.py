@@ -1,8 +1,10 @@
 """The sites behind a Flower grid, by name: a simulation's, who say who they are, and those that were admitted."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -25,15 +27,18 @@ from federation.flower import (
     weights_to_record,
 )
 from federation.records import UNKNOWN_SITE, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
-from federation.secure_flower import Asked, Told, asked_to_content, content_to_told
+from federation.secure_aggregation.messages import SecureAggregationError
+from federation.secure_flower import SecureAnswer, SecureRequest, content_to_answer, request_to_content
 from federation.signing import Signer
 from federation.study import Study
 from foundation.errors import RunError, StudyError
+from foundation.progress import say
 from server.fleet import Fleet
 from server.heads import SiteHeads
 from server.quorum import needed_replies
 from server.status_board import Board
 
+_Told = TypeVar("_Told")
 _POLL_S = 0.2
 _AGAIN_S = 30.0
 _MARGIN_S = 600.0  # a reply on the last second of a round is still read
@@ -43,6 +48,16 @@ _MARGIN_S = 600.0  # a reply on the last second of a round is still read
 class _Sent:
     site: str
     round: int
+
+
+@dataclass(frozen=True)
+class _Asking(Generic[_Told]):
+    """One thing that sites are asked: by which action, of which round, with what, and how an answer is read."""
+
+    kind: str
+    round: int
+    ask: Callable[[str], RecordDict]
+    read: Callable[[Message, str], _Told | Failure]
 
 
 class GridContact:
@@ -89,11 +104,65 @@ class GridContact:
         return [self._read(reply) for reply in replies if reply.metadata.reply_to_message_id in self._open]
 
     def enquire(self, asked: Question, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
-        """Ask sites about their labels; the answers, or why there is none, of every one of them.
+        """Ask sites about their labels; the answers, or why there is none, of every one of them."""
+        arrays = weights_to_record(asked.tensors)
+
+        def ask(site: str) -> RecordDict:
+            return question_to_content(asked, arrays, self._heads.note_of_question(site, asked))
+
+        question_ = _Asking("query.evaluate", self._study.rounds.count, ask, partial(self._told, asked=asked))
+        answers = self._ask_all(question_, sites, patience_s)
+        return {site: answers.get(site, Failure("", 0, site, "no answer before the deadline")) for site in sites}
+
+    def ask_stage(
+        self, requests: Mapping[str, SecureRequest], patience_s: float, take: Callable[[SecureAnswer], None]
+    ) -> dict[str, str]:
+        """Ask each site for its part in a stage of a secure sum; why some have none that ``take`` took, by site.
+
+        ``take`` gets each answer as it comes, so that no more than one masked update is held; it raises
+        SecureAggregationError for one that breaks the protocol.
+        """
+
+        def ask(site: str) -> RecordDict:
+            return request_to_content(requests[site], self._heads.note_of_stage(site, requests[site]))
+
+        def read(reply: Message, site: str) -> str:
+            return self._took(reply, requests[site], site, take)
+
+        round_ = next(iter(requests.values())).round
+        answers = self._ask_all(_Asking("query.secure", round_, ask, read), list(requests), patience_s)
+        told = {site: answers.get(site, "no answer before the deadline") for site in requests}
+        reasons = {site: one.category if isinstance(one, Failure) else one for site, one in told.items()}
+        return {site: reason for site, reason in reasons.items() if reason}
+
+    def _took(self, reply: Message, request: SecureRequest, site: str, take: Callable[[SecureAnswer], None]) -> str:
+        """Judge an answer to a stage; why it does not count, or an empty text."""
+        try:
+            answer, note = content_to_answer(reply.content), content_to_note(reply.content)
+        except RunError:
+            return "unreadable reply"
+        if answer.site != site:
+            return "reply under another site's name"
+        if isinstance(answer, SecureAnswer) and (answer.study_hash, answer.round, answer.attempt, answer.stage) != (
+            request.study_hash, request.round, request.attempt, request.stage
+        ):  # fmt: skip
+            return "answer to another stage"
+        fault = self._heads.stage_told(answer, note)
+        if fault or isinstance(answer, Failure):
+            return fault
+        try:
+            take(answer)
+        except SecureAggregationError as error:
+            say(str(error))
+            return str(error)
+        return ""
+
+    def _ask_all(self, asking: _Asking[_Told], sites: Collection[str], patience_s: float) -> dict[str, _Told | Failure]:
+        """Ask all of these sites one thing; what came before the deadline.
 
         A site that is not there is asked when it comes, one that was cut off is asked again: it answers the same.
         """
-        arrays, answers, open_ = weights_to_record(asked.tensors), dict[str, Statistics | Failure](), dict[str, str]()
+        answers, open_ = dict[str, _Told | Failure](), dict[str, str]()
         again: dict[str, float] = {}
         deadline = time.monotonic() + patience_s
         while (missing := sorted(set(sites) - set(answers))) and time.monotonic() < deadline:
@@ -103,8 +172,7 @@ class GridContact:
             waiting = set(open_.values())
             for site in missing:
                 if site in nodes and site not in waiting and time.monotonic() >= again.get(site, 0.0):
-                    content = question_to_content(asked, arrays, self._heads.note_of_question(site, asked))
-                    message = self._message(content, site, nodes[site], "query.evaluate", self._study.rounds.count)
+                    message = self._message(asking.ask(site), site, nodes[site], asking.kind, asking.round)
                     (message_id,) = self._grid.push_messages([message])
                     open_ |= {message_id: site} if message_id else {}
             replies = list(self._grid.pull_messages(list(open_)))
@@ -113,46 +181,10 @@ class GridContact:
                 if reply.has_error():
                     again[site] = time.monotonic() + _AGAIN_S
                 elif site and site not in answers:
-                    answers[site] = self._told(reply, site, asked)
+                    answers[site] = asking.read(reply, site)
             if not replies:
                 time.sleep(_POLL_S)
-        return {site: answers.get(site, Failure("", 0, site, "no answer before the deadline")) for site in sites}
-
-    def sum_stage(self, asked: Mapping[str, Asked], patience_s: float) -> dict[str, Told | Failure]:
-        """Ask each site its own at one stage of a secure sum; the answers, or why there is none."""
-        answers, open_ = dict[str, Told | Failure](), dict[str, str]()
-        deadline = time.monotonic() + patience_s
-        while (missing := sorted(set(asked) - set(answers))) and time.monotonic() < deadline:
-            nodes, admitted = self._there_now()
-            answers |= {site: Failure("", 0, site, "no longer admitted") for site in missing if site not in admitted}
-            open_ = {message: site for message, site in open_.items() if site in nodes}
-            for site in sorted(set(missing) & set(nodes) - set(open_.values())):
-                said = asked[site]
-                content = asked_to_content(said, self._heads.note_of_sum(site, said))
-                message = self._message(content, site, nodes[site], "query.secure", said.round)
-                (message_id,) = self._grid.push_messages([message])
-                open_ |= {message_id: site} if message_id else {}
-            replies = list(self._grid.pull_messages(list(open_)))
-            for reply in replies:
-                site = open_.pop(reply.metadata.reply_to_message_id, "")
-                if site and site not in answers and not reply.has_error():
-                    answers[site] = self._summed(reply, asked[site], site)
-            if not replies:
-                time.sleep(_POLL_S)
-        return {site: answers.get(site, Failure("", 0, site, "no answer before the deadline")) for site in asked}
-
-    def _summed(self, reply: Message, asked: Asked, site: str) -> Told | Failure:
-        try:
-            answer, note = content_to_told(reply.content), content_to_note(reply.content)
-        except RunError:
-            return Failure("", asked.round, site, "unreadable reply")
-        if answer.site != site:
-            return Failure("", asked.round, site, "reply under another site's name")
-        if isinstance(answer, Told) and (answer.study_hash, answer.round, answer.attempt, answer.stage) != (
-            asked.study_hash, asked.round, asked.attempt, asked.stage
-        ):  # fmt: skip
-            return Failure("", asked.round, site, "answer to another question")
-        return self._heads.summed(answer, note)
+        return answers
 
     def _there_now(self) -> tuple[dict[str, int], Collection[str]]:
         """The nodes of the sites that can be asked, by site, and the sites that may be."""

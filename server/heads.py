@@ -7,7 +7,7 @@ from federation.audit import NOTHING, AuditLog, Head, Row, verify
 from federation.federated_evaluation import Question, Statistics
 from federation.flower import confirmed_weights, content_to_note
 from federation.records import AuditNote, Category, Failure, TrainInstruction, TrainReply, weights_digest
-from federation.secure_flower import Asked, Told
+from federation.secure_flower import SecureAnswer, SecureRequest, request_digest
 from foundation.errors import RunError
 from foundation.progress import say
 from server.ledgers import Ledgers, ledger_party
@@ -77,7 +77,7 @@ class SiteHeads:
             )  # fmt: skip
         return answer
 
-    def _refused(self, answer: TrainReply | Told | Failure, category: Category, error: RunError) -> Failure:
+    def _refused(self, answer: TrainReply | Failure, category: Category, error: RunError) -> Failure:
         """The failure in an answer's place; why stands on the screen and, as a category, in the log."""
         say(f"site {answer.site}: {error}")
         self._audit.append("update refused", site=answer.site, round=answer.round, category=category)
@@ -115,32 +115,38 @@ class SiteHeads:
             )  # fmt: skip
         return answer
 
-    def note_of_sum(self, site: str, asked: Asked) -> AuditNote:
-        """Write that a site is asked at a stage of a secure sum; what goes with it."""
+    def note_of_stage(self, site: str, request: SecureRequest) -> AuditNote:
+        """Write that a site is asked for its part in a stage of a secure sum; what goes with that."""
         self._audit.note(
-            "secure sum asked", site=site, study=self._hash, round=asked.round, attempt=asked.attempt, stage=asked.stage
-        )
+            "secure stage sent", site=site, study=self._hash, round=request.round, attempt=request.attempt,
+            stage=request.stage, content=request_digest(request),
+        )  # fmt: skip
         return self._note(site)
 
-    def summed(self, answer: Told | Failure, note: AuditNote | None) -> Told | Failure:
-        """A site's answer at a stage of a secure sum, or a failure in its place, by the rules of ``received``."""
+    def stage_told(self, answer: SecureAnswer | Failure, note: AuditNote | None) -> str:
+        """Why a site's answer to a stage does not count, by the rules of ``received``; empty where it does."""
         if isinstance(answer, Failure):
             self._audit.append("update refused", site=answer.site, round=answer.round, category=answer.category)
             if note is None:
-                return answer
+                return answer.category
         try:
-            if note is None or (isinstance(answer, Told) and note.extension.head == self._audit.known(answer.site)):
+            if note is None or (
+                isinstance(answer, SecureAnswer) and note.extension.head == self._audit.known(answer.site)
+            ):
                 raise RunError(f"the audit log of {answer.site} says nothing about the answer that came with it")
             self._audit.receive(answer.site, note.extension)
         except RunError as error:
-            return self._refused(answer, "log-not-continued", error)
+            say(f"site {answer.site}: {error}")
+            self._audit.append("update refused", site=answer.site, round=answer.round, category="log-not-continued")
+            return "log-not-continued"
         self._acknowledged[answer.site] = note.known
-        if isinstance(answer, Told):
-            self._audit.note(
-                "secure sum answer received", site=answer.site, study=answer.study_hash, round=answer.round,
-                attempt=answer.attempt, stage=answer.stage, bytes=len(answer.said), **_of(note.known),
-            )  # fmt: skip
-        return answer
+        if isinstance(answer, Failure):
+            return answer.category
+        self._audit.note(
+            "secure stage received", site=answer.site, study=answer.study_hash, round=answer.round,
+            attempt=answer.attempt, stage=answer.stage, content=answer.digest(), **_of(note.known),
+        )  # fmt: skip
+        return ""
 
     def delivered(self, site: str, content: RecordDict, digest: str) -> bool:
         """Whether a site's answer to a delivery confirms these weights, and its log goes on."""
@@ -163,7 +169,7 @@ class SiteHeads:
 
     def _see(self, row: Row) -> None:
         self._ledgers.see(row)
-        if row["event"] in ("update received", "statistics received", "secure sum answer received"):
+        if row["event"] in ("update received", "statistics received", "secure stage received"):
             self._acknowledged[row["site"]] = Head(row["acknowledged"], row["acknowledged_hash"])
 
 

@@ -11,7 +11,7 @@ from foundation.files import write_json
 RECORD_NAME = "privacy.json"
 _WITHHELD = (
     "Losses, counts of pictures and the features' figures stay at the sites: no noise covers them. So the run has no "
-    "learning curves, no watch for collapse, and the energy of a site is not known."
+    "learning curves and no watch for collapse."
 )
 _SINGLE_UPDATES = (
     "Of single updates, which have no noise before they are summed, nothing is recorded: no length, and no direction "

@@ -3,16 +3,16 @@
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import State, Weights
 from federation.audit import AuditLog
 from federation.privacy.config import SitePrivacyConfig
 from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
-from federation.secure_aggregation.messages import SecureAggregationError
-from federation.secure_aggregation.thresholds import FEWEST, check_sites
+from federation.secure_aggregation.thresholds import check_sites as check_secure_sites
 from federation.study import Study
 from foundation import events
 from foundation.errors import QuorumError, RunError, StudyError
@@ -24,7 +24,7 @@ from server.divergence import divergence, layers_of
 from server.journal import Journal
 from server.judge import Verdict, judge_clipped, judge_together
 from server.quorum import needed_replies
-from server.secure_sum import Certified, SecureRound, SumContact, Trained
+from server.secure_round import SecureMean, StageFailedError
 from server.site_noise import LEDGER_NAME, TOLERANCE, site_noise
 from server.spool import Spool, Spooled
 
@@ -52,14 +52,24 @@ class Contact(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Folded:
+    """What a round made of its replies; left_out: why some of them are not in it."""
+
+    weights: Weights
+    state: State
+    accepted: list[Spooled]
+    left_out: dict[str, str]
+
+
 class RoundLoop:
     """One federation from its last checkpoint to its end, in ``folder``."""
 
     def __init__(
         self, study: Study, folder: Path, contact: Contact, initial: Weights, audit: AuditLog, vault: Vault = PLAIN,
-        certified: Certified | None = None,
+        secure: SecureMean | None = None,
     ) -> None:  # fmt: skip
-        self._certified = certified
+        """secure: how updates are summed in a study with ``secure_aggregation``; None in every other."""
         self._study, self._folder, self._contact = study, folder, contact
         self._audit, self._vault = audit, vault
         self._hash = study.training_hash()
@@ -68,6 +78,7 @@ class RoundLoop:
         self._checkpoint = found or Checkpoint(self._hash, 0, initial)
         self._journal = Journal(folder, after_round=self._checkpoint.round)
         self._noise = site_noise(study, audit.path.with_name(LEDGER_NAME))
+        self._secure = secure
         self._warned: set[str] = set()
         self._layers: dict[str, str] = {}
 
@@ -99,8 +110,8 @@ class RoundLoop:
                 f"there are {len(names)} sites; privacy.sites says {self._study.privacy.sites}, and privacy.delta is "
                 "judged by it: set it to the number of sites"
             )
-        if self._study.secure_aggregation is not None:
-            check_sites(len(names))
+        if self._secure is not None:
+            check_secure_sites(len(names))
         if len(names) < self._algorithm.fewest_replies:
             raise StudyError(
                 f"algorithm {self._study.algorithm.name!r} needs at least {self._algorithm.fewest_replies} sites; "
@@ -110,29 +121,37 @@ class RoundLoop:
 
     def _one_round(self, sites: list[str], line: Bar) -> None:
         number = self._checkpoint.round + 1
-        if self._study.secure_aggregation is not None:
-            self._secure_round(number, sites)
-            return
         spool = Spool(
             self._folder / "spool",
             self._hash,
             number,
             self._checkpoint.weights,
             vault=self._vault,
-            private=self._study.privacy is not None,
+            private=self._study.privacy is not None or self._secure is not None,
+            masked=self._secure is not None,
         )
         needed = needed_replies(self._study, len(sites))
+        if self._secure is not None:
+            needed = max(needed, self._secure.fewest)
         reasons: dict[str, str] = {}
+        failed = ""
         for attempt in range(1, self._study.rounds.attempts + 1):
             reasons = self._gather(number, sites, spool)
             replies = spool.replies()
             verdict = self._judge(replies)
             reasons |= verdict.left_out
             accepted = [reply for reply in replies if reply.site not in verdict.left_out]
-            if len(accepted) >= needed:
-                self._finish(number, spool, accepted, verdict.norms, reasons)
-                return
             why = f"{len(accepted)} of {needed} updates, attempt {attempt}"
+            if len(accepted) >= needed:
+                try:
+                    folded = self._fold(number, accepted, needed)
+                except StageFailedError as error:
+                    reasons |= error.reasons
+                    failed = f"; the last sum: {error}"
+                    why = f"{error}, attempt {attempt}"
+                else:
+                    self._finish(number, spool, folded, verdict.norms, reasons | folded.left_out)
+                    return
             self._journal.event(number, "round retried", None, why)
             self._audit.append("round retried", study=self._hash, round=number, reason=why)
         for site, reason in sorted(reasons.items()):
@@ -140,50 +159,21 @@ class RoundLoop:
         why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
         raise QuorumError(
             f"round {number}: fewer than {needed} of {len(sites)} sites gave a usable update in "
-            f"{self._study.rounds.attempts} attempts ({why}); mend those sites, then go on"
-        )
-
-    def _secure_round(self, number: int, sites: list[str]) -> None:
-        """As ``_one_round``, with a sum in place of the spool; no figure of single updates is there to be told."""
-        assert self._certified is not None
-        needed, why = max(needed_replies(self._study, len(sites)), FEWEST), ""
-        for attempt in range(1, self._study.rounds.attempts + 1):
-            trained = Trained()
-            reasons = self._gather(number, sites, trained)
-            round_ = SecureRound(
-                self._study, self._folder, cast(SumContact, self._contact), self._certified, number,
-                self._checkpoint.weights, self._audit.path.with_name(LEDGER_NAME),
-            )  # fmt: skip
-            try:
-                if len(trained.sites) < needed:
-                    raise QuorumError(f"{len(trained.sites)} of {needed} sites trained")
-                weights, survivors = round_.run(trained.sites)
-            except (QuorumError, SecureAggregationError) as error:
-                why = f"{error}, attempt {attempt}"
-                self._journal.event(number, "round retried", None, why)
-                self._audit.append("round retried", study=self._hash, round=number, reason=why)
-                continue
-            for site in survivors:
-                self._journal.metrics(number, site, None, {})
-            reasons |= {site: why for site, why in round_.reasons.items() if site not in survivors}
-            self._complete(number, weights, {}, survivors, {}, reasons)
-            round_.forget()
-            return
-        raise QuorumError(
-            f"round {number}: no secure sum in {self._study.rounds.attempts} attempts ({why}); mend those sites, then "
-            "go on"
+            f"{self._study.rounds.attempts} attempts ({why}{failed}); mend those sites, then go on"
         )
 
     def _judge(self, replies: list[Spooled]) -> Verdict:
         weights, privacy = self._checkpoint.weights, self._study.privacy
+        if self._secure is not None:  # sites refuse to send what this would leave out
+            return Verdict({}, {})
         if isinstance(privacy, SitePrivacyConfig):
             return judge_clipped(replies, weights, privacy.clip * (1 + TOLERANCE))
         return judge_together(replies, weights, self._study, self._checkpoint.norms)
 
-    def _gather(self, number: int, sites: list[str], spool: Spool | Trained) -> dict[str, str]:
+    def _gather(self, number: int, sites: list[str], spool: Spool) -> dict[str, str]:
         """Fill the spool until every site has answered or the deadline has passed; why each missing site is missing."""
         instruction = TrainInstruction(self._hash, number, self._checkpoint.weights)
-        waiting = set(sites) - ({reply.site for reply in spool.replies()} if isinstance(spool, Spool) else set())
+        waiting = set(sites) - {reply.site for reply in spool.replies()}
         reasons: dict[str, str] = {}
         offline: set[str] = set()
         deadline = time.monotonic() + 60 * self._study.rounds.deadline_minutes
@@ -207,7 +197,7 @@ class RoundLoop:
         return reasons | dict.fromkeys(waiting, "no answer before the deadline")
 
     @staticmethod
-    def _spool(spool: Spool | Trained, reply: TrainReply) -> str | None:
+    def _spool(spool: Spool, reply: TrainReply) -> str | None:
         try:
             spool.write(reply)
         except RunError as error:
@@ -220,52 +210,52 @@ class RoundLoop:
         self,
         number: int,
         spool: Spool,
-        accepted: list[Spooled],
+        folded: "_Folded",
         norms: dict[str, float],
         reasons: dict[str, str],
     ) -> None:
-        weights, state = self._fold(number, accepted)
-        self._tell(number, accepted, norms)
-        self._complete(number, weights, state, [reply.site for reply in accepted], norms, reasons)
-        spool.remove()
-
-    def _complete(
-        self, number: int, weights: Weights, state: State, accepted: Sequence[str], norms: dict[str, float],
-        reasons: dict[str, str],
-    ) -> None:  # fmt: skip
-        """Write down who was left out, the checkpoint and the snapshot."""
+        weights, accepted = folded.weights, folded.accepted
         for site, reason in sorted(reasons.items()):
             say(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
             self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
-        self._checkpoint = Checkpoint(self._hash, number, weights, state, norms)
+        self._tell(number, accepted, norms)
+        self._checkpoint = Checkpoint(self._hash, number, weights, folded.state, norms)
         if len(accepted) + len(reasons) > 1:  # a site alone is no federation: nobody asks how far it had come
             snapshots = self._folder / events.SNAPSHOTS
             write_snapshot(snapshots, self._checkpoint, self._study.rounds.count, vault=self._vault)
         kept = self._study.rounds.keep_checkpoints
         write_checkpoint(self._folder / "checkpoints", self._checkpoint, kept, vault=self._vault)
         self._audit.note(
-            "round folded", study=self._hash, round=number, sites=", ".join(accepted),
+            "round folded", study=self._hash, round=number, sites=", ".join(reply.site for reply in accepted),
             weights=weights_digest(weights),
         )  # fmt: skip
+        spool.remove()
 
-    def _fold(self, number: int, accepted: list[Spooled]) -> tuple[Weights, State]:
-        """The next weights and state, noised before they are put anywhere where the study has the server do that."""
+    def _fold(self, number: int, accepted: list[Spooled], needed: int) -> "_Folded":
+        """The next weights and state, noised before they are put anywhere where the study has the server do that.
+
+        StageFailedError where a sum under masks came to nothing.
+        """
         before = self._checkpoint.weights
+        if self._secure is not None:
+            mean = self._secure.mean(number, before, [reply.site for reply in accepted], needed)
+            return _Folded(mean.weights, {}, [r for r in accepted if r.site in mean.sites], mean.left_out)
         weights, state = self._algorithm.fold(before, accepted, self._checkpoint.algorithm)
         if self._noise is not None:
             weights = self._noise.noised(weights, before, len(accepted), number)
-        return weights, state
+        return _Folded(weights, state, accepted, {})
 
     def _tell(self, number: int, accepted: list[Spooled], norms: dict[str, float]) -> None:
         """Write down the sites' figures, and what the server sees of their updates; of what no noise covers, nothing.
 
         Updates that a site has noised are public. Those that the server is to noise are not, and with no figure of them
-        there is neither ``update_norm`` nor divergence; a study with privacy has no counts and no metrics either.
+        there is neither ``update_norm`` nor divergence; a study with privacy has no counts and no metrics either, and
+        neither has one whose updates are summed under masks, of which the server sees none.
         """
         for reply in accepted:
             seen = {"update_norm": norms[reply.site]} if reply.site in norms else {}
-            counted = None if self._study.privacy is not None else reply.pictures
+            counted = None if self._study.privacy is not None or self._secure is not None else reply.pictures
             self._journal.metrics(number, reply.site, counted, reply.metrics | seen)
             if self._journal.is_collapsing(reply.site):
                 if reply.site not in self._warned:

@@ -36,10 +36,12 @@ class Spool:
 
     def __init__(
         self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor], vault: Vault = PLAIN,
-        private: bool = False,
+        private: bool = False, masked: bool = False,
     ) -> None:  # fmt: skip
+        """expected: the round's weights; masked: replies say that a site has trained, and hold no tensors."""
         self._folder = folder / f"round-{round_:05d}"
-        self._study_hash, self._round, self._expected = study_hash, round_, expected
+        self._study_hash, self._round = study_hash, round_
+        self._expected: dict[str, torch.Tensor] = {} if masked else expected
         self._private = private
         self._start = weights_digest(expected)
         self._vault = vault.at("spool", study_hash, str(round_))

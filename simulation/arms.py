@@ -22,9 +22,9 @@ from server.rounds import write_study
 from simulation.budgets import RoundWork, round_work
 from simulation.checks import telling_reasons
 from simulation.config import SimulationConfig
+from simulation.run_keys import write_run_keys
 from simulation.runtimes import RUNTIMES, Federation
 from simulation.site_folders import write_site_folders
-from simulation.site_keys import make_site_keys
 from simulation.starting import kept_weights, source_of
 from ssl_methods import build_method
 from ssl_methods.starting_weights import start_from
@@ -193,7 +193,7 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
             text["ledger"] = LEDGER_NAME
         write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))
     if arm.study.secure_aggregation is not None:
-        make_site_keys(folder, places)
+        write_run_keys(folder / "sites", places)
     return Federation(folder.resolve(), tuple(sorted(place.name for place in places.values())))
 
 

@@ -13,14 +13,24 @@ from client.training import check_amount, check_site
 from federation.algorithms import build_algorithm
 from federation.privacy.config import SitePrivacyConfig
 from federation.records import SITE_NAME
-from federation.secure_aggregation.thresholds import check_sites as check_secure
+from federation.secure_aggregation.thresholds import check_sites as check_secure_sites
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError, QuorumError, StudyError
 from foundation.progress import say
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
+from simulation.config import SimulationConfig
 
 _LOG_OF_SITES = "sites/*/state/site.log"
+
+
+def check_runtime(study: Study, config: SimulationConfig) -> None:
+    """Refuse a runtime that cannot do what the study asks for."""
+    if study.secure_aggregation is not None and config.runtime == "ray":
+        raise StudyError(
+            "simulation.runtime ray: a site's keys live in its process from stage to stage of a secure sum, and Ray "
+            "moves sites from process to process: set in-process, or leave out secure_aggregation"
+        )
 
 
 def check_sites(study: Study, training: Manifest) -> None:
@@ -37,7 +47,7 @@ def check_sites(study: Study, training: Manifest) -> None:
             "algorithm or simulation.partition"
         )
     if study.secure_aggregation is not None:
-        check_secure(len(sizes))
+        check_secure_sites(len(sizes))
     if isinstance(study.privacy, SitePrivacyConfig) and len(sizes) > study.privacy.sites:
         raise StudyError(
             f"privacy.sites {study.privacy.sites}: there are {len(sizes)} sites, and privacy.delta is judged by their "

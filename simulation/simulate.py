@@ -29,7 +29,7 @@ from imaging.manifest import Manifest
 from imaging.splits import check_splits, draw_splits
 from server.federated_evaluation import collect
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
-from simulation.checks import check_sites, decode_pictures
+from simulation.checks import check_runtime, check_sites, decode_pictures
 from simulation.config import SimulationConfig
 from simulation.datasets import load_dataset
 from simulation.partition import assign_sites
@@ -132,6 +132,7 @@ SPLIT_TYPES = {"image": str, "patient": str, "site": str, "label": str, "role": 
 
 def planned(folder: Path, study: Study, config: SimulationConfig) -> tuple[Manifest, list[Arm]]:
     """All pictures and all arms, with what can be known to be wrong refused before anything is decoded or trained."""
+    check_runtime(study, config)
     pictures, splits = prepare_data(folder, study, config)
     check_labels(pictures.table, splits, study.evaluation)
     check_outlines(pictures, splits, study.image, study.evaluation, folder)

@@ -108,7 +108,7 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
     "few labels": (TooFewLabelsError(SECRET), "labels-too-few"),
     "budget": (BudgetSpentError(SECRET), "budget-spent"),
     "ledger": (LedgerNotContinuedError(SECRET), "ledger-not-continued"),
-    "sum": (SecureAggregationError(SECRET), "secure-sum-refused"),
+    "a secure sum": (SecureAggregationError(SECRET), "secure-sum-refused"),
     "another of ours": (QuorumError(SECRET), "internal-error"),
 }
 

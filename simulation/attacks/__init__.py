@@ -1,0 +1,1 @@
+"""Attacks on a simulated run, as measurements: what can be learned of patients from what leaves the sites."""
