@@ -37,8 +37,8 @@ _ADVICE = {
     "budget-spent": "its privacy budget permits no further round; its study, or its hospital, has to decide",
     "ledger-not-continued": "its privacy ledger was lost or restored; ask the site why, then: "
     "fedpretext accept-restart --ledger",
-    "secure-sum-refused": "the site was asked for what the protocol or its policy.min_secure_sites does not permit; its "
-    "audit log says at which stage, its log why",
+    "secure-sum-refused": "the site was asked for what the protocol or its policy.min_secure_sites does not permit; "
+    "its audit log says at which stage, its log why",
     "labels-not-permitted": "the site takes no part in the evaluation; its policy.allow_label_statistics decides",
     "labels-too-few": "the site has too few labelled patients of a class to tell anything of them",
     "internal-error": "a fault of the program; the site's state/site.log has it",
