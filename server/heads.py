@@ -53,35 +53,53 @@ class SiteHeads:
         In a private study the site's ledger has to go on too. A failure may come without a note: a site that does not
         act on an instruction writes only that into its log.
         """
+        failure = self._failure_of(
+            answer, note, answer.round, f"the answer of {answer.site} came without a head of its audit log",
+            f"the audit log of {answer.site} has no row about the update that came with it",
+        )  # fmt: skip
+        if failure is not None:
+            return failure
+        assert note is not None and not isinstance(answer, Failure)  # or it had been one
+        try:
+            charged = self._ledgers.receive(answer) if self._private else {}
+        except RunError as error:
+            return self._refused(answer.site, answer.round, "ledger-not-continued", error)
+        self._audit.note(
+            "update received", site=answer.site, study=answer.study_hash, round=answer.round,
+            bytes=_bytes(answer.weights), weights=weights_digest(answer.weights), **_of(note.known), **charged,
+        )  # fmt: skip
+        return answer
+
+    def _failure_of(
+        self, answer: TrainReply | Statistics | SecureAnswer | Failure, note: AuditNote | None, round_: int,
+        silent: str, unmoved: str,
+    ) -> Failure | None:  # fmt: skip
+        """The failure that the answer is, or that takes its place where the site's log does not go on; else None.
+
+        The head is held then, of a failure that shows one too.
+
+        silent, unmoved: what is said of an answer that is no failure and shows no head, or none with a row about it.
+        """
         if isinstance(answer, Failure):
             self._audit.append("update refused", site=answer.site, round=answer.round, category=answer.category)
             if note is None:
                 return answer
         try:
             if note is None:
-                raise RunError(f"the answer of {answer.site} came without a head of its audit log")
-            if isinstance(answer, TrainReply) and note.extension.head == self._audit.known(answer.site):
-                raise RunError(f"the audit log of {answer.site} has no row about the update that came with it")
+                raise RunError(silent)
+            if not isinstance(answer, Failure) and note.extension.head == self._audit.known(answer.site):
+                raise RunError(unmoved)
             self._audit.receive(answer.site, note.extension)
         except RunError as error:
-            return self._refused(answer, "log-not-continued", error)
+            return self._refused(answer.site, round_, "log-not-continued", error)
         self._acknowledged[answer.site] = note.known
-        if isinstance(answer, TrainReply):
-            try:
-                charged = self._ledgers.receive(answer) if self._private else {}
-            except RunError as error:
-                return self._refused(answer, "ledger-not-continued", error)
-            self._audit.note(
-                "update received", site=answer.site, study=answer.study_hash, round=answer.round,
-                bytes=_bytes(answer.weights), weights=weights_digest(answer.weights), **_of(note.known), **charged,
-            )  # fmt: skip
-        return answer
+        return answer if isinstance(answer, Failure) else None
 
-    def _refused(self, answer: TrainReply | Failure, category: Category, error: RunError) -> Failure:
+    def _refused(self, site: str, round_: int, category: Category, error: RunError) -> Failure:
         """The failure in an answer's place; why stands on the screen and, as a category, in the log."""
-        say(f"site {answer.site}: {error}")
-        self._audit.append("update refused", site=answer.site, round=answer.round, category=category)
-        return Failure("", answer.round, answer.site, category)
+        say(f"site {site}: {error}")
+        self._audit.append("update refused", site=site, round=round_, category=category)
+        return Failure("", round_, site, category)
 
     def note_of_question(self, site: str, question: Question) -> AuditNote:
         """Write that a site is asked about its labels; what goes with the question."""
@@ -93,26 +111,15 @@ class SiteHeads:
 
     def told(self, answer: Statistics | Failure, note: AuditNote | None) -> Statistics | Failure:
         """A site's answer about its labels, or a failure in its place, by the rules of ``received``."""
-        if isinstance(answer, Failure):
-            self._audit.append("update refused", site=answer.site, round=answer.round, category=answer.category)
-            if note is None:
-                return answer
-        try:
-            if note is None or (
-                isinstance(answer, Statistics) and note.extension.head == self._audit.known(answer.site)
-            ):
-                raise RunError(f"the audit log of {answer.site} says nothing about the answer that came with it")
-            self._audit.receive(answer.site, note.extension)
-        except RunError as error:
-            say(f"site {answer.site}: {error}")
-            self._audit.append("update refused", site=answer.site, round=0, category="log-not-continued")
-            return Failure("", 0, answer.site, "log-not-continued")
-        self._acknowledged[answer.site] = note.known
-        if isinstance(answer, Statistics):
-            self._audit.note(
-                "statistics received", site=answer.site, study=answer.study_hash, step=answer.step,
-                bytes=_bytes(answer.tensors), weights=weights_digest(answer.tensors), **_of(note.known),
-            )  # fmt: skip
+        silent = f"the audit log of {answer.site} says nothing about the answer that came with it"
+        failure = self._failure_of(answer, note, 0, silent, silent)
+        if failure is not None:
+            return failure
+        assert note is not None and not isinstance(answer, Failure)  # or it had been one
+        self._audit.note(
+            "statistics received", site=answer.site, study=answer.study_hash, step=answer.step,
+            bytes=_bytes(answer.tensors), weights=weights_digest(answer.tensors), **_of(note.known),
+        )  # fmt: skip
         return answer
 
     def note_of_stage(self, site: str, request: SecureRequest) -> AuditNote:
@@ -125,23 +132,11 @@ class SiteHeads:
 
     def stage_told(self, answer: SecureAnswer | Failure, note: AuditNote | None) -> str:
         """Why a site's answer to a stage does not count, by the rules of ``received``; empty where it does."""
-        if isinstance(answer, Failure):
-            self._audit.append("update refused", site=answer.site, round=answer.round, category=answer.category)
-            if note is None:
-                return answer.category
-        try:
-            if note is None or (
-                isinstance(answer, SecureAnswer) and note.extension.head == self._audit.known(answer.site)
-            ):
-                raise RunError(f"the audit log of {answer.site} says nothing about the answer that came with it")
-            self._audit.receive(answer.site, note.extension)
-        except RunError as error:
-            say(f"site {answer.site}: {error}")
-            self._audit.append("update refused", site=answer.site, round=answer.round, category="log-not-continued")
-            return "log-not-continued"
-        self._acknowledged[answer.site] = note.known
-        if isinstance(answer, Failure):
-            return answer.category
+        silent = f"the audit log of {answer.site} says nothing about the answer that came with it"
+        failure = self._failure_of(answer, note, answer.round, silent, silent)
+        if failure is not None:
+            return failure.category
+        assert note is not None and not isinstance(answer, Failure)  # or it had been one
         self._audit.note(
             "secure stage received", site=answer.site, study=answer.study_hash, round=answer.round,
             attempt=answer.attempt, stage=answer.stage, content=answer.digest(), **_of(note.known),

@@ -110,8 +110,7 @@ class SecureMean:
         self._fixed = fixed_point(study)
         self.fewest = fewest_survivors(study)
         """Updates that a round has at least, whatever its quorum; the protocol wants floor(2n/3) + 1 of n beside."""
-        method = build_method(study.method, study.encoder, study.image, study.seed)
-        self._untrained = {name for name, value in method.named_parameters() if not value.requires_grad}
+        self._untrained = build_method(study.method, study.encoder, study.image, study.seed).untrained()
 
     def mean(self, round_: int, weights: Weights, sites: Sequence[str], quorum: int) -> Mean:
         """One attempt among ``sites``, which have trained the round from ``weights``.
@@ -125,13 +124,10 @@ class SecureMean:
             missing = ", ".join(sorted(set(signed) - set(sites)))
             raise StageFailedError(f"sites have signed a list with {missing}, which the round needs now", {})
         names = sorted(sites if signed is None else signed)
-        run = _Attempt(
-            self._study, Context(self._hash, round_, state["attempts"] - 1), self._contact, self._certificates,
-            ServerSession(
-                Context(self._hash, round_, state["attempts"] - 1), CertifiedDirectory(self._certificates.ca),
-                numbers_of(weights), self._fixed,
-            ),
-        )  # fmt: skip
+        context = Context(self._hash, round_, state["attempts"] - 1)
+        directory = CertifiedDirectory(self._certificates.ca)
+        session = ServerSession(context, directory, numbers_of(weights), self._fixed)
+        run = _Attempt(self._study, context, self._contact, self._certificates, session)
         try:
             total = run.total(names, max(quorum, self.fewest), signed, self._announce(round_))
         except QuorumError as error:

@@ -42,8 +42,7 @@ class SiteNoise:
         assert plan is not None
         self._hash, self._plan = study.training_hash(), plan
         self._ledger = Ledger(ledger)
-        method = build_method(study.method, study.encoder, study.image, study.seed)
-        self._fixed = {name for name, value in method.named_parameters() if not value.requires_grad}
+        self._fixed = build_method(study.method, study.encoder, study.image, study.seed).untrained()
         self._deviation = plan.noise * config.clip * (1 + TOLERANCE)
 
     def noised(self, mean: Weights, before: Weights, sites: int, round_: int) -> Weights:

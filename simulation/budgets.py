@@ -1,12 +1,11 @@
 """What a site does in a round of a simulated study, for budgets: of a private study what it is expected to do."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import pandas as pd
-
+from client.private_rules import expected_step
 from federation.local_work import local_work
-from federation.privacy.config import PatientPrivacyConfig
 from federation.study import Study
 
 
@@ -25,9 +24,6 @@ def round_work(study: Study, patients: Iterable[object]) -> RoundWork:
     and gives so many pictures as ``pictures_per_patient`` says, or all there are. How many were drawn nobody writes
     down; ``training.batch`` is then only how many are computed at once.
     """
-    of_pictures = pd.Series(list(patients))
-    work, privacy = local_work(study.training, len(of_pictures)), study.privacy
-    if not isinstance(privacy, PatientPrivacyConfig):
-        return RoundWork(work.steps, work.pictures)
-    given = int(of_pictures.value_counts().clip(upper=privacy.pictures_per_patient).sum())
-    return RoundWork(work.steps, round(work.steps * privacy.rate * given))
+    counts = list(Counter(patients).values())
+    work, expected = local_work(study.training, sum(counts)), expected_step(study, counts)
+    return RoundWork(work.steps, work.pictures if expected is None else round(work.steps * expected))

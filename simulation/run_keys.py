@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from client.kit_keys import KEY
 from federation.certificates import ca_certificate, certificate_pem, key_openssh, new_key, site_certificate
 from federation.kit import CA
 from federation.secret_files import write_secret
 from foundation.files import write_text
 
-KEY = "site.key"
 _DAYS = 3650
 
 

@@ -195,6 +195,10 @@ class Method(nn.Module, ABC):
         """The tensors that go to the server, by their ``state_dict`` names."""
         return {key: value for key, value in self.state_dict().items() if self.role_of(key) == "shared"}
 
+    def untrained(self) -> frozenset[str]:
+        """Names of the parameters that no step moves: fixed positions, frozen blocks."""
+        return frozenset(name for name, value in self.named_parameters() if not value.requires_grad)
+
     def local_state(self) -> dict[str, Tensor]:
         """The tensors that stay at the site between rounds."""
         return {key: value for key, value in self.state_dict().items() if self.role_of(key) == "local"}

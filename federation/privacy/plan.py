@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from federation.privacy.accounting import Release, discrete_release, epsilon_of, noise_for
 from federation.privacy.config import PatientPrivacyConfig, SitePrivacyConfig
+from federation.secure_aggregation.thresholds import threshold
 from foundation.errors import StudyError
 
 if TYPE_CHECKING:
@@ -84,11 +85,6 @@ def noise_grid(study: "Study", dimension: int) -> NoiseGrid:
     privacy = study.privacy
     assert isinstance(privacy, SitePrivacyConfig)
     return _grid(privacy.epsilon, privacy.delta, study.rounds.count, privacy.sites, privacy.clip, dimension)
-
-
-def threshold(sites: int) -> int:
-    """Sites of which a round under secure aggregation needs the updates: floor(2n/3) + 1."""
-    return 2 * sites // 3 + 1
 
 
 @lru_cache(maxsize=64)

@@ -16,9 +16,9 @@ from federation.privacy.plan import (
     shared_numbers,
     signal_to_noise,
     study_signal,
-    threshold,
     trained_numbers,
 )
+from federation.secure_aggregation.thresholds import threshold
 from federation.study import Study, study_from
 from foundation.errors import StudyError
 from ssl_methods import build_method
