@@ -118,7 +118,7 @@ def _summed(message: Message, site: Site, log: SiteLog, place: Path) -> RecordDi
     log.check(content_to_note(message.content))
     request = content_to_request(message.content)
     log.asked_for(request)
-    answer = site.summed(request, keys_of(site.name, place.parent))
+    answer = site.summed(request, keys_of(place.parent))
     content, numbers = answer_to_content(answer), site.masked_numbers()
     check_answer_record(content, site.name, site.study_hash, numbers)
     log.answered(answer)

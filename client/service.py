@@ -1,15 +1,12 @@
 """``fedpretext client``: joins a federation and stays in it, through reboots, cut lines and a server that goes away."""
 
-import fcntl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from client.approval import approve, approved_study
 from client.kit_keys import load_site_key
 from client.policy import is_listed
-from client.site_file import AUDIT, SITE_FILE, SiteFile, load_site_file
+from client.site_file import AUDIT, CLIENT_LOCK, SITE_FILE, SiteFile, load_site_file
 from client.site_identity import SiteKeys, hand_over
 from client.site_log import check_own_log
 from client.supernode import SuperNode
@@ -18,7 +15,8 @@ from federation.audit import AuditLog
 from federation.certificates import PrivateKey
 from federation.kit import STUDY, Kit, host_and_port, kit_ca, read_kit
 from federation.signing import Authority
-from foundation.errors import RunError, StudyError
+from foundation.errors import StudyError
+from foundation.exclusive import alone_in
 from foundation.service_log import ServiceLog
 
 _WAITS_S = (2.0, 5.0, 15.0, 30.0)
@@ -38,8 +36,8 @@ def join(kit_folder: Path, passphrase: bytes | None = None) -> None:
     _check_approved(kit_folder, kit, site_file)
     log = ServiceLog(site_file.state / "client.jsonl")
     check_own_log(site_file)
-    hand_over(kit.site, SiteKeys(key, kit_ca(kit_folder)))
-    with _alone_in(site_file.state):
+    hand_over(kit_folder, SiteKeys(key, kit_ca(kit_folder)))
+    with alone_in(site_file.state, CLIENT_LOCK, "another client works with this state; stop it first"):
         log.write("info", f"site {kit.site}: joining the federation {kit.federation} at {kit.server}")
         failures, told = 0, ""
         while True:
@@ -104,18 +102,6 @@ class _Line:
             )
             self._started = time.monotonic() + _REPEAT_S - _PATIENCE_S
         self._holds = holds
-
-
-@contextmanager
-def _alone_in(state: Path) -> Iterator[None]:
-    """Refuse a second client with the same state; the system frees the lock when a process dies."""
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "client.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{state}: another client works with this state; stop it first") from error
-        yield
 
 
 def unit(kit_folder: Path, program: Path) -> str:

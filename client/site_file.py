@@ -31,7 +31,7 @@ class SiteFile(Section):
     policy: Policy = Field(default=Policy(), description="What this hospital permits, whatever the server asks for.")
 
 
-SITE_FILE, AUDIT = "site.yaml", "audit.jsonl"
+SITE_FILE, AUDIT, CLIENT_LOCK = "site.yaml", "audit.jsonl", "client.lock"
 
 
 def find_site_file(path: Path) -> Path:

@@ -32,14 +32,14 @@ class SiteKeys:
         return KeyIdentity(site, self.key, certificate)
 
 
-_handed: dict[str, SiteKeys] = {}
+_handed: dict[Path, SiteKeys] = {}
 
 
-def hand_over(site: str, keys: SiteKeys) -> None:
-    """Give this process the site's key, which ``fedpretext client`` has unlocked; it is written nowhere."""
-    _handed[site] = keys
+def hand_over(kit: Path, keys: SiteKeys) -> None:
+    """Give this process the key of a kit, which ``fedpretext client`` has unlocked; it is written nowhere."""
+    _handed[kit.resolve()] = keys
 
 
-def keys_of(site: str, folder: Path) -> SiteKeys:
+def keys_of(folder: Path) -> SiteKeys:
     """What was handed over, or the key and CA beside the site file, as in a simulation; CredentialError for neither."""
-    return _handed.get(site) or SiteKeys(load_site_key(folder), kit_ca(folder))
+    return _handed.get(folder.resolve()) or SiteKeys(load_site_key(folder), kit_ca(folder))

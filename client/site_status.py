@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from client.approval import approvals, approved_study
-from client.site_file import AUDIT, SiteFile, find_site_file, load_site_file
+from client.site_file import AUDIT, CLIENT_LOCK, SiteFile, find_site_file, load_site_file
 from federation.audit import Row, verify
 from foundation.errors import StudyError
 from foundation.files import read_jsonl
@@ -52,7 +52,7 @@ class _Records:
         """Label and text of each line."""
         yield "site", self._file.site
         yield "study", self._study()
-        running = _held(self._state / "client.lock")
+        running = _held(self._state / CLIENT_LOCK)
         yield "client", "running" if running else f"not running; start it: fedpretext client {kit}"
         if (told := self._warning()) is not None:
             yield "warning", told

@@ -1,9 +1,7 @@
 """``fedpretext server``: SuperLink, proxy and round loop in one program, which goes on by itself after a mishap."""
 
-import fcntl
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +14,7 @@ from federation.flower_private import ControlPlane, TaskQueue, server_task, supe
 from federation.privacy.ledger import Ledger
 from federation.study import Study, load_study
 from foundation.errors import FedpretextError, QuorumError, RunError, StudyError
+from foundation.exclusive import alone_in
 from foundation.files import read_json, write_json, write_text
 from foundation.machine import commit, machine, versions
 from foundation.service_log import ServiceLog
@@ -61,7 +60,7 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
     study = checked_study(study_path, overrides, registry)
     run = federation / "runs" / f"{study.name}-{study.training_hash()[:12]}"
     run.mkdir(parents=True, exist_ok=True)
-    with _alone_in(run):
+    with alone_in(run, "lock", "another server works on this study; stop it first (fedpretext status)"):
         folder = _prepare(run, study, settings)
         log = ServiceLog(run / "server.jsonl")
         board = Board(folder / STATUS, study.name, study.training_hash(), study.rounds.count)
@@ -192,17 +191,6 @@ def _pause(error: Exception, board: Board, audit: AuditLog, log: ServiceLog) -> 
         audit.append("paused", reason=str(error)[:500])
     except RunError as full:
         log.write("error", f"the audit log cannot be written: {full}")
-
-
-@contextmanager
-def _alone_in(run: Path) -> Iterator[None]:
-    """Refuse a second server of the same study; the system frees the lock when a process dies."""
-    with (run / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{run}: another server works on this study; stop it first (fedpretext status)") from error
-        yield
 
 
 def unit(federation: Path, study: Path, program: Path) -> str:

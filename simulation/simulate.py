@@ -1,6 +1,5 @@
 """A whole simulated study: split, arms, evaluation, report. `simulate(study)` is what the command line calls."""
 
-import fcntl
 import shlex
 import shutil
 import sys
@@ -21,6 +20,7 @@ from evaluation.stage import evaluate
 from evaluation.targets import check_labels
 from federation.study import Study, load_study
 from foundation.errors import FedpretextError, RunError, StudyError
+from foundation.exclusive import alone_in
 from foundation.files import read_json, write_json, write_text
 from foundation.machine import DeviceName, choose_device, commit, machine, versions
 from foundation.progress import bar, say
@@ -36,6 +36,8 @@ from simulation.partition import assign_sites
 from simulation.spent import record_privacy
 from simulation.starting import identified, keep_weights
 from ssl_methods import build_method
+
+_BUSY = "another process is working in this run folder; wait for it or stop it"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def simulate(
     ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
     """
     folder = pretrain(study, overrides, runs=runs, resume=resume, device=device)
-    with _alone_in(folder), _saying_how_to_resume(folder):
+    with alone_in(folder, "lock", _BUSY), _saying_how_to_resume(folder):
         results = evaluate(folder)
         run_facts = read_json(folder / "run.json")
         write_json(folder / "run.json", run_facts | {"finished": _now()})
@@ -80,7 +82,7 @@ def pretrain(
     choose_device(device)
     build_method(chosen.method, chosen.encoder, chosen.image, chosen.seed)  # refuses parts that do not fit
     folder = _open_run(chosen, runs, resume)
-    with _alone_in(folder), _saying_how_to_resume(folder):
+    with alone_in(folder, "lock", _BUSY), _saying_how_to_resume(folder):
         resolved = load_study(folder / "study.yaml")
         config = simulation_config(resolved)
         with _no_trace_of_failure(folder if resume is None else None):
@@ -199,19 +201,6 @@ def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(key, value)]
     return [pair for name in sorted(value) for pair in _flat(value[name], f"{key}.{name}".lstrip("."))]
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Refuse a second process in the same run folder."""
-    with (folder / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                f"{folder}: another process is working in this run folder; wait for it or stop it"
-            ) from error
-        yield
 
 
 @contextmanager

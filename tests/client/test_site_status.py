@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from client.approval import approve, withdraw
-from client.service import _alone_in
 from client.site import Site
-from client.site_file import SiteFile, load_site_file
+from client.site_file import CLIENT_LOCK, SiteFile, load_site_file
 from client.site_log import SiteLog, log_error
 from client.site_status import site_status_lines
 from federation.audit import AuditLog
 from federation.records import Category, TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import DataError, StudyError
+from foundation.exclusive import alone_in
 from foundation.files import append_jsonl
 from foundation.service_log import ServiceLog
 
@@ -98,7 +98,7 @@ def test_a_round_in_work_line_by_line(here: Here) -> None:
     here.asked(1)
     here.sends(1)
     here.asked(2)
-    with _alone_in(here.file.state), here.site._job(2):
+    with alone_in(here.file.state, CLIENT_LOCK, "busy"), here.site._job(2):
         head = AuditLog(here.file.state / "audit.jsonl", "A").head()
         assert here.lines() == [
             "site      A",
@@ -117,7 +117,7 @@ def test_it_fits_a_narrow_terminal(here: Here) -> None:
     here.asked(1)
     here.sends(1)
     here.fails(DataError("/pictures/0001.dcm: is cut short; copy it again from the archive"), "data-not-usable", 2)
-    with _alone_in(here.file.state):
+    with alone_in(here.file.state, CLIENT_LOCK, "busy"):
         lines = site_status_lines(here.path.parent, 40, lambda: time.time() + 720)
     said = re.sub(r"\d{4}-\d\d-\d\d(\s+)\d\d:\d\d", r"YYYY-MM-DD\1HH:MM", "\n".join(lines))
     assert said.splitlines()[3:-1] == [
@@ -141,7 +141,7 @@ def test_where_the_site_stands(here: Here) -> None:
     """From approval to the final weights."""
     here.approve()
     assert here.fact("study") == f"approved here: tiny ({here.hash[:12]}); no instruction has come yet"
-    with _alone_in(here.file.state):
+    with alone_in(here.file.state, CLIENT_LOCK, "busy"):
         assert here.fact("now") == "waiting for an instruction"
         here.asked(1)
         with here.site._job(1):
@@ -241,7 +241,7 @@ def test_a_log_that_was_changed(here: Here) -> None:
 
 
 def test_looking_holds_no_lock(here: Here) -> None:
-    with _alone_in(here.file.state), here.site._job(1):
+    with alone_in(here.file.state, CLIENT_LOCK, "busy"), here.site._job(1):
         pass
     here.lines()
     with (here.file.state / "client.lock").open() as one, (here.file.state / here.hash[:16] / "lock").open() as other:
