@@ -11,13 +11,12 @@ from client.labelled import MOST_ENCODERS
 from client.outgoing_metrics import OUTGOING_METRICS
 from client.policy import Policy, check_pictures, check_work
 from client.private_page import ledger_lines, promise
-from client.private_rules import check_patients, expected_step, fewer_patients
+from client.private_rules import check_patients, fewer_patients, work_of_round
 from client.site_file import SiteFile
 from client.training import check_amount
 from evaluation.federated_figures import FIGURES
 from evaluation.federated_probe import outputs_of
 from evaluation.score_histogram import BINS
-from federation.local_work import local_work
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import CATEGORIES
 from federation.study import Study
@@ -85,7 +84,7 @@ def _pictures_here(study: Study, site_file: SiteFile) -> tuple[list[int] | None,
         check_pictures(site_file.policy, pictures, patients)
         check_patients(study, patients)
         check_amount(study, pictures, len(counts))
-        check_work(site_file.policy, study, pictures)
+        check_work(site_file.policy, study, counts)
     except FedpretextError as error:
         return None, [str(error)]
     whose = "" if patients is None else f" of {patients} patients"
@@ -120,14 +119,8 @@ def _trained(study: Study, counts: list[int] | None) -> Iterator[str]:
     else:
         yield f"local work in a round: {amount} in batches of {training.batch} x {training.accumulate}"
     if counts is not None:
-        steps, pictures = _work(study, counts)
+        steps, pictures = work_of_round(study, counts)
         yield f"at this site: {steps} steps, {pictures:.0f} pictures seen, repeats counted"
-
-
-def _work(study: Study, counts: list[int]) -> tuple[int, float]:
-    """Steps of a round at a site whose patients have so many pictures, and pictures seen, as expected where drawn."""
-    work, expected = local_work(study.training, sum(counts)), expected_step(study, counts)
-    return work.steps, work.pictures if expected is None else work.steps * expected
 
 
 def _settings(section: BaseModel) -> str:
@@ -230,7 +223,7 @@ def _cost(study: Study, method: Method, counts: list[int] | None) -> Iterator[st
     kept = 3 * (shared + _bytes(method.local_state().values()) + 2 * trained)
     yield f"disk: up to {kept / _MIB:,.1f} MiB in the state folder, and the decoded pictures in the cache"
     if counts is not None:
-        steps, pictures = _work(study, counts)
+        steps, pictures = work_of_round(study, counts)
         yield f"computing: {rounds * steps:,} steps, {rounds * pictures:,.0f} pictures seen, in {rounds} rounds"
 
 

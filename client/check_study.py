@@ -135,8 +135,13 @@ def study_check(
 
 def _pictures_a_step(study: Study, usable: Manifest, work: LocalWork) -> float:
     """Pictures of a step here: the batches, or of drawn patients what is expected."""
-    expected = expected_step(study, [int(count) for count in usable.table["patient"].value_counts()])
+    expected = expected_step(study, _pictures_each(usable))
     return work.batch * work.accumulate if expected is None else expected
+
+
+def _pictures_each(usable: Manifest) -> list[int]:
+    """How many pictures each patient has."""
+    return [int(count) for count in usable.table["patient"].value_counts()]
 
 
 def _step_here(study: Study, usable: Manifest, work: LocalWork) -> str:
@@ -165,7 +170,7 @@ def _enough(study: Study, usable: Manifest, policy: Policy | None) -> Iterator[F
         rules["whose pictures"] = lambda: check_patients(study, patients)
     if policy is not None:
         rules["policy on pictures"] = lambda: check_pictures(policy, len(usable), patients)
-        rules["policy on work"] = lambda: check_work(policy, study, max(1, len(usable)))
+        rules["policy on work"] = lambda: check_work(policy, study, _pictures_each(usable) or [1])
     for kind, rule in rules.items():
         try:
             rule()

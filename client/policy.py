@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from client.outgoing_metrics import OUTGOING_METRICS
-from federation.local_work import local_work
+from client.private_rules import work_of_round
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError, StudyError, nearest
 from foundation.progress import say
@@ -235,9 +235,12 @@ def check_label_statistics(policy: Policy, histogram: bool) -> None:
         )
 
 
-def check_work(policy: Policy, study: Study, pictures: int) -> None:
-    """StudyError where a round of the study passes over a site's ``pictures`` more often than the policy permits."""
-    _check_epochs(policy, study, local_work(study.training, pictures).pictures / pictures)
+def check_work(policy: Policy, study: Study, pictures: Collection[int]) -> None:
+    """StudyError where a round passes over a site's pictures more often than the policy permits.
+
+    ``pictures``: how many each of the site's patients has, of all together one at least.
+    """
+    _check_epochs(policy, study, work_of_round(study, pictures)[1] / sum(pictures))
 
 
 def _check_epochs(policy: Policy, study: Study, epochs: float) -> None:

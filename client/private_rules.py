@@ -1,7 +1,8 @@
 """What a private study asks of a site's pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
+from federation.local_work import local_work
 from federation.privacy.config import PatientPrivacyConfig
 from federation.study import Study
 from foundation.errors import DataError
@@ -38,9 +39,18 @@ def fewer_patients(study: Study, patients: int) -> str:
     )
 
 
-def expected_step(study: Study, pictures: Sequence[int]) -> float | None:
+def expected_step(study: Study, pictures: Collection[int]) -> float | None:
     """Pictures that a step expects of patients who have ``pictures`` each; None where steps are not of patients."""
     privacy = study.privacy
     if not isinstance(privacy, PatientPrivacyConfig):
         return None
     return privacy.rate * sum(min(privacy.pictures_per_patient, count) for count in pictures)
+
+
+def work_of_round(study: Study, pictures: Collection[int]) -> tuple[int, float]:
+    """Steps of a round at a site whose patients have ``pictures`` each, and pictures seen, repeats counted.
+
+    In a study that is private by patient the pictures are what the draws of patients are expected to give.
+    """
+    work, expected = local_work(study.training, sum(pictures)), expected_step(study, pictures)
+    return work.steps, work.pictures if expected is None else work.steps * expected

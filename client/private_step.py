@@ -63,14 +63,13 @@ class PatientSampler:
     def draw(self, generator: torch.Generator) -> list[list[Tensor]]:
         """The pictures of each patient who takes part, in chunks of at most ``training.batch`` pictures.
 
-        A patient's pictures are never in two chunks, or there would be two norms to clip; one who gives more than a
-        chunk holds is a chunk alone.
+        A patient's pictures are never in two chunks, or there would be two norms to clip.
         """
         chunks: list[list[Tensor]] = []
         room = 0
         for number in noise.poisson_sample(self.patients, self._privacy.rate).tolist():
             chosen = self._some_of(self._pictures[number], generator)
-            if len(chosen) > room or not chunks:
+            if len(chosen) > room:
                 chunks.append([])
                 room = self._batch
             chunks[-1].append(chosen)

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,7 +113,7 @@ class Site:
             # Pictures that cannot be read are not counted, and may have been a patient's only ones.
             check_pictures(policy, len(store), None if patients is None else len(set(store.patients.tolist())))
             check_site(self._study, store)
-            check_work(policy, self._study, len(store))
+            check_work(policy, self._study, Counter(store.patients.tolist()).values())
             if said := fewer_patients(self._study, len(set(store.patients.tolist()))):
                 say(f"site {self.name}: {said}")
             self._store = store

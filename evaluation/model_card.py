@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from evaluation.export import card_figures, card_training
-from evaluation.export.card_training import modality_word, privacy_text
+from evaluation.export.card_privacy import privacy_use, run_privacy
+from evaluation.export.card_training import modality_word
 from evaluation.export.markdown import plain
 from evaluation.export.recipe import input_code, standardisation_text
 from evaluation.export.source import Source, find_encoder
@@ -68,12 +69,7 @@ def _head(info: Mapping[str, Any], folder: RunFolder | None) -> list[str]:
 
 def _purpose(source: Source, study: Mapping[str, Any]) -> str:
     kind = "volumes" if source.volumes else "pictures"
-    settled = {
-        "": "Whether training was differentially private is not on record.",
-        "no differential privacy": "Training was not differentially private.",
-    }
-    promised = "What the study's privacy settings promise stands in the run's ledger, not here."
-    trace = settled.get(privacy_text(study), promised)
+    trace = privacy_use(source, study, run_privacy(source.run))
     return "\n".join(
         [
             f"- **For:** research on {modality_word(source)} {kind} like those it was trained on: frozen features for "

@@ -141,7 +141,8 @@ def _kilowatt_hours(value: float) -> str:
 def settings(study: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The study's sections in one line each. ``simulation`` holds this machine's paths and is left to the full file."""
     hidden = {"simulation", "title", "name", "description"}
-    return [(str(key).replace("_", " "), described(value)) for key, value in study.items() if key not in hidden]
+    shown = {key: value for key, value in study.items() if key not in hidden}
+    return [(str(key).replace("_", " "), "none" if value is None else described(value)) for key, value in shown.items()]
 
 
 def described(value: Any) -> str:

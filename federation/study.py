@@ -38,12 +38,19 @@ class TrainingConfig(Section):
         ge=1,
         description="Optimiser steps a round, equal for all sites; null where `epochs` is set.",
     )
-    batch: int = Field(default=32, ge=2, le=65536, description="Pictures a step; a smaller site takes all it has.")
+    batch: int = Field(
+        default=32,
+        ge=2,
+        le=65536,
+        description="Pictures a step; a smaller site takes all it has. With privacy by patient pictures computed at "
+        "once, as a step has those of the patients drawn.",
+    )
     accumulate: int = Field(default=1, ge=1, le=1024, description="Batches whose gradients are summed for one step.")
     learning_rate: float = Field(
         default=5e-4,
         gt=0,
-        description="Peak rate for 256 pictures a step; scaled by batch x accumulate / 256.",
+        description="Peak rate for 256 pictures a step; scaled by batch x accumulate / 256, or with privacy by patient "
+        "by patients_per_step x pictures_per_patient / 256.",
     )
     weight_decay: float = Field(default=0.05, ge=0, description="Decoupled; never on biases, norms or embeddings.")
     final_weight_decay: float | None = Field(

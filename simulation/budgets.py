@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from client.private_rules import expected_step
-from federation.local_work import local_work
+from client.private_rules import work_of_round
 from federation.study import Study
 
 
@@ -24,6 +23,5 @@ def round_work(study: Study, patients: Iterable[object]) -> RoundWork:
     and gives so many pictures as ``pictures_per_patient`` says, or all there are. How many were drawn nobody writes
     down; ``training.batch`` is then only how many are computed at once.
     """
-    counts = list(Counter(patients).values())
-    work, expected = local_work(study.training, sum(counts)), expected_step(study, counts)
-    return RoundWork(work.steps, work.pictures if expected is None else round(work.steps * expected))
+    steps, pictures = work_of_round(study, Counter(patients).values())
+    return RoundWork(steps, round(pictures))

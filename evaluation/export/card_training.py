@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from evaluation.export.card_privacy import privacy_line, run_privacy
 from evaluation.export.markdown import bullets, plain
 from evaluation.export.source import Source
 from evaluation.run_tables import described, duration
@@ -76,14 +77,9 @@ def how_it_was_trained(source: Source, info: Mapping[str, Any], study: Mapping[s
             ("Sites", f"{sites} took part" if sites else ""),
             ("Algorithm", plain(_without_nothing(study.get("algorithm")))),
             ("Rounds", str(study.get("rounds", {}).get("count", ""))),
-            ("Privacy", privacy_text(study)),
+            ("Privacy", privacy_line(study, run_privacy(source.run))),
         ]
     return bullets(parts)
-
-
-def privacy_text(study: Mapping[str, Any]) -> str:
-    """The study's privacy settings; "" where there is no study to ask."""
-    return plain(_without_nothing(study.get("privacy"))) or ("no differential privacy" if study else "")
 
 
 def _without_nothing(value: Any) -> str:

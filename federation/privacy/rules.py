@@ -18,7 +18,7 @@ def check_privacy(study: "Study") -> None:
     if study.privacy is not None:
         _check_private(study)
     if isinstance(study.privacy, PatientPrivacyConfig):
-        _check_patients(study)
+        _check_patients(study, study.privacy)
     elif study.privacy is not None or study.secure_aggregation is not None:
         _check_mean(study)
 
@@ -37,7 +37,7 @@ def _check_private(study: "Study") -> None:
         )
 
 
-def _check_patients(study: "Study") -> None:
+def _check_patients(study: "Study", privacy: PatientPrivacyConfig) -> None:
     training = study.training
     check_per_sample(study.method, study.encoder, study.image)
     for key, wanted, reason in (
@@ -50,6 +50,11 @@ def _check_patients(study: "Study") -> None:
                 f"training.{key} {getattr(training, key)}: with privacy by patient {reason}; set it to "
                 f"{'null' if wanted is None else str(wanted).lower()}"
             )
+    if training.batch < privacy.pictures_per_patient:
+        raise StudyError(
+            f"privacy.pictures_per_patient {privacy.pictures_per_patient}: a patient's pictures are computed at once, "
+            f"and training.batch is {training.batch}: raise it, or take fewer pictures of a patient"
+        )
     if training.precision == "bf16":
         raise StudyError("training.precision bf16: privacy by patient is computed in float32; set auto or float32")
 

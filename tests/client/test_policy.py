@@ -153,9 +153,18 @@ def test_rules_of_a_study(study: MakeStudy, policy: dict[str, Any], sections: di
 def test_steps_are_converted_to_epochs(study: MakeStudy) -> None:
     s = study(training={"epochs": None, "steps": 5, "batch": 4})
     check_study(Policy(studies="any", max_epochs_per_round=1), s, ())  # how many epochs that is depends on the pictures
-    check_work(Policy(max_epochs_per_round=2), s, 10)  # 5 steps of 4 are 20 pictures
+    check_work(Policy(max_epochs_per_round=2), s, [4, 6])  # 5 steps of 4 are 20 pictures
     with pytest.raises(StudyError, match=r"passes 2\.222 times over this site's pictures in a round, and policy\.max_"):
-        check_work(Policy(max_epochs_per_round=2), s, 9)
+        check_work(Policy(max_epochs_per_round=2), s, [9])
+
+
+def test_the_work_of_drawn_patients_is_what_is_expected(private_study: MakeStudy) -> None:
+    """4 patients, 2 a step by the study: each takes part with probability a half, with 2 of its pictures or 1."""
+    s = private_study(privacy={"pictures_per_patient": 2}, training={"steps": 10, "batch": 64})
+    pictures = [5, 2, 1]  # 10 steps of (2 + 2 + 1) / 2 pictures are 25, of 8; a batch of 64 has nothing to do with it
+    check_work(Policy(max_epochs_per_round=3.2), s, pictures)
+    with pytest.raises(StudyError, match=r"passes 3\.125 times over this site's pictures in a round"):
+        check_work(Policy(max_epochs_per_round=3.1), s, pictures)
 
 
 def test_pictures_and_patients() -> None:

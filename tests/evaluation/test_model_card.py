@@ -210,15 +210,40 @@ def test_training_data_and_cost_are_told(judged: Path) -> None:
 
 
 def test_of_hospitals_only_counts_are_known_and_only_if_all_tell(run: Path) -> None:
-    (run / "study.yaml").write_text(yaml.safe_dump(STUDY | {"privacy": {"name": "secure sum"}}))
+    (run / "study.yaml").write_text(yaml.safe_dump(STUDY | {"secure_aggregation": {"largest_value": 1.0}}))
     card = model_card(run)
     assert "Pictures of the hospitals that took part, 204 together. They never left the hospitals" in card  # 102 each
-    assert "- **Privacy:** secure sum\n" in card
-    assert "not differentially private" not in card
-    assert "stands in the run's ledger" in card
+    assert "- **Privacy:** no differential privacy; the server saw sums of updates, no single one\n" in card
     metrics = run / "arms" / "federated" / "fold-0" / "seed-0" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + json.dumps({"round": 2, "site": "Cedarhill"}) + "\n")
     assert "took part; how many, not all of them tell." in model_card(run)
+
+
+PROMISE = {"unit": "patient", "epsilon": 8.0, "delta": 1e-5, "spent": 7.981, "spent_by": "Cedarhill", "trainings": 1,
+           "meaning": ["The odds change by 2,981."], "not_covered": ["labels", "tuning"]}  # fmt: skip
+
+
+def test_a_private_study_tells_promise_spending_and_what_is_not_covered(judged: Path) -> None:
+    (judged / "study.yaml").write_text(yaml.safe_dump(STUDY | {"privacy": {"unit": "patient", "epsilon": 8.0}}))
+    assert "- **Privacy:** promised in the study; what came of it is not on record\n" in model_card(judged)
+    (judged / "privacy.json").write_text(json.dumps(PROMISE))
+    card = model_card(judged)
+    line = "epsilon 8 at delta 1e-05 for each patient with all pictures; spent 7.98"
+    assert f"- **Privacy:** {line}\n" in section(card, "How it was trained")
+    use = section(card, "What it is for")
+    assert f"Promised: {line}. The odds change by 2,981. Not covered: labels. Not covered: tuning." in use
+    assert "Cedarhill" not in use  # whose ledger it was
+    (judged / "privacy.json").write_text(json.dumps(PROMISE | {"spent": None, "trainings": 3, "unit": "site"}))
+    told = "for each hospital with all it has; spent is told by the hospitals' ledgers, of one training; there are 3"
+    assert told in model_card(judged)
+
+
+def test_the_promise_is_about_the_federated_encoder_only(judged: Path) -> None:
+    (judged / "study.yaml").write_text(yaml.safe_dump(STUDY | {"privacy": {"unit": "patient", "epsilon": 8.0}}))
+    (judged / "privacy.json").write_text(json.dumps(PROMISE))
+    card = model_card(judged, "alone-Ashgrove")
+    assert "epsilon 8" not in card
+    assert "about its federated encoder, and not about this one" in card
 
 
 def test_a_run_without_evaluation_says_that_nothing_is_known(run: Path) -> None:
