@@ -4,6 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# A process a core; each takes whole files, so that what a file's tests share is made once.
+TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+
 .DEFAULT_GOAL := help
 .PHONY: help demo walkthrough test check format benchmarks sweep downstream reproduce clean
 
@@ -23,13 +26,13 @@ walkthrough: $(STAMP) ## a real federation of three pretend hospitals on this ma
 	PATH="$(abspath $(BIN)):$$PATH" docs/walkthrough.sh runs/walkthrough-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP) ## install if needed, run every test
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 check: $(STAMP) ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 format: $(STAMP) ## put the code into its format
 	$(BIN)/ruff format .

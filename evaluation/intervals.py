@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -270,7 +270,7 @@ def interval(estimate: Estimate, level: float = 0.95) -> Interval:
         return _none(note)
     total, freedom = variance(estimate)
     value = estimate.value
-    half = stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(total) / (value * (1.0 - value))
+    half = special.stdtrit(freedom, 0.5 + level / 2) * np.sqrt(total) / (value * (1.0 - value))
     centre = np.log(value / (1.0 - value))
     low, high = 1.0 / (1.0 + np.exp(-(centre - half))), 1.0 / (1.0 + np.exp(-(centre + half)))
     return Interval(float(low), float(high))
@@ -282,7 +282,7 @@ def difference_interval(estimate: Estimate, level: float = 0.95) -> Interval:
     if note:
         return _none(note)
     total, freedom = variance(estimate)
-    half = float(stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(total))
+    half = float(special.stdtrit(freedom, 0.5 + level / 2) * np.sqrt(total))
     return Interval(estimate.value - half, estimate.value + half)
 
 
@@ -291,4 +291,4 @@ def p_value(estimate: Estimate) -> float:
     if why_none(estimate):
         return float("nan")
     total, freedom = variance(estimate)
-    return float(2.0 * stats.t.sf(abs(estimate.value) / np.sqrt(total), freedom))
+    return float(2.0 * special.stdtr(freedom, -abs(estimate.value) / np.sqrt(total)))

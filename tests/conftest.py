@@ -1,6 +1,7 @@
 """Fixtures that every room's tests share."""
 
 import copy
+import gc
 import shutil
 import signal
 from collections.abc import Callable
@@ -28,6 +29,29 @@ settings.load_profile("house")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hand whole files to the processes that share the work, and those with the longest tests first.
+
+    What starts a federation's real programs stays with one process: two of those at once would be short of cores.
+    """
+    for item in items:
+        shared_by = "programs" if _room(item) == "deployment" else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(shared_by))
+    items.sort(key=lambda item: _FIRST.index(_room(item)) if _room(item) in _FIRST else len(_FIRST))
+
+
+_FIRST = ("deployment", "tests", "simulation")
+
+
+def _room(item: pytest.Item) -> str:
+    return item.path.parent.relative_to(ROOT / "tests").parts[0] if item.path.parent != ROOT / "tests" else "tests"
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made is no garbage: the collector need not look through it thousands of times."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import socket
 import threading
 import time
@@ -11,37 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
 
 from federation.audit import verify
-from foundation.files import load_tensors, read_jsonl
+from foundation.files import read_jsonl
 from foundation.process_group import free_port
-from server.rounds import write_study
-from simulation.runtimes import Federation, run_in_process
 
 from .conftest import Deployment
+from .in_process import bits, undisturbed
 
 pytestmark = pytest.mark.timeout(900)
 Make = Callable[..., Deployment]
 IJEPA = {"name": "ijepa", "predictor_width": 24, "predictor_depth": 1, "predictor_heads": 2}
-
-
-def bits(path: Path) -> dict[str, bytes]:
-    return {name: value.numpy().tobytes() for name, value in load_tensors(path)[0].items()}
-
-
-def undisturbed(deployment: Deployment, place: Path) -> dict[str, bytes]:
-    """The weights of the same study and sites in process, where nothing happens."""
-    write_study(place, deployment.study)
-    for site in deployment.sites:
-        own = place / "sites" / site
-        own.mkdir(parents=True)
-        hospital = deployment.root / "hospitals" / site
-        shutil.copy(hospital / "site.yaml", own)
-        raw = yaml.safe_load((own / "site.yaml").read_text())
-        (own / "site.yaml").write_text(yaml.safe_dump(raw | {"data": str(hospital / "manifest.csv"), "cache": "cache"}))
-    run_in_process(Federation(place, tuple(deployment.sites)))
-    return bits(place / "global.safetensors")
 
 
 def final(deployment: Deployment, site: str) -> Path:
