@@ -25,8 +25,7 @@ from federation.study import study_from
 from foundation.files import write_text
 from foundation.process_group import flower_environment, free_port
 from server.provision import accept, provision
-from server.service import latest_status
-from server.status_board import read_status
+from server.status_board import latest_status, read_status
 
 ROUNDS, TARGET_S = 6, 5.0
 SITES = ("north", "south")

@@ -26,9 +26,9 @@ from torch import Tensor
 from benchmarks.measure import interleaved, judged, median_ratio, peak_mib, table, write_result
 from federation.algorithms.algorithm import Contribution
 from federation.algorithms.fedavg import FedAvg, FedAvgConfig
-from foundation.files import TensorFile, save_tensors
 from foundation.progress import say
 from foundation.randomness import torch_generator
+from foundation.tensor_files import TensorFile, save_tensors
 from server.spool import Spooled
 
 TARGET, GROWTH = 0.5, 1.1
@@ -98,7 +98,7 @@ def child(kind: str, folder: Path, sites: int) -> None:
     torch.set_num_threads(1)
     contributions = spooled(folder, sites)
     if kind == "ours":
-        from foundation.files import load_tensors
+        from foundation.tensor_files import load_tensors
 
         fold_ours(load_tensors(folder / "weights")[0], list(contributions))
     elif kind == "flower":

@@ -32,9 +32,10 @@ from PIL import Image
 
 from benchmarks import bare_loop
 from benchmarks.measure import judged, median_ratio, peak_mib, table, write_result
-from foundation.files import load_tensors, read_json, save_tensors, write_json, write_text
+from foundation.files import read_json, write_json, write_text
 from foundation.progress import say
 from foundation.randomness import numpy_generator
+from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.store import TensorStore

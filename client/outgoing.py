@@ -11,7 +11,8 @@ from torch import Tensor
 from client.outgoing_metrics import OUTGOING_METRICS, known_metric, rounded
 from client.policy import Policy
 from federation.federated_evaluation import Statistics
-from federation.records import CATEGORIES, SITE_NAME, Failure, SiteInfo, TrainReply, WithheldError, check_reply
+from federation.records import CATEGORIES, Failure, SiteInfo, TrainReply, WithheldError, check_reply
+from federation.site_names import SITE_NAME
 from federation.study import Study
 from foundation.errors import RunError
 from foundation.progress import say

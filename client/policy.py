@@ -5,19 +5,20 @@ import time
 from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from client.outgoing_metrics import OUTGOING_METRICS
 from client.private_rules import work_of_round
-from federation.study import Study
 from foundation.errors import DataError, FedpretextError, StudyError, nearest
 from foundation.progress import say
 from imaging.config import Section
-from ssl_methods import METHODS
-from ssl_methods.combine import CombineConfig
-from ssl_methods.encoders import encoder_kind
+
+if TYPE_CHECKING:
+    from federation.study import Study
+
+# The methods take seconds to import, and who reads a log or a status asks a site file for its places only: so they are
+# imported where a policy names some.
 
 
 class LabelsNotPermittedError(FedpretextError):
@@ -45,6 +46,8 @@ def _studies(given: Any) -> Any:
 
 
 def _methods(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    from ssl_methods import METHODS
+
     for name in names or ():
         if name not in METHODS:
             raise ValueError(f"method {name!r} is not known{nearest(name, METHODS)}; `fedpretext methods` lists them")
@@ -52,6 +55,8 @@ def _methods(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 def _encoders(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    from ssl_methods.encoders import encoder_kind
+
     for name in names or ():
         try:
             encoder_kind(name)
@@ -63,6 +68,8 @@ def _encoders(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 def _metrics(given: Any) -> Any:
     if isinstance(given, str) and given != "all":
         raise ValueError(f"neither all nor a list of metric names{nearest(given, ['all'])}")
+    from client.outgoing_metrics import OUTGOING_METRICS
+
     for name in given if isinstance(given, list | tuple) else ():
         if name not in OUTGOING_METRICS:
             close = nearest(str(name), OUTGOING_METRICS)
@@ -169,7 +176,7 @@ class Policy(Section):
     )
 
 
-def check_study(policy: Policy, study: Study, approvals: Collection[str]) -> None:
+def check_study(policy: Policy, study: "Study", approvals: Collection[str]) -> None:
     """StudyError where the policy does not permit the study; ``approvals``: training hashes approved at this site."""
     _check_permission(policy, study, approvals)
     for name in _method_names(study):
@@ -190,7 +197,7 @@ def check_study(policy: Policy, study: Study, approvals: Collection[str]) -> Non
         )
 
 
-def _check_permission(policy: Policy, study: Study, approvals: Collection[str]) -> None:
+def _check_permission(policy: Policy, study: "Study", approvals: Collection[str]) -> None:
     own = study.training_hash()
     if policy.studies == "approved" and own not in approvals:
         raise StudyError(
@@ -209,12 +216,14 @@ def is_listed(policy: Policy, training_hash: str) -> bool:
     return isinstance(policy.studies, tuple) and training_hash.startswith(policy.studies)
 
 
-def _method_names(study: Study) -> list[str]:
+def _method_names(study: "Study") -> list[str]:
+    from ssl_methods.combine import CombineConfig
+
     members = study.method.methods if isinstance(study.method, CombineConfig) else ()
     return [study.method.name, *(member.method.name for member in members)]
 
 
-def _among(name: str, permitted: tuple[str, ...] | None, what: str, key: str, study: Study) -> None:
+def _among(name: str, permitted: tuple[str, ...] | None, what: str, key: str, study: "Study") -> None:
     if permitted is not None and name not in permitted:
         raise StudyError(
             f"study {study.name} trains the {what} {name}, and this site's policy.{key} has "
@@ -235,7 +244,7 @@ def check_label_statistics(policy: Policy, histogram: bool) -> None:
         )
 
 
-def check_work(policy: Policy, study: Study, pictures: Collection[int]) -> None:
+def check_work(policy: Policy, study: "Study", pictures: Collection[int]) -> None:
     """StudyError where a round passes over a site's pictures more often than the policy permits.
 
     ``pictures``: how many each of the site's patients has, of all together one at least.
@@ -243,7 +252,7 @@ def check_work(policy: Policy, study: Study, pictures: Collection[int]) -> None:
     _check_epochs(policy, study, work_of_round(study, pictures)[1] / sum(pictures))
 
 
-def _check_epochs(policy: Policy, study: Study, epochs: float) -> None:
+def _check_epochs(policy: Policy, study: "Study", epochs: float) -> None:
     most = policy.max_epochs_per_round
     if most is not None and epochs > most:
         raise StudyError(
@@ -252,7 +261,7 @@ def _check_epochs(policy: Policy, study: Study, epochs: float) -> None:
         )
 
 
-def check_trained(policy: Policy, study: Study, trained: int) -> None:
+def check_trained(policy: Policy, study: "Study", trained: int) -> None:
     """StudyError where this site has ``trained`` as many rounds of the study as the policy permits."""
     if policy.max_rounds is not None and trained >= policy.max_rounds:
         raise StudyError(

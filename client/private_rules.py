@@ -1,14 +1,17 @@
 """What a private study asks of a site's pictures."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from federation.local_work import local_work
 from federation.privacy.config import PatientPrivacyConfig
-from federation.study import Study
 from foundation.errors import DataError
 
+if TYPE_CHECKING:
+    from federation.study import Study
 
-def check_patients(study: Study, patients: int | None) -> None:
+
+def check_patients(study: "Study", patients: int | None) -> None:
     """DataError where the study's promise to patients cannot be kept here; ``patients`` None: nobody knows how many.
 
     The bound on delta is of the study's own ``patients`` at load, and here of this site's.
@@ -28,7 +31,7 @@ def check_patients(study: Study, patients: int | None) -> None:
         )
 
 
-def fewer_patients(study: Study, patients: int) -> str:
+def fewer_patients(study: "Study", patients: int) -> str:
     """What to tell a site that has fewer patients than the study takes it to have; "" where it has enough."""
     privacy = study.privacy
     if not isinstance(privacy, PatientPrivacyConfig) or patients >= privacy.patients:
@@ -39,7 +42,7 @@ def fewer_patients(study: Study, patients: int) -> str:
     )
 
 
-def expected_step(study: Study, pictures: Collection[int]) -> float | None:
+def expected_step(study: "Study", pictures: Collection[int]) -> float | None:
     """Pictures that a step expects of patients who have ``pictures`` each; None where steps are not of patients."""
     privacy = study.privacy
     if not isinstance(privacy, PatientPrivacyConfig):
@@ -47,7 +50,7 @@ def expected_step(study: Study, pictures: Collection[int]) -> float | None:
     return privacy.rate * sum(min(privacy.pictures_per_patient, count) for count in pictures)
 
 
-def work_of_round(study: Study, pictures: Collection[int]) -> tuple[int, float]:
+def work_of_round(study: "Study", pictures: Collection[int]) -> tuple[int, float]:
     """Steps of a round at a site whose patients have ``pictures`` each, and pictures seen, repeats counted.
 
     In a study that is private by patient the pictures are what the draws of patients are expected to give.

@@ -48,9 +48,10 @@ from federation.secure_aggregation.update import numbers_of
 from federation.secure_flower import SecureAnswer, SecureRequest
 from federation.study import Study
 from foundation.errors import RunError, StudyError
-from foundation.files import append_jsonl, load_tensors, replace_folder, save_tensors, write_json, write_text
+from foundation.files import append_jsonl, replace_folder, write_json, write_text
 from foundation.machine import choose_device
 from foundation.progress import say
+from foundation.tensor_files import load_tensors, save_tensors
 from foundation.vault import PLAIN, LockedError, Vault
 from imaging.manifest import Manifest
 from imaging.store import TensorStore

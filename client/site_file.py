@@ -6,7 +6,7 @@ from pydantic import Field
 
 from client.policy import Policy
 from federation.key_source import KeySource
-from federation.records import SITE_NAME
+from federation.site_names import SITE_NAME
 from foundation.machine import DeviceName
 from foundation.yaml_files import checked, read_yaml
 from imaging.config import Section

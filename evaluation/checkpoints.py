@@ -12,8 +12,9 @@ from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME
 from evaluation.export.timm_folder import read_folder
 from evaluation.scoring import UNTRAINED
 from foundation.errors import RunError, StudyError
-from foundation.files import load_tensors, read_json
+from foundation.files import read_json
 from foundation.randomness import seeded_torch
+from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
 from ssl_methods.encoders import EncoderConfig, build_encoder
 from ssl_methods.starting_weights import fit_weights, read_weights, timm_weights

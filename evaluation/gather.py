@@ -17,8 +17,9 @@ from evaluation.scoring import UNTRAINED
 from evaluation.targets import check_labels, labelled_rows, target_column
 from evaluation.task_file import TaskFile, read_task
 from foundation.errors import DataError, RunError
-from foundation.files import digest, read_json, save_tensors, write_json, write_text
+from foundation.files import digest, read_json, write_json, write_text
 from foundation.machine import commit, machine, versions
+from foundation.tensor_files import save_tensors
 from imaging.manifest import Manifest
 from imaging.splits import HELD, draw_splits
 from ssl_methods.encoders import timm_line

@@ -15,7 +15,8 @@ from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.intervals import IntArray
 from evaluation.targets import Pictures, label_pictures, patient_roles
 from foundation.errors import RunError
-from foundation.files import digest, load_tensors, read_json, write_json, write_text
+from foundation.files import digest, read_json, write_json, write_text
+from foundation.tensor_files import load_tensors
 from imaging.boxes import read_boxes
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest

@@ -14,8 +14,8 @@ from evaluation.encoder_pictures import PicturePanel
 from evaluation.inputs import Encoder
 from evaluation.map_pictures import triptych_png
 from foundation.errors import RunError
-from foundation.files import load_tensors
 from foundation.randomness import seeded_torch, torch_generator
+from foundation.tensor_files import load_tensors
 from imaging.augment import Made
 from imaging.planes import shown_plane
 from ssl_methods import AnyMethodConfig, Method, build_method

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from federation.records import SITE_NAME
+from federation.site_names import SITE_NAME
 from foundation.errors import FedpretextError
 
 PrivateKey = ec.EllipticCurvePrivateKey

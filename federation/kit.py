@@ -3,18 +3,20 @@
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from cryptography import x509
 from pydantic import AfterValidator, Field
 
 from federation.certificates import CredentialError, certificate_pem, read_certificate
-from federation.records import SITE_NAME
-from federation.study import Study, load_study
+from federation.site_names import SITE_NAME
 from foundation.files import write_text
 from foundation.yaml_files import checked, read_yaml
 from imaging.config import Section
+
+if TYPE_CHECKING:
+    from federation.study import Study  # with all the methods, which take seconds to import
 
 KIT, CA, STUDY, README = "kit.yaml", "ca.crt", "study.yaml", "README.txt"
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^\[\]:]+)):([0-9]{1,5})", re.ASCII)
@@ -78,8 +80,10 @@ def kit_ca(folder: Path) -> x509.Certificate:
     return read_certificate(_text(folder / CA), str(folder / CA))
 
 
-def kit_study(folder: Path) -> Study:
+def kit_study(folder: Path) -> "Study":
     """The study in the kit."""
+    from federation.study import load_study
+
     if not (folder / STUDY).is_file():
         raise CredentialError(f"{folder / STUDY}: is missing; ask the study lead for the kit again")
     return load_study(folder / STUDY)

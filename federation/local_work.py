@@ -1,8 +1,10 @@
 """How much a site does in a round: one rule that the site, the budget table and the equal-budget arms all use."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from federation.study import TrainingConfig
+if TYPE_CHECKING:
+    from federation.study import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class LocalWork:
         return self.steps * self.batch * self.accumulate
 
 
-def local_work(training: TrainingConfig, pictures: int) -> LocalWork:
+def local_work(training: "TrainingConfig", pictures: int) -> LocalWork:
     """A round's work at a site of that many pictures.
 
     The batch is the study's, or all the site's pictures where it has fewer. ``epochs`` counts whole batches, at
@@ -33,7 +35,7 @@ def local_work(training: TrainingConfig, pictures: int) -> LocalWork:
     return LocalWork(max(1, steps), batch, training.accumulate)
 
 
-def steps_for_budget(training: TrainingConfig, pictures: int, budget: int) -> int:
+def steps_for_budget(training: "TrainingConfig", pictures: int, budget: int) -> int:
     """Steps a round for which a site of ``pictures`` sees ``budget`` pictures, to the nearest step and at least one."""
     batch = min(training.batch, pictures)
     return max(1, round(budget / (batch * training.accumulate)))

@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from federation.audit import NOTHING, Extension, Head
 from foundation.errors import FedpretextError, RunError
 from foundation.files import digest
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a status has none: who reads it need not wait for the import
 
 Category = Literal[
     "study-not-approved",
@@ -34,14 +34,14 @@ Category = Literal[
 CATEGORIES: tuple[str, ...] = get_args(Category)
 UNKNOWN_SITE = "unknown"
 """What a site is called whose own file cannot be read."""
-SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$"
-"""What a site may call itself; the server makes file names of it, so it checks too."""
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _JOURNAL_KEYS = ("round", "site", "pictures", "event", "reason", "update_norm")
 
 
-def weights_digest(weights: dict[str, Tensor]) -> str:
+def weights_digest(weights: "dict[str, Tensor]") -> str:
     """SHA-256 over names, types, shapes and bits: a stored update belongs to the weights it was trained from."""
+    import torch
+
     parts: list[memoryview | str] = []
     for name, value in sorted(weights.items()):
         flat = value.detach().cpu().contiguous().reshape(-1)
@@ -70,7 +70,7 @@ class TrainInstruction:
 
     study_hash: str
     round: int
-    weights: dict[str, Tensor]
+    weights: "dict[str, Tensor]"
     ledger: Head = NOTHING
 
 
@@ -87,7 +87,7 @@ class TrainReply:
     round: int
     site: str
     pictures: int
-    weights: dict[str, Tensor]
+    weights: "dict[str, Tensor]"
     metrics: dict[str, float] = field(default_factory=dict)
     ledger: Extension | None = None
 
@@ -115,14 +115,16 @@ class WithheldError(FedpretextError):
     """An answer holds something that is not on the list of what may leave a site; it is not sent."""
 
 
-def all_finite(value: Tensor) -> bool:
+def all_finite(value: "Tensor") -> bool:
     """False when a floating-point tensor holds NaN or infinity. In one pass: NaN comes through the extremes."""
+    import torch
+
     if not value.is_floating_point() or value.numel() == 0:
         return True
     return bool(torch.isfinite(torch.stack(value.aminmax())).all())
 
 
-def check_reply(reply: TrainReply, expected: dict[str, Tensor], study_hash: str, round_: int) -> None:
+def check_reply(reply: TrainReply, expected: "dict[str, Tensor]", study_hash: str, round_: int) -> None:
     """Judge one reply alone: study, round, names, shapes, types, finite values, picture count, metric names.
 
     RunError names the first thing that is wrong, in one line.

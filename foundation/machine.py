@@ -5,11 +5,12 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from foundation.errors import StudyError, look_up
+
+if TYPE_CHECKING:
+    import torch  # where it is needed it is imported: that takes seconds, and short commands do without
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 _RECORDED = ("fedpretext", "torch", "timm", "monai", "flwr", "numpy", "scikit-learn", "pandas", "safetensors")
@@ -22,8 +23,10 @@ def checked_device(name: str) -> DeviceName:
     return device
 
 
-def choose_device(name: DeviceName) -> torch.device:
+def choose_device(name: DeviceName) -> "torch.device":
     """The device of that name; ``auto`` takes CUDA, then Apple's GPU, then the CPU."""
+    import torch
+
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device in ("cuda", "mps", "cpu") if present[device]))
@@ -46,6 +49,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Processor, memory, accelerator and system, without names of host or user."""
+    import torch
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

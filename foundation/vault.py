@@ -15,18 +15,20 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from safetensors.torch import save
 
 from foundation import files
 from foundation.errors import RunError
-from foundation.files import TensorFile
+
+if TYPE_CHECKING:
+    import torch  # where tensors are kept it is imported: that takes seconds, and who asks for a key needs none
+
+    from foundation.tensor_files import TensorFile
 
 KEY_BYTES = 32
 CHUNK = 1 << 16
@@ -69,19 +71,23 @@ class Vault:
             return sealed.read()
 
     def save_tensors(
-        self, path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+        self, path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
     ) -> None:
         """Write tensors as safetensors, atomically. With a key this takes the memory of two more copies of them."""
+        from foundation.tensor_files import save_tensors
+
         if self._key is None:
-            files.save_tensors(path, tensors, metadata)
+            save_tensors(path, tensors, metadata)
             return
         _seal(path, _serialised(tensors, metadata), self._key, self._bound(path))
 
-    def load_tensors(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    def load_tensors(self, path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
         """All tensors of a file and its metadata; errors as ``read_bytes``. Holds the tensors and one chunk."""
+        from foundation.tensor_files import load_tensors
+
         if self._key is None:
             _refuse_sealed(path)
-            return files.load_tensors(path)
+            return load_tensors(path)
         sealed = self._sealed(path, self._key)
         with _told(path), sealed.open() as handle:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
@@ -89,8 +95,10 @@ class Vault:
         file = sealed.as_tensor_file()
         return {name: file.tensor(name) for name in header}, metadata
 
-    def tensor_file(self, path: Path) -> TensorFile:
+    def tensor_file(self, path: Path) -> "TensorFile":
         """A reader of single tensors and of pieces of them, one chunk in memory; errors as ``read_bytes``."""
+        from foundation.tensor_files import TensorFile
+
         if self._key is None:
             _refuse_sealed(path)
             return TensorFile(path)
@@ -106,8 +114,10 @@ class Vault:
 PLAIN = Vault(None)
 
 
-def _serialised(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> bytes:
+def _serialised(tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None) -> bytes:
     """The bytes of a safetensors file."""
+    from safetensors.torch import save
+
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     owners = {value.untyped_storage().data_ptr(): name for name, value in whole.items()}
     for name, value in whole.items():
@@ -158,8 +168,10 @@ class _SealedFile:
     def __str__(self) -> str:
         return str(self._path)
 
-    def as_tensor_file(self) -> TensorFile:
+    def as_tensor_file(self) -> "TensorFile":
         """A reader of the tensors in it."""
+        from foundation.tensor_files import TensorFile
+
         return TensorFile(cast(Path, self))
 
     def open(self, mode: str = "rb", buffering: int = -1) -> "_Plaintext":

@@ -12,7 +12,7 @@ from federation.flower_private import ControlPlane, Endpoint
 from federation.key_source import open_vault
 from federation.signing import Signer
 from federation.study import Study, load_study
-from foundation.files import save_tensors
+from foundation.tensor_files import save_tensors
 from server.contact import FleetContact, GridContact
 from server.federated_evaluation import evaluate_federated
 from server.fleet import Fleet
@@ -21,10 +21,10 @@ from server.registry import Registry
 from server.rounds import RoundLoop
 from server.secure_round import SecureMean, SiteCertificates, certificates_in, certificates_of
 from server.site_noise import LEDGER_NAME
-from server.status_board import Board
+from server.status_board import STATUS, Board
 
 app = ServerApp()
-SERVER, AUDIT, STATUS = "server", "audit.jsonl", "status.json"
+SERVER, AUDIT = "server", "audit.jsonl"
 _DELIVERY_S = 600.0
 
 

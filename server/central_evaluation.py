@@ -12,8 +12,9 @@ from evaluation.inputs import write_settings
 from evaluation.targets import check_labels, has_label
 from federation.study import Study, load_study
 from foundation.errors import DataError, RunError
-from foundation.files import digest, load_tensors, read_json, write_json
+from foundation.files import digest, read_json, write_json
 from foundation.progress import track
+from foundation.tensor_files import load_tensors
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits
 from server.export import TITLES, Budget, write_encoder

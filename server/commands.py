@@ -132,7 +132,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as it is.")] = False,
 ) -> None:
     """Show a live table: sites, round, progress, last loss, bytes, who is late."""
-    from server.service import latest_status
+    from server.status_board import latest_status
     from server.status_table import show
 
     path = latest_status(folder)

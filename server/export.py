@@ -8,7 +8,8 @@ from torch import Tensor
 
 from evaluation.arm_table import DESCRIPTION_NAME
 from federation.study import Study
-from foundation.files import load_tensors, read_jsonl, save_tensors, write_json
+from foundation.files import read_jsonl, write_json
+from foundation.tensor_files import load_tensors, save_tensors
 from ssl_methods.encoders import timm_line
 
 GLOBAL_NAME = "global.safetensors"

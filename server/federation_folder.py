@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from federation.certificates import CredentialError, read_certificate
 from federation.key_source import KeySource
 from federation.kit import CA, ServerAddress, StudyHash
-from federation.records import SITE_NAME
+from federation.site_names import SITE_NAME
 from foundation.errors import nearest
 from foundation.files import write_text
 from foundation.yaml_files import checked, read_yaml

@@ -8,7 +8,7 @@ from torch import Tensor
 from federation.algorithms.algorithm import Weights
 from federation.study import Study
 from foundation.errors import RunError
-from foundation.files import load_tensors, save_tensors
+from foundation.tensor_files import load_tensors, save_tensors
 from ssl_methods import build_method
 from ssl_methods.starting_weights import Fitted, start_from
 

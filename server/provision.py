@@ -32,7 +32,6 @@ from federation.certificates import (
 )
 from federation.kit import CA, STUDY, Kit, host_and_port, write_kit
 from federation.secret_files import private_folder, read_secret, write_secret
-from federation.study import load_study
 from foundation.files import write_text
 from server.federation_folder import (
     FEDERATION,
@@ -71,6 +70,8 @@ def provision(
 
     The CA's key is protected by ``passphrase`` where there is one. Server and site certificates hold for ``days``.
     """
+    from federation.study import load_study  # with all the methods: seconds that revoking and renewing need not wait
+
     study = load_study(study_path, tuple(overrides)).model_copy(update={"simulation": None})
     check_names(sites, ())
     check_settings(server, days, ca_days)
@@ -237,6 +238,8 @@ def _built(path: Path) -> Iterator[Path]:
 
 
 def _make_kit(federation: Path, about: FederationFile, site: str, folder: Path) -> None:
+    from federation.study import load_study
+
     if load_study(federation / STUDY).training_hash() != about.study:
         raise CredentialError(f"{federation / STUDY}: is not the study that was provisioned; restore the file")
     kit = Kit(site=site, federation=about.name, server=about.server, study=about.study)

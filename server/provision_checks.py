@@ -6,7 +6,7 @@ from pathlib import Path
 
 from federation.certificates import CredentialError
 from federation.kit import host_and_port
-from federation.records import SITE_NAME
+from federation.site_names import SITE_NAME
 from server.federation_folder import SiteRecord
 
 SERVER = "server"

@@ -11,8 +11,9 @@ from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import State, Weights
 from federation.audit import AuditLog
 from federation.privacy.config import SitePrivacyConfig
-from federation.records import SITE_NAME, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.secure_aggregation.thresholds import check_sites as check_secure_sites
+from federation.site_names import SITE_NAME
 from federation.study import Study
 from foundation import events
 from foundation.errors import QuorumError, RunError, StudyError

@@ -18,7 +18,7 @@ from foundation.exclusive import alone_in
 from foundation.files import read_json, write_json, write_text
 from foundation.machine import commit, machine, versions
 from foundation.service_log import ServiceLog
-from server.app import AUDIT, SERVER, STATUS, app
+from server.app import AUDIT, SERVER, app
 from server.export import TITLES, write_encoder
 from server.federated_evaluation import collect
 from server.fleet import Fleet
@@ -29,7 +29,7 @@ from server.proxy import needed_nginx
 from server.registry import Registry, check_server_keys
 from server.rounds import write_study
 from server.site_noise import LEDGER_NAME
-from server.status_board import Board, heartbeat, read_status
+from server.status_board import STATUS, Board, heartbeat
 from server.superlink import SuperLink
 from ssl_methods.starting_weights import read_weights
 
@@ -213,12 +213,3 @@ ReadWritePaths="{federation.resolve()}"
 [Install]
 WantedBy=multi-user.target
 """
-
-
-def latest_status(federation: Path) -> Path:
-    """The newest ``status.json`` below a federation or run folder; RunError when no server ever ran there."""
-    found = sorted(federation.rglob(STATUS), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise RunError(f"{federation}: no server has run here yet (there is no {STATUS}); start it: fedpretext server")
-    read_status(found[-1])
-    return found[-1]

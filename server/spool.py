@@ -8,7 +8,7 @@ import torch
 
 from federation.records import TrainReply, check_reply, weights_digest
 from foundation.errors import RunError
-from foundation.files import TensorFile
+from foundation.tensor_files import TensorFile
 from foundation.vault import PLAIN, LockedError, Vault
 from server.judge import check_private
 

@@ -17,6 +17,7 @@ from federation.records import Failure, TrainReply
 from foundation.errors import RunError
 from foundation.files import read_json, write_json
 
+STATUS = "status.json"
 _EVERY_S = 1.0
 _BEAT_S = 5.0
 State = Literal["not asked", "in work", "answered", "failed"]
@@ -199,6 +200,15 @@ def read_status(path: Path) -> Status:
 
 
 _STATUS = TypeAdapter(Status)
+
+
+def latest_status(federation: Path) -> Path:
+    """The newest ``status.json`` below a federation or run folder; RunError when no server ever ran there."""
+    found = sorted(federation.rglob(STATUS), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise RunError(f"{federation}: no server has run here yet (there is no {STATUS}); start it: fedpretext server")
+    read_status(found[-1])
+    return found[-1]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 from client.training import check_amount, check_site
 from federation.algorithms import build_algorithm
 from federation.privacy.config import SitePrivacyConfig
-from federation.records import SITE_NAME
 from federation.secure_aggregation.thresholds import check_sites as check_secure_sites
+from federation.site_names import SITE_NAME
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError, QuorumError, StudyError
 from foundation.progress import say

@@ -16,8 +16,8 @@ from client.site_file import load_site_file
 from client.training import batch_of, codes_of
 from federation.study import Study, load_study
 from foundation.errors import StudyError
-from foundation.files import load_tensors
 from foundation.randomness import seeded_torch, torch_generator
+from foundation.tensor_files import load_tensors
 from imaging.augment import Made
 from imaging.config import AugmentConfig
 from imaging.manifest import Manifest

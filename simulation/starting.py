@@ -7,8 +7,9 @@ from torch import Tensor
 from federation.records import weights_digest
 from federation.study import Study
 from foundation.errors import StudyError
-from foundation.files import load_tensors, read_json, save_tensors, write_json
+from foundation.files import read_json, write_json
 from foundation.progress import say
+from foundation.tensor_files import load_tensors, save_tensors
 from simulation.config import SimulationConfig
 from ssl_methods import build_method
 from ssl_methods.starting_weights import Fitted, file_digest, read_weights, start_from, timm_weights

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foundation.errors import RunError, StudyError
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 from foundation.vision_import import timm
 from ssl_methods import efficientnet_names
 from ssl_methods.encoder_outputs import grid_shape

@@ -13,7 +13,10 @@ import pytest
 import yaml
 
 from federation.algorithms import ALGORITHMS
+from federation.audit import AuditLog
 from foundation.files import read_jsonl
+from server.provision import provision
+from server.status_board import Board
 from ssl_methods import METHODS
 from ssl_methods.encoders import ENCODERS
 
@@ -55,6 +58,29 @@ def test_help_is_instant(arguments: list[str], tmp_path: Path) -> None:
     words = ("simulate", "evaluate", "validate", "preview", "methods", "algorithms", "encoders", "--debug")
     for word in words if arguments == ["--help"] else ("--help",):
         assert word in done.stdout
+
+
+LOOKED_UP = ("audit", "status", "revoke", "expiry")
+
+
+@pytest.mark.parametrize("command", LOOKED_UP)
+def test_who_looks_something_up_does_not_wait_for_the_methods(command: str, tmp_path: Path) -> None:
+    """At two in the night seconds count: torch, timm and Flower, which take several, stay out of it."""
+    Board(tmp_path / "status.json", "tiny", "ab" * 32, 3)
+    AuditLog(tmp_path / "audit.jsonl", "server").append("round folded", round=1)
+    provision(ROOT / "configs" / "walkthrough.yaml", server="localhost:8443", sites=["north"], out=tmp_path / "kits")
+    arguments = {
+        "audit": [tmp_path],
+        "status": [tmp_path, "--once"],
+        "revoke": [tmp_path / "kits" / "server", "north", "--reason", "a test"],
+        "expiry": [tmp_path / "kits" / "server"],
+    }[command]
+    code = HELP.replace(repr(HEAVY), repr(("torch", "timm", "flwr", "scipy")))
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, *map(str, arguments)],
+        capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("command", "table"), [("algorithms", ALGORITHMS), ("encoders", ENCODERS)])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from foundation.files import load_tensors, read_jsonl
+from foundation.files import read_jsonl
+from foundation.tensor_files import load_tensors
 from simulation.runtimes import Federation, run_in_process
 from ssl_methods.mae import MAE
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME
 from foundation.errors import RunError, nearest
-from foundation.files import load_tensors, read_json
+from foundation.files import read_json
 from foundation.randomness import seeded_torch
+from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
 from ssl_methods.encoders import EncoderConfig, build_encoder
 

@@ -14,7 +14,8 @@ from torch import nn
 from evaluation.export.recipe import standardisation, standardisation_text, timm_statistics
 from evaluation.export.source import Source
 from foundation.errors import RunError
-from foundation.files import read_json, save_tensors, write_json, write_text
+from foundation.files import read_json, write_json, write_text
+from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim
 from ssl_methods.encoders import EncoderConfig, encoder_kind, timm_arguments, timm_line

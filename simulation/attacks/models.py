@@ -9,10 +9,10 @@ from torch import nn
 from client.training import batch_of, codes_of
 from federation.study import Study
 from foundation.errors import RunError
-from foundation.files import load_tensors
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator
 from foundation.schedules import warmup_cosine
+from foundation.tensor_files import load_tensors
 from imaging.partners import Partners
 from imaging.store import TensorStore
 from server.export import GLOBAL_NAME

@@ -14,7 +14,7 @@ from client.site import Site
 from federation.records import TrainInstruction
 from federation.study import Study
 from foundation.errors import DataError
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 from ssl_methods import build_method
 
 MAE = {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}

@@ -15,7 +15,7 @@ from client.training import train_round
 from federation.algorithms import build_algorithm
 from federation.records import TrainInstruction, TrainReply
 from federation.study import Study, study_from
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import METHODS, Method, build_method, method_class

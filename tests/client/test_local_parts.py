@@ -10,7 +10,7 @@ from torch import Tensor
 from client.site import Site
 from federation.records import TrainInstruction, TrainReply
 from federation.study import Study
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 
 MakeStudy = Callable[..., Study]
 MakeSite = Callable[..., Site]

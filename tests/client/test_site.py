@@ -18,7 +18,7 @@ from client.site import Site
 from federation.records import TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import DataError, StudyError, TrainingError
-from foundation.files import load_tensors, save_tensors
+from foundation.tensor_files import load_tensors, save_tensors
 from ssl_methods.mae import MAE
 
 MakeStudy = Callable[..., Study]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 from server.rounds import write_study
 from simulation.run_keys import write_run_keys
 from simulation.runtimes import Federation, run_in_process

@@ -13,7 +13,8 @@ import pytest
 
 from client.privacy_page import privacy_lines
 from federation.audit import verify
-from foundation.files import load_tensors, read_jsonl
+from foundation.files import read_jsonl
+from foundation.tensor_files import load_tensors
 
 from .conftest import Deployment
 from .in_process import bits, undisturbed

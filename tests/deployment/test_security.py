@@ -69,8 +69,9 @@ from federation.certificates import (
 )
 from federation.flower_private import ControlPlane, Endpoint, NodeFacts
 from federation.kit import Kit
-from foundation.files import load_tensors, read_jsonl
+from foundation.files import read_jsonl
 from foundation.process_group import free_port
+from foundation.tensor_files import load_tensors
 from server import provision as commands
 from server.federation_folder import load_ca
 from server.provision import add_site, revoke

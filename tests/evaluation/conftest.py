@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from evaluation.config import FinetuneConfig, RunEvaluation
-from foundation.files import save_tensors, write_json
+from foundation.files import write_json
 from foundation.randomness import numpy_generator, seeded_torch
+from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits

@@ -17,7 +17,8 @@ from evaluation.scoring import base_of, bases
 from evaluation.stage import evaluate
 from evaluation.task_file import read_task
 from foundation.errors import DataError, FedpretextError, RunError, StudyError
-from foundation.files import load_tensors, read_json, save_tensors, write_json
+from foundation.files import read_json, write_json
+from foundation.tensor_files import load_tensors, save_tensors
 from imaging.manifest import Manifest
 from tests.evaluation.conftest import IMAGE
 

@@ -13,8 +13,9 @@ from evaluation.export.markdown import bullets, plain, table
 from evaluation.model_card import model_card
 from evaluation.run_folder import COMPARISON_COLUMNS, RESULT_COLUMNS
 from foundation.errors import RunError
-from foundation.files import save_tensors, write_json
+from foundation.files import write_json
 from foundation.randomness import seeded_torch
+from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
 from ssl_methods.encoders import EncoderConfig, build_encoder
 

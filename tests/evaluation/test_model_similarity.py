@@ -12,7 +12,7 @@ from evaluation.model_similarity import arm_similarity, round_similarity
 from evaluation.scoring import features_of
 from evaluation.similarity import linear_cka
 from evaluation.targets import HELD
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 from foundation.vault import Vault
 
 MakeRun = Callable[..., Path]

@@ -17,8 +17,8 @@ from evaluation.map_pictures import GAP, HIDDEN, THIRD, triptych_png
 from evaluation.picture_panels import panels
 from evaluation.restorations import restoration, restoration_panels, restoring_method
 from foundation.errors import RunError
-from foundation.files import load_tensors, save_tensors
 from foundation.randomness import numpy_generator, torch_generator
+from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
 from ssl_methods import build_method
 from ssl_methods.autoencoder import AutoencoderConfig

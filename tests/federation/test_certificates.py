@@ -44,7 +44,7 @@ from federation.certificates import (
     server_certificate,
     site_certificate,
 )
-from federation.records import SITE_NAME
+from federation.site_names import SITE_NAME
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundation import files
+from foundation import files, tensor_files
 from foundation.errors import RunError
 
 
@@ -54,7 +54,7 @@ def test_json_has_sorted_keys_so_that_equal_values_are_equal_files(tmp_path: Pat
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
-@pytest.mark.parametrize("read", [files.read_json, files.load_tensors])
+@pytest.mark.parametrize("read", [files.read_json, tensor_files.load_tensors])
 def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(RunError) as caught:
         read(tmp_path / "not-there")
@@ -73,10 +73,10 @@ def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("kept", [0, 4, 60, 400])
 def test_truncated_tensors_are_named(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "weights.safetensors"
-    files.save_tensors(path, {"a": torch.arange(200.0)})
+    tensor_files.save_tensors(path, {"a": torch.arange(200.0)})
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(RunError, match=r"weights.safetensors: is damaged") as caught:
-        files.load_tensors(path)
+        tensor_files.load_tensors(path)
     assert "\n" not in str(caught.value)
 
 
@@ -91,8 +91,8 @@ def test_tensors_and_metadata_come_back_as_they_were(tmp_path: Path) -> None:
         "gradient": torch.ones(2, requires_grad=True),
         "empty": torch.empty(0, 3),
     }
-    files.save_tensors(tmp_path / "x", tensors, {"round": "3"})
-    loaded, metadata = files.load_tensors(tmp_path / "x")
+    tensor_files.save_tensors(tmp_path / "x", tensors, {"round": "3"})
+    loaded, metadata = tensor_files.load_tensors(tmp_path / "x")
     assert metadata == {"round": "3"}
     assert loaded.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -102,15 +102,15 @@ def test_tensors_and_metadata_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_two_names_of_one_memory_are_cut_loose(tmp_path: Path) -> None:
     tied = torch.arange(4.0)
-    files.save_tensors(tmp_path / "x", {"a": tied, "b": tied, "c": tied[:2]})
-    loaded, _ = files.load_tensors(tmp_path / "x")
+    tensor_files.save_tensors(tmp_path / "x", {"a": tied, "b": tied, "c": tied[:2]})
+    loaded, _ = tensor_files.load_tensors(tmp_path / "x")
     assert loaded["a"].tolist() == loaded["b"].tolist() == [0, 1, 2, 3]
     assert loaded["c"].tolist() == [0, 1]
 
 
 def test_no_tensors_is_a_file_too(tmp_path: Path) -> None:
-    files.save_tensors(tmp_path / "x", {})
-    assert files.load_tensors(tmp_path / "x") == ({}, {})
+    tensor_files.save_tensors(tmp_path / "x", {})
+    assert tensor_files.load_tensors(tmp_path / "x") == ({}, {})
 
 
 def test_a_torn_last_line_is_skipped(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 WRITERS = {
     "write_bytes": lambda path: files.write_bytes(path, b"0" * 20_000),
     "write_json": lambda path: files.write_json(path, ["0" * 20_000]),
-    "save_tensors": lambda path: files.save_tensors(path, {"a": torch.zeros(20_000)}),
+    "save_tensors": lambda path: tensor_files.save_tensors(path, {"a": torch.zeros(20_000)}),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foundation.errors import RunError
-from foundation.files import TensorFile, save_tensors
+from foundation.tensor_files import TensorFile, save_tensors
 
 TENSORS = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,

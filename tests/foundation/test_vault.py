@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from foundation import files
+from foundation import files, tensor_files
 from foundation.errors import RunError
 from foundation.vault import CHUNK, PLAIN, LockedError, Vault
 
@@ -123,7 +123,7 @@ def test_two_names_of_one_memory_are_cut_loose(tmp_path: Path) -> None:
 def test_a_piece_is_the_one_that_a_plain_file_gives(tensors: Path, name: str, start: int, length: int) -> None:
     plain = tensors.with_name("plain")
     if not plain.exists():
-        files.save_tensors(plain, TENSORS)
+        tensor_files.save_tensors(plain, TENSORS)
     start = min(start, TENSORS[name].numel())
     expected = PLAIN.tensor_file(plain).piece(name, start, start + length)
     found = VAULT.tensor_file(tensors).piece(name, start, start + length)
@@ -305,7 +305,7 @@ def test_sealed_bytes_that_are_no_tensors_are_told(three: Path) -> None:
 
 
 def test_without_a_key_files_are_those_of_before(tmp_path: Path) -> None:
-    files.save_tensors(tmp_path / "before", TENSORS, {"round": "3"})
+    tensor_files.save_tensors(tmp_path / "before", TENSORS, {"round": "3"})
     PLAIN.at("anywhere").save_tensors(tmp_path / "now", TENSORS, {"round": "3"})
     assert (tmp_path / "now").read_bytes() == (tmp_path / "before").read_bytes()
     PLAIN.write_bytes(tmp_path / "bytes", b"text")

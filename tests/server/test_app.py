@@ -14,7 +14,8 @@ import client.site
 from federation.flower import content_to_reply, reply_to_content
 from federation.records import Failure, TrainReply
 from foundation.errors import RunError, StudyError
-from foundation.files import load_tensors, read_jsonl
+from foundation.files import read_jsonl
+from foundation.tensor_files import load_tensors
 from server.app import app as server_app
 from simulation.grid import InProcessGrid
 from simulation.runtimes import Federation

@@ -17,7 +17,8 @@ from PIL import Image
 from evaluation.run_folder import read_run
 from federation.study import Study, load_study, study_from
 from foundation.errors import FedpretextError
-from foundation.files import load_tensors, read_json, save_tensors, write_json
+from foundation.files import read_json, write_json
+from foundation.tensor_files import load_tensors, save_tensors
 from server.central_evaluation import prepare
 from server.export import write_encoder
 from server.rounds import write_study

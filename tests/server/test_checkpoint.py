@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from foundation.errors import RunError
-from foundation.files import load_tensors, read_json, write_json
+from foundation.files import read_json, write_json
+from foundation.tensor_files import load_tensors
 from foundation.vault import LockedError, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, snapshot_rounds, write_checkpoint, write_snapshot
 

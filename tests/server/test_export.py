@@ -12,7 +12,8 @@ import torch
 from evaluation.arm_table import write_arms
 from federation.study import Study, study_from
 from foundation.errors import RunError
-from foundation.files import load_tensors, read_json, save_tensors
+from foundation.files import read_json
+from foundation.tensor_files import load_tensors, save_tensors
 from server.export import Budget, spent, write_encoder
 from simulation.runtimes import Federation, run_in_process
 from ssl_methods import build_method

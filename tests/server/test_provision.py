@@ -29,7 +29,7 @@ from federation.certificates import (
     request_pem,
 )
 from federation.kit import kit_ca, kit_study, read_kit
-from federation.records import SITE_NAME
+from federation.site_names import SITE_NAME
 from federation.study import load_study
 from foundation.errors import FedpretextError
 from server import provision as commands

@@ -15,8 +15,8 @@ from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import read_json, read_jsonl
 from server.provision import provision
 from server.registry import Registry
-from server.service import Settings, checked_study, latest_status, serve, unit
-from server.status_board import read_status
+from server.service import Settings, checked_study, serve, unit
+from server.status_board import latest_status, read_status
 
 SETTINGS = Settings(host="127.0.0.1", metrics_port=0, pause_s=0.0)
 
@@ -148,7 +148,7 @@ def test_starting_weights_are_the_servers_affair(
     federation: Path, mishaps: Fail, raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
     from federation.study import study_from
-    from foundation.files import load_tensors, save_tensors
+    from foundation.tensor_files import load_tensors, save_tensors
     from ssl_methods import build_method
 
     study = study_from(raw_study, "test")

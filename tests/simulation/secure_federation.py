@@ -10,7 +10,7 @@ from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
 from federation.study import Study, load_study, study_from
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 from server.app import app as server_app
 from server.rounds import write_study
 from simulation.grid import InProcessGrid

@@ -16,7 +16,8 @@ from evaluation.results import COLUMNS
 from evaluation.score_histogram import histogram, pooled_area
 from federation.study import load_study
 from foundation.errors import FedpretextError
-from foundation.files import load_tensors, read_json
+from foundation.files import read_json
+from foundation.tensor_files import load_tensors
 from imaging.augment import Augmentation
 from imaging.manifest import Manifest
 from imaging.store import TensorStore

@@ -17,7 +17,8 @@ from evaluation.inputs import read_inputs
 from evaluation.model_similarity import round_similarity
 from evaluation.run_folder import RunFolder
 from foundation.events import DIVERGENCE_NAME, SNAPSHOTS
-from foundation.files import load_tensors, read_jsonl
+from foundation.files import read_jsonl
+from foundation.tensor_files import load_tensors
 from simulation.simulate import pretrain
 from tests.conftest import SIMULATED
 

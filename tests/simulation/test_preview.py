@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from foundation.errors import FedpretextError, RunError, StudyError
-from foundation.files import save_tensors
 from foundation.randomness import torch_generator
+from foundation.tensor_files import save_tensors
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
 from simulation import picture_sheet

@@ -19,7 +19,8 @@ from federation.flower import content_to_instruction, record_to_weights
 from federation.privacy.ledger import Ledger
 from federation.privacy.plan import plan_of
 from federation.study import load_study, study_from
-from foundation.files import load_tensors, read_json, read_jsonl
+from foundation.files import read_json, read_jsonl
+from foundation.tensor_files import load_tensors
 from server.checkpoint import latest_checkpoint
 from simulation import runtimes
 from simulation.arms import plan_arms

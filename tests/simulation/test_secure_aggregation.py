@@ -13,7 +13,8 @@ from client.site_file import load_site_file
 from federation.flower import record_to_weights
 from federation.secure_aggregation.encoding import error_bound
 from foundation.errors import QuorumError
-from foundation.files import load_tensors, read_json, read_jsonl
+from foundation.files import read_json, read_jsonl
+from foundation.tensor_files import load_tensors
 from simulation.runtimes import Federation
 from tests.simulation.secure_federation import PICTURES, Recorder, make, run, site_asked, stage_of
 

@@ -20,7 +20,8 @@ from federation.privacy.plan import plan_of
 from federation.secure_aggregation.update import grid_of
 from federation.study import load_study, study_from
 from foundation.errors import QuorumError, StudyError
-from foundation.files import load_tensors, read_json, read_jsonl
+from foundation.files import read_json, read_jsonl
+from foundation.tensor_files import load_tensors
 from server.secure_round import STATE_NAME
 from simulation.checks import check_runtime
 from simulation.runtimes import Federation

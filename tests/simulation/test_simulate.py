@@ -17,7 +17,8 @@ from PIL import Image
 
 from federation.study import load_study, study_from
 from foundation.errors import RunError
-from foundation.files import digest, load_tensors, read_json, read_jsonl
+from foundation.files import digest, read_json, read_jsonl
+from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits

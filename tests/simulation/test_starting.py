@@ -18,7 +18,8 @@ import simulation.arms
 from federation.records import TrainInstruction, TrainReply
 from federation.study import load_study, study_from
 from foundation.errors import RunError, StudyError
-from foundation.files import load_tensors, read_json, save_tensors
+from foundation.files import read_json
+from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
 from server.initial import INITIAL_NAME, initial_weights, write_initial
 from simulation.config import SimulationConfig

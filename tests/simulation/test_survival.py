@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 from simulation.runtimes import Federation, run_in_process
 
 # Where a process dies: a function, and how often it is called in a whole run of the study below.

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from federation.study import load_study
-from foundation.files import load_tensors, read_json
+from foundation.files import read_json
+from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from simulation.datasets import load_dataset

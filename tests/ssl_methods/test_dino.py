@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foundation.files import load_tensors, save_tensors
 from foundation.schedules import cosine
+from foundation.tensor_files import load_tensors, save_tensors
 from ssl_methods import Method, dino
 from ssl_methods.dino import DINO, Centre, UnitPrototypes, dino_loss, moved_centre
 from ssl_methods.encoder_outputs import features

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from foundation.errors import StudyError
-from foundation.files import save_tensors
 from foundation.randomness import seeded_torch
+from foundation.tensor_files import save_tensors
 from foundation.vision_import import timm
 from imaging.config import ImageConfig
 from ssl_methods import Method

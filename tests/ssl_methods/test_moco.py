@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foundation.errors import StudyError
-from foundation.files import load_tensors, save_tensors
+from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.store import TensorStore

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foundation.files import load_tensors, save_tensors
+from foundation.tensor_files import load_tensors, save_tensors
 from ssl_methods import Method, swav
 from ssl_methods.method import Batch, Views
 from ssl_methods.swav import Queue, SwAV, sinkhorn, swav_loss

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from evaluation.export.source import Source, find_encoder
-from foundation.files import save_tensors, write_json
+from foundation.files import write_json
 from foundation.randomness import seeded_torch, torch_generator
+from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
 from ssl_methods.encoders import EncoderConfig, build_encoder
 

@@ -14,7 +14,7 @@ from evaluation.export.commands import mount
 from evaluation.export.export import TARGETS, Target, export
 from evaluation.export.source import Source, find_encoder
 from foundation.errors import FedpretextError, RunError
-from foundation.files import load_tensors
+from foundation.tensor_files import load_tensors
 
 MakeRun = Callable[..., Path]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from federation.algorithms.flower_strategies import FedAdam, FedAdamConfig, FedMedian, FedMedianConfig
-from foundation.files import load_tensors, save_tensors
+from foundation.tensor_files import load_tensors, save_tensors
 
 Make = Callable[..., Any]
 SHAPES = {"encoder.w": (3, 4), "encoder.b": (4,), "encoder.scale": ()}
