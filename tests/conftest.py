@@ -2,9 +2,10 @@
 
 import copy
 import gc
+import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def _room(item: pytest.Item) -> str:
 def pytest_collection_finish() -> None:
     """What the imports made is no garbage: the collector need not look through it thousands of times."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_disk() -> Iterator[None]:
+    """What a test writes need not outlive a power cut, and waiting for disks takes as long as all the computing.
+
+    Programs that tests start do wait for theirs; a test that looks at the waiting puts a function of its own here.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")
