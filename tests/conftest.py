@@ -32,23 +32,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+_LONGEST = (
+    "deployment/test_survival.py", "test_readme.py", "deployment/test_walkthrough.py", "simulation/test_ray_runtime.py",
+    "deployment/test_security.py", "test_command_line.py", "deployment/test_private_deployment.py",
+    "simulation/advisor/test_study_file.py", "evaluation/test_stage.py", "client/test_every_method.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Hand whole files to the processes that share the work, and those with the longest tests first.
+    """The files that take longest come first, or one process would work on them when the others have nothing left.
 
-    What starts a federation's real programs stays with one process: two of those at once would be short of cores.
+    Those of a federation's real programs take turns with others: two of them at once are short of cores.
     """
-    for item in items:
-        shared_by = "programs" if _room(item) == "deployment" else item.path.relative_to(ROOT).as_posix()
-        item.add_marker(pytest.mark.xdist_group(shared_by))
-    items.sort(key=lambda item: _FIRST.index(_room(item)) if _room(item) in _FIRST else len(_FIRST))
-
-
-_FIRST = ("deployment", "tests", "simulation")
-
-
-def _room(item: pytest.Item) -> str:
-    return item.path.parent.relative_to(ROOT / "tests").parts[0] if item.path.parent != ROOT / "tests" else "tests"
+    places = {path: number for number, path in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(ROOT / "tests").as_posix(), len(places)))
 
 
 def pytest_collection_finish() -> None:
