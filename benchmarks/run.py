@@ -10,7 +10,7 @@ import sys
 
 BENCHMARKS = (
     "augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text", "probes", "secure_aggregation",
-    "private_step", "privacy_audit",
+    "secure_rounds",    "private_step", "privacy_audit",
 )  # fmt: skip
 
 
