@@ -112,10 +112,11 @@ class Site:
             check_patients(self._study, patients)
             store = TensorStore.build(manifest, self._study.image, self._file.cache)
             # Pictures that cannot be read are not counted, and may have been a patient's only ones.
-            check_pictures(policy, len(store), None if patients is None else len(set(store.patients.tolist())))
+            counts = Counter(store.patients.tolist())
+            check_pictures(policy, len(store), None if patients is None else len(counts))
             check_site(self._study, store)
-            check_work(policy, self._study, Counter(store.patients.tolist()).values())
-            if said := fewer_patients(self._study, len(set(store.patients.tolist()))):
+            check_work(policy, self._study, counts.values())
+            if said := fewer_patients(self._study, len(counts)):
                 say(f"site {self.name}: {said}")
             self._store = store
         return self._store

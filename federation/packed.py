@@ -15,20 +15,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from federation.records import WithheldError, all_finite
+from foundation.tensor_files import cut_loose
 
 _Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """The tensors, moved to the CPU, made contiguous and cut loose from each other."""
-    whole: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, value in tensors.items():
-        value = value.detach().to("cpu").contiguous()
-        place = value.untyped_storage().data_ptr()
-        whole[name] = value.clone() if place in taken else value  # safetensors refuses memory that two names share
-        taken.add(place)
-    return save(whole)
+    return save(cut_loose(tensors))
 
 
 def unpack(data: bytes) -> dict[str, Tensor]:

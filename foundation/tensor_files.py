@@ -15,8 +15,8 @@ from foundation.errors import RunError
 from foundation.files import write_with
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors (moved to the CPU, made contiguous, cut loose from each other) as safetensors, atomically."""
+def cut_loose(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, moved to the CPU, made contiguous and cut loose from each other."""
     whole: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
     for name, value in tensors.items():
@@ -24,6 +24,12 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         place = value.untyped_storage().data_ptr()
         whole[name] = value.clone() if place in taken else value  # safetensors refuses memory that two names share
         taken.add(place)
+    return whole
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors, as ``cut_loose`` makes them, as safetensors, atomically."""
+    whole = cut_loose(tensors)
     write_with(path, lambda temporary: _save(whole, temporary, dict(metadata) if metadata else None))
 
 

@@ -118,12 +118,9 @@ def _serialised(tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, st
     """The bytes of a safetensors file."""
     from safetensors.torch import save
 
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    owners = {value.untyped_storage().data_ptr(): name for name, value in whole.items()}
-    for name, value in whole.items():
-        if owners[value.untyped_storage().data_ptr()] != name:
-            whole[name] = value.clone()  # safetensors refuses memory that two names share
-    return save(whole, dict(metadata) if metadata else None)
+    from foundation.tensor_files import cut_loose
+
+    return save(cut_loose(tensors), dict(metadata) if metadata else None)
 
 
 def _derived(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:

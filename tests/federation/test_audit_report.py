@@ -1,7 +1,6 @@
 """What a person reads of audit logs, on 80 columns."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,6 @@ from foundation.errors import RunError
 
 STUDY, CODE, WEIGHTS = "ab" * 32, "0.1.0", "cd" * 32
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d"
-
-
-@pytest.fixture(autouse=True)
-def hasty_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("federation.audit.os.fsync", lambda handle: None)
-    yield
 
 
 @pytest.fixture
