@@ -147,7 +147,8 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, pictures: int | N
         yield "of these how training moved the parameters, under masks that cancel in the sum of several sites alone"
         yield "keys for masks, signatures by this site's key, and shares of the masks' secrets, sealed for other sites"
     if study.privacy is None and study.secure_aggregation is not None:
-        yield f"{_LEARNT}; the server sees their sum, which nothing keeps free of traces of single ones."
+        yield f"{_LEARNT}; an honest server sees their sum only,"
+        yield "one that sends different weights to different sites can read this site's update out of it"
         yield "the count of pictures: under masks too, and told as 1; no number about the round"
     elif study.privacy is None:
         yield f"{_LEARNT}; nothing keeps them free of traces of single ones."
@@ -193,7 +194,11 @@ def label_statistics(study: Study, width: int, policy: Policy | None = None) -> 
     ]
     if config.histogram and (policy is None or policy.allow_score_histogram):
         lines.append(f"how the test pictures' scores are spread in {BINS} bins, by class; bins under {fewest} merged")
-    return [*lines, "These are sums, not labels; of few patients they can give single labels away."]
+    return [
+        *lines,
+        "These are sums, not labels; of few patients they can give single labels away, and a server that sends an",
+        "encoder of its own making can read features, labels and images out of them.",
+    ]
 
 
 def _count_told(policy: Policy, pictures: int | None) -> str:
