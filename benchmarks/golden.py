@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import nibabel as nib
+import nibabel
 import numpy as np
 import yaml
 from PIL import Image
@@ -52,7 +52,8 @@ def write_images(folder: Path, volumes: bool) -> None:
             name = f"{site}-{number}.{'nii.gz' if volumes else 'png'}"
             if volumes:
                 voxels = np.kron(draw.normal(size=(6, 6, 4)), np.ones((4, 4, 4))).astype(np.float32)
-                nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / name)
+                image: Any = nibabel.Nifti1Image(voxels, np.eye(4))  # type: ignore[no-untyped-call]
+                nibabel.save(image, folder / name)
             else:
                 pixels = np.kron(draw.integers(0, 256, (8, 8)), np.ones((4, 4))).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / name)
