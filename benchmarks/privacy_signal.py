@@ -39,7 +39,7 @@ from federation.privacy import noise
 from federation.privacy.accounting import noise_for
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.plan import LEAST_SIGNAL, signal_to_noise
-from federation.study import TrainingConfig
+from federation.training_config import TrainingConfig
 from foundation.files import write_json, write_text
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig

@@ -28,7 +28,7 @@ from federation.algorithms import build_algorithm
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.privacy import noise
 from federation.privacy.config import PatientPrivacyConfig
-from federation.study import TrainingConfig
+from federation.training_config import TrainingConfig
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
 from ssl_methods import AnyMethodConfig, Method, build_method

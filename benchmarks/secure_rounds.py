@@ -43,7 +43,8 @@ def rounds_of(sites: int, rounds: int, *, secure: bool) -> Measured:
     from server.rounds import write_study
     from simulation.arms import OPEN_POLICY
     from simulation.run_keys import write_run_keys
-    from simulation.runtimes import Federation, run_in_process
+    from simulation.runtimes import run_in_process
+    from simulation.site_folders import Federation
 
     sums = {"secure_aggregation": {"largest_value": 1.0}} if secure else {}
     study = study_from(STUDY | {"rounds": {"count": rounds}} | sums, "benchmark")

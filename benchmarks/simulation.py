@@ -78,7 +78,8 @@ def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth
     from server.checkpoint import write_checkpoint
     from server.rounds import write_study
     from simulation.arms import OPEN_POLICY
-    from simulation.runtimes import RUNTIMES, Federation
+    from simulation.runtimes import RUNTIMES
+    from simulation.site_folders import Federation
 
     study = study_from(
         {

@@ -19,8 +19,8 @@ from federation.study import Study, load_study
 from foundation.errors import StudyError
 from foundation.files import write_text
 from foundation.progress import say
+from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
-from imaging.config import Section
 
 _FEWEST_DIGITS = 12
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from federation.study import TrainingConfig
+from federation.training_config import TrainingConfig
 from foundation.schedules import cosine, warmup_cosine
 from ssl_methods.method import Method
 

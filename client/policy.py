@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from client.private_rules import work_of_round
 from foundation.errors import DataError, FedpretextError, StudyError, nearest
 from foundation.progress import say
-from imaging.config import Section
+from foundation.section import Section
 
 if TYPE_CHECKING:
     from federation.study import Study

@@ -8,8 +8,8 @@ from client.policy import Policy
 from federation.key_source import KeySource
 from federation.site_names import SITE_NAME
 from foundation.machine import DeviceName
+from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
-from imaging.config import Section
 
 
 class SiteFile(Section):

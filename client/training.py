@@ -13,7 +13,8 @@ from client.private_rules import check_patients
 from federation.algorithms.algorithm import Algorithm
 from federation.local_work import LocalWork, local_work
 from federation.records import all_finite
-from federation.study import Study, TrainingConfig
+from federation.study import Study
+from federation.training_config import TrainingConfig
 from foundation.errors import DataError, TrainingError
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator

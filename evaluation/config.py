@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from imaging.config import Section
+from foundation.section import Section
 
 TaskKind = Literal["classification", "multilabel", "regression", "segmentation", "detection"]
 ProtocolName = Literal[

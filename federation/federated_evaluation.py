@@ -15,7 +15,7 @@ from torch import Tensor
 from evaluation.federated_figures import FIGURES
 from evaluation.federated_probe import outputs_of
 from evaluation.score_histogram import BINS
-from imaging.config import Section
+from foundation.section import Section
 
 Step = Literal["moments", "gradient", "figures", "histogram"]
 STEPS: tuple[str, ...] = get_args(Step)

@@ -13,8 +13,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from foundation.errors import StudyError
+from foundation.section import Section
 from foundation.vault import KEY_BYTES, PLAIN, Vault
-from imaging.config import Section
 
 _COMMAND_S = 30.0
 _LONGEST = 1024  # no form of a key is longer, and a wrong file may be

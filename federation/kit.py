@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field
 from federation.certificates import CredentialError, certificate_pem, read_certificate
 from federation.site_names import SITE_NAME
 from foundation.files import write_text
+from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
-from imaging.config import Section
 
 if TYPE_CHECKING:
     from federation.study import Study  # with all the methods, which take seconds to import

@@ -1,10 +1,8 @@
 """How much a site does in a round: one rule that the site, the budget table and the equal-budget arms all use."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from federation.study import TrainingConfig
+from federation.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from foundation.section import Section
 
 Modality = Literal[
     "x-ray", "ultrasound", "histopathology", "ct", "mri", "fundus", "dermoscopy", "endoscopy", "microscopy"
 ]
-
-
-class Section(BaseModel):
-    """A part of a study file: unknown keys are errors, values do not change after checking."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from foundation.errors import DataError, nearest
 from foundation.randomness import numpy_generator
-from imaging.config import Section
+from foundation.section import Section
 from imaging.manifest import Manifest
 
 ROLES = ("train", "validation", "test", "left-out")

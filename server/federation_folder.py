@@ -17,8 +17,8 @@ from federation.kit import CA, ServerAddress, StudyHash
 from federation.site_names import SITE_NAME
 from foundation.errors import nearest
 from foundation.files import write_text
+from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
-from imaging.config import Section
 
 FEDERATION, SITES = "federation.yaml", "sites"
 SERVERS = ("proxy", "superlink")

@@ -23,8 +23,8 @@ from simulation.budgets import RoundWork, round_work
 from simulation.checks import telling_reasons
 from simulation.config import SimulationConfig
 from simulation.run_keys import write_run_keys
-from simulation.runtimes import RUNTIMES, Federation
-from simulation.site_folders import write_site_folders
+from simulation.runtimes import RUNTIMES
+from simulation.site_folders import Federation, write_site_folders
 from simulation.starting import kept_weights, source_of
 from ssl_methods import build_method
 from ssl_methods.starting_weights import start_from

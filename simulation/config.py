@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from foundation.errors import StudyError
-from imaging.config import Section
+from foundation.section import Section
+from imaging.manifest import Manifest
 from imaging.splits import SplitConfig
 from simulation.datasets import DATASETS, dataset
 from simulation.partition import BySite, PartitionConfig
@@ -45,3 +46,7 @@ class SimulationConfig(Section):
         except StudyError as error:
             raise ValueError(str(error)) from error
         return self
+
+    def load_dataset(self, workspace: Path, seed: int) -> Manifest:
+        """All pictures of the study's dataset; what is made or downloaded goes below ``workspace``."""
+        return dataset(self.dataset).load(self.root, workspace, seed, self.options)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from foundation.errors import DataError
 from foundation.randomness import numpy_generator
-from imaging.config import Section
+from foundation.section import Section
 from imaging.manifest import Manifest
 
 Weights = NDArray[np.float64]

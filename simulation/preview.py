@@ -25,7 +25,6 @@ from imaging.partners import Partners
 from imaging.planes import in_colour, shown_channel, shown_plane
 from imaging.presets import Preset
 from imaging.store import TensorStore
-from simulation.datasets import load_dataset
 from simulation.findings import Findings, are_outlined, findings_of
 from simulation.partition import assign_sites
 from simulation.picture_sheet import Block, Panel, write_sheet
@@ -113,7 +112,7 @@ def _listed(study: Study, site: Path | None) -> Iterator[tuple[Manifest, Path]]:
         return
     config = simulation_config(study)
     with TemporaryDirectory() as folder:
-        everything = load_dataset(config, Path(folder) / "data", study.seed)
+        everything = config.load_dataset(Path(folder) / "data", study.seed)
         located = assign_sites(everything, config.partition, study.seed)
         # Who looks at pictures of a hospital that is left out, and then sets a preset, has not left it out.
         yield located.where(~located.table["site"].isin(config.splits.left_out).to_numpy()), Path(folder)

@@ -29,7 +29,7 @@ from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import read_jsonl, write_text
 from foundation.process_group import ProcessGroup, flower_environment, free_port
 from foundation.progress import bar, say
-from simulation.runtimes import Federation
+from simulation.site_folders import Federation
 
 _START_S, _POLL_S = 120.0, 0.3
 _RAISED = re.compile(r"([\w.]+(?:Error|Exception|Exit)): (.+)")

@@ -1,31 +1,13 @@
 """Where a simulated federation runs. The same two app objects in each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
 from server.app import app as server_app
 from simulation.grid import InProcessGrid
-
-
-@dataclass(frozen=True)
-class Federation:
-    """One prepared federation: its folder holds ``study.yaml`` and ``sites/<name>/site.yaml``."""
-
-    folder: Path
-    sites: tuple[str, ...]
-
-    def run_config(self) -> dict[str, str | int]:
-        """What both apps read from Flower's run configuration."""
-        return {
-            "study": str(self.folder / "study.yaml"),
-            "folder": str(self.folder),
-            "site-files": str(self.folder / "sites"),
-            "sites": len(self.sites),
-        }
+from simulation.site_folders import Federation
 
 
 def run_in_process(federation: Federation) -> None:

@@ -31,7 +31,6 @@ from server.federated_evaluation import collect
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
 from simulation.checks import check_runtime, check_sites, decode_pictures
 from simulation.config import SimulationConfig
-from simulation.datasets import load_dataset
 from simulation.partition import assign_sites
 from simulation.spent import record_privacy
 from simulation.starting import identified, keep_weights
@@ -117,7 +116,7 @@ def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[
     """Load the dataset, give every picture a site, draw the split once; all are written, and read back on a resume."""
     place = folder / "evaluation"
     if not (place / "splits.csv").exists():
-        found = load_dataset(config, folder / "data", study.seed)
+        found = config.load_dataset(folder / "data", study.seed)
         assign_sites(found, config.partition, study.seed).write_located(place)
         pictures = Manifest.read(place / "manifest.csv", found.unit)
         splits = draw_splits(pictures, config.splits, study.seed)

@@ -1,10 +1,28 @@
-"""What a simulated hospital has on its disk: a folder with a manifest of its own pictures, nothing else."""
+"""Folders of a simulated federation: each hospital's has a manifest of its own pictures, and nothing else."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from foundation.errors import DataError
 from imaging.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One prepared federation: its folder holds ``study.yaml`` and ``sites/<name>/site.yaml``."""
+
+    folder: Path
+    sites: tuple[str, ...]
+
+    def run_config(self) -> dict[str, str | int]:
+        """What both apps read from Flower's run configuration."""
+        return {
+            "study": str(self.folder / "study.yaml"),
+            "folder": str(self.folder),
+            "site-files": str(self.folder / "sites"),
+            "sites": len(self.sites),
+        }
 
 
 def write_site_folders(manifest: Manifest, out: Path, min_pictures: int = 1) -> dict[str, Path]:

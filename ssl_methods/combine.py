@@ -6,7 +6,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from imaging.config import ImageConfig, Section
+from foundation.section import Section
+from imaging.config import ImageConfig
 from imaging.partners import Relation
 from ssl_methods.encoders import Kind
 from ssl_methods.mae import MAEConfig

@@ -9,8 +9,9 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from foundation.errors import StudyError, nearest
+from foundation.section import Section
 from foundation.vision_import import VisionTransformer, timm
-from imaging.config import ImageConfig, Section
+from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import grid_shape
 from ssl_methods.heads import grid_positions
 from ssl_methods.volume_encoders import (

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from foundation.section import Section
 from imaging.augment import Augmentation
-from imaging.config import ImageConfig, Section
+from imaging.config import ImageConfig
 from imaging.partners import Relation
 
 Family = Literal["contrastive", "non-contrastive", "predictive", "reconstruction", "hybrid"]

@@ -19,8 +19,8 @@ from PIL import Image
 from federation.study import study_from
 from fedpretext import main as command_line
 from server.rounds import write_study
-from simulation.runtimes import Federation
 from simulation.simulate import simulate
+from simulation.site_folders import Federation
 
 # A busy machine must not fail a test: hypothesis otherwise gives each example 200 ms.
 settings.register_profile("house", deadline=None)

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_rooms_import_only_downwards(path: Path) -> None:
         other = module.split(".")[0]
         if other in LEVELS and other != room:
             assert LEVELS[other] < LEVELS[room], f"{name_of(path)} imports {module}"
+
+
+def test_no_circles() -> None:
+    """Also none through imports that stand inside a function or under TYPE_CHECKING."""
+    modules = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in files()}
+    needs: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        taken = {inner for outer, names in imports(parsed(path)) for inner in (outer, *(f"{outer}.{n}" for n in names))}
+        needs[module] = (taken & set(modules)) - {module}
+    list(TopologicalSorter(needs).static_order())  # CycleError names the modules of a circle
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

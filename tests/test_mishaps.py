@@ -13,7 +13,8 @@ from PIL import Image
 
 from foundation.files import read_jsonl
 from foundation.tensor_files import load_tensors
-from simulation.runtimes import Federation, run_in_process
+from simulation.runtimes import run_in_process
+from simulation.site_folders import Federation
 from ssl_methods.mae import MAE
 
 Call = Callable[..., Any]

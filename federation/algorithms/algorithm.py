@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from imaging.config import Section
+from foundation.section import Section
 
 Weights = dict[str, Tensor]
 State = dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from imaging.config import Section
+from foundation.section import Section
 
 
 class SecureAggregationConfig(Section):

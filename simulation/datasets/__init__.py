@@ -1,10 +1,8 @@
 """Public datasets by name. To add one: a file here, a line in ``DATASETS``, a test."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foundation.errors import look_up
-from imaging.manifest import Manifest
 from simulation.datasets.bccd import BCCD
 from simulation.datasets.busi import BUSI
 from simulation.datasets.chase_db1 import CHASE_DB1
@@ -14,9 +12,6 @@ from simulation.datasets.folder import FOLDER
 from simulation.datasets.lgg_mri import LGG_MRI
 from simulation.datasets.medmnist import MEDMNIST
 from simulation.datasets.phantoms import PHANTOMS
-
-if TYPE_CHECKING:
-    from simulation.config import SimulationConfig  # which needs this table to check a dataset's options
 
 DATASETS: dict[str, Dataset[Any]] = {
     "phantoms": PHANTOMS,
@@ -29,14 +24,9 @@ DATASETS: dict[str, Dataset[Any]] = {
     "folder": FOLDER,
 }
 
-__all__ = ["DATASETS", "Dataset", "NoOptions", "dataset", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "NoOptions", "dataset"]
 
 
 def dataset(name: str) -> Dataset[Any]:
     """The dataset ``name``; StudyError with the nearest name otherwise."""
     return look_up(DATASETS, name, "dataset")
-
-
-def load_dataset(config: "SimulationConfig", workspace: Path, seed: int) -> Manifest:
-    """All pictures of the study's dataset; what is made or downloaded goes below ``workspace``."""
-    return dataset(config.dataset).load(config.root, workspace, seed, config.options)

@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import Field
 
 from foundation.errors import DataError
-from imaging.config import Section
+from foundation.section import Section
 from imaging.manifest import Manifest
 from simulation.datasets.dataset import Dataset, needed_root
 

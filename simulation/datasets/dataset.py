@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from foundation.errors import DataError, StudyError, nearest
-from imaging.config import Section
+from foundation.section import Section
 from imaging.manifest import Manifest
 
 Options = TypeVar("Options", bound=Section)

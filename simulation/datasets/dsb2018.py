@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from imaging.config import Section
+from foundation.section import Section
 from imaging.manifest import Manifest
 from simulation.datasets.busi import with_clusters
 from simulation.datasets.dataset import Dataset, needed_root

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from foundation.errors import DataError, look_up
 from foundation.files import replace_folder
-from imaging.config import Section
+from foundation.section import Section
 from imaging.manifest import Manifest
 from simulation.datasets.busi import with_clusters
 from simulation.datasets.dataset import Dataset

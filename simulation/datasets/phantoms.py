@@ -18,7 +18,7 @@ from pydantic import Field
 
 from foundation.files import digest, replace_folder
 from foundation.randomness import numpy_generator
-from imaging.config import Section
+from foundation.section import Section
 from imaging.manifest import Manifest
 from simulation.datasets.dataset import Dataset
 from simulation.phantom_anatomy import DRAWING_VERSION, draw_anatomy, draw_slice

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import client.training
 from client.training import RoundOutcome, train_round
 from federation.algorithms import build_algorithm
-from federation.study import Study, TrainingConfig
+from federation.study import Study
+from federation.training_config import TrainingConfig
 from foundation.errors import TrainingError
 from foundation.schedules import warmup_cosine
 from imaging.config import ImageConfig

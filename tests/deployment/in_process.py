@@ -8,7 +8,8 @@ import yaml
 from foundation.tensor_files import load_tensors
 from server.rounds import write_study
 from simulation.run_keys import write_run_keys
-from simulation.runtimes import Federation, run_in_process
+from simulation.runtimes import run_in_process
+from simulation.site_folders import Federation
 
 from .conftest import Deployment
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.local_work import LocalWork, local_work, steps_for_budget
-from federation.study import TrainingConfig
+from federation.training_config import TrainingConfig
 
 
 def training(**settings: Any) -> TrainingConfig:

@@ -18,7 +18,7 @@ from foundation.files import read_jsonl
 from foundation.tensor_files import load_tensors
 from server.app import app as server_app
 from simulation.grid import InProcessGrid
-from simulation.runtimes import Federation
+from simulation.site_folders import Federation
 
 Make = Callable[..., Federation]
 

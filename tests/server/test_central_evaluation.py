@@ -22,7 +22,8 @@ from foundation.tensor_files import load_tensors, save_tensors
 from server.central_evaluation import prepare
 from server.export import write_encoder
 from server.rounds import write_study
-from simulation.runtimes import Federation, run_in_process
+from simulation.runtimes import run_in_process
+from simulation.site_folders import Federation
 from ssl_methods import build_method
 
 Call = Callable[..., Any]

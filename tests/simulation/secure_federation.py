@@ -15,7 +15,7 @@ from server.app import app as server_app
 from server.rounds import write_study
 from simulation.grid import InProcessGrid
 from simulation.run_keys import write_run_keys
-from simulation.runtimes import Federation
+from simulation.site_folders import Federation
 from tests.conftest import write_site
 
 PICTURES = {"A": 9, "B": 6, "C": 4, "D": 5}

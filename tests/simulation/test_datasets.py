@@ -18,7 +18,7 @@ from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.masks import read_masks
 from simulation.config import SimulationConfig
-from simulation.datasets import DATASETS, bccd, dataset, load_dataset, medmnist
+from simulation.datasets import DATASETS, bccd, dataset, medmnist
 from simulation.datasets.medmnist import checked_file
 
 
@@ -168,7 +168,7 @@ def test_a_folder_of_ones_own_is_read_as_a_manifest_or_by_subfolder(tmp_path: Pa
     table = pd.DataFrame({"image": ["p1/a.png", "p2/a.png"], "patient": ["x", "y"], "site": ["S", "T"]})
     table.to_csv(tmp_path / "mine.csv", index=False)
     config = SimulationConfig(dataset="folder", root=tmp_path / "mine.csv")
-    assert list(load_dataset(config, tmp_path / "work", 0).table["site"]) == ["S", "T"]
+    assert list(config.load_dataset(tmp_path / "work", 0).table["site"]) == ["S", "T"]
 
 
 def test_the_published_checksum_lets_the_official_file_pass(shared: Path) -> None:

@@ -25,8 +25,9 @@ from server.checkpoint import latest_checkpoint
 from simulation import runtimes
 from simulation.arms import plan_arms
 from simulation.budgets import RoundWork, round_work
-from simulation.runtimes import Federation, run_in_process
+from simulation.runtimes import run_in_process
 from simulation.simulate import Run, planned, simulate, simulation_config
+from simulation.site_folders import Federation
 from ssl_methods import build_method
 
 PATIENT = {"unit": "patient", "epsilon": 40.0, "delta": 0.005, "patients": 4, "patients_per_step": 2}

@@ -17,7 +17,8 @@ import pytest
 
 from foundation.errors import QuorumError, RunError, StudyError
 from simulation import ray_runtime
-from simulation.runtimes import Federation, run_in_process, run_in_ray
+from simulation.runtimes import run_in_process, run_in_ray
+from simulation.site_folders import Federation
 
 # Starting Ray takes 15 s of two free cores and as many minutes as others leave it none.
 pytestmark = pytest.mark.timeout(600)
@@ -111,7 +112,8 @@ def test_a_killed_run_leaves_nothing_running_and_goes_on_to_the_bits_of_the_in_p
     reference, other = federation(raw_study, "reference"), federation(raw_study, "other")
     run_in_process(reference)
     program = (
-        "import sys; from pathlib import Path; from simulation.runtimes import Federation, run_in_ray\n"
+        "import sys; from pathlib import Path; from simulation.runtimes import run_in_ray\n"
+        "from simulation.site_folders import Federation\n"
         "run_in_ray(Federation(Path(sys.argv[1]), ('A', 'B', 'C')))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(other.folder)])

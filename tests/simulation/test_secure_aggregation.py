@@ -15,7 +15,7 @@ from federation.secure_aggregation.encoding import error_bound
 from foundation.errors import QuorumError
 from foundation.files import read_json, read_jsonl
 from foundation.tensor_files import load_tensors
-from simulation.runtimes import Federation
+from simulation.site_folders import Federation
 from tests.simulation.secure_federation import PICTURES, Recorder, make, run, site_asked, stage_of
 
 

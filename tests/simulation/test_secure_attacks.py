@@ -24,8 +24,8 @@ from foundation.files import read_json, read_jsonl
 from foundation.tensor_files import load_tensors
 from server.secure_round import STATE_NAME
 from simulation.checks import check_runtime
-from simulation.runtimes import Federation
 from simulation.simulate import simulate, simulation_config
+from simulation.site_folders import Federation
 from ssl_methods import build_method
 from tests.simulation.secure_federation import Recorder, make, run, site_asked, stage_of
 

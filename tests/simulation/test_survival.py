@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from foundation.tensor_files import load_tensors
-from simulation.runtimes import Federation, run_in_process
+from simulation.runtimes import run_in_process
+from simulation.site_folders import Federation
 
 # Where a process dies: a function, and how often it is called in a whole run of the study below.
 MOMENTS = {

@@ -17,7 +17,6 @@ from foundation.files import read_json
 from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
-from simulation.datasets import load_dataset
 from simulation.simulate import simulate, simulation_config
 from simulation.validate import validate
 from ssl_methods.encoders import EncoderConfig, build_encoder
@@ -107,7 +106,7 @@ def test_validate_says_what_a_volume_is_and_needs(volume_study: Path) -> None:
 def glands(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """What the ready study has for pictures."""
     study = load_study(CONFIGS / "adrenal-3d.yaml", [f"simulation.root={shared / 'data' / 'adrenalmnist3d'}"])
-    return load_dataset(simulation_config(study), tmp_path_factory.mktemp("glands"), 0)
+    return simulation_config(study).load_dataset(tmp_path_factory.mktemp("glands"), 0)
 
 
 def test_the_adrenal_study_has_the_published_volumes(shared: Path, glands: Manifest) -> None:

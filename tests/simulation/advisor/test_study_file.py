@@ -16,8 +16,9 @@ from simulation.advisor.ranking import Ranked, best
 from simulation.advisor.setting import Setting
 from simulation.advisor.study_file import batch_of, study_text
 from simulation.advisor.study_file import write_study as write
-from simulation.runtimes import RUNTIMES, Federation
+from simulation.runtimes import RUNTIMES
 from simulation.simulate import simulate
+from simulation.site_folders import Federation
 from simulation.validate import validate
 from ssl_methods import build_method
 from tests.simulation.advisor.conftest import PAIRS, setting
