@@ -61,7 +61,7 @@ def messages(contributions: list[Spooled], names: list[str], shared: bool) -> li
     from flwr.app import MetricRecord, RecordDict
 
     from federation.flower import tensors_to_arrays
-    from federation.flower_private import reply_as_received
+    from federation.flower_private_identity import reply_as_received
 
     kept: list[Any] = []
     replies = []

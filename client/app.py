@@ -1,25 +1,23 @@
-"""The site's Flower app: thin. Everything that can go wrong is answered with a category, never with a text."""
+"""The site's Flower app: what it answers to each kind of message, and the one way by which an answer leaves.
 
-import errno
-import re
+Everything that can go wrong is answered with a category, never with a text.
+"""
+
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.approval import approved_study
-from client.labelled import TooFewLabelsError
-from client.outgoing import checked_reply
-from client.policy import LabelsNotPermittedError, Policy
+from client.refusals import category_of, refusal, round_of
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
 from client.site_identity import keys_of
-from client.site_ledger import LedgerNotContinuedError
-from client.site_log import LogNotContinuedError, SiteLog, log_error
+from client.site_log import SiteLog, log_error
+from client.sites import Sites, site_file_path
 from federation.flower import (
-    check_record_dict,
     confirmation_to_content,
     content_to_instruction,
     content_to_note,
@@ -27,195 +25,133 @@ from federation.flower import (
     reply_to_content,
     site_to_content,
     statistics_to_content,
-    study_asked_for,
     with_note,
 )
-from federation.key_source import open_vault
-from federation.privacy.ledger import BudgetSpentError
-from federation.records import UNKNOWN_SITE, Category, Failure
-from federation.secure_aggregation.messages import SecureAggregationError
+from federation.flower_permitted import Permitted, check_record_dict
 from federation.secure_flower import answer_to_content, check_answer_record, content_to_request
-from federation.study import Study, load_study
-from foundation.errors import DataError, FedpretextError, RunError, StudyError, TrainingError
-
-app = ClientApp()
-_sites: dict[tuple[str, SiteFile], Site] = {}
-Act = Callable[[Site, SiteLog], RecordDict]
 
 
-@app.query()
-def who(message: Message, context: Context) -> Message:
-    """Answer with the site's name, the study it has, and how many pictures."""
-    return _guarded(message, context, lambda site, log: _introduction(site))
+@dataclass(frozen=True)
+class Answer:
+    """An answer that has not left. check: raises unless the record, with or without a note, may leave.
+
+    record: writes into the site's audit log that it leaves.
+    """
+
+    content: RecordDict
+    check: Callable[[RecordDict], None]
+    record: Callable[[], None]
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train one round, idempotently."""
-    return _guarded(message, context, lambda site, log: _trained(message, site, log))
+Act = Callable[[Site, SiteLog], Answer]
 
 
-@app.query("deliver")
-def deliver(message: Message, context: Context) -> Message:
-    """Keep the study's final weights."""
-    return _guarded(message, context, lambda site, log: _kept(message, site, log))
+def release(answer: Answer, log: SiteLog) -> RecordDict:
+    """The only way by which anything but a refusal leaves a site: checked, then logged, noted, and checked again.
 
-
-@app.query("evaluate")
-def evaluate(message: Message, context: Context) -> Message:
-    """Answer a question about labelled pictures: sums over them, or figures of the site's test patients."""
-    return _guarded(message, context, lambda site, log: _told(message, site, log))
-
-
-@app.query("secure")
-def secure(message: Message, context: Context) -> Message:
-    """One stage of a secure sum."""
-    return _guarded(message, context, lambda site, log: _summed(message, site, log, _site_file_path(context)))
-
-
-def _introduction(site: Site) -> RecordDict:
-    content = site_to_content(site.allowed(site.describe()))
-    check_record_dict(content, site.name, site.study_hash, {}, (), site.private, site.uncounted)
+    The second check is of the very record that Flower serialises. An answer that the first one withholds is not logged
+    as released.
+    """
+    answer.check(answer.content)
+    answer.record()
+    content = with_note(answer.content, log.note())
+    answer.check(content)
     return content
 
 
-def _trained(message: Message, site: Site, log: SiteLog) -> RecordDict:
-    """The round's update, held against the list of what may leave: as values, then as what Flower will serialise."""
-    log.check(content_to_note(message.content))
-    instruction = content_to_instruction(message.content)
-    log.instructed(instruction)
-    reply, again = site.trained_or_stored(instruction)
-    allowed = site.allowed(reply, instruction.round)
-    content, expected, metrics = reply_to_content(allowed), site.update_like(), list(allowed.metrics)
-    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.uncounted)
-    log.released(allowed, again)  # an update that is withheld was not released
-    content = with_note(content, log.note())
-    check_record_dict(content, site.name, site.study_hash, expected, metrics, site.private, site.uncounted)
-    return content
+def build_app() -> ClientApp:
+    """The app, with the sites of its own that it answers for."""
+    app, sites = ClientApp(), Sites()
+
+    @app.query()
+    def who(message: Message, context: Context) -> Message:
+        """Answer with the site's name, the study it has, and how many pictures."""
+        return _guarded(message, context, sites, lambda site, log: _introduction(site))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        """Train one round, idempotently."""
+        return _guarded(message, context, sites, lambda site, log: _trained(message, site, log))
+
+    @app.query("deliver")
+    def deliver(message: Message, context: Context) -> Message:
+        """Keep the study's final weights."""
+        return _guarded(message, context, sites, lambda site, log: _kept(message, site, log))
+
+    @app.query("evaluate")
+    def evaluate(message: Message, context: Context) -> Message:
+        """Answer a question about labelled pictures: sums over them, or figures of the site's test patients."""
+        return _guarded(message, context, sites, lambda site, log: _told(message, site, log))
+
+    @app.query("secure")
+    def secure(message: Message, context: Context) -> Message:
+        """One stage of a secure sum."""
+        return _guarded(message, context, sites, lambda site, log: _summed(message, site, log, site_file_path(context)))
+
+    return app
 
 
-def _kept(message: Message, site: Site, log: SiteLog) -> RecordDict:
-    log.check(content_to_note(message.content))
-    digest = site.keep_final(content_to_instruction(message.content).weights)
-    log.delivered(site.study_hash, digest)
-    content = with_note(confirmation_to_content(site.name, site.study_hash, digest), log.note())
-    check_record_dict(content, site.name, site.study_hash, {}, ())
-    return content
-
-
-def _told(message: Message, site: Site, log: SiteLog) -> RecordDict:
-    log.check(content_to_note(message.content))
-    told = site.allowed_statistics(site.told(content_to_question(message.content)))
-    content, expected = statistics_to_content(told), site.statistics_like(told)
-    check_record_dict(content, site.name, site.study_hash, expected, ())
-    log.told(told)
-    content = with_note(content, log.note())
-    check_record_dict(content, site.name, site.study_hash, expected, ())
-    return content
-
-
-def _summed(message: Message, site: Site, log: SiteLog, place: Path) -> RecordDict:
-    log.check(content_to_note(message.content))
-    request = content_to_request(message.content)
-    log.asked_for(request)
-    answer = site.summed(request, keys_of(place.parent))
-    content, numbers = answer_to_content(answer), site.masked_numbers()
-    check_answer_record(content, site.name, site.study_hash, numbers)
-    log.answered(answer)
-    content = with_note(content, log.note())
-    check_answer_record(content, site.name, site.study_hash, numbers)
-    return content
-
-
-def _guarded(message: Message, context: Context, act: Act) -> Message:
+def _guarded(message: Message, context: Context, sites: Sites, act: Act) -> Message:
     site_file: SiteFile | None = None
     log: SiteLog | None = None
     try:
-        site_file = load_site_file(_site_file_path(context))
+        site_file = load_site_file(site_file_path(context))
         log = SiteLog(site_file)
-        return Message(act(_site(site_file, message, context), log), reply_to=message)
+        answer = act(sites.of(message, context, site_file), log)
+        return Message(release(answer, log), reply_to=message)
     except Exception as error:
         if site_file is not None:
             log_error(site_file.state, round_of(message))
         return refusal(site_file, message, category_of(error), log)
 
 
-def refusal(site_file: SiteFile | None, message: Message, category: Category, log: SiteLog | None = None) -> Message:
-    """The answer of a site that does not do what it was asked: its name, the round, a category."""
-    name, round_ = site_file.site if site_file else UNKNOWN_SITE, round_of(message)
-    note = None
-    if log is not None:
-        try:
-            log.refused(category, round_)
-            note = log.note()
-        except FedpretextError:
-            log_error(site_file.state if site_file else Path(), round_)
-    failure = checked_reply(None, Failure("", round_, name, category), {}, Policy(), name)
-    content = with_note(reply_to_content(failure), note)
-    check_record_dict(content, name, "", {}, ())
-    return Message(content, reply_to=message)
+def _introduction(site: Site) -> Answer:
+    content = site_to_content(site.allowed(site.describe()))
+    permitted = Permitted(site.name, site.study_hash, private=site.private, uncounted=site.uncounted)
+    return Answer(content, partial(check_record_dict, permitted=permitted), lambda: None)
 
 
-def round_of(message: Message) -> int:
-    """The round that a message is about; 0 where it does not say."""
-    group = message.metadata.group_id
-    return int(group) if re.fullmatch("[0-9]{1,5}", group) else 0
+def _trained(message: Message, site: Site, log: SiteLog) -> Answer:
+    """The round's update, held against the list of what may leave: as values, then as what Flower will serialise."""
+    log.check(content_to_note(message.content))
+    instruction = content_to_instruction(message.content)
+    log.instructed(instruction)
+    reply, again = site.trained_or_stored(instruction)
+    allowed = site.allowed(reply, instruction.round)
+    permitted = Permitted(
+        site.name, site.study_hash, site.update_like(), list(allowed.metrics), site.private, site.uncounted
+    )
+    check = partial(check_record_dict, permitted=permitted)
+    return Answer(reply_to_content(allowed), check, lambda: log.released(allowed, again))
 
 
-def _site_file_path(context: Context) -> Path:
-    """The node's own site file; in Flower's simulation, where nodes have only a number, the number-th of the folder."""
-    if "site-file" in context.node_config:
-        return Path(str(context.node_config["site-file"]))
-    files = sorted(Path(str(context.run_config["site-files"])).glob("*/site.yaml"))
-    return files[int(context.node_config["partition-id"])]
+def _kept(message: Message, site: Site, log: SiteLog) -> Answer:
+    log.check(content_to_note(message.content))
+    digest = site.keep_final(content_to_instruction(message.content).weights)
+    content = confirmation_to_content(site.name, site.study_hash, digest)
+    check = partial(check_record_dict, permitted=Permitted(site.name, site.study_hash))
+    return Answer(content, check, lambda: log.delivered(site.study_hash, digest))
 
 
-def _site(site_file: SiteFile, message: Message, context: Context) -> Site:
-    """The site for the study that the message is about: a simulation's own file, at a hospital what it has approved."""
-    asked = study_asked_for(message.content)
-    place = str(context.run_config.get("study", ""))
-    key = (place or asked, site_file)
-    if key not in _sites:
-        # Simulated sites of one study share this process and take turns; another study's are over, and so is a site
-        # whose file was changed.
-        for other in [other for other in _sites if other[0] != key[0] or other[1].state == site_file.state]:
-            del _sites[other]
-        study = _simulated_study(Path(place)) if place else _approved(site_file, asked)
-        _sites[key] = Site(site_file, study, open_vault(site_file.key, [site_file.state, site_file.cache]))
-    return _sites[key]
+def _told(message: Message, site: Site, log: SiteLog) -> Answer:
+    log.check(content_to_note(message.content))
+    told = site.labels.allowed(site.labels.told(content_to_question(message.content)))
+    permitted = Permitted(site.name, site.study_hash, site.labels.statistics_like(told))
+    check = partial(check_record_dict, permitted=permitted)
+    return Answer(statistics_to_content(told), check, lambda: log.told(told))
 
 
-def _simulated_study(place: Path) -> Study:
-    study = load_study(place)
-    if study.simulation is not None:
-        raise StudyError(f"{place}: has a `simulation` section, which only `fedpretext simulate` acts on")
-    return study
+def _summed(message: Message, site: Site, log: SiteLog, place: Path) -> Answer:
+    log.check(content_to_note(message.content))
+    request = content_to_request(message.content)
+    log.asked_for(request)
+    answer = site.summed(request, keys_of(place.parent))
+    numbers = site.masked_numbers()
+
+    def check(content: RecordDict) -> None:
+        check_answer_record(content, site.name, site.study_hash, numbers)
+
+    return Answer(answer_to_content(answer), check, lambda: log.answered(answer))
 
 
-def _approved(site_file: SiteFile, asked: str) -> Study:
-    study = approved_study(site_file, asked)
-    if study is None:
-        raise StudyError(f"site {site_file.site}: the study {asked[:12]} that the server asks for is not approved here")
-    return study
-
-
-def category_of(error: BaseException) -> Category:
-    """The one word about an error that may leave the site."""
-    causes = [error, error.__cause__]
-    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in causes):
-        return "disk-full"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "out-of-memory"
-    kinds: dict[type[Exception], Category] = {
-        StudyError: "study-not-approved",
-        DataError: "data-not-usable",
-        TrainingError: "loss-not-finite",
-        LogNotContinuedError: "log-not-continued",
-        LabelsNotPermittedError: "labels-not-permitted",
-        TooFewLabelsError: "labels-too-few",
-        BudgetSpentError: "budget-spent",
-        LedgerNotContinuedError: "ledger-not-continued",
-        SecureAggregationError: "secure-sum-refused",
-        RunError: "state-damaged",
-    }
-    return next((category for kind, category in kinds.items() if isinstance(error, kind)), "internal-error")
+app = build_app()

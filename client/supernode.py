@@ -8,7 +8,8 @@ from pathlib import Path
 
 from client.kit_keys import flower_key_bytes
 from federation.certificates import PrivateKey
-from federation.flower_private import Endpoint, sign_off
+from federation.flower_private import Endpoint
+from federation.flower_private_control import sign_off
 from federation.kit import CA, Kit
 from federation.secret_files import write_secret
 from foundation.process_group import ProcessGroup, flower_environment, free_port

@@ -12,8 +12,9 @@ from time import sleep
 
 from flwr.app import Message
 
-from client.app import app, refusal, round_of
+from client.app import app
 from client.approval import approved_studies
+from client.refusals import refusal, round_of
 from client.site_file import SiteFile, load_site_file
 from client.site_log import SiteLog, log_error
 from federation.app_bundle import app_bundle

@@ -1,8 +1,8 @@
-"""All uses of what Flower does not promise to keep, held by a contract test (tests/federation/test_flower_private.py).
+"""Tasks of Flower's Runtime interface, which it does not promise to keep: tests/federation/test_flower_private.py.
 
 Flower's executors install the app that a server ships and run it, in a new process for each message. Ours talk to the
 same Runtime interface: ``TaskQueue`` hands out tasks, ``ClientTask`` and ``ServerTask`` are what one of them needs.
-``ControlPlane`` is the interface of ``flwr run`` and ``flwr supernode``. Every call goes over HTTP to this machine.
+Every call goes over HTTP to this machine. The other two files of this name hold the rest of what is not promised.
 """
 
 import threading
@@ -10,24 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.app.metadata import Metadata
 from flwr.common.constant import SubStatus
-from flwr.common.serde import context_from_proto, fab_from_proto, fab_to_proto, message_to_proto, run_from_proto
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    UnregisterNodeRequest,
-)
-from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.common.serde import context_from_proto, fab_from_proto, message_to_proto, run_from_proto
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -38,8 +27,6 @@ from flwr.proto.runtime_pb2 import (
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
-from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -60,54 +47,20 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from federation.flower_private_identity import identity, set_message_id
 from foundation.errors import FedpretextError, RunError
 
 if TYPE_CHECKING:
     from flwr.superlink.grid import HttpGrid
 
 _HEARTBEAT_S = 20.0
-_PATIENCE_S = 20.0  # with a SuperLink on this machine: longer, and it is dead
+PATIENCE_S = 20.0  # with a SuperLink on this machine: longer, and it is dead
 _BACKOFF_S, _MOST_BACKOFF_S = 0.1, 2.0
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 TaskKind = Literal["client", "server"]
 _TYPES: dict[TaskKind, str] = {"client": TaskType.CLIENT_APP, "server": TaskType.SERVER_APP}
-
-
-def assume_identity(node_id: int, run_id: int = 1) -> None:
-    """Let this process make messages as node ``node_id``, unless Flower has already said who it is."""
-    if TaskIdentity._run_id is None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
-
-
-@contextmanager
-def _identity(task_id: int, run_id: int, node_id: int) -> Iterator[None]:
-    """Be who a task is for its length: a process that lives long serves many tasks."""
-    before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task_id, run_id, node_id
-    try:
-        yield
-    finally:
-        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
-
-
-def set_message_id(message: Message, message_id: str) -> None:
-    """Give a message the id that a SuperLink would have given it."""
-    cast(Any, message.metadata).__dict__["_message_id"] = message_id
-
-
-def reply_as_received(content: RecordDict, node_id: int, server_round: int) -> Message:
-    """A training reply of ``node_id`` as a Flower strategy expects it."""
-    metadata = Metadata(
-        1, f"reply-{node_id}", node_id, 0, f"instruction-{node_id}", str(server_round), 0.0, 60.0, "train"
-    )
-    # Flower's own, internal form of the constructor: no overload is declared for it.
-    return cast(Any, Message)(content=content, metadata=metadata)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -266,7 +219,7 @@ def client_task(endpoint: Endpoint, token: str, given_up: Callable[[], bool]) ->
     heartbeat = _Heartbeat(client)
     try:
         task = ClientTask(client, given_up)
-        with _identity(*task.identity):
+        with identity(*task.identity):
             yield task
     except FedpretextError:
         raise
@@ -277,31 +230,20 @@ def client_task(endpoint: Endpoint, token: str, given_up: Callable[[], bool]) ->
         client.close()
 
 
-def sign_off(server: str, root: bytes, key: EllipticCurvePrivateKey, node_id: int) -> None:
-    """Tell a server that this site's node is gone, as a killed SuperNode could not; nothing when it cannot be told.
-
-    Flower takes a node that was killed for online until its heartbeats are missed, and lets no other in its place.
-    """
-    signed = NodeAuthHttpInterceptor(key, key.public_key())
-    interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), signed]
-    with suppress(httpx.HTTPError), FleetHttpClient.from_server_address(server, False, root, interceptors) as client:
-        client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
-
-
 @contextmanager
 def server_task(endpoint: Endpoint, token: str) -> Iterator["HttpGrid"]:
     """The grid of the run whose server task has that token. The run is marked as completed, or failed, at the end."""
     from flwr.superlink.grid import HttpGrid  # half a second to import, and a site never needs it
 
     grid = HttpGrid(endpoint.address, endpoint.root is None, endpoint.root, token=token)
-    grid._retry_invoker.max_time = _PATIENCE_S
+    grid._retry_invoker.max_time = PATIENCE_S
     heartbeat = _Heartbeat(grid._runtime_client)
     status = SubStatus.FAILED
     try:
         answer = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         run = run_from_proto(answer.run)
         grid.set_run(run)
-        with _identity(answer.task_id, run.run_id, answer.context.node_id):
+        with identity(answer.task_id, run.run_id, answer.context.node_id):
             yield grid
         status = SubStatus.COMPLETED
     finally:
@@ -323,66 +265,6 @@ def superlink_errors() -> Iterator[None]:
         raise RunError(
             f"the SuperLink is gone, or has ended the run ({type(error).__name__}); its log is superlink/superlink.log"
         ) from error
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """A registered SuperNode as the SuperLink knows it; ``public_key``: PEM."""
-
-    node_id: int
-    name: str
-    public_key: bytes
-    online: bool
-
-
-class ControlPlane:
-    """Registers nodes and starts runs. Its address is on this machine only: the proxy in front does not pass it on."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        retries = make_simple_http_retry_invoker()
-        retries.max_time = _PATIENCE_S
-        self._client = ControlHttpClient.from_server_address(
-            endpoint.address,
-            endpoint.root is None,
-            endpoint.root,
-            [RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-            retry_invoker=retries,
-        )
-
-    def nodes(self) -> list[NodeFacts]:
-        """All nodes that are registered and not removed."""
-        found = self._client.ListNodes(ListNodesRequest()).nodes_info
-        return [
-            NodeFacts(node.node_id, node.name, node.public_key, node.status == "online")
-            for node in found
-            if node.status != "unregistered"
-        ]
-
-    def register(self, name: str, public_key: bytes) -> int:
-        """Admit a node by its public key (PEM); its number."""
-        return int(self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name)).node_id)
-
-    def unregister(self, node_id: int) -> None:
-        """Remove a node; whatever it sends from now on is refused."""
-        self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
-
-    def start_run(self, app: bytes, digest: str) -> int:
-        """Start a run that ships ``app``; its number. RunError when the SuperLink refuses."""
-        answer = self._client.StartRun(StartRunRequest(fab=fab_to_proto(Fab(digest, app, {}))))
-        if not answer.HasField("run_id"):
-            raise RunError("the SuperLink did not start a run; its log (superlink.log) says why")
-        return int(answer.run_id)
-
-    def stop_runs(self) -> None:
-        """Stop all runs that a killed server left behind."""
-        answer = self._client.ListRuns(ListRunsRequest())
-        for run_id, run in answer.run_dict.items():
-            if run.status.status != "finished":
-                self._client.StopRun(StopRunRequest(run_id=run_id))
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
 
 
 def context_for(task: ClientTask, site_file: Path) -> Context:

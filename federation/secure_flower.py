@@ -13,7 +13,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from federation.flower import failure_of, is_note, with_note
+from federation.flower import failure_of, with_note
+from federation.flower_permitted import is_note
 from federation.records import AuditNote, Failure, WithheldError
 from federation.secure_aggregation.messages import (
     Advertisement,

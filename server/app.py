@@ -8,7 +8,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation.algorithms.algorithm import Weights
 from federation.audit import AuditLog
-from federation.flower_private import ControlPlane, Endpoint
+from federation.flower_private import Endpoint
+from federation.flower_private_control import ControlPlane
 from federation.key_source import open_vault
 from federation.signing import Signer
 from federation.study import Study, load_study

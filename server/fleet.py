@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 
 from federation.audit import AuditLog
-from federation.flower_private import ControlPlane
+from federation.flower_private_control import ControlPlane
 from foundation.progress import say
 from server.registry import Registry
 

@@ -10,7 +10,8 @@ from flwr.app import Context, RecordDict
 
 from federation.app_bundle import app_bundle, bundle_digest
 from federation.audit import AuditLog
-from federation.flower_private import ControlPlane, TaskQueue, server_task, superlink_errors
+from federation.flower_private import TaskQueue, server_task, superlink_errors
+from federation.flower_private_control import ControlPlane
 from federation.privacy.ledger import Ledger
 from federation.study import Study, load_study
 from foundation.errors import FedpretextError, QuorumError, RunError, StudyError

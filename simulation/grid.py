@@ -8,7 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from federation.flower_private import assume_identity, set_message_id
+from federation.flower_private_identity import assume_identity, set_message_id
 
 _SERVER_NODE = 1
 

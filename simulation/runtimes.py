@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from flwr.app import Context, RecordDict
 
-from client.app import app as client_app
+from client.app import build_app
 from server.app import app as server_app
 from simulation.grid import InProcessGrid
 from simulation.site_folders import Federation
@@ -14,7 +14,7 @@ def run_in_process(federation: Federation) -> None:
     """Run server and sites in this process, sites in turn."""
     config = federation.run_config()
     nodes = [{"site-file": str(federation.folder / "sites" / site / "site.yaml")} for site in federation.sites]
-    grid = InProcessGrid(client_app, nodes, config)
+    grid = InProcessGrid(build_app(), nodes, config)
     server_app(grid, Context(1, 1, {}, RecordDict(), dict(config)))
 
 

@@ -216,7 +216,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, fedpretext: Call, study_file: P
 
     brief = ("--device", "cpu", "--set", "simulation.arms=[]")
     with monkeypatch.context() as patched:
-        patched.setattr("client.site.train_round", interrupted)
+        patched.setattr("client.site_training.train_round", interrupted)
         said = fedpretext("simulate", study_file, *brief)
     assert said.code == 130
     assert "Traceback" not in said.err

@@ -85,9 +85,9 @@ def test_mixed_channels(fedpretext: Call, study_file: Path, pictures: Any, tmp_p
 
 def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
     """Make the loss NaN at these sites."""
-    import client.site
+    import client.site_training
 
-    train_round, loss = client.site.train_round, MAE.loss
+    train_round, loss = client.site_training.train_round, MAE.loss
     now = {"at": ""}
 
     def told(study: Any, method: Any, algorithm: Any, store: Any, site: str, *rest: Any) -> Any:
@@ -98,7 +98,7 @@ def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
         value, scalars = loss(self, views)
         return value * (float("nan") if now["at"] in sites else 1.0), scalars
 
-    monkeypatch.setattr("client.site.train_round", told)
+    monkeypatch.setattr("client.site_training.train_round", told)
     monkeypatch.setattr(MAE, "loss", poisoned)
 
 

@@ -27,7 +27,7 @@ from federation.algorithms.algorithm import (
     is_parameter,
 )
 from federation.flower import tensors_to_arrays
-from federation.flower_private import reply_as_received
+from federation.flower_private_identity import reply_as_received
 
 _ROUNDS = "rounds"
 

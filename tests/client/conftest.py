@@ -10,7 +10,7 @@ import yaml
 from flwr.app import RecordDict
 
 import client.app
-import client.site
+import client.worker
 from client.site import Site
 from client.site_file import load_site_file
 from federation.audit import NOTHING, AuditLog
@@ -33,12 +33,13 @@ def fresh_process(restart: Callable[[], None]) -> None:
 
 
 @pytest.fixture
-def restart() -> Callable[[], None]:
+def restart(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Forget what a process would lose when it ends."""
 
     def forget() -> None:
-        client.site._bench.clear()
-        client.app._sites.clear()
+        fresh = client.app.build_app()
+        monkeypatch.setattr(client.app, "app", fresh)
+        monkeypatch.setattr(client.worker, "app", fresh)
 
     return forget
 

@@ -11,15 +11,16 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
+import client.app
 import client.site
-from client.app import app, category_of
 from client.labelled import TooFewLabelsError
 from client.policy import LabelsNotPermittedError
+from client.refusals import category_of
 from client.site_ledger import LedgerNotContinuedError
 from client.site_log import LogNotContinuedError
 from federation.audit import Head
 from federation.flower import content_to_reply, failure_in, question
-from federation.flower_private import assume_identity
+from federation.flower_private_identity import assume_identity
 from federation.privacy.ledger import BudgetSpentError
 from federation.privacy.plan import plan_of
 from federation.records import CATEGORIES, Failure, TrainInstruction, TrainReply
@@ -46,7 +47,7 @@ class Node:
 
     def ask(self, content: RecordDict, kind: str = "train", group: str = "1") -> RecordDict:
         """The content of the answer."""
-        reply = app(Message(content, 2, kind, group_id=group), self.context)
+        reply = client.app.app(Message(content, 2, kind, group_id=group), self.context)
         assert not reply.has_error()
         return reply.content
 
@@ -225,11 +226,11 @@ def test_sites_of_one_study_that_take_turns_are_made_once(
     made: list[str] = []
 
     class Counted(client.site.Site):
-        def __init__(self, site_file: Any, study: Study, vault: Any) -> None:
+        def __init__(self, site_file: Any, study: Study, vault: Any, workbench: Any) -> None:
             made.append(site_file.site)
-            super().__init__(site_file, study, vault)
+            super().__init__(site_file, study, vault, workbench)
 
-    monkeypatch.setattr("client.app.Site", Counted)
+    monkeypatch.setattr("client.sites.Site", Counted)
     for name in ("first.yaml", "second.yaml"):
         (tmp_path / name).write_text(study().to_yaml())
     files = [hospital("A"), hospital("B")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import client.site
+import client.site_training
 from client.optimiser import build_optimiser, set_rates
 from client.site import Site
 from federation.records import TrainInstruction
@@ -30,7 +30,7 @@ def summed(study: MakeStudy, ijepa: dict[str, Any]) -> Study:
 
 
 def local_of(site: Site, round_: int) -> dict[str, Tensor]:
-    return load_tensors(site._folder / f"round-{round_:05d}" / "local.safetensors")[0]
+    return load_tensors(site.rounds._folder / f"round-{round_:05d}" / "local.safetensors")[0]
 
 
 def test_a_site_sends_and_keeps_what_the_members_declare(summed: Study, site: MakeSite, instruction: Instruct) -> None:
@@ -53,13 +53,13 @@ def test_the_next_round_starts_from_the_site_s_own_target_and_the_common_weights
     weights = first.train(instruction(summed)).weights
     kept = local_of(first, 1)
     started: list[dict[str, Tensor]] = []
-    right = client.site.train_round
+    right = client.site_training.train_round
 
     def spy(study: Study, method: Any, *rest: Any) -> Any:
         started.append({key: value.clone() for key, value in method.state_dict().items()})
         return right(study, method, *rest)
 
-    monkeypatch.setattr(client.site, "train_round", spy)
+    monkeypatch.setattr(client.site_training, "train_round", spy)
     restart()
     site(summed, "A").train(instruction(summed, 2, weights))
     assert all(torch.equal(started[0][key], value) for key, value in {**weights, **kept}.items())

@@ -14,8 +14,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
+import client.app
 import client.labelled
-from client.app import app
 from client.labelled import TooFewLabelsError
 from client.outgoing_statistics import checked_statistics
 from client.policy import LabelsNotPermittedError, Policy
@@ -24,7 +24,7 @@ from client.site_file import load_site_file
 from federation.audit import NOTHING, AuditLog
 from federation.federated_evaluation import Question, Statistics, Step, answer_like, probe_like
 from federation.flower import content_to_note, content_to_statistics, question_to_content, weights_to_record
-from federation.flower_private import assume_identity
+from federation.flower_private_identity import assume_identity
 from federation.records import AuditNote, Failure, TrainInstruction, WithheldError, weights_digest
 from federation.study import Study, study_from
 from foundation.errors import DataError, StudyError
@@ -61,7 +61,7 @@ class Hospital:
         here = site or self.site
         tensors = self.encoder if step == "moments" else probe_like(WIDTH, 2) | {"spread": torch.ones(WIDTH).double()}
         asked = Question(self.study.training_hash(), step, weights_digest(self.encoder), tensors)
-        return here.allowed_statistics(here.told(replace(asked, **changes))).tensors
+        return here.labels.allowed(here.labels.told(replace(asked, **changes))).tensors
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_what_leaves_through_the_app_names_nobody(there: Callable[..., Hospital]
         message = Message(
             question_to_content(asked, weights_to_record(tensors), note), 2, "query.evaluate", group_id="3"
         )
-        content = app(message, context).content
+        content = client.app.app(message, context).content
         told, proof = content_to_statistics(content), content_to_note(content)
         assert isinstance(told, Statistics), told
         assert told.step == step
@@ -356,6 +356,8 @@ def test_a_refusal_through_the_app_is_a_category(there: Callable[..., Hospital],
     asked = Question(here.study.training_hash(), "moments", weights_digest(here.encoder), here.encoder)
     note = AuditNote(log.extension(NOTHING), NOTHING)
     content = question_to_content(asked, weights_to_record(asked.tensors), note)
-    answer_ = content_to_statistics(app(Message(content, 2, "query.evaluate", group_id="3"), context).content)
+    answer_ = content_to_statistics(
+        client.app.app(Message(content, 2, "query.evaluate", group_id="3"), context).content
+    )
     assert answer_ == Failure("", 0, "A", "labels-not-permitted")
     assert "allow_label_statistics is false" in (here.path.parent / "state" / "site.log").read_text()

@@ -11,7 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_to_proto
 
 import client.app
-import client.site
+import client.site_training
 from client.approval import approve
 from client.site import Site
 from client.site_file import load_site_file
@@ -66,7 +66,6 @@ def federate(
 def hospitals(tmp_path: Path) -> Iterator[list[Hospital]]:
     """Two hospitals of 10 slices of 5 patients, with the default policy."""
     yield [write_hospital(tmp_path / f"klinik-{name}" / "pacs-export", name) for name in ("north", "south")]
-    client.site._bench.clear()  # a test may have changed the model
 
 
 @pytest.fixture
@@ -195,7 +194,7 @@ def test_a_method_that_means_to_tell_does_not_get_it_out(
     tmp_path: Path, small: Study, hospitals: list[Hospital], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     approved(small, hospitals, tmp_path)
-    real = client.site.train_round
+    real = client.site_training.train_round
 
     def train_round(*arguments: Any) -> RoundOutcome:
         outcome = real(*arguments)
@@ -207,7 +206,7 @@ def test_a_method_that_means_to_tell_does_not_get_it_out(
             arguments[1].encoder.register_buffer("doe_secret", torch.rand(4, 4))
         return outcome
 
-    monkeypatch.setattr(client.site, "train_round", train_round)
+    monkeypatch.setattr(client.site_training, "train_round", train_round)
     left = federate(tmp_path, small, hospitals)
     assert words_in(left, [*all_words(hospitals), "doe_secret"]) == set()
     assert words_in(left, ["internal-error"]) == {"internal-error"}

@@ -19,14 +19,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 import client.app
-import client.site
+import client.site_training
 from client.outgoing import checked_reply, hide_count
 from client.outgoing_metrics import OUTGOING_METRICS, known_metric, rounded
 from client.policy import Policy
 from client.training import RoundOutcome
 from federation.audit import NOTHING, Extension, Head
 from federation.flower import (
-    check_record_dict,
     confirmation_to_content,
     content_to_reply,
     failure_in,
@@ -36,7 +35,8 @@ from federation.flower import (
     site_to_content,
     with_note,
 )
-from federation.flower_private import assume_identity
+from federation.flower_permitted import Permitted, check_record_dict
+from federation.flower_private_identity import assume_identity
 from federation.packed import pack
 from federation.records import (
     CATEGORIES,
@@ -274,7 +274,7 @@ def content(**changes: Any) -> RecordDict:
 
 
 def check_content(record: RecordDict) -> None:
-    check_record_dict(record, "A", HASH, SHAPES, set(METRICS))
+    check_record_dict(record, Permitted("A", HASH, SHAPES, set(METRICS)))
 
 
 def test_the_contents_that_pass() -> None:
@@ -452,7 +452,7 @@ def private_content(**changes: Any) -> RecordDict:
 
 
 def check_private_content(record: RecordDict) -> None:
-    check_record_dict(record, "A", PRIVATE.training_hash(), SHAPES, set(METRICS), True)
+    check_record_dict(record, Permitted("A", PRIVATE.training_hash(), SHAPES, set(METRICS), True))
 
 
 def with_ledger(**changes: Any) -> RecordDict:
@@ -571,7 +571,7 @@ def test_a_method_that_smuggles_sends_a_category(
 ) -> None:  # fmt: skip
     """Code at the site that is not ours to trust: the update it makes is not sent, and the site's log says why."""
     pixels = torch.tensor([3.25, 7.5, 11.125, 13.0625])
-    real, shared = client.site.train_round, MAE.shared_state
+    real, shared = client.site_training.train_round, MAE.shared_state
 
     def train_round(*arguments: Any) -> RoundOutcome:
         outcome = real(*arguments)
@@ -586,7 +586,7 @@ def test_a_method_that_smuggles_sends_a_category(
         return state | {name: torch.full_like(state[name], math.nan)} if kind == "NaN" else state
 
     asked = noted(instruction(study()))
-    monkeypatch.setattr(client.site, "train_round", train_round)
+    monkeypatch.setattr(client.site_training, "train_round", train_round)
     monkeypatch.setattr(MAE, "shared_state", shared_state)
     answer = ask("train", asked)
     if kind == "digits":

@@ -12,13 +12,14 @@ import torch
 import yaml
 from torch import Tensor
 
-import client.site
+import client.site_training
 from client.private_rules import check_patients, fewer_patients
 from client.private_training import train_private_round
 from client.private_update import clipped_update, released, update_length
 from client.site import Site
 from client.site_file import load_site_file
 from client.site_ledger import LedgerNotContinuedError
+from client.workbench import Workbench
 from federation.audit import NOTHING, Head
 from federation.privacy import noise
 from federation.privacy.ledger import BudgetSpentError, Ledger
@@ -126,7 +127,7 @@ def test_an_attempt_that_fails_stays_charged(
         raise TrainingError("the weights are not finite")
 
     with monkeypatch.context() as patch, pytest.raises(TrainingError):
-        patch.setattr(client.site, "train_private_round", fail)
+        patch.setattr(client.site_training, "train_private_round", fail)
         private_site(s).train(instruction(s))
     assert len(ledger().charges()) == 1
     private_site(s).train(instruction(s))
@@ -276,7 +277,7 @@ def test_the_same_study_twice_gives_other_noise_and_other_weights(
         torch.manual_seed(0)
         replies.append(private_site(s).train(instruction(s)))
         shutil.rmtree(tmp_path / "sites" / "A" / "state")
-    trained = {name for name, weight in client.site._workbench(s)[0].named_parameters() if weight.requires_grad}
+    trained = {name for name, weight in Workbench().of(s)[0].named_parameters() if weight.requires_grad}
     assert len(trained) > 20
     for name in trained:
         assert not torch.equal(replies[0].weights[name], replies[1].weights[name]), name
@@ -384,7 +385,7 @@ def test_a_private_round_s_rates_follow_public_numbers(
         privacy={"pictures_per_patient": 3, "patients": 4, "patients_per_step": 2}, training={"warmup": 0.0}
     )
     here = private_site(s)
-    method, _ = client.site._workbench(s)
+    method = here._here.model()
     monkeypatch.setattr(method, "after_step", lambda progress, pictures: told.append(pictures))
     monkeypatch.setattr(noise, "poisson_sample", lambda count, rate: torch.arange(1))
     here.train(instruction(s))
@@ -414,7 +415,7 @@ def test_what_training_looked_like_is_kept_in_no_reply(
         outcome = real(*arguments)
         return replace(outcome, metrics=outcome.metrics | {"loss": 0.123456})
 
-    monkeypatch.setattr(client.site, "train_private_round", told)
+    monkeypatch.setattr(client.site_training, "train_private_round", told)
     s = private_study()
     here = private_site(s)
     reply = here.train(instruction(s))

@@ -31,7 +31,8 @@ from federation.certificates import (
     site_certificate,
 )
 from federation.flower import content_to_note, content_to_reply, said, signed
-from federation.flower_private import Bundle, Endpoint, assume_identity, set_message_id
+from federation.flower_private import Bundle, Endpoint
+from federation.flower_private_identity import assume_identity, set_message_id
 from federation.records import Failure, TrainInstruction, TrainReply
 from federation.signing import Authority, Signer
 from federation.study import Study

@@ -67,7 +67,8 @@ from federation.certificates import (
     read_key,
     server_certificate,
 )
-from federation.flower_private import ControlPlane, Endpoint, NodeFacts
+from federation.flower_private import Endpoint
+from federation.flower_private_control import ControlPlane, NodeFacts
 from federation.kit import Kit
 from foundation.files import read_jsonl
 from foundation.process_group import free_port

@@ -1,4 +1,4 @@
-"""A contract for the private names of Flower that federation/flower_private.py relies on, and its executor at work.
+"""A contract for the private names of Flower that federation/flower_private*.py rely on, and its executor at work.
 
 The executor is tried against the Runtime interface of Flower's own SuperNode, which is filled as a SuperLink would.
 """
@@ -30,21 +30,21 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _pull_and_store_message, _push_messages
 
-from federation import flower_private
+from federation import flower_private, flower_private_control, flower_private_identity
 from federation.app_bundle import app_bundle, bundle_digest
 from federation.flower_private import Bundle, ClientTask, Endpoint, TaskQueue, client_task
 from federation.study import study_from
 from foundation.errors import RunError
 from foundation.process_group import free_port
 
-MEND = "mend federation/flower_private.py"
-SOURCE = Path(flower_private.__file__)
+MEND = "mend federation/flower_private*.py"
+SOURCES = [Path(module.__file__) for module in (flower_private, flower_private_control, flower_private_identity)]
 
 
 def test_contract_every_name_is_there() -> None:
     """Names what is gone after an update of Flower, all of it, in one line."""
     missing = []
-    for node in ast.walk(ast.parse(SOURCE.read_text())):
+    for node in (node for path in SOURCES for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flwr"):
             module = importlib.import_module(str(node.module))
             missing += [f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name)]
@@ -194,21 +194,21 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_contract_a_message_needs_an_identity(identity: None) -> None:
     with pytest.raises(RuntimeError):
         Message(RecordDict(), 2, "train")
-    flower_private.assume_identity(1, run_id=5)
+    flower_private_identity.assume_identity(1, run_id=5)
     message = Message(RecordDict(), 2, "train")
     assert (message.metadata.run_id, message.metadata.src_node_id, message.metadata.dst_node_id) == (5, 1, 2)
 
 
 def test_an_identity_that_flower_gave_is_kept(identity: None) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 9, 8, 7
-    flower_private.assume_identity(1)
+    flower_private_identity.assume_identity(1)
     assert (TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id) == (9, 8, 7)
 
 
 def test_contract_the_id_of_a_message_and_of_what_it_answers(identity: None) -> None:
-    flower_private.assume_identity(1)
+    flower_private_identity.assume_identity(1)
     message = Message(RecordDict(), 2, "train", group_id="3")
-    flower_private.set_message_id(message, "message-1")
+    flower_private_identity.set_message_id(message, "message-1")
     assert message.metadata.message_id == "message-1"
     reply = Message(RecordDict(), reply_to=message)
     assert reply.metadata.reply_to_message_id == "message-1"
@@ -217,7 +217,7 @@ def test_contract_the_id_of_a_message_and_of_what_it_answers(identity: None) -> 
 
 def test_contract_a_reply_as_a_strategy_expects_it() -> None:
     content = RecordDict({"metrics": MetricRecord({"num-examples": 3})})
-    reply = flower_private.reply_as_received(content, 4, 2)
+    reply = flower_private_identity.reply_as_received(content, 4, 2)
     assert not reply.has_error()
     assert reply.metadata.src_node_id == 4
     assert reply.metadata.group_id == "2"
@@ -259,7 +259,7 @@ class Node:
     def hand_in(self, content: RecordDict, app: bytes, group: str = "1", **overrides: Any) -> None:
         """A message comes from the server, by Flower's own code."""
         message = Message(content, NODE, "train", group_id=group)
-        flower_private.set_message_id(message, message.object_id)
+        flower_private_identity.set_message_id(message, message.object_id)
         objects = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
         run = Run.create_empty(RUN)
         run.fab_hash, run.override_config = bundle_digest(app), overrides

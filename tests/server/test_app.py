@@ -9,8 +9,8 @@ import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 
-import client.app
-import client.site
+import client.site_training
+from client.app import build_app
 from federation.flower import content_to_reply, reply_to_content
 from federation.records import Failure, TrainReply
 from foundation.errors import RunError, StudyError
@@ -28,7 +28,7 @@ class PlainGrid(InProcessGrid):
 
     def __init__(self, federation: Federation) -> None:
         nodes = [{"site-file": str(federation.folder / "sites" / s / "site.yaml")} for s in federation.sites]
-        super().__init__(client.app.app, nodes, federation.run_config())
+        super().__init__(build_app(), nodes, federation.run_config())
         self.config = federation.run_config()
         self.asked: list[tuple[str, int]] = []
 
@@ -97,8 +97,6 @@ class Foreign(PlainGrid):
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """Nothing of another test in this process. Deadlines go by the clock of conftest.py."""
-    client.site._bench.clear()
-    client.app._sites.clear()
     torch.set_num_threads(1)
 
 
@@ -106,13 +104,13 @@ def fresh_process() -> None:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Site and round of everything that was really trained."""
     calls: list[tuple[str, int]] = []
-    original = client.site.train_round
+    original = client.site_training.train_round
 
     def counted(*arguments: Any) -> Any:
         calls.append((arguments[4], arguments[5]))
         return original(*arguments)
 
-    monkeypatch.setattr(client.site, "train_round", counted)
+    monkeypatch.setattr(client.site_training, "train_round", counted)
     return calls
 
 

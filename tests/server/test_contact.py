@@ -21,7 +21,7 @@ from federation.flower import (
     site_to_content,
     with_note,
 )
-from federation.flower_private import assume_identity, set_message_id
+from federation.flower_private_identity import assume_identity, set_message_id
 from federation.records import AuditNote, Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.signing import Signer
 from federation.study import Study, study_from

@@ -23,7 +23,7 @@ from federation.flower import (
     statistics_to_content,
     with_note,
 )
-from federation.flower_private import assume_identity, set_message_id
+from federation.flower_private_identity import assume_identity, set_message_id
 from federation.records import AuditNote, Failure
 from federation.signing import Signer
 from federation.study import study_from

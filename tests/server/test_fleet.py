@@ -11,7 +11,7 @@ import yaml
 import server.fleet
 from federation.audit import AuditLog
 from federation.certificates import PrivateKey, new_key, public_pem, request_pem
-from federation.flower_private import NodeFacts
+from federation.flower_private_control import NodeFacts
 from foundation.files import read_jsonl
 from server.federation_folder import record_path
 from server.fleet import Fleet

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
-from client.app import app as client_app
+from client.app import build_app
 from federation.study import Study, load_study, study_from
 from foundation.tensor_files import load_tensors
 from server.app import app as server_app
@@ -40,15 +41,16 @@ Before = Callable[[Message], Message | None]
 
 @dataclass
 class Recorder:
-    """Every message and its answer. before: may stand in for a site."""
+    """Every message and its answer. before: may stand in for a site; app: all sites, a new one starts them anew."""
 
     before: Before = lambda message: None
     asked: list[Message] = field(default_factory=list)
     answered: list[Message] = field(default_factory=list)
+    app: ClientApp = field(default_factory=build_app)
 
     def __call__(self, message: Message, context: Context) -> Message:
         self.asked.append(message)
-        answer = self.before(message) or client_app(message, context)
+        answer = self.before(message) or self.app(message, context)
         self.answered.append(answer)
         return answer
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from flwr.app import Context, Message
 
+from client.app import build_app
 from federation.audit import AuditLog
 from federation.flower import content_to_instruction, record_to_weights
 from federation.privacy.ledger import Ledger
@@ -180,8 +181,8 @@ def test_nothing_leaves_but_tensors_constants_and_heads(
     privacy: dict[str, Any], raw_study: dict[str, Any], federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything that every site says in a whole study, record by record."""
-    recorder = Recorder(runtimes.client_app)
-    monkeypatch.setattr(runtimes, "client_app", recorder)
+    recorder = Recorder(build_app())
+    monkeypatch.setattr(runtimes, "build_app", lambda: recorder)
     place = with_ledgers(federation(private(raw_study, privacy, count=2)))
     run_in_process(place)
     study = study_from(raw_study, "test")
@@ -272,7 +273,7 @@ def test_a_killed_study_goes_on_from_what_was_released_and_the_lost_attempt_stay
 ) -> None:
     """Killed before site A stores its second round: round 1 is as it was, round 2 of A is paid for twice."""
     place = with_ledgers(federation(private(raw_study, PATIENT, count=2)))
-    process = _CONTEXT.Process(target=_run_and_die, args=(place, "client.site.Site._keep", 4))
+    process = _CONTEXT.Process(target=_run_and_die, args=(place, "client.stored_rounds.StoredRounds.keep", 4))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -281,9 +282,9 @@ def test_a_killed_study_goes_on_from_what_was_released_and_the_lost_attempt_stay
     assert before is not None
     assert before.round == 1
     assert charged(place.folder) == {"A": 2, "B": 1, "C": 1}
-    recorder = Recorder(runtimes.client_app)
+    recorder = Recorder(build_app())
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(runtimes, "client_app", recorder)
+        patched.setattr(runtimes, "build_app", lambda: recorder)
         run_in_process(place)
     trained = [content_to_instruction(message.content) for kind, message, _ in recorder.seen if kind == "train"]
     assert {instruction.round for instruction in trained} == {2}

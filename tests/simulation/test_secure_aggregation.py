@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message
 
-from client import app as app_module
-from client.app import refusal
+from client.app import build_app
+from client.refusals import refusal
 from client.site_file import load_site_file
 from federation.flower import record_to_weights
 from federation.secure_aggregation.encoding import error_bound
@@ -163,7 +163,7 @@ def test_a_site_that_is_started_anew_after_its_masked_update_goes_on(
 
     def before(message: Message) -> Message | None:
         if stage_of(message) == stage:
-            app_module._sites.clear()
+            recorder.app = build_app()
         return None
 
     recorder = Recorder(before)
@@ -178,10 +178,11 @@ def test_a_site_that_is_started_anew_before_its_masked_update_drops_out(
 
     def before(message: Message) -> Message | None:
         if stage_of(message) == "masked" and site_asked(message, federation) == "C":
-            app_module._sites.clear()  # all of this process; A and B have sent theirs
+            recorder.app = build_app()  # all of this process; A and B have sent theirs
         return None
 
+    recorder = Recorder(before)
     # C and D, who come after it, have lost their keys, so that 2 of 4 are left.
     with pytest.raises(QuorumError, match="secure sum, masked: secure-sum-refused"):
-        run(federation, Recorder(before))
+        run(federation, recorder)
     assert "begin another" in (federation.folder / "sites" / "C" / "state" / "site.log").read_text()

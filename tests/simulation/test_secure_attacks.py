@@ -10,8 +10,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 import server.secure_round
-from client.app import app as client_app
-from client.app import refusal
+from client.refusals import refusal
 from client.site_file import load_site_file
 from federation.algorithms.algorithm import is_parameter
 from federation.audit import AuditLog, verify
@@ -62,7 +61,7 @@ class Tampering(Recorder):
         content = RecordDict({**message.content, "config": ConfigRecord(changed)})
         meta = message.metadata
         false = Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id)
-        answer = client_app(false, context)
+        answer = self.app(false, context)
         self.told.append(str(answer.content["config"].get("failure", "answered")))
         assert not any(isinstance(record, ArrayRecord) for record in answer.content.values())
 

@@ -20,7 +20,7 @@ from simulation.site_folders import Federation
 # Where a process dies: a function, and how often it is called in a whole run of the study below.
 MOMENTS = {
     "training": ("ssl_methods.ijepa.IJEPA.make_views", 12),
-    "a site stores its round": ("client.site.Site._keep", 9),
+    "a site stores its round": ("client.stored_rounds.StoredRounds.keep", 9),
     "tensors are written": ("foundation.vault.Vault.save_tensors", 42),
     "a file is written and not yet renamed": ("foundation.files.os.fsync", 40),
     "a reply is spooled": ("server.spool.Spool.write", 9),

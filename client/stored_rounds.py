@@ -1,0 +1,117 @@
+"""A study's rounds on a site's disk.
+
+``state/<study>/round-00003/`` holds a finished round: ``update.safetensors`` (what is sent, with the metrics), and what
+the next round starts from, ``local.safetensors`` (parts that stay here) and ``optimiser.safetensors``. The folder is
+renamed into place when whole: a round either was trained or was not.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from client.site_study import SiteStudy
+from federation.records import TrainReply
+from foundation.errors import RunError
+from foundation.files import replace_folder, write_text
+from foundation.progress import say
+from foundation.vault import LockedError
+
+
+class StoredRounds:
+    """Keeps finished rounds, the last two of them, and how many were begun; ``alone`` keeps other processes out."""
+
+    def __init__(self, here: SiteStudy) -> None:
+        self._here, self._folder = here, here.folder
+
+    @contextmanager
+    def alone(self, round_: int) -> Iterator[None]:
+        """Hold the lock of this study; the system frees it when a process dies, so that none stays behind."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            handle.write(f"{os.getpid()} round {round_}\n")
+            handle.flush()
+            yield
+
+    def count_one(self, check: Callable[[int], None]) -> None:
+        """Count a round that is about to be trained, unless ``check`` of how many were before raises."""
+        path = self._folder / "trained"
+        try:
+            trained = int(path.read_text()) if path.exists() else 0
+        except ValueError as error:
+            raise RunError(f"{path}: is damaged; write into it how many rounds this site has trained") from error
+        check(trained)
+        write_text(path, f"{trained + 1}\n")
+
+    def reply_of(self, round_: int, received: str | None) -> TrainReply | None:
+        """The round as it was trained from the weights with the digest ``received``; None: from whichever."""
+        folder = self._round_folder(round_)
+        if not folder.exists():
+            return None
+        here = self._here
+        try:
+            vault = here.vault.at(str(round_))
+            weights, metadata = vault.load_tensors(folder / "update.safetensors")
+            vault.load_tensors(folder / "local.safetensors")
+            vault.load_tensors(folder / "optimiser.safetensors")
+            if received is not None and metadata["received"] != received:
+                say(f"site {here.name}: round {round_} is asked for from other weights and is trained again")
+                return None
+            pictures, metrics = int(metadata["pictures"]), json.loads(metadata["metrics"])
+            return TrainReply(here.hash, round_, here.name, pictures, weights, metrics)
+        except LockedError:
+            raise
+        except (RunError, KeyError, ValueError):
+            say(f"site {here.name}: the stored round {round_} is damaged and is trained again")
+            shutil.rmtree(folder)
+            return None
+
+    def before(self, round_: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Local tensors and optimiser state of the last round before this one that this site finished."""
+        for folder in sorted(self._folder.glob("round-[0-9]*"), key=_number, reverse=True):
+            if _number(folder) < round_:
+                vault = self._here.vault.at(str(_number(folder)))
+                try:
+                    local = vault.load_tensors(folder / "local.safetensors")[0]
+                    return local, vault.load_tensors(folder / "optimiser.safetensors")[0]
+                except LockedError:
+                    raise
+                except RunError as error:
+                    say(f"site {self._here.name}: {error}; an older round's state is used")
+        return {}, {}
+
+    def keep(self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
+        """Store a finished round, trained from weights with the digest ``received``, and drop those long over."""
+        folder = self._round_folder(reply.round)
+        temporary = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed process's; the lock keeps any other out
+        vault = self._here.vault.at(str(reply.round))
+        try:
+            vault.save_tensors(temporary / "local.safetensors", local)
+            vault.save_tensors(temporary / "optimiser.safetensors", optimiser)
+            metadata = {
+                "pictures": str(reply.pictures),
+                "metrics": json.dumps(reply.metrics),
+                "received": received,
+            }
+            vault.save_tensors(temporary / "update.safetensors", reply.weights, metadata)
+            replace_folder(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        # The round before is kept: the server may have crashed before it wrote down this one's result.
+        for old in self._folder.glob("round-[0-9]*"):
+            if _number(old) < reply.round - 1:
+                shutil.rmtree(old)
+
+    def _round_folder(self, round_: int) -> Path:
+        return self._folder / f"round-{round_:05d}"
+
+
+def _number(round_folder: Path) -> int:
+    return int(round_folder.name.removeprefix("round-"))
