@@ -215,7 +215,7 @@ def _key(store: TensorStore | None, codes: IntArray | None) -> str:
 def _features(
     study: Study, store: TensorStore, places: NDArray[np.int64], model: nn.Module, device: torch.device
 ) -> Tensor:
-    """float32 ``[N, D]`` of the pictures at ``places``, as evaluation/scoring.py computes them."""
+    """float32 ``[N, D]`` of the pictures at ``places``, as evaluation/features.py computes them."""
     augmentation, step = Augmentation(study.image), study.image.at_once(_PICTURES_AT_ONCE)
     parts = [
         features(model, augmentation.plain(store.batch(places[start : start + step]).to(device))).float().cpu()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME
 from evaluation.export.timm_folder import read_folder
-from evaluation.scoring import UNTRAINED
+from evaluation.started_from import UNTRAINED
 from foundation.errors import RunError, StudyError
 from foundation.files import read_json
 from foundation.randomness import seeded_torch

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evaluation.features import features_of
 from evaluation.inputs import read_inputs
 from evaluation.intervals import FloatArray
 from evaluation.plots import Panel, scatter_panel
 from evaluation.run_folder import RunFolder
-from evaluation.scoring import features_of
 from foundation.errors import FedpretextError
 from foundation.randomness import numpy_generator
 from imaging.splits import HELD

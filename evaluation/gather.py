@@ -13,7 +13,7 @@ from evaluation.checkpoints import RANDOM, Candidate, find_candidates, untrained
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.inputs import write_settings
 from evaluation.leaks import patient_leak, write_seen
-from evaluation.scoring import UNTRAINED
+from evaluation.started_from import UNTRAINED
 from evaluation.targets import check_labels, labelled_rows, target_column
 from evaluation.task_file import TaskFile, read_task
 from foundation.errors import DataError, RunError

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.features import features_of
 from evaluation.held import ALL
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import FloatArray, IntArray
-from evaluation.scoring import features_of
 from evaluation.similarity import linear_cka
 from foundation import events
 from foundation.files import digest

@@ -10,28 +10,20 @@ import pandas as pd
 
 from evaluation.config import PROTOCOLS_OF
 from evaluation.diagnostics import feature_spread, rankme, uniformity
+from evaluation.features import alignment_of, features_of
 from evaluation.floors import MAJORITY, PIXELS
 from evaluation.held import ALL, Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import IntArray, Scored, jackknife, mean
 from evaluation.kinds import KINDS, main_merit
 from evaluation.label_checks import one_class_sites
+from evaluation.label_draws import Labels, draw_labels
 from evaluation.leaks import check_leaks
 from evaluation.metrics import balanced_accuracy
 from evaluation.protocols import PROTOCOLS
 from evaluation.results import COLUMNS, COMPARISON_COLUMNS, Row, comparison_rows, rows_of, table_row
-from evaluation.scoring import (
-    SUPERVISED,
-    Labels,
-    alignment_of,
-    bases,
-    draw_labels,
-    features_of,
-    score_encoder,
-    score_floors,
-    score_leakage,
-    shown_as,
-)
+from evaluation.scoring import score_encoder, score_floors, score_leakage
+from evaluation.started_from import SUPERVISED, bases, shown_as
 from foundation.errors import StudyError, look_up
 from foundation.files import write_json, write_text
 from foundation.progress import say, track

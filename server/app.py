@@ -14,9 +14,10 @@ from federation.key_source import open_vault
 from federation.signing import Signer
 from federation.study import Study, load_study
 from foundation.tensor_files import save_tensors
-from server.contact import FleetContact, GridContact
+from server.contact import GridContact
 from server.federated_evaluation import evaluate_federated
 from server.fleet import Fleet
+from server.fleet_contact import FleetContact
 from server.initial import INITIAL_NAME, initial_weights
 from server.registry import Registry
 from server.rounds import RoundLoop
@@ -72,7 +73,7 @@ def _secure(
 ) -> SecureMean | None:
     if study.secure_aggregation is None:
         return None
-    return SecureMean(study, folder, contact, certificates(), audit.path.with_name(LEDGER_NAME))
+    return SecureMean(study, folder, contact.requests, certificates(), audit.path.with_name(LEDGER_NAME))
 
 
 def _arms(folder: Path, initial: Weights, final: Weights) -> dict[str, Weights]:

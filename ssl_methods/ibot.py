@@ -14,13 +14,13 @@ from ssl_methods.dino import DINO, Centre, DistillationConfig, teacher_targets
 from ssl_methods.encoder_outputs import feature_dim, grid_shape, masked_tokens, patch_shape, patch_tokens
 from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
-from ssl_methods.gram import gram_loss
 from ssl_methods.heads import take
 from ssl_methods.koleo import koleo
 from ssl_methods.mae import only_patches
 from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
 from ssl_methods.momentum import follow, follower
 from ssl_methods.multi_crop import by_view, crop_features
+from ssl_methods.similarity import unit
 from ssl_methods.token_masks import spared
 
 TRIES = 16
@@ -49,6 +49,20 @@ def patch_loss(
         student = student.to(target.dtype) if student.dtype != torch.float64 else student
         each = -(target * (student / student_temperature).log_softmax(dim=-1)).sum(dim=-1)  # [R, M]
         return ((each * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean()
+
+
+def gram_loss(tokens: Tensor, anchor: Tensor) -> Tensor:
+    """The Gram term of DINOv3 (Siméoni et al. 2025, sec. 4.2), which keeps patch features from losing their structure.
+
+    Mean squared difference of the cosines between the patches of a picture, at least in float32.
+
+    tokens, anchor ``[B, N, D]``: patch tokens of the same pictures by two encoders; no gradient enters the anchor.
+    The features themselves may move as long as which patch is like which stays. The paper writes the sum over the
+    N x N entries (eq. 2) and takes their mean in its code.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        now, then = unit(tokens), unit(anchor.detach())
+        return (now @ now.mT - then @ then.mT).square().mean()
 
 
 def blockwise_masks(

@@ -33,6 +33,8 @@ KNOW_FLOWER = {
     "federation/secure_flower.py",
     "client/worker.py",
     "server/contact.py",
+    "server/fleet_contact.py",
+    "server/requests.py",
     "server/heads.py",
     "server/service.py",
     "federation/algorithms/flower_strategies.py",

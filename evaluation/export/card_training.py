@@ -11,7 +11,7 @@ from evaluation.export.card_privacy import privacy_line, run_privacy
 from evaluation.export.markdown import bullets, plain
 from evaluation.export.source import Source
 from evaluation.run_tables import described, duration
-from evaluation.scoring import UNTRAINED
+from evaluation.started_from import UNTRAINED
 from foundation.files import read_json, read_jsonl
 from foundation.machine import versions
 from ssl_methods.encoder_outputs import feature_dim

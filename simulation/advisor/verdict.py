@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from evaluation.scoring import SUPERVISED
+from evaluation.started_from import SUPERVISED
 from foundation.errors import RunError
 
 Agreement = Literal["agrees", "cannot tell", "disagrees"]

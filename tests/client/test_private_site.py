@@ -142,7 +142,7 @@ def test_what_is_refused_costs_nothing(
     asked = instruction(s)
     here = private_site(s, policy={"max_rounds": 3})
     if refusal == "max_rounds":
-        trained = here._folder / "trained"
+        trained = here.rounds._folder / "trained"
         trained.parent.mkdir(parents=True)
         trained.write_text("3\n")
     elif refusal == "a round too many":
@@ -175,8 +175,8 @@ def test_a_budget_stops_a_site_before_it_is_passed(
     assert done in (1, 2)
     assert len(ledger().charges()) == done and ledger().spent(1e-3) <= bound["epsilon"]
     assert "\n" not in str(caught.value)
-    assert not (here._folder / f"round-{done + 1:05d}").exists()
-    assert (here._folder / "trained").read_text() == f"{done}\n"  # what was not trained is not counted
+    assert not (here.rounds._folder / f"round-{done + 1:05d}").exists()
+    assert (here.rounds._folder / "trained").read_text() == f"{done}\n"  # what was not trained is not counted
     reply, again = here.trained_or_stored(instruction(s, done))  # what was released can still be sent
     assert again and reply.ledger is not None
 
@@ -390,7 +390,7 @@ def test_a_private_round_s_rates_follow_public_numbers(
     monkeypatch.setattr(noise, "poisson_sample", lambda count, rate: torch.arange(1))
     here.train(instruction(s))
     assert told == [6, 6]
-    (row,) = read_jsonl(here._folder / "private.jsonl")
+    (row,) = read_jsonl(here.rounds._folder / "private.jsonl")
     progress = 1.5 / 2 / 3  # the middle of the second of two steps, of the first of three rounds
     rate = 0.01 * 6 / 256 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)))
     assert row["learning_rate"] == pytest.approx(float(rate), rel=1e-5)
@@ -420,6 +420,6 @@ def test_what_training_looked_like_is_kept_in_no_reply(
     here = private_site(s)
     reply = here.train(instruction(s))
     assert reply.metrics == {}
-    assert read_jsonl(here._folder / "private.jsonl")[0]["loss"] == 0.123456
-    stored = here._vault.at("1").load_tensors(here._folder / "round-00001" / "update.safetensors")[1]
+    assert read_jsonl(here.rounds._folder / "private.jsonl")[0]["loss"] == 0.123456
+    stored = here._here.vault.at("1").load_tensors(here.rounds._folder / "round-00001" / "update.safetensors")[1]
     assert json.loads(stored["metrics"]) == {} and stored["pictures"] == "1"

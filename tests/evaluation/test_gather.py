@@ -13,8 +13,8 @@ from evaluation.checkpoints import find_candidates
 from evaluation.config import RunEvaluation
 from evaluation.gather import gather
 from evaluation.inputs import read_inputs
-from evaluation.scoring import base_of, bases
 from evaluation.stage import evaluate
+from evaluation.started_from import base_of, bases
 from evaluation.task_file import read_task
 from foundation.errors import DataError, FedpretextError, RunError, StudyError
 from foundation.files import read_json, write_json

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.features import features_of
 from evaluation.inputs import read_inputs
 from evaluation.model_similarity import arm_similarity, round_similarity
-from evaluation.scoring import features_of
 from evaluation.similarity import linear_cka
 from evaluation.targets import HELD
 from foundation.tensor_files import load_tensors

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import evaluation.features as features
 import evaluation.scoring as scoring
 from evaluation.config import RunEvaluation
 from evaluation.inputs import read_inputs
@@ -149,7 +150,7 @@ def test_a_second_call_computes_nothing(make_run: MakeRun, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(scoring, "_extract", refuse)
+    monkeypatch.setattr(features, "_extract", refuse)
     monkeypatch.setattr(scoring, "logistic_scores", refuse)
     monkeypatch.setattr(scoring, "frame_of", refuse)
     pd.testing.assert_frame_equal(evaluate(run, show=False), first)

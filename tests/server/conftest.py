@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import server.contact
+import server.fleet_contact
 from federation.audit import AuditLog
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study, study_from
@@ -108,7 +109,8 @@ class Loop:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The round loop and the app's polling go by ``CLOCK``; a site that is offline is asked again at once."""
     monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: CLOCK.now))
-    monkeypatch.setattr(server.contact, "time", SimpleNamespace(sleep=CLOCK.sleep))
+    for module in (server.contact, server.fleet_contact):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=CLOCK.sleep))
     monkeypatch.setattr(rounds, "_RESEND_S", 0.0)
 
 

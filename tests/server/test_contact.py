@@ -11,6 +11,8 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 import server.contact
+import server.fleet_contact
+import server.requests
 from federation.audit import AuditLog, Extension, Head, verify
 from federation.certificates import new_key
 from federation.flower import (
@@ -27,7 +29,8 @@ from federation.signing import Signer
 from federation.study import Study, study_from
 from foundation import events
 from foundation.files import read_jsonl
-from server.contact import FleetContact, GridContact
+from server.contact import GridContact
+from server.fleet_contact import FleetContact
 from server.status_board import Board
 
 SITES = ("A", "B", "C", "D")
@@ -322,7 +325,9 @@ def fleeted(
     def sleep(seconds: float) -> None:
         clock.now += seconds
 
-    monkeypatch.setattr(server.contact, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now))
+    time = SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now)
+    for module in (server.contact, server.fleet_contact, server.requests):
+        monkeypatch.setattr(module, "time", time)
 
     def make(bend: Bend = honestly) -> Fleeted:
         study = study_from(raw_study, "test")

@@ -11,6 +11,8 @@ import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 import server.contact
+import server.fleet_contact
+import server.requests
 from federation.audit import AuditLog, verify
 from federation.certificates import new_key
 from federation.federated_evaluation import Question, Statistics
@@ -28,7 +30,7 @@ from federation.records import AuditNote, Failure
 from federation.signing import Signer
 from federation.study import study_from
 from foundation.files import read_jsonl
-from server.contact import FleetContact
+from server.fleet_contact import FleetContact
 from server.status_board import Board
 
 NODES = {"A": 101, "C": 103}
@@ -130,7 +132,9 @@ def asking(tmp_path: Path, raw_study: dict[str, Any], monkeypatch: pytest.Monkey
     def sleep(seconds: float) -> None:
         clock.now += seconds
 
-    monkeypatch.setattr(server.contact, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now))
+    time = SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now)
+    for module in (server.contact, server.fleet_contact, server.requests):
+        monkeypatch.setattr(module, "time", time)
     study = study_from(raw_study, "test")
     wire, fleet, audit = Wire(tmp_path / "logs"), Fleet(), AuditLog(tmp_path / "audit.jsonl", "server")
     board = Board(tmp_path / "status.json", study.name, study.training_hash(), 3)

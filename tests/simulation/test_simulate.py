@@ -153,7 +153,7 @@ def test_a_finished_run_is_not_computed_again(finished: Any, tmp_path: Path, mon
         raise AssertionError("computed again")
 
     folder = finished.copy(tmp_path / "run")
-    computing = ("client.site_training.train_round", "imaging.store.prepare", "evaluation.scoring._extract")
+    computing = ("client.site_training.train_round", "imaging.store.prepare", "evaluation.features._extract")
     for name in (*computing, "evaluation.finetune.finetune_scores", "simulation.arms.build_method"):
         monkeypatch.setattr(name, never)
     before = {name: (folder / name).read_bytes() for name in ("results.csv", "comparisons.csv", "arms.json")}

@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from ssl_methods import Method, ibot
 from ssl_methods.encoder_outputs import masked_tokens, patch_tokens
-from ssl_methods.gram import gram_loss
-from ssl_methods.ibot import IBOT, blockwise_masks, patch_loss
+from ssl_methods.ibot import IBOT, blockwise_masks, gram_loss, patch_loss
 from ssl_methods.koleo import koleo
 from ssl_methods.method import Batch, Views
 

@@ -1,0 +1,61 @@
+"""Predictions as a table, a row a held picture or patient; kept in the run folder under what they depend on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evaluation.inputs import Inputs
+from evaluation.intervals import IntArray
+from evaluation.predictions import kept_columns
+from foundation.files import digest, write_with
+
+VERSION = "2"
+"""Raise it when scores change, so that kept ones are made anew."""
+
+
+def chosen(target: Any, places: IntArray) -> Any:
+    """What is asked of the pictures at ``places``."""
+    return [target[place] for place in places] if isinstance(target, list) else target[places]
+
+
+def frame_of(
+    inputs: Inputs, fold: int, places: IntArray, predictions: Any, target: Any, *, by_patient: bool = False
+) -> pd.DataFrame:
+    """A row a held picture (or patient): fold, image, patient, site, role, and what its kind of task keeps of it."""
+    pictures = inputs.pictures
+    if by_patient:
+        first = np.sort(np.unique(pictures.patient[places], return_index=True)[1])
+        places = places[first]
+    plain = {
+        "fold": fold,
+        "image": pictures.image[places],
+        "patient": pictures.patient[places],
+        "site": pictures.site[places],
+        "role": pictures.roles[fold][places],
+    }
+    kept = kept_columns(inputs.config.kind, predictions, chosen(target, places), pictures.classes)
+    frame = pd.DataFrame({**plain, **kept})
+    how = inputs.config.aggregate
+    return frame if by_patient or how == "none" else _by_patient(frame, how)
+
+
+def _by_patient(frame: pd.DataFrame, how: str) -> pd.DataFrame:
+    """A row a patient: the mean or the largest of each class's scores, made to sum to 1."""
+    scores = [str(name) for name in frame if str(name).startswith("score_")]
+    grouped = frame.groupby("patient", sort=False)
+    first = grouped.first().reset_index()
+    first[scores] = grouped[scores].agg(how).to_numpy()
+    first[scores] = first[scores].div(first[scores].sum(axis=1), axis=0)
+    return first[list(frame.columns)].assign(image=first["patient"])
+
+
+def kept_frame(inputs: Inputs, name: str, key: tuple[str, ...], compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The frame kept under this key, or a computed one that is then kept."""
+    code = digest(VERSION, name, *key, inputs.key())[:16]
+    path = inputs.run / "evaluation" / "scores" / f"{name}-{code}.parquet"
+    if not path.exists():
+        frame = compute()
+        write_with(path, lambda temporary: frame.to_parquet(temporary, index=False))
+    return pd.read_parquet(path)
