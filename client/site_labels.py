@@ -8,7 +8,7 @@ from client.policy import check_label_statistics, wait_for_quiet_hours
 from client.site_pictures import SitePictures
 from client.site_study import SiteStudy
 from client.stored_rounds import StoredRounds
-from federation.federated_evaluation import Question, Statistics, answer_like
+from federation.federated_evaluation import EvaluationRequest, Statistics, answer_like
 from federation.records import weights_digest
 from foundation.errors import StudyError
 from foundation.machine import choose_device
@@ -25,7 +25,7 @@ class SiteLabels:
         self._here, self._pictures, self._rounds = here, pictures, rounds
         self._labelled: LabelledPictures | None = None
 
-    def told(self, question: Question) -> Statistics:
+    def told(self, question: EvaluationRequest) -> Statistics:
         """What is asked about this site's labelled pictures; the encoder that they are asked by comes with "moments".
 
         StudyError for another study or question, LabelsNotPermittedError, TooFewLabelsError, RunError as ``train``.
@@ -57,7 +57,7 @@ class SiteLabels:
         here = self._here
         return checked_statistics(here.study, answer, self.statistics_like(answer), here.policy, here.name)
 
-    def _see(self, question: Question, labelled: LabelledPictures) -> None:
+    def _see(self, question: EvaluationRequest, labelled: LabelledPictures) -> None:
         """Compute the features of the labelled pictures by the encoder that was sent."""
         here = self._here
         like = {name: value for name, value in here.shared_like().items() if name.startswith(ENCODER)}

@@ -6,7 +6,7 @@ import numpy as np
 
 from evaluation.inputs import Inputs
 from evaluation.intervals import IntArray
-from evaluation.labels import Budget, Drawn, draw
+from evaluation.labels import Drawn, LabelBudget, draw
 from foundation.files import digest
 
 
@@ -30,7 +30,7 @@ class Labels:
 def draw_labels(inputs: Inputs) -> Labels:
     """Every draw of every budget, the same for all encoders; one that fails in a fold or draw is skipped whole."""
     config, pictures = inputs.config, inputs.pictures
-    budgets = [Budget(fraction=f) for f in config.label_fractions] + [Budget(shots=k) for k in config.shots]
+    budgets = [LabelBudget(fraction=f) for f in config.label_fractions] + [LabelBudget(shots=k) for k in config.shots]
     draws: dict[tuple[int, str, int], IntArray] = {}
     skipped: dict[str, str] = {}
     for budget in budgets:
@@ -47,7 +47,7 @@ def draw_labels(inputs: Inputs) -> Labels:
     return Labels(draws, skipped)
 
 
-def _draw(inputs: Inputs, budget: Budget, places: IntArray, repeat: int, fold: int) -> Drawn:
+def _draw(inputs: Inputs, budget: LabelBudget, places: IntArray, repeat: int, fold: int) -> Drawn:
     """Of a classification every class has to be there; of the other kinds only patients are counted."""
     pictures, told_apart = inputs.pictures, inputs.config.kind == "classification"
     codes = pictures.y[places] if told_apart else np.zeros(len(places), dtype=np.int64)

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from evaluation.calibration import Bin
-from evaluation.figures import Figure, fraction_size, fraction_title, is_shots, number
+from evaluation.figures import MetricValue, fraction_size, fraction_title, is_shots, number
 
 INK, MUTED, HAIRLINE = "#1b2530", "#66707a", "#d9dde1"
 # Okabe and Ito 2008: told apart with every common colour vision, and given a marker each besides.
@@ -133,7 +133,7 @@ class Curve:
 
     title: str
     kind: str
-    points: Mapping[str, Figure]
+    points: Mapping[str, MetricValue]
 
 
 def efficiency_panels(curves: Sequence[Curve], metric: str) -> list[Panel]:

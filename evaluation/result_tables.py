@@ -9,7 +9,7 @@ import pandas as pd
 
 from evaluation.answers import Contrast
 from evaluation.figures import (
-    Figure,
+    MetricValue,
     Question,
     arm_order,
     figure_of,
@@ -210,11 +210,11 @@ def _federated_row(folder: RunFolder, row: "pd.Series[Any]") -> FederatedRow:
     )
 
 
-def _figure(row: "pd.Series[Any]") -> Figure | None:
+def _figure(row: "pd.Series[Any]") -> MetricValue | None:
     return figure_of(row.to_frame().T.astype({"value": float, "ci_low": float, "ci_high": float, "n": float}))
 
 
-def _three(figure: Figure | None) -> str:
+def _three(figure: MetricValue | None) -> str:
     if figure is None or figure.interval is None:
         return "–"
     return " to ".join(number(bound, digits=3) for bound in figure.interval)

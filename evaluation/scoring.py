@@ -13,7 +13,7 @@ from evaluation.inputs import Encoder, Inputs
 from evaluation.intervals import FloatArray, IntArray
 from evaluation.label_draws import Labels
 from evaluation.logistic import logistic_scores
-from evaluation.protocols import PROTOCOLS, Part
+from evaluation.protocols import PROTOCOLS, RoleSamples
 from evaluation.score_frames import chosen, frame_of, kept_frame
 from evaluation.started_from import shown_as
 from evaluation.trial import Trial
@@ -70,9 +70,9 @@ class _Parts:
     def target(self) -> Any:
         return self.inputs.target(self.image)
 
-    def of(self, places: IntArray, known: bool = True) -> Part:
+    def of(self, places: IntArray, known: bool = True) -> RoleSamples:
         x = self.inputs.view(self.image).read(places).numpy() if self.features is None else self.features[places]
-        return Part(x, chosen(self.target, places) if known else None, self.inputs.pictures.patient[places])
+        return RoleSamples(x, chosen(self.target, places) if known else None, self.inputs.pictures.patient[places])
 
 
 def score_leakage(inputs: Inputs, encoder: Encoder) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from evaluation.floors import MAJORITY, PIXELS
 from evaluation.held import ALL, Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import IntArray, Scored, jackknife, mean
-from evaluation.kinds import KINDS, main_merit
+from evaluation.kinds import KINDS, main_metric
 from evaluation.label_checks import one_class_sites
 from evaluation.label_draws import Labels, draw_labels
 from evaluation.leaks import check_leaks
@@ -107,17 +107,17 @@ def _fixed(inputs: Inputs, key: Key) -> dict[str, Any]:
 
 
 def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
-    merits = KINDS[inputs.config.kind].merits(inputs.config, inputs.pictures.classes)
-    return [row for key, own in grouped.items() for row in rows_of(own, merits, inputs.config, _fixed(inputs, key))]
+    metrics = KINDS[inputs.config.kind].metrics(inputs.config, inputs.pictures.classes)
+    return [row for key, own in grouped.items() for row in rows_of(own, metrics, inputs.config, _fixed(inputs, key))]
 
 
 def _skipped_rows(inputs: Inputs, labels: Labels, names: Sequence[str]) -> list[Row]:
     """A row for each encoder and protocol of a label budget that could not be drawn."""
     arms = {(shown_as(inputs, encoder, name), name) for encoder in inputs.encoders for name in names}
     blank = {"site": ALL, "seed": ALL, "n": 0}
-    merit = main_merit(inputs.config, inputs.pictures.classes)
+    metric = main_metric(inputs.config, inputs.pictures.classes)
     return [
-        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, merit, float("nan"), [why])
+        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, metric, float("nan"), [why])
         for fraction, why in labels.skipped.items()
         for arm, name in sorted(arms)
     ]
@@ -167,7 +167,7 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
     leads = sorted({encoder.arm for encoder in inputs.encoders if encoder.kind in ("federated", "pretrained")})
     fractions = {fraction for _, _, fraction in grouped}
     most = "1" if "1" in fractions else max(fractions, default="")
-    merit = main_merit(inputs.config, inputs.pictures.classes)
+    metric = main_metric(inputs.config, inputs.pictures.classes)
     rows = []
     for (arm, protocol, fraction), own in grouped.items():
         if arm not in leads or fraction != most:
@@ -185,7 +185,7 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
                 "label_fraction": fraction,
                 "note": note,
             }
-            rows += comparison_rows(own, scores, merit, inputs.config, fixed)
+            rows += comparison_rows(own, scores, metric, inputs.config, fixed)
     return rows
 
 

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from federation.audit import AuditLog
-from federation.federated_evaluation import Question, Statistics
+from federation.federated_evaluation import EvaluationRequest, Statistics
 from federation.flower import (
     content_to_note,
     content_to_reply,
@@ -80,7 +80,9 @@ class GridContact:
         replies.sort(key=_rows_told)
         return [self._read(reply) for reply in replies if reply.metadata.reply_to_message_id in self._open]
 
-    def enquire(self, asked: Question, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
+    def enquire(
+        self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float
+    ) -> dict[str, Statistics | Failure]:
         """As ``Requests``."""
         return self.requests.enquire(asked, sites, patience_s)
 

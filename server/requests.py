@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from federation.federated_evaluation import Question, Statistics
+from federation.federated_evaluation import EvaluationRequest, Statistics
 from federation.flower import content_to_note, content_to_statistics, question_to_content, weights_to_record
 from federation.records import Failure
 from federation.secure_aggregation.messages import SecureAggregationError
@@ -51,7 +51,9 @@ class Requests:
     def __init__(self, grid: Grid, reachable: Reachable, heads: SiteHeads, last_round: int) -> None:
         self._grid, self._reachable, self._heads, self._last_round = grid, reachable, heads, last_round
 
-    def enquire(self, asked: Question, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
+    def enquire(
+        self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float
+    ) -> dict[str, Statistics | Failure]:
         """Ask sites about their labels; the answers, or why there is none, of every one of them."""
         arrays = weights_to_record(asked.tensors)
 
@@ -103,7 +105,7 @@ class Requests:
             return str(error)
         return ""
 
-    def _told(self, reply: Message, site: str, asked: Question) -> Statistics | Failure:
+    def _told(self, reply: Message, site: str, asked: EvaluationRequest) -> Statistics | Failure:
         try:
             answer, note = content_to_statistics(reply.content), content_to_note(reply.content)
         except RunError:

@@ -34,10 +34,10 @@ def scored_run(run: Path, arm: str, spread: float) -> Path:
             })  # fmt: skip
     scores = pd.DataFrame(rows)
     fixed = {"task": "tumour", "dataset": "", "encoder": arm, "protocol": "logistic", "label_fraction": "1"}
-    merits = KINDS["classification"].merits(CONFIG, ("0", "1"))
+    metrics = KINDS["classification"].metrics(CONFIG, ("0", "1"))
     (run / "evaluation").mkdir(parents=True)
     scores.to_csv(run / "evaluation" / "scores.csv", index=False)
-    results = pd.DataFrame(rows_of(Scores.of(scores), merits, CONFIG, fixed), columns=list(COLUMNS))
+    results = pd.DataFrame(rows_of(Scores.of(scores), metrics, CONFIG, fixed), columns=list(COLUMNS))
     results.to_csv(run / "results.csv", index=False)
     write_json(run / "evaluation" / "config.json", CONFIG.model_dump(mode="json"))
     write_json(run / "results.json", {"kind": "classification", "classes": ["0", "1"], "encoders": []})
