@@ -18,12 +18,12 @@ from client.policy import LabelsNotPermittedError
 from client.refusals import category_of
 from client.site_ledger import LedgerNotContinuedError
 from client.site_log import LogNotContinuedError
-from federation.audit import Head
+from federation.audit import NOTHING, Extension, Head
 from federation.flower import content_to_reply, failure_in, question
 from federation.flower_private_identity import assume_identity
 from federation.privacy.ledger import BudgetSpentError
 from federation.privacy.plan import plan_of
-from federation.records import CATEGORIES, Failure, TrainInstruction, TrainReply
+from federation.records import CATEGORIES, AuditNote, Failure, TrainInstruction, TrainReply, WithheldError
 from federation.secure_aggregation.messages import SecureAggregationError
 from federation.study import Study
 from foundation.errors import DataError, QuorumError, RunError, StudyError, TrainingError
@@ -266,3 +266,30 @@ def test_a_private_study_through_the_app(
     assert next(row["ledger"] for row in rows if row["event"] == "update released") == first.ledger.head.hash
     refusals = {row["category"]: row["event"] for row in rows if "category" in row}
     assert refusals == {"budget-spent": "policy refused", "ledger-not-continued": "request refused"}
+
+
+@pytest.mark.parametrize("withheld_at", [None, 1, 2])
+def test_an_answer_is_checked_logged_noted_and_checked_again(withheld_at: int | None) -> None:
+    """Nothing that either check withholds leaves, and what the first one withholds is not logged as released."""
+    done: list[str] = []
+    note = AuditNote(Extension(Head(1, "ab" * 32), ()), NOTHING)
+
+    def check(content: RecordDict) -> None:
+        done.append(f"checked {sorted(content)}")
+        if sum(one.startswith("checked") for one in done) == withheld_at:
+            raise WithheldError("not on the list")
+
+    class Log:
+        def note(self) -> AuditNote:
+            done.append("noted")
+            return note
+
+    answer = client.app.Answer(RecordDict({"config": ConfigRecord({})}), check, lambda: done.append("logged"))
+    steps = ["checked ['config']", "logged", "noted", "checked ['audit', 'config']"]
+    if withheld_at is None:
+        assert sorted(client.app.release(answer, Log())) == ["audit", "config"]  # type: ignore[arg-type]
+        assert done == steps
+        return
+    with pytest.raises(WithheldError):
+        client.app.release(answer, Log())  # type: ignore[arg-type]
+    assert done == (steps[:1] if withheld_at == 1 else steps)
