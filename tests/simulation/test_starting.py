@@ -73,7 +73,7 @@ def started(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Started:
     train: Callable[..., tuple[TrainReply, bool]] = client.site.Site.trained_or_stored
 
     def spy(self: Any, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
-        arm = self._file.state.parents[2]
+        arm = self._here.file.state.parents[2]
         if instruction.round == 1:
             received = {name: value.clone() for name, value in instruction.weights.items()}
             run.first[arm.parents[1].name, self.name] = received
