@@ -23,7 +23,6 @@ from foundation.errors import FedpretextError
 from server.federation_folder import (
     SERVERS,
     SiteRecord,
-    known_site,
     load_ca,
     load_certificate,
     load_federation,
@@ -86,13 +85,6 @@ class Registry:
     def warnings(self, now: datetime) -> list[str]:
         """The lines of those that expire within 30 days, or have expired: to be shown whenever the server starts."""
         return [_line(certified, now) for certified in self._certified() if _is_soon(certified.end, now)]
-
-    def public_key_of(self, site: str) -> str:
-        """The recorded key of a site (PEM), also of a revoked one; CredentialError where none is recorded."""
-        key = known_site(self.sites(), site).public_key
-        if not key:
-            raise CredentialError(f"site {site} has no key yet; accept its request first")
-        return key
 
     def _certified(self) -> list[_Certified]:
         judged = self._judged().items()

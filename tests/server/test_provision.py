@@ -333,7 +333,7 @@ def test_from_kit_to_enrolment(kits: Path, federation: Path, tmp_path: Path) -> 
     assert record.fingerprint == fingerprint(key.public_key())
     registry = Registry(federation)
     assert set(registry.admitted(NOW)) == {"north"}
-    assert registry.public_key_of("north") == public_pem(key.public_key())
+    assert registry.sites()["north"].public_key == public_pem(key.public_key())
     assert "-----BEGIN CERTIFICATE-----\n" in record_path(federation, "north").read_text()
 
 
@@ -444,7 +444,7 @@ def test_a_revoked_site_is_out_and_its_key_never_returns(
     registry = Registry(federation)
     assert set(registry.admitted(clock.now)) == {"south"}
     assert registry.refused(clock.now) == {"north": "site north was revoked on 2027-03-02: laptop lost"}
-    assert registry.public_key_of("north") == public_pem(key.public_key())
+    assert registry.sites()["north"].public_key == public_pem(key.public_key())
     again = refusal(lambda: accept(federation, request_of("north", key)))
     assert again == "site north was revoked (laptop lost); to invite it anew: add-site north --again"
     assert again == refusal(lambda: accept(federation, request_of("north"), replace=True))

@@ -74,11 +74,6 @@ def test_who_is_admitted(folder: Path) -> None:
     assert set(registry.sites()) == {"north", "south", "west"}
     assert set(registry.admitted(NOW)) == {"north", "south"}
     assert registry.refused(NOW) == {"west": "site west is invited; its request has not been accepted"}
-    assert registry.public_key_of("north") == public_pem(KEYS["north"].public_key())
-    with pytest.raises(CredentialError, match="site west has no key yet; accept its request first"):
-        registry.public_key_of("west")
-    with pytest.raises(CredentialError, match=r"site 'sout' is not in this federation.*did you mean 'south'"):
-        registry.public_key_of("sout")
 
 
 def test_only_while_its_certificate_holds(folder: Path) -> None:
