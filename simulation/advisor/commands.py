@@ -68,7 +68,7 @@ def advise(
 def _refuse(options: dict[str, Any], why: str) -> None:
     """BadParameter for the first option that was given."""
     for name, value in options.items():
-        if value not in (None, False, []):
+        if value is not None and value is not False and value != []:
             raise typer.BadParameter(f"{name} does nothing {why}; leave it out")
 
 

@@ -110,6 +110,7 @@ def test_the_command_answers_and_writes(advise: Advise, tmp_path: Path) -> None:
         (["study.yaml"], "STUDY does nothing without --pilot"),
         ([*ASKED, "--passes", "5"], "--passes does nothing without --pilot"),
         (["study.yaml", "--pilot", "--labels", "4"], "--labels does nothing with --pilot: the study says it"),
+        (["study.yaml", "--pilot", "--labels", "0"], "--labels does nothing with --pilot: the study says it"),
         (["study.yaml", "--pilot", "--volumes"], "--volumes does nothing with --pilot: the study says it"),
     ],
 )
