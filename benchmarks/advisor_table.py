@@ -2,28 +2,20 @@
 
     python -m benchmarks.advisor_table
 
-Reads results/sweep.csv, adrenal-3d.md and natural-weights.md; writes simulation/advisor/sweep_evidence.py.
+Reads results/sweep.csv, adrenal-3d.md and natural-weights.md; writes simulation/advisor/sweep.csv.
 """
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.measure import RESULTS
 from benchmarks.sweep import DATASETS
 from foundation.files import write_text
-from simulation.advisor.cell import Cell
+from simulation.advisor.evidence import SWEEP, Cell
 
-WRITTEN = Path(__file__).resolve().parents[1] / "simulation" / "advisor" / "sweep_evidence.py"
 _GAIN = r"\**([+-]?[\d.]+) \(([+-]?[\d.]+) to ([+-]?[\d.]+)\)\**"
-_HEADING = '''"""Our own measurements, written by ``python -m benchmarks.advisor_table`` from benchmarks/results."""
-
-from simulation.advisor.cell import Cell
-
-CELLS = (
-'''
 
 
 def flat_cells() -> Iterator[Cell]:
@@ -32,7 +24,10 @@ def flat_cells() -> Iterator[Cell]:
         gain, low, high = (round(float(row[name]), 3) for name in ("difference", "low", "high"))
         method, dataset, encoder, protocol = (str(row[name]) for name in ("method", "dataset", "encoder", "protocol"))
         modality = str(DATASETS[dataset]["image"]["modality"])
-        yield Cell(method, dataset, modality, 2, encoder, protocol, gain, low, high, int(row["units"]))
+        yield Cell(
+            method=method, dataset=dataset, modality=modality, dimensions=2, encoder=encoder, protocol=protocol,
+            difference=gain, low=low, high=high, units=int(row["units"]),
+        )  # fmt: skip
 
 
 def volume_cells() -> Iterator[Cell]:
@@ -41,7 +36,10 @@ def volume_cells() -> Iterator[Cell]:
     tested = _one(r"(\d+) are tested", text)
     for method, *numbers in re.findall(rf"^\| `(\w+)` \| [^|]+ \| {_GAIN} \|", text, re.MULTILINE):
         gain, low, high = map(float, numbers)
-        yield Cell(method, "adrenalmnist3d", "ct", 3, "monai_vit", "logistic", gain, low, high, int(tested))
+        yield Cell(
+            method=method, dataset="adrenalmnist3d", modality="ct", dimensions=3, encoder="monai_vit",
+            protocol="logistic", difference=gain, low=low, high=high, units=int(tested),
+        )  # fmt: skip
 
 
 def natural_gain() -> tuple[float, float, float]:
@@ -62,24 +60,15 @@ def _one(pattern: str, text: str) -> str:
 
 
 def written() -> str:
-    """The advisor's module."""
-    cells = [*flat_cells(), *volume_cells()]
-    lines = [f"    Cell({', '.join(_literal(value) for value in vars(cell).values())}),\n" for cell in cells]
-    gain = ", ".join(f"{number:.3f}" for number in natural_gain())
-    about = (
-        '"""AUROC that continuing from ImageNet weights added to SimCLR on the same EfficientNet, and its interval."""'
-    )
-    return f"{_HEADING}{''.join(lines)})\nNATURAL_WEIGHTS_GAIN = ({gain})\n{about}\n"
-
-
-def _literal(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else f'"{value}"' if isinstance(value, str) else str(value)
+    """The advisor's table."""
+    cells = [cell.model_dump() for cell in (*flat_cells(), *volume_cells())]
+    return pd.DataFrame(cells).to_csv(index=False, float_format="%.3f", lineterminator="\n")
 
 
 def main() -> None:
-    """Write the module."""
-    write_text(WRITTEN, written())
-    print(WRITTEN)
+    """Write the table."""
+    write_text(SWEEP, written())
+    print(SWEEP)
 
 
 if __name__ == "__main__":

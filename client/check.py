@@ -36,7 +36,6 @@ class SiteCheck:
 
     data: Path
     when: datetime
-    listed: int = 0
     looked: int = 0
     study: str | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -56,8 +55,7 @@ class SiteCheck:
         """The whole in one sentence."""
         counts = [counted(len(self.of(level)), level) for level in _LEVELS if self.of(level)]
         told = f" ({', '.join(counts)})" if counts else ""
-        whole = "" if self.looked == self.listed else f", going by {self.looked:,} of {counted(self.listed, 'file')}"
-        return f"{'Nothing stands in the way' if self.ok else 'Not ready to join'}{told}{whole}."
+        return f"{'Nothing stands in the way' if self.ok else 'Not ready to join'}{told}."
 
 
 def check_kit(site: Path, data: Path | None = None, study: Path | None = None, *, sample: int = 50) -> SiteCheck:
@@ -99,12 +97,11 @@ def check_site(
     policy: Policy | None = None,
     ledger: Path | None = None,
     sample: int = 50,
-    full: bool = True,
 ) -> SiteCheck:
     """Look at ``sample`` pictures and say so, then at the server, at all pictures, at the study and at the machine.
 
-    data: a manifest or a folder of pictures; its faults are findings, never errors. full: False stops at the sample.
-    state: where the site will keep its state; cache: where decoded pictures; both default to this folder. policy: what
+    data: a manifest or a folder of pictures; its faults are findings, never errors. state: where the
+    site will keep its state; cache: where decoded pictures; both default to this folder. policy: what
     the site permits, where it has said. ledger: its privacy ledger, where it has one.
     """
     findings, facts = [], []
@@ -113,14 +110,12 @@ def check_site(
         findings += reached.findings
         facts.append(reached.table())
         _say(reached.findings)
-    pictures = _pictures(data, study.image if study else None, sample, full)
+    pictures = _pictures(data, study.image if study else None, sample)
     findings += pictures.findings
     facts = [*pictures.facts, *facts]
     asked: StudyCheck | None = None
     if study is not None and pictures.manifest is not None:
-        whole = pictures.looked == pictures.listed
-        usable = pictures.usable()
-        asked = study_check(study, usable, policy, device, None if whole else pictures.listed, ledger)
+        asked = study_check(study, pictures.usable(), policy, device, ledger)
         findings += asked.findings
         facts.append(asked.table)
     needs = asked.needs if asked else None
@@ -129,22 +124,17 @@ def check_site(
     findings = sorted([*findings, *on_machine], key=lambda finding: _LEVELS.index(finding.level))
     name = study.name if study else None
     when = datetime.now().astimezone()
-    return SiteCheck(data, when, pictures.listed, pictures.looked, name, findings, [*facts, table])
+    return SiteCheck(data, when, len(pictures.looks), name, findings, [*facts, table])
 
 
 @dataclass
 class _Pictures:
     """What was looked at, and what it told."""
 
-    listed: int = 0
     manifest: Manifest | None = None
     looks: list[Look] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     facts: list[Table] = field(default_factory=list)
-
-    @property
-    def looked(self) -> int:
-        return len(self.looks)
 
     def usable(self) -> Manifest:
         """The rows that can be used."""
@@ -154,37 +144,31 @@ class _Pictures:
         return self.manifest.where(mask)
 
 
-def _pictures(data: Path, image: ImageConfig | None, sample: int, full: bool) -> _Pictures:
+def _pictures(data: Path, image: ImageConfig | None, sample: int) -> _Pictures:
     """A sample, then all of them."""
     found = _Pictures()
     try:
         few, listed = _sampled(data, sample)
         found.looks = list(look_at(few, range(len(few)), image, "a first look"))
-        found.listed, found.manifest = listed, few
-        if full:
-            _first_words(found, image)
-            found.manifest = Manifest.open(data)
-            found.listed = len(found.manifest)
-            title = f"reading {counted(found.listed, 'picture')}"
-            found.looks = list(look_at(found.manifest, range(found.listed), image, title))
+        _first_words(found.looks, listed, image)
+        found.manifest = Manifest.open(data)
+        count = len(found.manifest)
+        found.looks = list(look_at(found.manifest, range(count), image, f"reading {counted(count, 'picture')}"))
     except DataError as error:
         found.manifest, found.looks = None, []
         found.findings.append(Finding("error", "pictures", "no pictures", str(error), ""))
         return found
     known = found.manifest.unit == "patient"
     found.findings = [*picture_findings(found.looks, image, known), *_passed_over(data)]
-    found.facts = picture_tables(found.looks, found.manifest, whole=full)
+    found.facts = picture_tables(found.looks, found.manifest)
     return found
 
 
-def _first_words(found: _Pictures, image: ImageConfig | None) -> None:
+def _first_words(looks: list[Look], listed: int, image: ImageConfig | None) -> None:
     """The quick verdict: what a sample shows already."""
-    broken = [look for look in found.looks if look.problem]
-    say(
-        f"first look: {counted(len(found.looks), 'picture')} of {found.listed:,} files, "
-        f"{len(found.looks) - len(broken):,} usable"
-    )
-    _say(picture_findings(found.looks, image))
+    usable = sum(not look.problem for look in looks)
+    say(f"first look: {counted(len(looks), 'picture')} of {listed:,} files, {usable:,} usable")
+    _say(picture_findings(looks, image))
 
 
 def _say(findings: Iterable[Finding]) -> None:

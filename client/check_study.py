@@ -86,18 +86,15 @@ class StudyCheck:
 
 
 def study_check(
-    study: Study, usable: Manifest, policy: Policy | None, device: DeviceName, pictures: int | None = None,
-    ledger: Path | None = None,
-) -> StudyCheck:  # fmt: skip
+    study: Study, usable: Manifest, policy: Policy | None, device: DeviceName, ledger: Path | None = None
+) -> StudyCheck:
     """Ask the study's own rules and the site's policy, then time a few steps on some of the pictures.
 
-    usable: the site's pictures that can be read. pictures: how many there are, where ``usable`` is only a sample; then
-    nothing is said of whether they are enough. ledger: the site's privacy ledger, where its site file names one.
+    usable: the site's pictures that can be read. ledger: the site's privacy ledger, where its site file names one.
     """
     found = [] if policy is None else list(_permitted(study, policy))
-    if pictures is None:
-        found += _enough(study, usable, policy)
-    count = pictures or len(usable)
+    found += _enough(study, usable, policy)
+    count = len(usable)
     rows = [("study", study.name), ("training hash", study.training_hash()[:16])]
     if study.privacy is not None:
         found += private_findings(study, policy, ledger)

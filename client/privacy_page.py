@@ -7,16 +7,16 @@ from pathlib import Path
 import yaml
 
 from client.site_file import SITE_FILE, SiteFile, find_site_file, load_site_file
-from federation.privacy.accounting import Release, epsilon_of, recomputed
+from federation.privacy.accounting import Release, epsilon_of, noise_for, recomputed
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.ledger import Charge, read_charges
-from federation.privacy.plan import LEAST_SIGNAL, PrivacyPlan, plan_of, study_signal, trained_numbers
-from federation.privacy.tables import PATIENTS, by_patients
+from federation.privacy.plan import LEAST_SIGNAL, PrivacyPlan, plan_of, signal_to_noise, study_signal, trained_numbers
 from federation.privacy.words import meaning, not_covered
 from federation.study import Study, load_study
 from foundation.errors import StudyError
 
 _DELTA = 1e-5  # where neither a budget nor a study says one
+_PATIENTS = (10, 13, 20, 36, 50, 100, 200, 500, 1000, 5000)  # sites of such sizes are shown beside the study's own
 
 
 def privacy_lines(place: Path, study: Path | None = None, check: bool = False, width: int = 80) -> list[str]:
@@ -114,10 +114,11 @@ def _study_page(study: Study, check: bool) -> Iterator[str]:
         yield f"the same epsilon, steps and {privacy.patients_per_step} patients a step at sites of other sizes:"
         yield "  patients    delta       q    noise  best signal-to-noise of one site"
         numbers = trained_numbers(study)
-        for row in by_patients(
-            privacy.epsilon, privacy.delta, plan.steps, privacy.patients_per_step, numbers, PATIENTS
-        ):
-            yield f"  {row.patients:8,} {row.delta:8.1e} {row.rate:7.3f} {row.noise:8.2f} {row.signal:9.3f}"
+        for patients in _PATIENTS:
+            delta, taken = min(privacy.delta, 1 / (10 * patients)), min(privacy.patients_per_step, patients)
+            noise = noise_for(privacy.epsilon, delta, taken / patients, plan.steps)
+            signal = signal_to_noise(noise, taken, plan.steps, numbers)
+            yield f"  {patients:8,} {delta:8.1e} {taken / patients:7.3f} {noise:8.2f} {signal:9.3f}"
 
 
 def plan_lines(study: Study, plan: PrivacyPlan, sites: int = 1) -> Iterator[str]:

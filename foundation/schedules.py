@@ -3,8 +3,8 @@
 import math
 
 
-def warmup_cosine(progress: float, peak: float, *, warmup: float = 0.1, final: float = 0.0) -> float:
-    """Linear rise from 0 to ``peak`` over the share ``warmup`` of the study, then a half cosine to ``final``.
+def warmup_cosine(progress: float, peak: float, *, warmup: float = 0.1) -> float:
+    """Linear rise from 0 to ``peak`` over the share ``warmup`` of the study, then a half cosine to 0.
 
     Loshchilov and Hutter 2017 (SGDR), eq. 5, without restarts. ``progress`` outside [0, 1] is clamped.
     """
@@ -12,7 +12,7 @@ def warmup_cosine(progress: float, peak: float, *, warmup: float = 0.1, final: f
     if p < warmup:
         return peak * p / warmup
     share = (p - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
-    return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * share))
+    return peak * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def cosine(progress: float, start: float, end: float) -> float:

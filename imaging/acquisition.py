@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imaging import geometry
-from imaging.intensity import chosen, noise_at, per_picture
+from imaging.intensity import blur_, chosen, noise_at, per_picture
 from imaging.presets import Preset
 
 MOTION = ("motion_given", "motion_axis", "motion_turn", "motion_x", "motion_y", "motion_line")
@@ -28,6 +28,29 @@ TILES, BINS, CLIP = 4, 64, 3.0
 """Of the adaptive equalisation: tiles along a side, bins of a histogram, largest count in multiples of the mean."""
 
 Draws = dict[str, Tensor]
+
+
+def focus_(views: Tensor, draws: Draws, preset: Preset) -> None:
+    """Blur for the views that their draws choose."""
+    device = views.device
+    blurred = chosen(draws["blurred"], preset.blur_probability * bool(preset.blur))
+    if len(blurred):
+        largest = preset.blur * views.shape[-1]
+        part = views[blurred.to(device)]
+        blur_(part, (largest * draws["blur"][blurred]).to(device), largest)
+        views[blurred.to(device)] = part
+
+
+def noise_(views: Tensor, draws: Draws, preset: Preset) -> None:
+    """Speckle, then noise, for the views that their draws choose."""
+    device = views.device
+    for kind, deviation in (("speckle", preset.speckle), ("noise", preset.noise)):
+        noisy = chosen(draws[f"{kind}_given"], preset.noise_probability * bool(deviation))
+        if len(noisy):
+            part = views[noisy.to(device)]
+            field = noise_at(draws[f"{kind}_start"][noisy], part.shape, device)
+            field.mul_(per_picture((deviation * draws[kind][noisy]).to(device)))
+            views[noisy.to(device)] = part.addcmul_(part, field) if kind == "speckle" else part.add_(field)
 
 
 def scan_(views: Tensor, draws: Draws, preset: Preset) -> None:

@@ -182,12 +182,7 @@ class Augmentation:
         preset, device = self.preset, views.device
         if preset.stain:
             intensity.stain_(views, (preset.stain * (2 * draws["stain"] - 1)).to(device))
-        blurred = chosen(draws["blurred"], preset.blur_probability * bool(preset.blur))
-        if len(blurred):
-            largest = preset.blur * views.shape[-1]
-            part = views[blurred.to(device)]
-            intensity.blur_(part, (largest * draws["blur"][blurred]).to(device), largest)
-            views[blurred.to(device)] = part
+        acquisition.focus_(views, draws, preset)
         if preset.bias_field:
             intensity.bias_field_(views, (preset.bias_field * (2 * draws["bias"] - 1)).to(device))
         acquisition.scan_(views, draws, preset)
@@ -197,13 +192,7 @@ class Augmentation:
             weights = coarse_weights(factor, views.shape[-1]).to(device)
             upright = (draws["coarse_axis"][coarse] < 0.5).to(device)
             views[coarse.to(device)] = acquisition.coarsened(views[coarse.to(device)], weights, upright)
-        for kind, deviation in (("speckle", preset.speckle), ("noise", preset.noise)):
-            noisy = chosen(draws[f"{kind}_given"], preset.noise_probability * bool(deviation))
-            if len(noisy):
-                part = views[noisy.to(device)]
-                field = intensity.noise_at(draws[f"{kind}_start"][noisy], part.shape, device)
-                field.mul_(per_picture((deviation * draws[kind][noisy]).to(device)))
-                views[noisy.to(device)] = part.addcmul_(part, field) if kind == "speckle" else part.add_(field)
+        acquisition.noise_(views, draws, preset)
 
     def _expose(self, views: Tensor, draws: Draws, centre: Tensor) -> Tensor:
         """What happens when a picture is shown: equalisation, gamma, gain, contrast, colour; then shuffling, hole."""

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from foundation.errors import DataError, nearest
-from foundation.progress import track
 from imaging.config import ImageConfig
 from imaging.formats import FloatArray
 from imaging.manifest import Manifest, slices
@@ -32,9 +31,7 @@ class Boxes:
     kinds: npt.NDArray[np.int64]
 
 
-def read_boxes(
-    table: pd.DataFrame, root: Path, image: ImageConfig, classes: Sequence[str], *, progress: bool = False
-) -> list[Boxes]:
+def read_boxes(table: pd.DataFrame, root: Path, image: ImageConfig, classes: Sequence[str]) -> list[Boxes]:
     """Boxes of the rows of a manifest's table, none of them dropped; an empty cell has none, as ``[]``.
 
     DataError, one line: as ``listed_boxes`` and ``placed_boxes``, a label that is none of ``classes``, volumes.
@@ -44,7 +41,7 @@ def read_boxes(
     rows = Manifest(table, root)
     names, cells, paths, frames = rows.table["image"], rows.table["boxes"], rows.paths(), slices(rows)
     found = []
-    for row in track(range(len(rows)), f"reading boxes of {len(rows)} pictures", show=progress):
+    for row in range(len(rows)):
         listed, labels = listed_boxes(cells[row] if isinstance(cells[row], str) else "[]", names[row])
         kinds = np.array([_kind(label, classes, names[row]) for label in labels], dtype=np.int64)
         height, width = decode(paths[row], image.channels, frames[row]).pixels.shape[1:] if labels else (1, 1)

@@ -79,10 +79,10 @@ def _file(path: Path) -> Path:
     return files[len(files) // 2]
 
 
-def picture_clusters(manifest: Manifest, distance: int = DISTANCE, *, progress: bool = True) -> pd.Series:
+def picture_clusters(manifest: Manifest, *, progress: bool = True) -> pd.Series:
     """A patient column of near-duplicate clusters, aligned with the manifest's rows.
 
-    Two pictures of one site are near-duplicates where their difference hashes are at most ``distance`` of 64
+    Two pictures of one site are near-duplicates where their difference hashes are at most DISTANCE of 64
     bits apart and their thumbnails correlate by CORRELATION; chains of such pairs form a cluster, named after
     its first picture. The hash alone chains pictures of one layout: of 1,500 PolypGen frames it joins 589,
     and 37 % of its pairs come from one video; with the correlation 45 and 94 %. Sites are never joined, since
@@ -108,7 +108,7 @@ def picture_clusters(manifest: Manifest, distance: int = DISTANCE, *, progress: 
     for site in np.unique(sites):
         rows = np.flatnonzero((sites == site) & readable)
         rows = rows[np.argsort(names.iloc[rows].to_numpy(), kind="stable")]  # the order of rows must not matter
-        pairs = near_pairs(hashes[rows], distance)
+        pairs = near_pairs(hashes[rows], DISTANCE)
         alike = np.einsum("pd,pd->p", thumbs[rows[pairs[:, 0]]], thumbs[rows[pairs[:, 1]]]) >= CORRELATION
         clusters.iloc[rows] = names.iloc[rows[join(len(rows), pairs[alike])]].to_numpy()
     return clusters.astype("str").rename("patient")

@@ -224,20 +224,16 @@ def how_good() -> str:
     )
 
 
-def picture_tables(looks: Sequence[Look], manifest: Manifest, whole: bool) -> list[Table]:
-    """Counts, formats, sizes, channels, depths, modalities, and identifiers by tag.
-
-    whole: all pictures were looked at; else patients, studies and series are not counted.
-    """
+def picture_tables(looks: Sequence[Look], manifest: Manifest) -> list[Table]:
+    """Counts, formats, sizes, channels, depths, modalities, and identifiers by tag."""
     readable = [look for look in looks if look.readable]
     rows = [("pictures looked at", f"{len(looks):,}"), ("readable", f"{len(readable):,}")]
-    if whole:
-        known = manifest.unit == "patient"
-        rows += [("patients", f"{manifest.table['patient'].nunique():,}" if known else "not known for all pictures")]
-        for column, name in (("study", "studies"), ("series", "series")):
-            if column in manifest.table:
-                told = manifest.table[manifest.table[column].notna()]
-                rows += [(name, f"{len(told[['patient', column]].drop_duplicates()):,}")]
+    known = manifest.unit == "patient"
+    rows += [("patients", f"{manifest.table['patient'].nunique():,}" if known else "not known for all pictures")]
+    for column, name in (("study", "studies"), ("series", "series")):
+        if column in manifest.table:
+            told = manifest.table[manifest.table[column].notna()]
+            rows += [(name, f"{len(told[['patient', column]].drop_duplicates()):,}")]
     for name, value in (
         ("formats", lambda look: look.format),
         ("channels", lambda look: str(look.channels)),

@@ -18,7 +18,6 @@ from imaging.formats import is_dicom, is_picture
 Unit = Literal["patient", "picture cluster"]
 
 REQUIRED = ("image", "patient")
-OPTIONAL = ("study", "series", "slice", "position", "date", "site", "label", "mask", "boxes")
 FILES = ("manifest.csv", "manifest.parquet")
 _FILE_COLUMNS = ("image", "mask")
 _TEXT = ("image", "patient", "study", "series", "date", "site", "mask", "boxes")

@@ -15,7 +15,6 @@ from PIL import Image, ImageOps
 
 from foundation.errors import DataError
 from foundation.files import digest, write_with
-from foundation.progress import track
 from imaging.config import ImageConfig
 from imaging.formats import FloatArray, pick
 from imaging.manifest import Manifest, slices
@@ -33,8 +32,6 @@ def read_masks(
     image: ImageConfig,
     classes: Sequence[str] | None = None,
     folder: Path | None = None,
-    *,
-    progress: bool = False,
 ) -> Mask:
     """Masks of the rows of a manifest's table: uint8 [N, S, S], or [N, D, S, S] of volumes.
 
@@ -43,12 +40,12 @@ def read_masks(
     """
     rows = Manifest(table, root)
     if folder is None:
-        return _read_all(rows, image, classes, progress)
+        return _read_all(rows, image, classes)
     kept = folder / f"masks-{_key(rows, image, classes)}.npy"
     if kept.is_file():
         masks: Mask = np.load(kept)
         return masks
-    masks = _read_all(rows, image, classes, progress)
+    masks = _read_all(rows, image, classes)
     write_with(kept, lambda temporary: _save(masks, temporary))
     return masks
 
@@ -78,13 +75,12 @@ def mask_of(
     return placed
 
 
-def _read_all(rows: Manifest, image: ImageConfig, classes: Sequence[str] | None, progress: bool) -> Mask:
+def _read_all(rows: Manifest, image: ImageConfig, classes: Sequence[str] | None) -> Mask:
     if classes is not None and len(classes) >= WHITE:
         raise DataError(f"classes names {len(classes)} structures; a mask tells at most {WHITE - 1} apart")
     masks = np.zeros((len(rows), *image.shape[1:]), dtype=np.uint8)
     cells, paths, frames = rows.table["mask"], rows.paths(), slices(rows)
-    drawn = np.flatnonzero(cells.notna()).tolist()
-    for row in track(drawn, f"reading {len(drawn)} masks", show=progress):
+    for row in np.flatnonzero(cells.notna()).tolist():
         masks[row] = mask_of(paths[row], rows.root / cells[row], image, frames[row], classes)
     return masks
 

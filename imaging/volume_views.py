@@ -13,7 +13,6 @@ from torch import Tensor
 
 from imaging import acquisition, geometry, intensity
 from imaging.config import ImageConfig
-from imaging.intensity import chosen
 from imaging.presets import Preset
 from imaging.saliency import Intervals, crop_saliency, focused
 from imaging.standardise import statistics
@@ -124,22 +123,11 @@ class VolumeViews:
         if preset.anisotropy:
             views = self._coarsen(views, draws)
         planes = views.flatten(1, 2)  # [B, C * D, H, W]: a change here changes the views
-        blurred = chosen(draws["blurred"], preset.blur_probability * bool(preset.blur))
-        if len(blurred):
-            largest = preset.blur * views.shape[-1]
-            part = planes[blurred.to(device)]
-            intensity.blur_(part, (largest * draws["blur"][blurred]).to(device), largest)
-            planes[blurred.to(device)] = part
+        acquisition.focus_(planes, draws, preset)
         if preset.bias_field:
             views.mul_(bias_field(preset.bias_field * (2 * draws["bias"] - 1), views.shape[2:]).to(device)[:, None])
         acquisition.scan_(planes, draws, preset)
-        for kind, deviation in (("speckle", preset.speckle), ("noise", preset.noise)):
-            noisy = chosen(draws[f"{kind}_given"], preset.noise_probability * bool(deviation))
-            if len(noisy):
-                part = planes[noisy.to(device)]
-                field = intensity.noise_at(draws[f"{kind}_start"][noisy], part.shape, device)
-                field.mul_(intensity.per_picture((deviation * draws[kind][noisy]).to(device)))
-                planes[noisy.to(device)] = part.addcmul_(part, field) if kind == "speckle" else part.add_(field)
+        acquisition.noise_(planes, draws, preset)
         return views
 
     def _coarsen(self, views: Tensor, draws: Draws) -> Tensor:

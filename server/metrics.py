@@ -8,19 +8,18 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Self, cast
 
 from foundation.errors import RunError
 from foundation.machine import versions
 from foundation.service_log import ServiceLog
-from server.status_board import PAUSED, STAGES, STATES, SiteStatus, Status, read_status
+from server.status_board import PAUSED, STAGES, STATES, Status, read_status
 
 _HOST = "127.0.0.1"
 _NAMES = re.compile(r"(?:127\.0\.0\.1|localhost)(?::[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
@@ -28,91 +27,80 @@ _PLAIN = "text/plain; charset=utf-8"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _SLOWEST_S = 5.0  # a client that says nothing for so long is sent away
 _POLL_S = 0.1  # how long an end of the server waits for this
-_Kind = Literal["gauge", "counter"]
-_Sample = tuple[dict[str, str], float]
+_Figure = tuple[str, str, Sequence[tuple[dict[str, str], float]]]  # name, what it is, samples by their labels
 _Answer = tuple[HTTPStatus, str, str]  # status, content type, text
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """One metric with its samples, by labels."""
-
-    name: str
-    kind: _Kind
-    about: str
-    samples: list[_Sample]
-
-    def text(self) -> str:
-        lines = [f"# HELP fedpretext_{self.name} {self.about}", f"# TYPE fedpretext_{self.name} {self.kind}"]
-        lines += [f"fedpretext_{self.name}{_labels(labels)} {value!r}" for labels, value in self.samples]
-        return "".join(f"{line}\n" for line in lines)
 
 
 def metrics_text(status: Status, version: str, now: float) -> str:
     """All metrics in Prometheus' text format; ``now`` in seconds since 1970. What is not known yet is left out."""
-    return "".join(metric.text() for metric in (*_of_study(status, version, now), *_of_sites(status, now)))
+    from prometheus_client import CollectorRegistry, Metric, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Figures(Collector):
+        def collect(self) -> Iterator[Metric]:
+            for name, about, samples in (*_of_study(status, version, now), *_of_sites(status, now)):
+                kind = "counter" if name.endswith("_total") else "gauge"
+                metric = Metric(f"fedpretext_{name.removesuffix('_total')}", about, kind)
+                for labels, value in samples:
+                    sent = {label: text.encode(errors="replace").decode() for label, text in labels.items()}
+                    metric.add_sample(f"fedpretext_{name}", sent, value)
+                if samples:
+                    yield metric
+
+    registry = CollectorRegistry()
+    registry.register(Figures())
+    return generate_latest(registry).decode()
 
 
-def _of_study(status: Status, version: str, now: float) -> Iterator[_Metric]:
+def _of_study(status: Status, version: str, now: float) -> Iterator[_Figure]:
     info = {"study": status.study, "study_hash": status.study_hash[:12], "version": version}
-    yield _Metric("info", "gauge", "The study and the version of the program; always 1.", [(info, 1)])
     stages = dict.fromkeys((*STAGES, status.stage))
     said = [({"phase": stage}, int(stage == status.stage)) for stage in stages]
-    yield _Metric("phase", "gauge", "1 for what the server does now, 0 for all else.", [*said])
-    yield _single("paused", "1 while the server is paused; fedpretext status says why.", int(status.stage == PAUSED))
-    yield _single("round", "The round in work, from 1; 0 before the first.", status.round)
-    yield _single("rounds", "Rounds of the study.", status.rounds)
-    yield _single("start_time_seconds", "When the study was first started, since 1970.", status.started)
-    yield _single("since_start_seconds", "Seconds since the study was first started.", max(0.0, now - status.started))
-    yield _single("status_time_seconds", "When the status was last written, since 1970.", status.updated)
-    if status.round_started:
-        yield _single("round_start_time_seconds", "When the round in work was begun, since 1970.", status.round_started)
-    if status.mean_round is not None:
-        yield _single("round_seconds_mean", "Mean duration of the last rounds, 20 at most.", status.mean_round)
-    if status.quorum:
-        yield _single("quorum_sites", "Sites that a round needs.", status.quorum)
+    single: dict[str, tuple[str, float | None]] = {
+        "paused": ("1 while the server is paused; fedpretext status says why.", int(status.stage == PAUSED)),
+        "round": ("The round in work, from 1; 0 before the first.", status.round),
+        "rounds": ("Rounds of the study.", status.rounds),
+        "start_time_seconds": ("When the study was first started, since 1970.", status.started),
+        "since_start_seconds": ("Seconds since the study was first started.", max(0.0, now - status.started)),
+        "status_time_seconds": ("When the status was last written, since 1970.", status.updated),
+        "round_start_time_seconds": (
+            "When the round in work was begun, since 1970.",
+            status.round_started or None,
+        ),
+        "round_seconds_mean": ("Mean duration of the last rounds, 20 at most.", status.mean_round),
+        "quorum_sites": ("Sites that a round needs.", status.quorum or None),
+    }
+    yield "info", "The study and the version of the program; always 1.", [(info, 1)]
+    yield "phase", "1 for what the server does now, 0 for all else.", said
+    for name, (about, value) in single.items():
+        yield name, about, [] if value is None else [({}, value)]
 
 
-def _of_sites(status: Status, now: float) -> Iterator[_Metric]:
-    late = status.late(now)
-
-    def each(name: str, about: str, values: dict[str, float], kind: _Kind = "gauge") -> _Metric:
-        return _Metric(f"site_{name}", kind, about, [({"site": site}, value) for site, value in values.items()])
-
-    sites = dict(sorted(status.sites.items()))
-    if not sites:
-        return
-    yield each("online", "1 while the site is connected.", {name: int(site.online) for name, site in sites.items()})
-    yield _Metric("site_state", "gauge", "1 for the site's state in the round in work.", [*_states(sites)])
-    losses = {name: site.loss for name, site in sites.items() if site.loss is not None}
-    if losses:
-        yield each("loss", "Training loss of the site's last update.", losses)
-    sent = {name: site.bytes_sent for name, site in sites.items()}
-    yield each("sent_bytes_total", "Bytes of weights sent to the site.", {**sent}, "counter")
-    received = {name: site.bytes_received for name, site in sites.items()}
-    yield each("received_bytes_total", "Bytes of weights received from the site.", {**received}, "counter")
-    waiting = {name: site.waiting(now) for name, site in sites.items()}
-    yield each("waiting_seconds", "Seconds for which the site's update is waited for; 0: it is not.", waiting)
-    yield each("late", "1 when the site takes more than twice as long as others.", {n: int(n in late) for n in sites})
-
-
-def _states(sites: dict[str, SiteStatus]) -> Iterator[_Sample]:
-    for name, site in sites.items():
-        for state in STATES:
-            yield {"site": name, "state": state}, int(site.state == state)
-
-
-def _single(name: str, about: str, value: float) -> _Metric:
-    return _Metric(name, "gauge", about, [({}, value)])
-
-
-def _labels(labels: dict[str, str]) -> str:
-    pairs = [f'{name}="{_escaped(value)}"' for name, value in labels.items()]
-    return f"{{{','.join(pairs)}}}" if pairs else ""
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+def _of_sites(status: Status, now: float) -> Iterator[_Figure]:
+    late, sites = status.late(now), dict(sorted(status.sites.items()))
+    states = [
+        ({"site": name, "state": state}, int(site.state == state)) for name, site in sites.items() for state in STATES
+    ]
+    each: dict[str, tuple[str, dict[str, float | None]]] = {
+        "online": ("1 while the site is connected.", {name: int(site.online) for name, site in sites.items()}),
+        "loss": ("Training loss of the site's last update.", {name: site.loss for name, site in sites.items()}),
+        "sent_bytes_total": ("Bytes of weights sent to the site.", {n: site.bytes_sent for n, site in sites.items()}),
+        "received_bytes_total": (
+            "Bytes of weights received from the site.",
+            {name: site.bytes_received for name, site in sites.items()},
+        ),
+        "waiting_seconds": (
+            "Seconds for which the site's update is waited for; 0: it is not.",
+            {name: site.waiting(now) for name, site in sites.items()},
+        ),
+        "late": (
+            "1 when the site takes more than twice as long as others.",
+            {name: int(name in late) for name in sites},
+        ),
+    }
+    yield "site_state", "1 for the site's state in the round in work.", states
+    for name, (about, values) in each.items():
+        yield f"site_{name}", about, [({"site": site}, value) for site, value in values.items() if value is not None]
 
 
 class MetricsEndpoint:

@@ -25,13 +25,12 @@ class Federation:
         }
 
 
-def write_site_folders(manifest: Manifest, out: Path, min_pictures: int = 1) -> dict[str, Path]:
+def write_site_folders(manifest: Manifest, out: Path) -> dict[str, Path]:
     """Write ``out/<site>/manifest.csv`` for every site of the manifest; each site's folder by site name.
 
     A folder lists exactly the pictures given, so the caller passes those that may be trained on. Image and mask
     paths are absolute ones to the dataset's files: nothing is copied. Folder names are ``folder_names``'.
-    DataError, before anything is written: no pictures, a picture without site, a site of fewer than
-    ``min_pictures``, two sites with one folder name.
+    DataError, before anything is written: no pictures, a picture without site, two sites with one folder name.
     """
     if "site" not in manifest.table or manifest.table["site"].isna().any():
         raise DataError("every picture needs a site before site folders are written; assign the sites first")
@@ -40,12 +39,6 @@ def write_site_folders(manifest: Manifest, out: Path, min_pictures: int = 1) -> 
     names = sorted(set(manifest.table["site"]))
     folders = folder_names(names)
     parts = {name: manifest.where((manifest.table["site"] == name).to_numpy(dtype=bool)) for name in names}
-    for name, part in parts.items():
-        if len(part) < min_pictures:
-            raise DataError(
-                f"site {name!r} has {len(part)} pictures to train on, at least {min_pictures} are needed;"
-                " leave it out, or give it more patients"
-            )
     return {name: part.write_located(out / folders[name]) for name, part in parts.items()}
 
 

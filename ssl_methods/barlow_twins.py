@@ -1,6 +1,6 @@
 """Barlow Twins (Zbontar et al. 2021, ICML): redundancy reduction."""
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
 from ssl_methods.similarity import exact
 
 
@@ -55,7 +55,7 @@ class BarlowTwinsConfig(TwoViewConfig):
     )
 
 
-class BarlowTwins(Method):
+class BarlowTwins(TwoViewMethod):
     """Make the channels of two views' projections agree one by one and differ from each other.
 
     Deviations: a projector of 256 channels where the paper has 8192 (see ``projection``); the loss is not scaled
@@ -79,14 +79,6 @@ class BarlowTwins(Method):
         super().__init__(config, encoder, image)
         hidden = config.projector_width or config.projection
         self.projector = projector([feature_dim(encoder), hidden, hidden, config.projection], last="linear")
-
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, *image.shape]``: a strong view each."""
-        return two_views(self.augmentation, batch, generator)
-
-    def output(self, pooled: Tensor) -> Tensor:
-        """The projections."""
-        return cast(Tensor, self.projector(pooled))
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Distance of the cross-correlations from the identity."""

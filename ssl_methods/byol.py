@@ -11,7 +11,7 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
 from ssl_methods.momentum import follow, follower
 from ssl_methods.similarity import negative_cosine
 
@@ -53,7 +53,7 @@ class BYOLConfig(TwoViewConfig):
     )
 
 
-class BYOL(Method):
+class BYOL(TwoViewMethod):
     """Predict from one view how a network that follows slowly sees the other.
 
     Deviations: heads are scaled with the encoder; views are those of the modality, alike for both sides (the paper
@@ -90,14 +90,6 @@ class BYOL(Method):
         self.predictor = projector([config.projection, hidden, config.projection], last="linear")
         self.target_encoder = follower(encoder)
         self.target_projector = follower(self.projector)
-
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, *image.shape]``: a strong view each."""
-        return two_views(self.augmentation, batch, generator)
-
-    def output(self, pooled: Tensor) -> Tensor:
-        """The projections."""
-        return cast(Tensor, self.projector(pooled))
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Distance between each view's prediction and the other's target."""

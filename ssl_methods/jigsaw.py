@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from ssl_methods.classification import class_loss
+from ssl_methods.classification import ClassifyingMethod, class_loss
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
 from ssl_methods.tiles import check_tiles, cut, mosaic, multiple_below, standardised, tile_unit
 
 GRID = 3
@@ -80,7 +80,7 @@ class JigsawConfig(MethodConfig):
     )
 
 
-class Jigsaw(Method):
+class Jigsaw(ClassifyingMethod):
     """Cut a picture into nine tiles, shuffle them, encode each by itself and tell the order.
 
     The encoder never sees two tiles together: only the head compares them (the paper's siamese context-free
@@ -134,16 +134,8 @@ class Jigsaw(Method):
         tiles, order = views["tiles"][picture], self.permutations[views["order"][picture]]
         return [("as given", mosaic(tiles, torch.arange(TILES))), ("the answer", mosaic(tiles, order))]
 
-    def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the order; also the share of orders that were guessed."""
-        losses, right = self._answered(views)
-        return losses.mean(), {"accuracy": right}
-
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: cross-entropy of each picture's order."""
-        return self._answered(views)[0]
-
-    def _answered(self, views: Views) -> tuple[Tensor, Tensor]:
+    def answered(self, views: Views) -> tuple[Tensor, Tensor]:
+        """The loss of the order, and the share of right answers."""
         tiles = views["tiles"]
         each = self.head["tile"](features(self.encoder, tiles.flatten(0, 1)))  # [B * 9, W]
         each = torch.relu(each).reshape(len(tiles), -1)  # [B, 9 * W]

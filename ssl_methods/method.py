@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -210,9 +210,18 @@ def second_pictures(batch: Batch) -> Tensor:
     return batch.pictures if batch.partners is None else batch.partners
 
 
-def two_views(augmentation: Augmentation, batch: Batch, generator: torch.Generator) -> Views:
-    """``first``, ``second`` ``[B, C, S, S]``: a strong view of each picture, and one of its partner or itself."""
-    return {
-        "first": augmentation.strong(batch.pictures, generator),
-        "second": augmentation.strong(second_pictures(batch), generator),
-    }
+class TwoViewMethod(Method):
+    """A method that compares the projections of two views."""
+
+    projector: nn.Module
+
+    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+        """``first``, ``second`` ``[B, *image.shape]``: strong views of each image and of its partner, or of itself."""
+        return {
+            "first": self.augmentation.strong(batch.pictures, generator),
+            "second": self.augmentation.strong(second_pictures(batch), generator),
+        }
+
+    def output(self, pooled: Tensor) -> Tensor:
+        """The projections."""
+        return cast(Tensor, self.projector(pooled))

@@ -11,7 +11,7 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.method import Batch, Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
 from ssl_methods.momentum import follow, follower
 from ssl_methods.similarity import info_nce, unit
 
@@ -103,7 +103,7 @@ class MoCoConfig(TwoViewConfig):
     )
 
 
-class MoCoV2(Method):
+class MoCoV2(TwoViewMethod):
     """Find a picture's key, made by an encoder that follows slowly, among the keys of other patients.
 
     Deviations: the queue starts empty and not with random vectors, and the first step has no gradient; keys of a
@@ -156,11 +156,7 @@ class MoCoV2(Method):
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
         """``first``, ``second`` ``[B, *image.shape]``: a strong view each, for query and key; ``patients`` ``[B]``."""
-        return two_views(self.augmentation, batch, generator) | {"patients": batch.patients}
-
-    def output(self, pooled: Tensor) -> Tensor:
-        """The queries."""
-        return cast(Tensor, self.projector(pooled))
+        return super().make_views(batch, generator) | {"patients": batch.patients}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE against the queue as it was before this batch; also the share of queries without negatives."""

@@ -1,6 +1,6 @@
 """MoCo v3 (Chen, Xie and He 2021, ICCV): contrast within the batch, a momentum encoder, a frozen patch projection."""
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.method import Batch, Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
 from ssl_methods.momentum import follow, follower
 from ssl_methods.similarity import info_nce, unit
 
@@ -67,7 +67,7 @@ class MoCoV3Config(TwoViewConfig):
     )
 
 
-class MoCoV3(Method):
+class MoCoV3(TwoViewMethod):
     """Find a picture's key, made by an encoder that follows slowly, among the keys of the batch's other patients.
 
     Deviations: keys of a query's own patient are no negatives; heads are scaled with the encoder. The paper's batch of
@@ -110,11 +110,7 @@ class MoCoV3(Method):
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
         """``first``, ``second`` ``[B, C, S, S]``: a strong view each; ``patients`` ``[B]``."""
-        return two_views(self.augmentation, batch, generator) | {"patients": batch.patients}
-
-    def output(self, pooled: Tensor) -> Tensor:
-        """The projections."""
-        return cast(Tensor, self.projector(pooled))
+        return super().make_views(batch, generator) | {"patients": batch.patients}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrast of each view's queries with the other's keys; also the share of queries without negatives."""

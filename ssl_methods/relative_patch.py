@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from ssl_methods.classification import class_loss
+from ssl_methods.classification import ClassifyingMethod, class_loss
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
 from ssl_methods.tiles import check_tiles, cut, mosaic, multiple_below, standardised, tile_unit
 
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -61,7 +61,7 @@ class RelativePatchConfig(MethodConfig):
     head_width: int = Field(default=256, ge=1, description="Hidden channels of the classifier.")
 
 
-class RelativePatch(Method):
+class RelativePatch(ClassifyingMethod):
     """Cut a patch and its neighbours from a picture, encode each by itself and tell where each neighbour lies.
 
     The first patch stands where all eight neighbours fit: its own place says nothing about the answer. Against
@@ -106,16 +106,8 @@ class RelativePatch(Method):
         places = torch.cat([directions.new_tensor([4]), directions + (directions > 3)])  # 4 is the middle of nine
         return [("patches in place", mosaic(views["patches"][picture], places))]
 
-    def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the direction; also the share of directions that were guessed."""
-        losses, right = self._answered(views)
-        return losses.mean(), {"accuracy": right}
-
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: cross-entropy of the directions asked for in each picture."""
-        return self._answered(views)[0]
-
-    def _answered(self, views: Views) -> tuple[Tensor, Tensor]:
+    def answered(self, views: Views) -> tuple[Tensor, Tensor]:
+        """The loss of the directions asked for, and the share of right answers."""
         patches, directions = views["patches"], views["directions"]
         each = features(self.encoder, patches.flatten(0, 1)).reshape(*patches.shape[:2], -1)  # [B, 1 + N, D]
         pairs = torch.cat([each[:, :1].expand_as(each[:, 1:]), each[:, 1:]], dim=2)  # [B, N, 2D]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from foundation.errors import StudyError
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
-from ssl_methods.classification import class_loss
+from ssl_methods.classification import ClassifyingMethod, class_loss
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
 
 TURNS = 4
 
@@ -53,7 +53,7 @@ class RotationConfig(MethodConfig):
     )
 
 
-class Rotation(Method):
+class Rotation(ClassifyingMethod):
     """Turn pictures by right angles and tell by how many.
 
     It can be learned where pictures have an up and a down. A microscope slide, a skin lesion or a fundus photograph
@@ -92,16 +92,8 @@ class Rotation(Method):
         turns = turns.to(turned.device)
         return {"turned": turned[torch.arange(count, device=turned.device)[:, None], turns], "turns": turns}
 
-    def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the turn (eq. 2 and 3); also the share of turns that were guessed."""
-        losses, right = self._answered(views)
-        return losses.mean(), {"accuracy": right}
-
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: cross-entropy of the turns of each picture's copies."""
-        return self._answered(views)[0]
-
-    def _answered(self, views: Views) -> tuple[Tensor, Tensor]:
+    def answered(self, views: Views) -> tuple[Tensor, Tensor]:
+        """The loss of the turns (eq. 2 and 3), and the share of right answers."""
         turned, turns = views["turned"], views["turns"]
         logits = self.head(features(self.encoder, turned.flatten(0, 1)))  # [B * V, 4]
         return class_loss(logits.reshape(*turns.shape, TURNS), turns)

@@ -1,6 +1,6 @@
 """SimCLR (Chen et al. 2020, ICML), with patients kept out of each other's negatives."""
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.method import Batch, Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
 from ssl_methods.similarity import info_nce, unit
 
 
@@ -76,7 +76,7 @@ class SimCLRConfig(TwoViewConfig):
     projection: int = Field(default=128, ge=2, description="Channels of the projection in which views are compared.")
 
 
-class SimCLR(Method):
+class SimCLR(TwoViewMethod):
     """Draw two views of a picture together and push views of other patients away."""
 
     Config: ClassVar[type[MethodConfig]] = SimCLRConfig
@@ -104,12 +104,8 @@ class SimCLR(Method):
 
         The second view is of the partner where the study asks for one. Groups are the positives.
         """
-        views = two_views(self.augmentation, batch, generator)
+        views = super().make_views(batch, generator)
         return views | {"patients": batch.patients, "groups": positive_groups(batch, self.config.positives)}
-
-    def output(self, pooled: Tensor) -> Tensor:
-        """The projections."""
-        return cast(Tensor, self.projector(pooled))
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """NT-Xent; also the share of anchors that had no negative and were left out."""

@@ -1,8 +1,7 @@
 """SimSiam (Chen and He 2021, CVPR): two views, a predictor and a stop-gradient."""
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
 from ssl_methods.similarity import negative_cosine
 
 
@@ -41,7 +40,7 @@ class SimSiamConfig(TwoViewConfig):
     )
 
 
-class SimSiam(Method):
+class SimSiam(TwoViewMethod):
     """Predict one view's projection from the other's, without a second network.
 
     Deviation: heads of 512 and 128 channels where the paper has 2048 and 512. Heads without BatchNorm, which would make
@@ -71,14 +70,6 @@ class SimSiam(Method):
     def rate(self, part: str, progress: float, scheduled: float, peak: float) -> float:
         """The predictor's does not fall: it must keep up with the projections (sec. 4.2, table 1 c)."""
         return peak if part == "predictor" else scheduled
-
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, *image.shape]``: a strong view each."""
-        return two_views(self.augmentation, batch, generator)
-
-    def output(self, pooled: Tensor) -> Tensor:
-        """The projections."""
-        return cast(Tensor, self.projector(pooled))
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative cosine between each view's prediction and the other's projection."""

@@ -1,6 +1,6 @@
 """VICReg: variance, invariance and covariance (Bardes et al. 2022, ICLR)."""
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views, two_views
+from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
 from ssl_methods.similarity import exact
 
 
@@ -71,7 +71,7 @@ class VICRegConfig(TwoViewConfig):
     )
 
 
-class VICReg(Method):
+class VICReg(TwoViewMethod):
     """Draw two views together while every channel keeps varying over the batch and says something of its own.
 
     Deviation: a projector of 256 channels where the paper has 8192 (see ``projection``).
@@ -94,14 +94,6 @@ class VICReg(Method):
         super().__init__(config, encoder, image)
         hidden = config.projector_width or config.projection
         self.projector = projector([feature_dim(encoder), hidden, hidden, config.projection], last="linear")
-
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``first``, ``second`` ``[B, *image.shape]``: a strong view each."""
-        return two_views(self.augmentation, batch, generator)
-
-    def output(self, pooled: Tensor) -> Tensor:
-        """The projections."""
-        return cast(Tensor, self.projector(pooled))
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """The three terms, weighted; also each of them."""

@@ -115,17 +115,6 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
     return _noise_for(epsilon, delta, rate, steps)
 
 
-def renyi_noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float | None:
-    """``noise_for`` by Renyi accounting alone, which asks for more noise: for comparison. None when over the most."""
-    _check_delta(delta)
-
-    def holds(hundredths: int) -> bool:
-        return _renyi((Release("gaussian", hundredths / 100, rate, steps),), delta) <= epsilon
-
-    found = smallest(holds, 0, round(MOST_NOISE * 100))
-    return None if found is None else found / 100
-
-
 @lru_cache(maxsize=256)
 def _noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
     def cost(hundredths: int) -> float:

@@ -8,7 +8,6 @@ call can be repeated. The promise of differential privacy is then one against so
 import math
 import os
 import secrets
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -37,26 +36,12 @@ def secure_generator() -> torch.Generator:
     return torch.Generator().manual_seed(secrets.randbits(63))
 
 
-def gaussian(shape: Sequence[int], std: float, device: torch.device | str = "cpu") -> Tensor:
-    """Normal numbers, float64, of mean 0 and deviation ``std``, on ``device`` (for mps, without float64, on the CPU).
-
-    Box and Muller 1958 from 53-bit uniforms; nothing beyond 8.6 deviations, where 1e-17 of a normal lies. Not for
-    release by itself: the last bits of a float64 tell what was added to what (Mironov 2012); use ``noised``.
-    """
-    place = _place(device)
-    total = math.prod(shape)
-    out = torch.empty(total, dtype=torch.float64, device=place)
-    stream = _Stream()
-    for start in range(0, total, _BLOCK):
-        block = out[start : start + _BLOCK]
-        _normal(stream, block)
-    return out.mul_(_positive(std)).reshape(tuple(shape))
-
-
 def noised(total: Tensor, std: float) -> Tensor:
     """``total`` plus normal noise of deviation ``std``, as float32 of the same shape and place: the thing to release.
 
-    The noise is added in float64, and the *sum* is rounded to multiples of ``grid(std)`` before it becomes float32.
+    The noise (Box and Muller 1958 from 53-bit uniforms; nothing beyond 8.6 deviations, where 1e-17 of a normal lies) is
+    made on ``total``'s device (for mps, without float64, on the CPU) and added in float64, and the *sum* is rounded to
+    multiples of ``grid(std)`` before it becomes float32.
     Rounding the noise alone would leave gaps in the sum that depend on what was added (Mironov 2012); rounding the sum
     is post-processing, and at 2**-20 deviations what float64 leaves below is out of sight.
     """

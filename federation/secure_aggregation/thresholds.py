@@ -1,8 +1,7 @@
 """How many sites have to answer, and how many that collude with the server see a single update.
 
-Of n sites that begin, t = floor(2 n / 3) + 1 have to survive, to sign one list of survivors and to release shares. The
-table of ``collusion_table``; "needed" is the number of colluding sites that, with a server that breaks the protocol,
-see the update of one honest site:
+Of n sites that begin, t = floor(2 n / 3) + 1 have to survive, to sign one list of survivors and to release shares.
+"needed" is the number of colluding sites that, with a server that breaks the protocol, see one honest site's update:
 
     n   t = must answer   may be missing   needed
     3          3                 0            2
@@ -27,8 +26,6 @@ c colluding sites, fewer than needed, learn with the server the sum over the hon
 Sites that collude without the server learn nothing before the sum, and from it the sum of the others.
 """
 
-from dataclasses import dataclass
-
 from foundation.errors import StudyError
 
 FEWEST = 3
@@ -40,41 +37,19 @@ def threshold(sites: int) -> int:
     return 2 * sites // 3 + 1
 
 
-@dataclass(frozen=True)
-class Collusion:
-    """A row of the table; numbers of sites.
-
-    needed: colluding sites that see one update with a server that breaks the protocol; needed_honest_server: with a
-    server that follows it, when none is missing; honest_in_sum: honest updates in a sum when one site colludes, at
-    least.
-    """
-
-    sites: int
-    must_answer: int
-    may_be_missing: int
-    needed: int
-    needed_honest_server: int
-    honest_in_sum: int
-
-
-def collusion_table(sites: int) -> list[Collusion]:
-    """The rows for FEWEST to ``sites`` sites."""
-    rows = []
-    for count in range(FEWEST, sites + 1):
-        answer = threshold(count)
-        needed = min(answer - 1, 2 * answer - count)
-        rows.append(Collusion(count, answer, count - answer, needed, count - 1, answer - 1))
-    return rows
+def needed_colluding(sites: int) -> int:
+    """Colluding sites that, with a server that breaks the protocol, see one update."""
+    answer = threshold(sites)
+    return min(answer - 1, 2 * answer - sites)
 
 
 def check_sites(sites: int) -> None:
     """StudyError where so few sites are hidden by no sum; it says what more sites would give."""
     if sites >= FEWEST:
         return
-    shown = [row for row in collusion_table(8) if row.sites in (3, 4, 5, 8)]
     gives = "; ".join(
-        f"{row.sites} sites: {row.may_be_missing} may be missing, {row.needed} colluding ones and the server see one"
-        for row in shown
+        f"{n} sites: {n - threshold(n)} may be missing, {needed_colluding(n)} colluding ones and the server see one"
+        for n in (3, 4, 5, 8)
     )
     raise StudyError(
         f"secure_aggregation with {sites} {'site' if sites == 1 else 'sites'}: at least {FEWEST} are needed, as in a "

@@ -42,22 +42,21 @@ def advise(
     out: Annotated[Path | None, typer.Option(help="Study file to write; default: advise-....yaml.")] = None,
 ) -> None:
     """Suggest pretext tasks, with the evidence, and write a study file; --pilot measures instead."""
-    given = {
+    needed = {
         "modality": modality, "task": task, "labels": labels, "sites": sites, "patients_per_site": patients_per_site,
     }  # fmt: skip
+    of_images = {"pictures_per_patient": pictures_per_patient, "volumes": volumes, "natural_weights": natural_weights}
     told: dict[str, Any] = {"privacy": privacy, "different_sites": different_sites}
-    read = {**given, "pictures_per_patient": pictures_per_patient, "volumes": volumes or None}
-    read |= {"natural_weights": natural_weights or None}
     if pilot:
-        _only_of_the_pilot(study, read)
-        assert study is not None
+        if study is None:
+            raise typer.BadParameter("--pilot measures on a study's own data: give a STUDY")
+        _refuse(
+            {_option(name): value for name, value in (needed | of_images).items()}, "with --pilot: the study says it"
+        )
         _pilot(study, overrides or (), told, passes, runs or Path("runs"), device or "auto", out)
         return
-    of_the_pilot = {"STUDY": study, "--set": overrides, "--passes": passes, "--runs": runs}
-    for name, value in of_the_pilot.items():
-        if value is not None and value != []:
-            raise typer.BadParameter(f"{name} does nothing without --pilot: add it, or leave {name} out")
-    missing = [_option(name) for name, value in given.items() if value is None]
+    _refuse({"STUDY": study, "--set": overrides, "--passes": passes, "--runs": runs}, "without --pilot")
+    missing = [_option(name) for name, value in needed.items() if value is None]
     if missing:
         raise typer.BadParameter(f"give {', '.join(missing)} too, or a STUDY with --pilot")
     told |= {"modality": modality, "task": task, "labels": labels, "sites": sites, "patients": patients_per_site}
@@ -66,13 +65,11 @@ def advise(
     _answer(told, device or "auto", out)
 
 
-def _only_of_the_pilot(study: Path | None, read: dict[str, Any]) -> None:
-    """A pilot reads from the study what the command line says otherwise."""
-    if study is None:
-        raise typer.BadParameter("--pilot measures on a study's own data: give a STUDY")
-    for name, value in read.items():
-        if value is not None:
-            raise typer.BadParameter(f"{_option(name)} does nothing with --pilot: the study says it; leave it out")
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """BadParameter for the first option that was given."""
+    for name, value in options.items():
+        if value is not None and value is not False and value != []:
+            raise typer.BadParameter(f"{name} does nothing {why}; leave it out")
 
 
 def _option(name: str) -> str:
@@ -101,15 +98,13 @@ def _pilot(
     from federation.study import load_study
     from foundation.machine import checked_device
     from simulation.advisor.pilot import pilot
-    from simulation.advisor.pilot_plan import PASSES, Told
+    from simulation.advisor.pilot_plan import PASSES
     from simulation.advisor.study_file import refuse_overwriting
 
     chosen = load_study(study, tuple(overrides))
     path = out or Path(f"advise-{chosen.name}.yaml")
     refuse_overwriting(path)
-    lines = pilot(
-        chosen, runs, path, Told(**told), checked_device(device), PASSES if passes is None else passes, _command()
-    )
+    lines = pilot(chosen, runs, path, told, checked_device(device), PASSES if passes is None else passes, _command())
     print(*lines, sep="\n")
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from foundation.files import write_json
 from foundation.machine import DeviceName, commit, machine, versions
 from foundation.progress import bar, say
 from foundation.wording import one_line
-from simulation.advisor.pilot_plan import JUDGED_BY, Plan, Told, Trained, plan_pilot
+from simulation.advisor.pilot_plan import Plan, Trained, plan_pilot
 from simulation.advisor.pilot_report import lines, write_record, write_winner
 from simulation.advisor.verdict import read_findings
 from simulation.arms import Arm, make_encoder
@@ -23,7 +24,9 @@ from simulation.checks import decode_pictures
 from simulation.starting import keep_weights
 
 
-def pilot(study: Study, runs: Path, out: Path, told: Told, device: DeviceName, passes: int, command: str) -> list[str]:
+def pilot(
+    study: Study, runs: Path, out: Path, told: Mapping[str, bool], device: DeviceName, passes: int, command: str
+) -> list[str]:
     """Plan, train, judge; writes the pilot's folder below ``runs`` and the winner's study file ``out``.
 
     Returns what to tell. Errors as ``plan_pilot``; RunError where fewer than two candidates could be trained.
@@ -39,7 +42,7 @@ def pilot(study: Study, runs: Path, out: Path, told: Told, device: DeviceName, p
         raise
     trained = train(plan, device, command)
     arms = {name: plan.arms[name].name for name, each in trained.items() if not each.failed}
-    findings = read_findings(folder, arms, JUDGED_BY[study.evaluation.kind])
+    findings = read_findings(folder, arms, plan.judge)
     seconds = time.monotonic() - started
     write_record(plan, trained, findings, passes, seconds)
     write_winner(out, plan, findings, command)

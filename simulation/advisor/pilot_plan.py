@@ -5,7 +5,7 @@ candidate. The study's split is drawn by its own function; of its training and v
 own test patients. Nobody whom the study tests, and no left-out site, is opened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.config import RunEvaluation, TaskKind
+from evaluation.config import RunEvaluation
 from evaluation.inputs import write_settings
 from evaluation.targets import check_labels, target_column
 from federation.study import Study, study_from
@@ -26,6 +26,7 @@ from imaging.splits import SplitConfig, draw_splits
 from simulation.advisor.candidates import Candidate
 from simulation.advisor.ranking import Ranked, best
 from simulation.advisor.setting import Setting
+from simulation.advisor.study_file import PROTOCOLS
 from simulation.arms import Arm, plan_arms
 from simulation.budgets import round_work
 from simulation.checks import check_sites
@@ -37,23 +38,7 @@ PASSES = 5_000
 """Encoder passes of one candidate's pretraining, all sites together, where nobody says otherwise."""
 TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1
 """Of the patients that a pilot may use; benchmarks/sweep.py has the same."""
-JUDGED_BY: dict[TaskKind, str] = {
-    "classification": "finetune",
-    "multilabel": "finetune",
-    "regression": "finetune",
-    "segmentation": "decoder_segmentation",
-    "detection": "finetune_detection",
-}
-"""Fine-tuning for all, as frozen features say little of masked methods (MAE: 46 linear, 81 fine-tuned)."""
 SPARED = ("test", "left-out")
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the person adds to the study: nothing of it can be read from the data."""
-
-    privacy: bool = False
-    different_sites: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +46,7 @@ class Plan:
     """A pilot before it runs.
 
     pictures: those that it may use; spared: how many patients it may not. arms: by candidate, its federated arm. base:
-    what all of them start from.
+    what all of them start from. judge: the protocol.
     """
 
     folder: Path
@@ -74,6 +59,7 @@ class Plan:
     ranked: tuple[Ranked, ...]
     arms: dict[str, Arm]
     base: Arm
+    judge: str
 
 
 @dataclass(frozen=True)
@@ -84,8 +70,11 @@ class Trained:
     failed: str = ""
 
 
-def plan_pilot(study: Study, folder: Path, told: Told, device: DeviceName, passes: int = PASSES) -> Plan:
-    """Draw the pilot's data, rank, and make each candidate's study. Errors in one line, before anything is trained."""
+def plan_pilot(study: Study, folder: Path, told: Mapping[str, bool], device: DeviceName, passes: int = PASSES) -> Plan:
+    """Draw the pilot's data, rank, and make each candidate's study. Errors in one line, before anything is trained.
+
+    told: fields of ``Setting`` that cannot be read from the data (privacy, different_sites).
+    """
     if passes < 1:
         raise StudyError(f"passes {passes}: give 1 or more")
     config = identified(simulation_config(study), study)
@@ -97,19 +86,18 @@ def plan_pilot(study: Study, folder: Path, told: Told, device: DeviceName, passe
     pictures, spared = spare_tested(*prepare_data(folder / "study", study, config))
     own = SplitConfig(test_share=TEST_SHARE, validation_share=VALIDATION_SHARE)
     splits = draw_splits(pictures, own, study.seed)
-    judged = study.evaluation.model_copy(update={"protocols": (JUDGED_BY[study.evaluation.kind],), "shots": ()})
-    judged = judged.model_copy(update={"label_fractions": (1.0,)})
+    judge = PROTOCOLS[study.evaluation.kind][-1]  # fine-tuning: frozen features say little of masked methods
+    judged = study.evaluation.model_copy(update={"protocols": (judge,), "shots": (), "label_fractions": (1.0,)})
     check_labels(pictures.table, splits, judged)
     training = pictures.where(pictures.table["image"].isin(splits.loc[splits["role"] == "train", "image"]))
     setting = setting_of(study, config, training, told, choose_device(device).type != "cpu")
     ranked, studies = fitting(study, config, setting, training)
     arms: dict[str, Arm] = {}
-    for each in ranked:
-        rounds = rounds_for(studies[each.candidate.name], training, passes, each.candidate.passes)
-        planned = _arms(studies[each.candidate.name], config, pictures, splits, rounds)
-        arms[each.candidate.name] = replace(
-            planned["federated"], name=arm_name(each.candidate), title=f"{each.candidate.name}, federated"
-        )
+    for candidate in (each.candidate for each in ranked):
+        name = candidate.name
+        rounds = rounds_for(studies[name], training, passes, candidate.passes)
+        planned = _arms(studies[name], config, pictures, splits, rounds)
+        arms[name] = replace(planned["federated"], name=arm_name(candidate), title=f"{name}, federated")
     base = "natural" if config.weights is not None else "random"
     write_settings(
         folder / "evaluation",
@@ -118,7 +106,7 @@ def plan_pilot(study: Study, folder: Path, told: Told, device: DeviceName, passe
         splits,
     )
     pictures.write_located(folder / "evaluation")
-    return Plan(folder, study, config, setting, pictures, splits, spared, tuple(ranked), arms, planned[base])
+    return Plan(folder, study, config, setting, pictures, splits, spared, tuple(ranked), arms, planned[base], judge)
 
 
 def spare_tested(pictures: Manifest, splits: pd.DataFrame) -> tuple[Manifest, int]:
@@ -127,7 +115,9 @@ def spare_tested(pictures: Manifest, splits: pd.DataFrame) -> tuple[Manifest, in
     return pictures.where(~pictures.table["patient"].isin(tested)), len(tested)
 
 
-def setting_of(study: Study, config: SimulationConfig, training: Manifest, told: Told, accelerator: bool) -> Setting:
+def setting_of(
+    study: Study, config: SimulationConfig, training: Manifest, told: Mapping[str, bool], accelerator: bool
+) -> Setting:
     """What the advisor would have been told of this study: its own words, and counts of the pilot's training part."""
     per_site = training.table.groupby("site")["patient"].nunique()
     column = target_column(study.evaluation)
@@ -139,10 +129,9 @@ def setting_of(study: Study, config: SimulationConfig, training: Manifest, told:
         patients=int(per_site.min()),
         pictures=max(1, round(len(training) / int(per_site.sum()))),
         volumes=study.image.dimensions == 3,
-        privacy=told.privacy,
         natural_weights=config.weights is not None,
-        different_sites=told.different_sites,
         accelerator=accelerator,
+        **told,
     )
 
 
@@ -183,7 +172,7 @@ def _studies(study: Study, ranked: Sequence[Ranked], encoder: dict[str, Any]) ->
     """Each candidate's study, for those that take the encoder. The study's own method keeps its settings."""
     found = {}
     for each in ranked:
-        own = each.candidate.method == study.method.name and not each.candidate.options
+        own = each.candidate.name == study.method.name
         method = study.method.model_dump(mode="json") if own else each.candidate.section
         with suppress(StudyError):
             raw = study.model_dump(mode="json") | {"method": method, "encoder": encoder}
@@ -213,7 +202,7 @@ def rounds_for(study: Study, training: Manifest, passes: int, each: float) -> in
 
 def arm_name(candidate: Candidate) -> str:
     """The candidate's folder and its name in the tables."""
-    return "-".join((candidate.method, *(candidate.members if candidate.options else ()))).replace("_", "-")
+    return "-".join((candidate.method, *candidate.members)).replace("_", "-")
 
 
 def _arms(

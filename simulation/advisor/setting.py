@@ -14,12 +14,8 @@ FEW_PATIENTS = 16
 """Below this many patients a site has few negatives for a contrastive loss. Ours: no source gives a number."""
 
 
-_LEAST = {
-    "labels": ("labels", 0),
-    "sites": ("sites", 1),
-    "patients": ("patients per site", 1),
-    "pictures": ("pictures per patient", 1),
-}
+_LEAST = {"labels": ("labels", 0), "sites": ("sites", 1), "patients": ("patients per site", 1)}
+_LEAST |= {"pictures": ("pictures per patient", 1)}
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,8 @@ class Setting:
                 raise StudyError(f"{name} {getattr(self, key)}: give {least} or more")
         if self.at_a_site < 2:
             raise StudyError(
-                "1 patient a site with 1 picture: pretraining needs 2 pictures at every site; give more patients, or "
-                "more pictures of each"
+                "1 patient a site with 1 image: pretraining needs 2 images at every site; give more patients, or "
+                "more images of each"
             )
 
     @property
@@ -70,8 +66,23 @@ class Setting:
 
     @property
     def dense(self) -> bool:
-        """Whether the answer is a place in the picture."""
+        """Whether the answer is a place in the image."""
         return self.task in DENSE
+
+    @property
+    def few_labels(self) -> bool:
+        """Whether there are some, and fewer than ``FEW_LABELS``."""
+        return 0 < self.labels < FEW_LABELS
+
+    @property
+    def few_patients(self) -> bool:
+        """Whether the smallest site has fewer than ``FEW_PATIENTS``."""
+        return self.patients < FEW_PATIENTS
+
+    @property
+    def several_images(self) -> bool:
+        """Whether each patient has more than one."""
+        return self.pictures > 1
 
     def but(self, **changes: Any) -> "Setting":
         """The same with some of it changed."""
@@ -84,7 +95,7 @@ class Setting:
             "natural-image weights at hand": self.natural_weights,
             "strongly different sites": self.different_sites,
         }
-        kind = "volumes" if self.volumes else "2-D pictures"
+        kind = "volumes" if self.volumes else "2-D images"
         sites = f"{self.sites} {'site' if self.sites == 1 else 'sites'}"
         each = f"{self.patients} {'patient' if self.patients == 1 else 'patients'} with {self.pictures} each"
         named = [f"{self.modality}, {self.task}, {kind}", f"{self.labels} labels", f"{sites} of {each}"]

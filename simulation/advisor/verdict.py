@@ -26,10 +26,6 @@ class PilotEstimate:
     low: float
     high: float
 
-    def turned(self) -> "PilotEstimate":
-        """The difference the other way round."""
-        return PilotEstimate(-self.value, -self.high, -self.low)
-
 
 @dataclass(frozen=True)
 class Findings:
@@ -72,31 +68,26 @@ class Findings:
 
 def read_findings(folder: Path, arms: Mapping[str, str], protocol: str) -> Findings:
     """A pilot's findings from its tables; arms: by candidate its arm's name, the literature's first one first."""
-    results = pd.read_csv(folder / "results.csv")
-    comparisons = pd.read_csv(folder / "comparisons.csv")
-    pairs = comparisons[(comparisons["protocol"] == protocol) & (comparisons["site"] == "all")]
-    if pairs.empty:
+    results, compared = (pd.read_csv(folder / name) for name in ("results.csv", "comparisons.csv"))
+    compared = compared[(compared["protocol"] == protocol) & (compared["site"] == "all")]
+    if compared.empty:
         raise RunError(f"{folder}: no encoder could be compared; see results.csv there for the reason")
-    metric = str(pairs["metric"].iloc[0])
+    metric = str(compared["metric"].iloc[0])
     here = (results["protocol"] == protocol) & (results["site"] == "all") & (results["metric"] == metric)
     own = {str(row["encoder"]): row for row in results[here].to_dict("records")}
+    pairs: dict[tuple[str, str], PilotEstimate] = {}
+    for row in compared.to_dict("records"):
+        one, other, figure = row["encoder_a"], row["encoder_b"], _figure(row)
+        pairs |= {(one, other): figure, (other, one): PilotEstimate(-figure.value, -figure.high, -figure.low)}
     supervised = next(name for name in own if name.startswith(SUPERVISED))
     first, *others = arms
     return Findings(
         metric,
         int(own[arms[first]]["n"]),
         {name: _figure(own[arm]) for name, arm in arms.items()},
-        {name: _difference(pairs, arm, supervised) for name, arm in arms.items()},
-        {name: _difference(pairs, arms[first], arms[name]) for name in others},
+        {name: pairs[arm, supervised] for name, arm in arms.items()},
+        {name: pairs[arms[first], arms[name]] for name in others},
     )
-
-
-def _difference(pairs: pd.DataFrame, one: str, other: str) -> PilotEstimate:
-    """``one`` minus ``other``, whichever way round the table has it."""
-    for row in pairs.to_dict("records"):
-        if {row["encoder_a"], row["encoder_b"]} == {one, other}:
-            return _figure(row) if row["encoder_a"] == one else _figure(row).turned()
-    raise RunError(f"{one} was not compared with {other}; the pilot's comparisons.csv is not of this pilot")
 
 
 def _figure(row: Mapping[Any, Any]) -> PilotEstimate:

@@ -65,13 +65,11 @@ def why_not(study: Study, method: Method) -> str:
     return ""
 
 
-def views_of(
-    method: Method, store: TensorStore, place: int, generator: torch.Generator, device: torch.device, copies: int = 1
-) -> Views:
-    """Views of one picture as a training step makes them, ``copies`` of them."""
+def views_of(method: Method, store: TensorStore, place: int, generator: torch.Generator, device: torch.device) -> Views:
+    """Views of one picture as a training step makes them."""
     relation = method.config.partner
     partners = None if relation is None else Partners(store.table, relation)
-    chosen = torch.full((copies,), place)
+    chosen = torch.tensor([place])
     return method.make_views(batch_of(store, codes_of(store), partners, chosen, generator, device), generator)
 
 

@@ -116,7 +116,7 @@ def test_a_broken_ledger_is_told(study: Callable[..., Study], place: Callable[..
 def test_the_plan_of_a_study_file(
     study: Callable[..., Study], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.privacy_page.PATIENTS", (13, 36))
+    monkeypatch.setattr("client.privacy_page._PATIENTS", (4, 13, 36, 200))
     (tmp_path / "mine.yaml").write_text(study().to_yaml())
     monkeypatch.setattr(sys, "argv", ["fedpretext", "privacy", str(tmp_path / "mine.yaml")])
     with pytest.raises(SystemExit) as end:
@@ -127,8 +127,10 @@ def test_the_plan_of_a_study_file(
     assert "privacy by patient: noise 1.67 x the clipping bound 1, q 0.222, 200 steps in all: epsilon 7.9" in text
     assert "warning: signal-to-noise" in text and "very likely equal its start" in text
     rows = {line.split()[0]: line.split() for line in lines if line.startswith("   ")}
+    assert rows["4"][1:3] == ["1.0e-03", "1.000"]  # no more than all of them
     assert rows["13"][1:4] == ["1.0e-03", "0.615", "4.23"]
     assert rows["36"][1:4] == ["1.0e-03", "0.222", "1.67"]
+    assert rows["200"][1:3] == ["5.0e-04", "0.040"]  # delta falls with the patients
     assert max(map(len, lines)) <= 80
 
 

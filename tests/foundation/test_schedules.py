@@ -30,10 +30,10 @@ def test_warmup_cosine_by_hand(progress: float, expected: float) -> None:
     assert warmup_cosine(progress, 2.0, warmup=0.1) == pytest.approx(expected, abs=1e-12)
 
 
-def test_without_warmup_it_starts_at_the_peak_and_ends_at_final() -> None:
-    assert warmup_cosine(0.0, 2.0, warmup=0.0, final=0.5) == 2.0
-    assert warmup_cosine(1.0, 2.0, warmup=0.0, final=0.5) == 0.5
-    assert warmup_cosine(0.5, 2.0, warmup=0.0, final=0.5) == pytest.approx(1.25)
+def test_without_warmup_it_starts_at_the_peak_and_ends_at_nothing() -> None:
+    assert warmup_cosine(0.0, 2.0, warmup=0.0) == 2.0
+    assert warmup_cosine(1.0, 2.0, warmup=0.0) == 0
+    assert warmup_cosine(0.5, 2.0, warmup=0.0) == pytest.approx(1.0)
 
 
 def test_all_warmup_rises_to_the_very_end() -> None:

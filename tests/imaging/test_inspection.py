@@ -194,7 +194,7 @@ def test_persons_in_dicom_headers(folder: Folder) -> None:
     assert found["split person"].examples == ("dicom/2.dcm / dicom/3.dcm",)
     assert found["BurnedInAnnotation"].examples == ("dicom/1.dcm",)
     assert "headers never leave the site" in found["header identifiers"].remedy
-    told = repr(found) + repr(picture_tables(folder.looks(), Manifest.from_folder(folder.root), whole=True))
+    told = repr(found) + repr(picture_tables(folder.looks(), Manifest.from_folder(folder.root)))
     for value in ("Roe", "Poe", "CompressedSamples", "18090119"):
         assert value not in told
 
@@ -210,7 +210,7 @@ def test_burnt_in_text_says_how_good_the_detector_is(folder: Folder) -> None:
 def test_facts(folder: Folder) -> None:
     dicom(folder.root / "dicom" / "0.dcm")
     manifest = Manifest.from_folder(folder.root)
-    pictures, tags = picture_tables(folder.looks(), manifest, whole=True)
+    pictures, tags = picture_tables(folder.looks(), manifest)
     rows = {row[0]: row[1] for row in pictures.rows}
     assert rows["pictures looked at"] == "25" and rows["patients"] == "7"
     assert rows["formats"] == "PNG 24, DICOM 1" and rows["modality"] == "unknown 24, CT 1"

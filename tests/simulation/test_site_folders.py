@@ -81,13 +81,11 @@ def test_two_sites_of_one_folder_name_are_refused() -> None:
             folder_names([first, second])
 
 
-def test_empty_and_small_sites_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_no_pictures_and_no_sites_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     manifest = dataset(tmp_path, {"A": 4, "B": 2})
     nobody = manifest.where(np.zeros(6, dtype=bool))
     with pytest.raises(DataError, match="there are no pictures"):
         write_site_folders(nobody, tmp_path / "sites")
-    with pytest.raises(DataError, match="site 'B' has 2 pictures to train on, at least 3"):
-        write_site_folders(manifest, tmp_path / "sites", min_pictures=3)
     with pytest.raises(DataError, match="needs a site"):
         write_site_folders(Manifest(manifest.table.drop(columns="site"), tmp_path), tmp_path / "sites")
     assert not (tmp_path / "sites").exists()

@@ -19,7 +19,6 @@ from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits
 from simulation.advisor.candidates import CANDIDATES
 from simulation.advisor.pilot_plan import (
-    Told,
     arm_name,
     fitting,
     has_partners,
@@ -54,7 +53,7 @@ def study(**changes: Any) -> Study:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return plan_pilot(study(), tmp_path_factory.mktemp("plan") / "pilot", Told(), "cpu", passes=600)
+    return plan_pilot(study(), tmp_path_factory.mktemp("plan") / "pilot", {}, "cpu", passes=600)
 
 
 def test_nobody_whom_the_study_tests_is_opened(plan: Any) -> None:
@@ -171,9 +170,9 @@ def test_the_small_vit_can_be_built() -> None:
 def test_folds_leave_nobody_for_a_pilot(tmp_path: Path) -> None:
     folds = STUDY["simulation"] | {"splits": {"folds": 5}}
     with pytest.raises(StudyError, match=r"folds 5 tests every patient, .* --set simulation.splits.folds=1"):
-        plan_pilot(study(simulation=folds), tmp_path / "pilot", Told(), "cpu")
+        plan_pilot(study(simulation=folds), tmp_path / "pilot", {}, "cpu")
     with pytest.raises(StudyError, match="passes 0: give 1 or more"):
-        plan_pilot(study(), tmp_path / "pilot", Told(), "cpu", passes=0)
+        plan_pilot(study(), tmp_path / "pilot", {}, "cpu", passes=0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,9 +12,8 @@ from benchmarks.throughput import batch_of, passes_a_picture
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
 from simulation.advisor.candidates import CANDIDATES
-from simulation.advisor.evidence import FINDINGS
-from simulation.advisor.ranking import RULES, best, left_out, rank, why_not
-from simulation.advisor.sweep_evidence import CELLS, NATURAL_WEIGHTS_GAIN
+from simulation.advisor.evidence import CELLS, DATA, FINDINGS, NOTES, SWEEP, UNKNOWN
+from simulation.advisor.ranking import best, left_out, rank, why_not
 from ssl_methods import METHODS, build_method
 from ssl_methods.encoders import EncoderConfig
 from tests.simulation.advisor.conftest import PAIRS, setting
@@ -59,11 +58,12 @@ def test_passes_are_those_that_the_benchmark_counts(candidate: object) -> None:
 
 
 def test_our_own_cells_are_those_of_the_benchmarks() -> None:
-    assert advisor_table.WRITTEN.read_text() == advisor_table.written()
+    assert SWEEP.read_text() == advisor_table.written()
     assert {cell.method for cell in CELLS} <= set(METHODS)
     mae = next(cell for cell in CELLS if cell.method == "mae" and cell.dimensions == 2)
     assert (mae.difference, mae.low, mae.high, mae.units, mae.sign) == (0.144, 0.097, 0.190, 30, 1)
-    assert NATURAL_WEIGHTS_GAIN == (0.184, 0.099, 0.270)
+    gain, low, high = advisor_table.natural_gain()
+    assert f"AUROC {gain:+.3f} ({low:+.3f} to {high:+.3f})" in FINDINGS["own weights"].says
 
 
 def test_points_by_hand() -> None:
@@ -128,18 +128,39 @@ def test_constraints_come_first() -> None:
 def test_a_carried_finding_counts_half_and_says_so() -> None:
     reason = next(r for e in rank(setting("x-ray", "regression")) if e.candidate.name == "simclr" for r in e.reasons)
     assert reason.points == 1.5
-    assert reason.source() == (
+    assert reason.line() == (
+        "for classification, contrastive methods and joint embedding "
         "[Task-Aligned SSL review 2026; review; no evidence here: extrapolated, classification to regression]"
     )
 
 
 def test_every_finding_is_used() -> None:
-    """By a rule, or by the advice (tests/simulation/advisor/test_answer.py)."""
-    asked = [setting(*pair, privacy=p, different_sites=True, patients=15) for pair in PAIRS for p in (False, True)]
-    used = {reason.finding for each in asked for ranked in rank(each) for reason in ranked.reasons}
-    advice = {"few labels", "natural weights", "own weights", "positives", "erased", "averaging"}
-    assert used | advice == set(FINDINGS)
-    assert len(RULES) == 8
+    """Row by row, or as advice (tests/simulation/advisor/test_answer.py)."""
+    asked = [
+        setting(*pair, privacy=p, volumes=v, different_sites=True, patients=15, pictures=2)
+        for pair in PAIRS
+        for p in (False, True)
+        for v in (False, True)
+    ]
+    used = {(r.finding.says, r.sign, r.carried) for each in asked for ranked in rank(each) for r in ranked.reasons}
+    for name, finding in FINDINGS.items():
+        assert bool(finding.when) != bool(finding.rows or name == "own")
+        assert all((finding.says, row.sign, row.carried) in used for row in finding.rows), name
+
+
+def test_findings_speak_of_methods_and_settings_that_there_are() -> None:
+    groups = frozenset[str]().union(*(candidate.groups for candidate in CANDIDATES))
+    for finding in FINDINGS.values():
+        for row in finding.rows:
+            assert row.methods <= groups
+    for each in (*FINDINGS.values(), *NOTES, *UNKNOWN, *(row for f in FINDINGS.values() for row in f.rows)):
+        assert isinstance(each.holds(setting()), bool)  # every attribute is the setting's
+
+
+def test_a_method_of_which_nothing_is_known_is_a_candidate_without_evidence() -> None:
+    """Adding a method needs no line here."""
+    names = [each["method"] for each in DATA["candidates"]]
+    assert {candidate.method for candidate in CANDIDATES} == {*names, *METHODS}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +172,7 @@ def test_every_finding_is_used() -> None:
         ({"sites": 0}, "sites 0: give 1 or more"),
         ({"patients": 0}, "patients per site 0: give 1 or more"),
         ({"pictures": 0}, "pictures per patient 0: give 1 or more"),
-        ({"patients": 1}, "1 patient a site with 1 picture: pretraining needs 2 pictures at every site"),
+        ({"patients": 1}, "1 patient a site with 1 image: pretraining needs 2 images at every site"),
     ],
 )
 def test_a_setting_that_cannot_be(told: dict[str, object], said: str) -> None:

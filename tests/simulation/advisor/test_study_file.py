@@ -76,10 +76,10 @@ def test_the_batch_is_bounded_by_what_the_smallest_site_has() -> None:
     ))  # fmt: skip
     assert batch_of(setting(patients=200), simclr)[0] == 32
     assert batch_of(setting(patients=10, pictures=50), simclr) == (
-        8, "the smallest site has 10 patients, and pictures of one patient are no negatives",
+        8, "the smallest site has 10 patients, and images of one patient are no negatives",
     )  # fmt: skip
     assert batch_of(setting(patients=2, pictures=50), simclr)[0] == 2
-    assert batch_of(setting(patients=1, pictures=7), mae) == (4, "the smallest site has 7 pictures")
+    assert batch_of(setting(patients=1, pictures=7), mae) == (4, "the smallest site has 7 images")
     assert batch_of(setting(volumes=True), mae)[0] == 8
 
 
