@@ -13,6 +13,7 @@ from torch import nn
 
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.intervals import IntArray
+from evaluation.results_schema import Role
 from evaluation.targets import Pictures, label_pictures, patient_roles
 from foundation.errors import RunError
 from foundation.files import digest, read_json, write_json, write_text
@@ -34,7 +35,7 @@ class Encoder:
 
     arm: str
     title: str
-    kind: str
+    kind: Role
     fold: int
     seed: int
     config: EncoderConfig
@@ -214,7 +215,7 @@ def _encoder(described: Path, image: ImageConfig) -> Encoder:
         return Encoder(
             arm=str(value["arm"]),
             title=str(value["title"]),
-            kind=str(value["kind"]),
+            kind=Role(str(value["kind"])),
             fold=int(value["fold"]),
             seed=int(value["seed"]),
             config=EncoderConfig.model_validate(value["encoder"]),

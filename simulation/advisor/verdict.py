@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from evaluation.scoring import SUPERVISED
+from evaluation.results_schema import ALL, COMPARISONS, RESULTS, Role, Statistic
 from foundation.errors import RunError
 
 Agreement = Literal["agrees", "cannot tell", "disagrees"]
@@ -72,15 +72,15 @@ class Findings:
 
 def read_findings(folder: Path, arms: Mapping[str, str], protocol: str) -> Findings:
     """A pilot's findings from its tables; arms: by candidate its arm's name, the literature's first one first."""
-    results = pd.read_csv(folder / "results.csv")
-    comparisons = pd.read_csv(folder / "comparisons.csv")
-    pairs = comparisons[(comparisons["protocol"] == protocol) & (comparisons["site"] == "all")]
+    results, comparisons = RESULTS.read(folder / "results.csv"), COMPARISONS.read(folder / "comparisons.csv")
+    pairs = comparisons[(comparisons["protocol"] == protocol) & (comparisons["site"] == ALL)]
     if pairs.empty:
         raise RunError(f"{folder}: no encoder could be compared; see results.csv there for the reason")
     metric = str(pairs["metric"].iloc[0])
-    here = (results["protocol"] == protocol) & (results["site"] == "all") & (results["metric"] == metric)
+    here = (results["protocol"] == protocol) & (results["site"] == ALL) & (results["metric"] == metric)
+    here &= results["statistic"] == Statistic.ESTIMATE
     own = {str(row["encoder"]): row for row in results[here].to_dict("records")}
-    supervised = next(name for name in own if name.startswith(SUPERVISED))
+    supervised = next(name for name, row in own.items() if row["role"] == Role.SUPERVISED)
     first, *others = arms
     return Findings(
         metric,
