@@ -124,16 +124,12 @@ def protocol_rank(protocol: str) -> int:
 
 def fraction_size(fraction: str) -> tuple[int, float]:
     """Order of a share of labels: few-shot counts first, then fractions."""
-    digits = "".join(sign for sign in fraction if sign.isdigit() or sign == ".")
-    size = float(digits) if digits.strip(".") else 1.0
-    if is_shots(fraction):
-        return 0, size
-    return 1, size / 100 if "%" in fraction else size
+    return (0, float(fraction.removeprefix("k="))) if is_shots(fraction) else (1, float(fraction))
 
 
 def is_shots(fraction: str) -> bool:
-    """True for ``k=5`` or ``5-shot``: so many labelled pictures or patients a class, instead of a share of them."""
-    return "k" in fraction.lower() or "shot" in fraction.lower()
+    """True for ``k=5``: so many labelled patients a class, instead of a share of them."""
+    return fraction.startswith("k=")
 
 
 def fraction_title(fraction: str) -> str:

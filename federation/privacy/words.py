@@ -21,15 +21,6 @@ def best_guess(epsilon: float, delta: float) -> float:
     return delta + (1 - delta) / (1 + math.exp(-epsilon))
 
 
-def most_advantage(epsilon: float, delta: float) -> float:
-    """The most by which a test's true positive rate can exceed its false positive rate.
-
-    (e^eps - 1 + 2 delta) / (e^eps + 1) (Kairouz, Oh and Viswanath 2015).
-    """
-    odds = math.exp(-epsilon)
-    return (1 - odds + 2 * delta * odds) / (1 + odds)
-
-
 def meaning(epsilon: float, delta: float, unit: str = "patient") -> list[str]:
     """What the promise says, a sentence a line. ``unit``: whose presence is hidden."""
     if epsilon < 0 or not 0 <= delta < 1:

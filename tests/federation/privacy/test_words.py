@@ -4,17 +4,15 @@ import math
 
 import pytest
 
-from federation.privacy.words import best_guess, meaning, most_advantage
+from federation.privacy.words import best_guess, meaning
 from foundation.errors import StudyError
 
 
 def test_the_best_guess() -> None:
     assert best_guess(0, 0) == 0.5
     assert best_guess(1, 0) == pytest.approx(math.e / (1 + math.e))
-    assert best_guess(3, 0.01) == pytest.approx((1 + most_advantage(3, 0.01)) / 2)
-    assert most_advantage(2, 0.001) == pytest.approx((math.exp(2) - 1 + 0.002) / (math.exp(2) + 1))
-    assert most_advantage(0, 0.25) == pytest.approx(0.25)
-    assert most_advantage(900, 1e-5) == pytest.approx(1)  # no overflow
+    assert best_guess(3, 0.01) == pytest.approx(0.01 + 0.99 * math.exp(3) / (1 + math.exp(3)))
+    assert best_guess(900, 1e-5) == pytest.approx(1)  # no overflow
 
 
 def test_the_sentences_hold_the_bounds() -> None:
