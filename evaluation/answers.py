@@ -189,7 +189,7 @@ def _against_bases(found: list[Contrast], folder: RunFolder) -> str:
     ]
     said = _tallied([(folder.arm(name).short, verdict) for name, verdict in own.items()], words)
     without = [folder.arm(name).short for name in folder.leads if name not in own]
-    said += [f"without a comparison: {_listed(without)}"] if without else []
+    said += [f"not compared with what it started from: {_listed(without)}"] if without else []
     return f"Of {len(folder.leads)} pretrained encoders, on unseen {folder.unit}, {'; '.join(said)}."
 
 

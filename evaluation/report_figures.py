@@ -13,7 +13,7 @@ from evaluation.figures import (
 )
 from evaluation.forest import Forest, ForestItem, forest
 from evaluation.plots import Curve, Panel, efficiency_panels, learning_panels
-from evaluation.results_schema import ALL, Statistic
+from evaluation.results_schema import ALL, Role, Statistic
 from evaluation.run_folder import RunFolder
 
 _CHANCE = {"auroc": 0.5}
@@ -31,9 +31,10 @@ def arms_caption(folder: RunFolder, question: Question) -> str:
     counts = {figure.n for figure in figures if figure.n is not None}
     units = f" ({'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} {folder.unit})" if counts else ""
     seeds = " Small marks: single training seeds." if any(figure.seeds for figure in figures) else ""
-    floor = ""
+    floor, has_majority = "", Role.MAJORITY in folder.roles.values()
     if question.metric.lower() == "auroc":
-        floor = " Chance is 0.50; the majority class is there by definition and is not drawn."
+        floor = " Chance is 0.50"
+        floor += "; the majority class is there by definition and is not drawn." if has_majority else "."
     return (
         f"{metric_title(question.metric)} of each encoder on unseen {folder.unit}{units}: "
         f"{protocol_title(question.protocol)}, {all_labels(question)}. Lines are 95 % "

@@ -50,8 +50,8 @@ SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
         Verdict.NO_INTERVAL: "We cannot tell {who} from {base}: {metric} {own}, {apart} {there}, with {why}.",
     },
     "other": {
-        Verdict.BETTER: "Better than {title}: {apart} {there}{bracket}.",
-        Verdict.WORSE: "Worse than {title}: {apart} {there}{bracket}.",
+        Verdict.BETTER: "It did better than {title}: {apart} {there}{bracket}.",
+        Verdict.WORSE: "It did worse than {title}: {apart} {there}{bracket}.",
         Verdict.UNCLEAR: "We cannot tell it from {title}: {apart} {there}{bracket}.",
         Verdict.NO_INTERVAL: "We cannot tell it from {title}: {apart} {there}, with {why}.",
     },

@@ -241,8 +241,8 @@ def _with_earlier(
 
     Rows of other images, labels, encoders or settings cannot be held against the new ones: they are dropped.
     """
-    run, told = inputs.run, inputs.run / "results.json"
-    if not told.is_file() or read_json(told).get("judged") != _judged(inputs):
+    run, told, scored = inputs.run, inputs.run / "results.json", inputs.run / "evaluation" / "scores.csv"
+    if not (told.is_file() and scored.is_file()) or read_json(told).get("judged") != _judged(inputs):
         return scores, results, comparisons
     replaced = {*zip(results["encoder"], results["protocol"], strict=True)}
 
@@ -250,7 +250,7 @@ def _with_earlier(
         again = [pair in replaced for pair in zip(earlier[encoder], earlier["protocol"], strict=True)]
         return earlier[~(earlier["protocol"].isin(names) | np.array(again, dtype=np.bool_))]
 
-    earlier = kept(_as_text((run / "evaluation" / "scores.csv").read_text()))
+    earlier = kept(_as_text(scored.read_text()))
     if len(earlier):
         scores = pd.concat([_as_text(scores.to_csv(index=False)), earlier], ignore_index=True).fillna("")
     results = pd.concat([results, kept(RESULTS.read(run / "results.csv"))], ignore_index=True)

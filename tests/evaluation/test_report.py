@@ -207,7 +207,7 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
         ),
         ("alone-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from alone-DU."),
         ("pooled", (-0.09, -0.02), "Pooling all pictures in one place did better: the federated encoder is 0.03 below"),
-        ("supervised", (-0.09, -0.02), "Worse than supervised training from scratch with the same labels:"),
+        ("supervised", (-0.09, -0.02), "It did worse than supervised training from scratch with the same labels:"),
         ("majority", (-0.02, 0.05), "We cannot tell it from always answering the majority class:"),
     ],
 )
@@ -242,9 +242,9 @@ def test_with_starting_weights_the_answer_is_what_pretraining_added_to_them(
     text = report_text(bare_run(tmp_path, rows, [*apart, comparison("supervised", 0.1, (0.05, 0.2))]))
     assert opening in text
     assert "the weights it started from" in text[text.index(opening) :][:200]
-    assert "Better than random initialisation: 0.20 above 0.60" in text
+    assert "It did better than random initialisation: 0.20 above 0.60" in text
     assert "above random initialisation (" not in text
-    assert "Better than supervised training from the same starting weights with the same labels: 0.10" in text
+    assert "It did better than supervised training from the same starting weights with the same labels: 0.10" in text
     assert "Supervised from the starting weights" in text
 
 

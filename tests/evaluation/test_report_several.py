@@ -95,7 +95,7 @@ def test_each_is_held_against_its_own_base_and_nobody_wins_within_chance(tmp_pat
 def test_without_a_clear_difference_no_encoder_is_named_first(tmp_path: Path) -> None:
     pairs = [("ours", "vit", 0.05, (-0.01, 0.11))]
     answer = values_of(gathered_run(tmp_path, {"ours": 0.9, "vit": 0.85}, pairs))["answer"]
-    assert answer[0].endswith("on unseen patients, without a comparison: Brain study and vit_small.")
+    assert answer[0].endswith("on unseen patients, not compared with what it started from: Brain study and vit_small.")
     assert answer[1].startswith("Between them we cannot say which is better")
 
 

@@ -87,8 +87,8 @@ def test_a_comparison_says_what_its_interval_says(other: str, metric: str) -> No
         (found,) = contrasts(run, question)
         check_difference(found.sentence, value, bounds)
         expected = verdict(bounds, metric)
-        worse = re.search("made it worse|do better:|in one place did better|Worse than", found.sentence)
-        better = re.search("Pretraining helped:|does better than|It did better|Better than", found.sentence)
+        worse = re.search("made it worse|do better:|in one place did better|It did worse than", found.sentence)
+        better = re.search("Pretraining helped:|does better than|It did better", found.sentence)
         untold = re.search("We cannot", found.sentence)
         assert [bool(worse), bool(better), bool(untold)] == [
             expected == "worse", expected == "better", expected in ("unclear", "none"),
