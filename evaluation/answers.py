@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from evaluation.figures import (
     LESS_IS_BETTER,
-    Figure,
+    MetricValue,
     Question,
     arm_figures,
     digits_for,
@@ -34,7 +34,7 @@ class Contrast:
     other: str
     title: str
     kind: str
-    figure: Figure
+    figure: MetricValue
     verdict: Verdict
     sentence: str
     p: float
@@ -44,7 +44,7 @@ BASELINE, RIVAL = "baseline", "rival"
 _CONTRAST_ORDER = (BASELINE, RIVAL, "natural", "random", "pixels", "alone", "pooled", "supervised", "majority", "other")
 
 
-def verdict_of(figure: Figure, less_is_better: bool = False) -> Verdict:
+def verdict_of(figure: MetricValue, less_is_better: bool = False) -> Verdict:
     """Better or worse when the whole interval lies on one side of zero; a bound that prints as zero is zero."""
     if figure.interval is None:
         return Verdict.NO_INTERVAL
@@ -71,7 +71,7 @@ def contrasts(folder: RunFolder, question: Question, site: str = ALL) -> list[Co
     return sorted(found, key=lambda item: (_contrast_rank(item.kind), item.own, item.other))
 
 
-def _ahead_first(own: str, other: str, figure: Figure, question: Question) -> tuple[str, str, Figure]:
+def _ahead_first(own: str, other: str, figure: MetricValue, question: Question) -> tuple[str, str, MetricValue]:
     """The same difference told from the side of the encoder that is ahead."""
     if (figure.value < 0) == (question.metric.lower() in LESS_IS_BETTER):
         return own, other, figure
@@ -97,7 +97,7 @@ def _contrast_rank(kind: str) -> int:
 
 
 def _contrast(
-    folder: RunFolder, question: Question, own: str, other: str, figure: Figure, figures: dict[str, Figure], p: float
+    folder: RunFolder, question: Question, own: str, other: str, figure: MetricValue, figures: dict[str, MetricValue], p: float
 ) -> Contrast:
     arm, who = folder.arm(other), folder.arm(own).short
     kind = BASELINE if folder.is_base(own, other) else RIVAL if other in folder.leads else arm.kind
@@ -132,7 +132,7 @@ def _name(folder: RunFolder, role: Role, title: str) -> str:
     return NAMES.get(role, title)
 
 
-def _apart(figure: Figure) -> str:
+def _apart(figure: MetricValue) -> str:
     """``0.05 above``, ``0.05 below``, or ``level with`` where the difference prints as zero."""
     apart = number(abs(figure.value), digits=digits_for(figure))
     if float(apart) == 0:
@@ -140,7 +140,7 @@ def _apart(figure: Figure) -> str:
     return f"{apart} {'above' if figure.value > 0 else 'below'}"
 
 
-def _bracket(figure: Figure, verdict: Verdict) -> str:
+def _bracket(figure: MetricValue, verdict: Verdict) -> str:
     """The interval of the difference, with what it means where it lies around zero."""
     if figure.interval is None:
         return ""

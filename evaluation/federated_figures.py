@@ -34,7 +34,7 @@ PROTOCOL = "federated logistic"
 
 
 @dataclass(frozen=True)
-class Figure:
+class SiteEstimate:
     """A figure of one site, its variance over patients, and how many units (patients or groups); 0: not defined."""
 
     value: float
@@ -48,7 +48,7 @@ class SiteFigures:
 
     patients: int
     fewest: int
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, SiteEstimate]
 
 
 def site_figures(data: Scored) -> SiteFigures:
@@ -58,9 +58,9 @@ def site_figures(data: Scored) -> SiteFigures:
         estimate = figure(data)
         fewest = min([fewest, *(count for count in estimate.carriers if count)])
         if math.isfinite(estimate.value):
-            found[name] = Figure(estimate.value, variance(estimate)[0], len(estimate.patients))
+            found[name] = SiteEstimate(estimate.value, variance(estimate)[0], len(estimate.patients))
         else:
-            found[name] = Figure(0.0, 0.0, 0)
+            found[name] = SiteEstimate(0.0, 0.0, 0)
     return SiteFigures(len(np.unique(data.patients)), fewest, found)
 
 

@@ -47,7 +47,7 @@ _ROLES = tuple(Role)
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """A value with its 95 % interval. ``low`` and ``high`` are None together: ``why`` then says the reason.
 
     ``seeds`` holds the value of each training seed where the run had more than one: the second source of variance.
@@ -89,13 +89,13 @@ def number(value: float, signed: bool = False, digits: int = 2) -> str:
     return ("−" if value < 0 and not zero else "+" if signed and not zero else "") + text
 
 
-def digits_for(figure: Figure) -> int:
+def digits_for(figure: MetricValue) -> int:
     """Two digits, or three where two would round a bound to zero and hide on which side of it the interval lies."""
     parts = [figure.value, *(figure.interval or ())]
     return 3 if any(part != 0 and float(f"{part:.2f}") == 0 for part in parts) else 2
 
 
-def interval_text(figure: Figure, signed: bool = False, digits: int = 2) -> str:
+def interval_text(figure: MetricValue, signed: bool = False, digits: int = 2) -> str:
     """``0.79 to 0.88``, or the reason that there is no interval."""
     if figure.interval is None:
         return figure.why_no_interval
@@ -181,7 +181,7 @@ def select(folder: RunFolder, question: Question, statistic: Statistic = Statist
     ]
 
 
-def figure_of(rows: pd.DataFrame) -> Figure | None:
+def figure_of(rows: pd.DataFrame) -> MetricValue | None:
     """The one figure that rows of one encoder, question and site add up to; None without a finite value.
 
     One row is the figure. Of several seeds, the row that sums them up (seed ``all``) is; where there is none the value
@@ -198,7 +198,7 @@ def figure_of(rows: pd.DataFrame) -> Figure | None:
     if not summary.empty:
         first = _from_row(summary.iloc[0])
         return replace(first, seeds=seeds if len(seeds) > 1 else ())
-    return Figure(
+    return MetricValue(
         float(single["value"].mean()),
         n=int(single["n"].iloc[0]),
         why=f"mean of {len(seeds)} training seeds, each shown",
@@ -206,10 +206,10 @@ def figure_of(rows: pd.DataFrame) -> Figure | None:
     )
 
 
-def _from_row(row: "pd.Series[float]") -> Figure:
+def _from_row(row: "pd.Series[float]") -> MetricValue:
     low, high = float(row["ci_low"]), float(row["ci_high"])
     whole = math.isfinite(low) and math.isfinite(high)
-    return Figure(
+    return MetricValue(
         float(row["value"]),
         low if whole else None,
         high if whole else None,
@@ -220,7 +220,7 @@ def _from_row(row: "pd.Series[float]") -> Figure:
 
 def arm_figures(
     folder: RunFolder, question: Question, site: str = ALL, statistic: Statistic = Statistic.ESTIMATE
-) -> dict[str, Figure]:
+) -> dict[str, MetricValue]:
     """Figure per encoder for one question at one site, the encoders in question first, floors last."""
     rows = select(folder, question, statistic)
     rows = rows[rows["site"] == site]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evaluation.figures import Figure, digits_for, interval_text, number
+from evaluation.figures import MetricValue, digits_for, interval_text, number
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ForestItem:
 
     title: str
     kind: str
-    figure: Figure
+    figure: MetricValue
     verdict: str = ""
     detail: str = ""
 

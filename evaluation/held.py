@@ -15,7 +15,7 @@ TEST = "test"
 
 
 @dataclass(frozen=True)
-class Merit:
+class Metric:
     """A figure of merit: its name in the tables, and how it is estimated from rows of held pictures.
 
     estimate: a frame with the columns patient, strata and those of its kind of task; NaN where it is not defined.
@@ -106,22 +106,22 @@ def _whole_numbers(column: "pd.Series[int]") -> list[int]:
     return [int(number) for number in np.unique(column)]
 
 
-def estimated(merit: Merit, cells: Sequence[Cell]) -> Estimate | None:
+def estimated(metric: Metric, cells: Sequence[Cell]) -> Estimate | None:
     """The figure, mean over label draws and seeds; None where some of them have none.
 
     Within a cell it is that of all folds' rows together or, where they cannot be held against each other, the mean over
     the folds that have one (LeDell et al. 2015).
     """
-    found = [_of_cell(merit, cell) for cell in cells]
+    found = [_of_cell(metric, cell) for cell in cells]
     kept = [each for each in found if each is not None]
     return mean(kept) if kept and len(kept) == len(found) else None
 
 
-def _of_cell(merit: Merit, cell: Cell) -> Estimate | None:
-    if merit.within_fold or cell.separate:
-        parts = [merit.estimate(part) for part in cell.folds]
+def _of_cell(metric: Metric, cell: Cell) -> Estimate | None:
+    if metric.within_fold or cell.separate:
+        parts = [metric.estimate(part) for part in cell.folds]
     else:
-        parts = [merit.estimate(pd.concat(cell.folds))] if cell.folds else []
+        parts = [metric.estimate(pd.concat(cell.folds))] if cell.folds else []
     kept = [each for each in parts if np.isfinite(each.value)]
     return mean(kept) if kept else None
 

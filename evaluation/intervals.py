@@ -74,7 +74,7 @@ class Scored:
         return Scored(self.labels[keep], self.scores[keep], self.patients[keep], self.strata[keep])
 
 
-Metric = Callable[[IntArray, FloatArray], float]
+MetricFunction = Callable[[IntArray, FloatArray], float]
 """Labels ``[N]`` and scores ``[N, K]`` to one number."""
 
 
@@ -115,7 +115,7 @@ def _scaled(whole: float, without: FloatArray) -> FloatArray:
     return np.where(np.isfinite(without), whole - without, 0.0) * (len(without) - 1) / max(len(without), 1)
 
 
-def jackknife(data: Scored, metric: Metric) -> Estimate:
+def jackknife(data: Scored, metric: MetricFunction) -> Estimate:
     """Any metric of labels and scores with its influences, computed again without each patient."""
     carriers = _units(data)[3]
 

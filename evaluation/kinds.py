@@ -9,7 +9,7 @@ import pandas as pd
 
 from evaluation.average_precision import average_precision, thresholds_of
 from evaluation.config import RunEvaluation, TaskKind
-from evaluation.held import Merit, matrix
+from evaluation.held import Metric, matrix
 from evaluation.intervals import Estimate, IntArray, Metric, Scored, auc, jackknife, leave_out, mean, patient_mean
 from evaluation.metrics import auprc, balanced_accuracy, calibration_error, f1
 from evaluation.overlap import patient_dice, patient_distance
@@ -22,15 +22,15 @@ class Kind:
     """merits: the main figure first, by which encoders are compared."""
 
     summary: str
-    merits: Callable[[RunEvaluation, tuple[str, ...]], tuple[Merit, ...]]
+    metrics: Callable[[RunEvaluation, tuple[str, ...]], tuple[Metric, ...]]
 
 
-def main_merit(config: RunEvaluation, classes: tuple[str, ...]) -> Merit:
+def main_metric(config: RunEvaluation, classes: tuple[str, ...]) -> Metric:
     """The figure by which encoders are compared."""
-    return KINDS[config.kind].merits(config, classes)[0]
+    return KINDS[config.kind].metrics(config, classes)[0]
 
 
-def _classification(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+def _classification(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Metric, ...]:
     code = {name: k for k, name in enumerate(classes)}
 
     def scored(frame: pd.DataFrame) -> Scored:
@@ -42,11 +42,11 @@ def _classification(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Me
 
     bins = config.calibration_bins
     return (
-        Merit("AUROC", lambda frame: auc(scored(frame)), within_fold=True),
-        Merit("AUPRC", decided(auprc), within_fold=True),
-        Merit("balanced_accuracy", decided(balanced_accuracy)),
-        Merit("F1", decided(f1)),
-        Merit("ECE", decided(partial(calibration_error, bins=bins)), less_is_better=True, biased=BIASED_ECE),
+        Metric("AUROC", lambda frame: auc(scored(frame)), within_fold=True),
+        Metric("AUPRC", decided(auprc), within_fold=True),
+        Metric("balanced_accuracy", decided(balanced_accuracy)),
+        Metric("F1", decided(f1)),
+        Metric("ECE", decided(partial(calibration_error, bins=bins)), less_is_better=True, biased=BIASED_ECE),
     )
 
 
@@ -54,7 +54,7 @@ def _patients(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return frame["patient"].to_numpy(np.str_), frame["strata"].to_numpy(np.str_)
 
 
-def _multilabel(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+def _multilabel(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Metric, ...]:
     def each(estimate: Callable[[Scored], Estimate]) -> Callable[[pd.DataFrame], Estimate]:
         def over_findings(frame: pd.DataFrame) -> Estimate:
             found = [estimate(_one_finding(frame, name)) for name in classes]
@@ -64,10 +64,10 @@ def _multilabel(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit,
         return over_findings
 
     return (
-        Merit("AUROC", each(auc), within_fold=True),
-        Merit("AUPRC", each(partial(jackknife, metric=auprc)), within_fold=True),
-        Merit("balanced_accuracy", each(partial(jackknife, metric=balanced_accuracy))),
-        Merit("F1", each(partial(jackknife, metric=f1))),
+        Metric("AUROC", each(auc), within_fold=True),
+        Metric("AUPRC", each(partial(jackknife, metric=auprc)), within_fold=True),
+        Metric("balanced_accuracy", each(partial(jackknife, metric=balanced_accuracy))),
+        Metric("F1", each(partial(jackknife, metric=f1))),
     )
 
 
@@ -77,7 +77,7 @@ def _one_finding(frame: pd.DataFrame, name: str) -> Scored:
     return Scored(truth, np.stack([1.0 - score, score], axis=1), *_patients(frame))
 
 
-def _regression(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+def _regression(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Metric, ...]:
     def left(figure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[pd.DataFrame], Estimate]:
         def estimate(frame: pd.DataFrame) -> Estimate:
             truth, value = (frame[name].to_numpy(np.float64) for name in ("truth", "value"))
@@ -90,8 +90,8 @@ def _regression(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit,
         return estimate
 
     return (
-        Merit("R2", left(explained_share), bounded=False),
-        Merit(
+        Metric("R2", left(explained_share), bounded=False),
+        Metric(
             "MAE", left(lambda truth, value: float(np.abs(truth - value).mean())), bounded=False, less_is_better=True
         ),
     )
@@ -103,7 +103,7 @@ def explained_share(truth: np.ndarray, value: np.ndarray) -> float:
     return 1.0 - float(((truth - value) ** 2).sum()) / spread if spread > 0 else float("nan")
 
 
-def _segmentation(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+def _segmentation(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Metric, ...]:
     def each(figure: Callable[..., float], *columns: str) -> Callable[[pd.DataFrame], Estimate]:
         def over_structures(frame: pd.DataFrame) -> Estimate:
             found = [_over_patients(frame, name, figure, columns) for name in classes]
@@ -113,8 +113,8 @@ def _segmentation(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Meri
         return over_structures
 
     return (
-        Merit("Dice", each(patient_dice, "intersection", "predicted", "truth")),
-        Merit("HD95", each(patient_distance, "hd95"), bounded=False, less_is_better=True),
+        Metric("Dice", each(patient_dice, "intersection", "predicted", "truth")),
+        Metric("HD95", each(patient_distance, "hd95"), bounded=False, less_is_better=True),
     )
 
 
@@ -130,7 +130,7 @@ def _over_patients(frame: pd.DataFrame, name: str, figure: Callable[..., float],
     return patient_mean(np.array(values, dtype=np.float64), patients, strata)
 
 
-def _detection(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, ...]:
+def _detection(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Metric, ...]:
     def at(*thresholds: float) -> Callable[[pd.DataFrame], Estimate]:
         def estimate(frame: pd.DataFrame) -> Estimate:
             matched = frame["matches"].to_numpy(object)
@@ -142,7 +142,7 @@ def _detection(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Merit, 
 
         return estimate
 
-    return Merit("mAP50", at(0.5), within_fold=True), Merit("mAP", at(*thresholds_of()), within_fold=True)
+    return Metric("mAP50", at(0.5), within_fold=True), Metric("mAP", at(*thresholds_of()), within_fold=True)
 
 
 KINDS: dict[TaskKind, Kind] = {

@@ -13,7 +13,7 @@ MIN_PATIENTS = 5
 
 
 @dataclass(frozen=True)
-class Budget:
+class LabelBudget:
     """A labelled share of the training patients (``fraction``), or ``shots`` patients of each class."""
 
     fraction: float | None = None
@@ -39,7 +39,7 @@ class Drawn:
 
 
 def draw(
-    budget: Budget,
+    budget: LabelBudget,
     patients: NDArray[np.str_],
     labels: IntArray,
     classes: Sequence[str],

@@ -11,7 +11,7 @@ from evaluation.answers import verdict_of
 from evaluation.config import RunEvaluation
 from evaluation.figures import (
     LESS_IS_BETTER,
-    Figure,
+    MetricValue,
     Question,
     arm_figures,
     arm_order,
@@ -23,7 +23,7 @@ from evaluation.figures import (
 )
 from evaluation.forest import Forest, ForestItem, forest
 from evaluation.held import Scores
-from evaluation.kinds import main_merit
+from evaluation.kinds import main_metric
 from evaluation.multiple import holm_sentence
 from evaluation.report import write_page
 from evaluation.results import comparison_rows
@@ -127,7 +127,7 @@ def _asked(question: Question) -> str:
 
 
 def _rows(
-    members: Sequence[Member], figures: Mapping[str, Mapping[str, Figure]]
+    members: Sequence[Member], figures: Mapping[str, Mapping[str, MetricValue]]
 ) -> Iterator[tuple[str, str, tuple[SiteCell | None, ...]]]:
     """A row an encoder that some run has; an encoder in question has a row of its own in each run that it is in."""
     names: dict[str, tuple[str, str, tuple[int, str]]] = {}
@@ -198,7 +198,7 @@ def _difference(
         for member, name in ((first, own), (second, other))
     ]
     roles = {"role_a": first.folder.roles[own], "role_b": second.folder.roles[other]}
-    rows = comparison_rows(scores[0], scores[1], main_merit(settings, classes), settings, roles)
+    rows = comparison_rows(scores[0], scores[1], main_metric(settings, classes), settings, roles)
     frame = COMPARISONS.frame([row for row in rows if row["site"] == ALL])
     figure = figure_of(frame)
     if figure is None:

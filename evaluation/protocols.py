@@ -20,7 +20,7 @@ from evaluation.trial import Trial
 
 
 @dataclass(frozen=True)
-class Part:
+class RoleSamples:
     """Pictures of one role.
 
     x: features ``[N, D]`` float64, or pictures ``[N, *image.shape]`` float32 in [0, 1], as the protocol reads; y: what
@@ -33,7 +33,7 @@ class Part:
     patient: NDArray[np.str_]
 
 
-Predict = Callable[[Part, Part, Part, Trial], Any]
+Predict = Callable[[RoleSamples, RoleSamples, RoleSamples, Trial], Any]
 """Training, validation and held pictures to predictions for the held ones."""
 
 
@@ -54,7 +54,7 @@ class Protocol:
 
 
 def _finetune(outcome: Outcome, last: bool = False) -> Predict:
-    def predict(train: Part, validation: Part, held: Part, trial: Trial) -> Any:
+    def predict(train: RoleSamples, validation: RoleSamples, held: RoleSamples, trial: Trial) -> Any:
         layers = trial.config.finetune.last_layers if last else None
         return finetune_scores(train.x, train.y, held.x, trial, outcome, layers)
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from evaluation.answers import Contrast
 from evaluation.figures import (
-    Figure,
+    MetricValue,
     Question,
     arm_order,
     figure_of,
@@ -218,11 +218,11 @@ def _note(row: "pd.Series[Any]") -> str:
     return "; ".join(text for text in (row["interval"] if pd.isna(row["ci_low"]) else "", row["note"]) if text)
 
 
-def _figure(row: "pd.Series[Any]") -> Figure | None:
+def _figure(row: "pd.Series[Any]") -> MetricValue | None:
     return figure_of(pd.DataFrame([row]))
 
 
-def _three(figure: Figure | None) -> str:
+def _three(figure: MetricValue | None) -> str:
     if figure is None or figure.interval is None:
         return "–"
     return " to ".join(number(bound, digits=3) for bound in figure.interval)

@@ -18,7 +18,7 @@ from evaluation.intervals import FloatArray, IntArray
 from evaluation.labels import Budget, Drawn, draw
 from evaluation.logistic import logistic_scores
 from evaluation.predictions import kept_columns
-from evaluation.protocols import PROTOCOLS, Part
+from evaluation.protocols import PROTOCOLS, RoleSamples
 from evaluation.trial import Trial
 from foundation.files import digest, write_with
 from foundation.machine import choose_device
@@ -209,9 +209,9 @@ class _Parts:
     def target(self) -> Any:
         return self.inputs.target(self.image)
 
-    def of(self, places: IntArray, known: bool = True) -> Part:
+    def of(self, places: IntArray, known: bool = True) -> RoleSamples:
         x = self.inputs.view(self.image).read(places).numpy() if self.features is None else self.features[places]
-        return Part(x, chosen(self.target, places) if known else None, self.inputs.pictures.patient[places])
+        return RoleSamples(x, chosen(self.target, places) if known else None, self.inputs.pictures.patient[places])
 
 
 def chosen(target: Any, places: IntArray) -> Any:

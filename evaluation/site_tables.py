@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from evaluation.cautions import left_out_sites
 from evaluation.figures import (
     LESS_IS_BETTER,
-    Figure,
+    MetricValue,
     Question,
     arm_figures,
     arm_order,
@@ -83,9 +83,9 @@ def site_rows(folder: RunFolder, question: Question, columns: Sequence[SiteColum
 def _site_row(
     folder: RunFolder,
     name: str,
-    by_site: Mapping[str, Mapping[str, Figure]],
+    by_site: Mapping[str, Mapping[str, MetricValue]],
     inside: Sequence[str],
-    mean: Figure | None,
+    mean: MetricValue | None,
     less: bool,
 ) -> SiteRow:
     own = {site: by_site[site][name].value for site in inside if name in by_site[site]}
@@ -100,7 +100,7 @@ def _site_row(
     )
 
 
-def site_cell(figure: Figure | None) -> SiteCell | None:
+def site_cell(figure: MetricValue | None) -> SiteCell | None:
     """A figure as it stands in a table of sites, or of runs."""
     if figure is None:
         return None

@@ -15,7 +15,7 @@ from evaluation.floors import MAJORITY, PIXELS
 from evaluation.held import Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import IntArray, Scored, jackknife, mean
-from evaluation.kinds import KINDS, main_merit
+from evaluation.kinds import KINDS, main_metric
 from evaluation.label_checks import one_class_sites
 from evaluation.leaks import check_leaks
 from evaluation.metrics import balanced_accuracy
@@ -126,17 +126,17 @@ def roles_of(inputs: Inputs) -> dict[str, Role]:
 
 
 def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
-    merits = KINDS[inputs.config.kind].merits(inputs.config, inputs.pictures.classes)
-    return [row for key, own in grouped.items() for row in rows_of(own, merits, inputs.config, _fixed(inputs, key))]
+    metrics = KINDS[inputs.config.kind].metrics(inputs.config, inputs.pictures.classes)
+    return [row for key, own in grouped.items() for row in rows_of(own, metrics, inputs.config, _fixed(inputs, key))]
 
 
 def _skipped_rows(inputs: Inputs, labels: Labels, names: Sequence[str]) -> list[Row]:
     """A row for each encoder and protocol of a label budget that could not be drawn."""
     arms = {(shown_as(inputs, encoder, name), name) for encoder in inputs.encoders for name in names}
     blank = {"site": ALL, "seed": ALL, "n": 0, "statistic": Statistic.SKIPPED}
-    merit = main_merit(inputs.config, inputs.pictures.classes)
+    metric = main_metric(inputs.config, inputs.pictures.classes)
     return [
-        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, merit, None, why)
+        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, metric, None, why)
         for fraction, why in labels.skipped.items()
         for arm, name in sorted(arms)
     ]
@@ -187,7 +187,7 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
     leads = [arm for arm, role in roles.items() if role in LEADS]
     fractions = {fraction for _, _, fraction in grouped}
     most = "1" if "1" in fractions else max(fractions, default="")
-    merit = main_merit(inputs.config, inputs.pictures.classes)
+    metric = main_metric(inputs.config, inputs.pictures.classes)
     rows = []
     for (arm, protocol, fraction), own in grouped.items():
         if arm not in leads or fraction != most:
@@ -201,7 +201,7 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
                 "task": inputs.config.task, "protocol": protocol, "label_fraction": fraction, "note": note,
                 "encoder_a": arm, "role_a": roles[arm], "encoder_b": other, "role_b": roles[other],
             }  # fmt: skip
-            rows += comparison_rows(own, scores, merit, inputs.config, fixed)
+            rows += comparison_rows(own, scores, metric, inputs.config, fixed)
     return rows
 
 

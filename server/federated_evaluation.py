@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.federated_figures import FIGURES, PROTOCOL, Figure, SiteFigures, rows
+from evaluation.federated_figures import FIGURES, PROTOCOL, SiteEstimate, SiteFigures, rows
 from evaluation.federated_probe import Moments, minimise, outputs_of, standard_of, summed
 from evaluation.intervals import FloatArray
 from evaluation.logistic import Standard
 from evaluation.results_schema import RESULTS, Role, Row
 from evaluation.score_histogram import Histogram, pooled_area
 from federation.algorithms.algorithm import Weights
-from federation.federated_evaluation import FederatedEvaluationConfig, Question, Statistics, Step, answer_like
+from federation.federated_evaluation import FederatedEvaluationConfig, EvaluationRequest, Statistics, Step, answer_like
 from federation.records import Failure, SiteInfo, all_finite, weights_digest
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError, RunError
@@ -42,7 +42,7 @@ class Enquirer(Protocol):
         """All sites of the study, once enough of them are there."""
         ...
 
-    def enquire(self, asked: Question, sites: Sequence[str], patience_s: float) -> Mapping[str, Statistics | Failure]:
+    def enquire(self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float) -> Mapping[str, Statistics | Failure]:
         """Ask these sites; the answer of each."""
         ...
 
@@ -99,7 +99,7 @@ class _Probe:
 
     def _ask(self, step: Step, tensors: dict[str, Tensor], *, stay: bool = False) -> dict[str, dict[str, Tensor]]:
         """The answers by site; who gives none is left out, or, with ``stay``, only has none."""
-        asked = Question(self.study.training_hash(), step, self.encoder, tensors)
+        asked = EvaluationRequest(self.study.training_hash(), step, self.encoder, tensors)
         patience = 60 * self.study.rounds.deadline_minutes
         answers = self.contact.enquire(asked, self.taking_part, patience)
         like = answer_like(step, self.width, len(self.config.classes))
@@ -208,7 +208,7 @@ def _moments(tensors: Mapping[str, Tensor]) -> Moments:
 
 def _figures(tensors: Mapping[str, Tensor]) -> SiteFigures:
     table = tensors["figures"].tolist()
-    told = {name: Figure(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
+    told = {name: SiteEstimate(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
     return SiteFigures(int(tensors["patients"]), int(tensors["fewest"]), told)
 
 

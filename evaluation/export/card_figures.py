@@ -4,7 +4,7 @@ from evaluation.answers import answer, contrasts
 from evaluation.cautions import cautions, left_out_sites
 from evaluation.export.markdown import plain, table
 from evaluation.figures import (
-    Figure,
+    MetricValue,
     Question,
     arm_figures,
     digits_for,
@@ -75,7 +75,7 @@ def _differences(folder: RunFolder, question: Question, arm: str) -> str:
     return f"This encoder against others on the same {folder.unit}:\n\n{table(heads, rows)}"
 
 
-def _cells(figure: Figure) -> list[str]:
+def _cells(figure: MetricValue) -> list[str]:
     return [number(figure.value), plain(interval_text(figure)), str(figure.n) if figure.n is not None else "–"]
 
 

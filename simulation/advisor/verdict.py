@@ -19,16 +19,16 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Figure:
+class PilotEstimate:
     """A figure or a difference with its 95 % interval (NaN where there is none)."""
 
     value: float
     low: float
     high: float
 
-    def turned(self) -> "Figure":
+    def turned(self) -> "PilotEstimate":
         """The difference the other way round."""
-        return Figure(-self.value, -self.high, -self.low)
+        return PilotEstimate(-self.value, -self.high, -self.low)
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Findings:
 
     metric: str
     patients: int
-    own: Mapping[str, Figure]
-    gain: Mapping[str, Figure]
-    against: Mapping[str, Figure]
+    own: Mapping[str, PilotEstimate]
+    gain: Mapping[str, PilotEstimate]
+    against: Mapping[str, PilotEstimate]
 
     @property
     def first(self) -> str:
@@ -91,7 +91,7 @@ def read_findings(folder: Path, arms: Mapping[str, str], protocol: str) -> Findi
     )
 
 
-def _difference(pairs: pd.DataFrame, one: str, other: str) -> Figure:
+def _difference(pairs: pd.DataFrame, one: str, other: str) -> PilotEstimate:
     """``one`` minus ``other``, whichever way round the table has it."""
     for row in pairs.to_dict("records"):
         if {row["encoder_a"], row["encoder_b"]} == {one, other}:
@@ -99,5 +99,5 @@ def _difference(pairs: pd.DataFrame, one: str, other: str) -> Figure:
     raise RunError(f"{one} was not compared with {other}; the pilot's comparisons.csv is not of this pilot")
 
 
-def _figure(row: Mapping[Any, Any]) -> Figure:
-    return Figure(*(float(row[name]) for name in ("value", "ci_low", "ci_high")))
+def _figure(row: Mapping[Any, Any]) -> PilotEstimate:
+    return PilotEstimate(*(float(row[name]) for name in ("value", "ci_low", "ci_high")))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.federated_figures import FIGURES, Figure, SiteFigures, rows, site_figures, stand_in
+from evaluation.federated_figures import FIGURES, SiteEstimate, SiteFigures, rows, site_figures, stand_in
 from evaluation.intervals import Estimate, Scored, interval, mean
 from evaluation.score_histogram import PooledArea
 
@@ -60,7 +60,7 @@ def test_the_mean_over_sites_has_the_interval_of_the_patients_own() -> None:
 
 
 def told(value: float, patients: int, units: int = 12) -> SiteFigures:
-    return SiteFigures(patients, 5, {name: Figure(value, 0.01, units) for name in FIGURES})
+    return SiteFigures(patients, 5, {name: SiteEstimate(value, 0.01, units) for name in FIGURES})
 
 
 def of(found: list[dict[str, Any]], statistic: str) -> dict[str, tuple[float, int]]:

@@ -9,7 +9,7 @@ from sklearn import metrics as reference
 
 from evaluation.config import RunEvaluation
 from evaluation.held import Scores, estimated
-from evaluation.kinds import KINDS, explained_share, main_merit
+from evaluation.kinds import KINDS, explained_share, main_metric
 from evaluation.predictions import kept_columns
 from evaluation.results import rows_of
 from foundation.randomness import numpy_generator
@@ -30,7 +30,7 @@ def figures(kind: str, rows: pd.DataFrame, classes: tuple[str, ...]) -> dict[str
     config = RunEvaluation(kind=kind)
     scores = Scores.of(rows)
     cells = scores.cells("test", "all", [0], [0])
-    found = {merit.name: estimated(merit, cells) for merit in KINDS[config.kind].merits(config, classes)}
+    found = {metric.name: estimated(metric, cells) for metric in KINDS[config.kind].metrics(config, classes)}
     return {name: float("nan") if each is None else each.value for name, each in found.items()}
 
 
@@ -91,10 +91,10 @@ def test_detection_by_hand() -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_main_figure_is_the_first_and_greater_is_better(kind: Any) -> None:
     config = RunEvaluation(kind=kind)
-    merits = KINDS[config.kind].merits(config, ("a", "b"))
-    assert main_merit(config, ("a", "b")).name == merits[0].name
-    assert not merits[0].less_is_better
-    assert len({merit.name for merit in merits}) == len(merits)
+    metrics = KINDS[config.kind].metrics(config, ("a", "b"))
+    assert main_metric(config, ("a", "b")).name == metrics[0].name
+    assert not metrics[0].less_is_better
+    assert len({metric.name for metric in metrics}) == len(metrics)
 
 
 def test_the_mean_over_sites_is_weighted_by_patients() -> None:
@@ -104,8 +104,8 @@ def test_the_mean_over_sites_is_weighted_by_patients() -> None:
     rows = frame(kept_columns("regression", value[:, None], truth, ()), 60, sites=2)
     rows.loc[rows["patient"].isin([f"p{i}" for i in range(1, 20, 2)]), "site"] = "s0"  # 25 patients there, 5 here
     config = RunEvaluation(kind="regression")
-    merits = KINDS["regression"].merits(config, ())
-    found = pd.DataFrame(rows_of(Scores.of(rows), merits, config, {}))
+    metrics = KINDS["regression"].metrics(config, ())
+    found = pd.DataFrame(rows_of(Scores.of(rows), metrics, config, {}))
     own = found[(found["metric"] == "MAE") & (found["statistic"] == "estimate")].set_index("site")
     assert own.loc["s0", "n"] == 20 + 5
     expected = (25 * own.loc["s0", "value"] + 5 * own.loc["s1", "value"]) / 30

@@ -36,10 +36,10 @@ def scored_run(run: Path, arm: str, spread: float) -> Path:
     scores = pd.DataFrame(rows)
     fixed = {"task": "tumour", "dataset": "", "encoder": arm, "role": "federated", "protocol": "logistic",
              "label_fraction": "1"}  # fmt: skip
-    merits = KINDS["classification"].merits(CONFIG, ("0", "1"))
+    metrics = KINDS["classification"].metrics(CONFIG, ("0", "1"))
     (run / "evaluation").mkdir(parents=True)
     scores.to_csv(run / "evaluation" / "scores.csv", index=False)
-    RESULTS.write(run / "results.csv", RESULTS.frame(rows_of(Scores.of(scores), merits, CONFIG, fixed)))
+    RESULTS.write(run / "results.csv", RESULTS.frame(rows_of(Scores.of(scores), metrics, CONFIG, fixed)))
     write_json(run / "evaluation" / "config.json", CONFIG.model_dump(mode="json"))
     write_json(run / "results.json", {"kind": "classification", "classes": ["0", "1"], "encoders": []})
     write_json(run / "arms.json", [{"arm": arm, "title": arm, "kind": "federated", "folds": [0], "seeds": [0]}])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from evaluation.answers import verdict_of
 from evaluation.feature_map import principal_components, scatter_panels
-from evaluation.figures import Figure, digits_for, fraction_size, fraction_title, number
+from evaluation.figures import MetricValue, digits_for, fraction_size, fraction_title, number
 from evaluation.forest import ForestItem, forest, nice_ticks
 from evaluation.report import write_report
 from evaluation.results_schema import COMPARISONS, RESULTS, Statistic
@@ -269,7 +269,7 @@ def test_without_a_comparison_nothing_is_claimed(tmp_path: Path) -> None:
 def test_verdicts_are_symmetric_and_agree_with_what_is_printed(
     low: float, width: float, value: float, less: bool
 ) -> None:
-    figure, mirror = Figure(value, low, low + width), Figure(-value, -low - width, -low)
+    figure, mirror = MetricValue(value, low, low + width), MetricValue(-value, -low - width, -low)
     opposite = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER, Verdict.UNCLEAR: Verdict.UNCLEAR}
     assert verdict_of(mirror, less) is opposite[verdict_of(figure, less)]
     printed = [float(f"{bound:.3f}") for bound in (low, low + width)]
@@ -486,8 +486,8 @@ def test_numbers_as_printed() -> None:
     assert [number(-0.004), number(-0.05), number(0.05, signed=True), number(0.0, signed=True)] == [
         "0.00", "−0.05", "+0.05", "0.00",
     ]  # fmt: skip
-    assert digits_for(Figure(0.05, 0.003, 0.09)) == 3
-    assert digits_for(Figure(0.05, 0.02, 0.09)) == 2
+    assert digits_for(MetricValue(0.05, 0.003, 0.09)) == 3
+    assert digits_for(MetricValue(0.05, 0.02, 0.09)) == 2
 
 
 def test_shares_of_labels_are_ordered_and_named() -> None:
@@ -505,7 +505,7 @@ def test_ticks_are_few_and_enclose(low: float, width: float) -> None:
 
 
 def test_a_forest_is_drawn_to_scale() -> None:
-    drawn = forest([ForestItem("a", "federated", Figure(0.05, -0.1, 0.2))], 0.0, "no difference", signed=True)
+    drawn = forest([ForestItem("a", "federated", MetricValue(0.05, -0.1, 0.2))], 0.0, "no difference", signed=True)
     row = drawn.rows[0]
     assert (drawn.ticks[0].text, drawn.ticks[-1].text) == ("−0.10", "+0.20")
     assert (row.low, row.x, row.high, drawn.reference) == (0.0, 50.0, 100.0, 33.33)

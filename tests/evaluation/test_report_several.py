@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.config import RunEvaluation
 from evaluation.figures import main_question, metric_rank
-from evaluation.kinds import KINDS, main_merit
+from evaluation.kinds import KINDS, main_metric
 from evaluation.report import page_values, write_report
 from evaluation.results_schema import COMPARISONS, RESULTS
 from evaluation.run_folder import read_run
@@ -128,8 +128,8 @@ def test_the_mean_over_sites_is_no_site(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_question_is_the_main_figure_of_the_kind(tmp_path: Path, kind: str) -> None:
     config = RunEvaluation(kind=kind)
-    names = [merit.name for merit in KINDS[config.kind].merits(config, ("a", "b"))]
-    assert min(reversed(names), key=metric_rank) == main_merit(config, ("a", "b")).name
+    names = [metric.name for metric in KINDS[config.kind].metrics(config, ("a", "b"))]
+    assert min(reversed(names), key=metric_rank) == main_metric(config, ("a", "b")).name
     for name in names:
         assert metric_rank(name) < 99
     run = gathered_run(tmp_path, {"ours": 0.5}, [], names[0], config.protocols[-1])

@@ -15,7 +15,7 @@ from evaluation.intervals import Scored
 from evaluation.logistic import Standard
 from evaluation.results_schema import RESULTS
 from evaluation.score_histogram import histogram
-from federation.federated_evaluation import Question, Statistics
+from federation.federated_evaluation import EvaluationRequest, Statistics
 from federation.records import Failure, SiteInfo
 from federation.study import Study, study_from
 from foundation.files import read_json
@@ -30,7 +30,7 @@ class Hospitals:
     """Sites that know the mathematics; ``bend(site, asked, honest answer)`` is what they answer."""
 
     def __init__(
-        self, study: Study, bend: Callable[[str, Question, Mapping[str, Tensor]], Answer] | None = None
+        self, study: Study, bend: Callable[[str, EvaluationRequest, Mapping[str, Tensor]], Answer] | None = None
     ) -> None:
         self.study, self.bend = study, bend or (lambda site, asked, honest: honest)
         self.asked: list[tuple[str, tuple[str, ...]]] = []
@@ -43,7 +43,7 @@ class Hospitals:
     def sites(self) -> list[SiteInfo]:
         return [SiteInfo(site, self.study.training_hash(), 40) for site in "CBA"]
 
-    def enquire(self, asked: Question, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
+    def enquire(self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
         self.asked.append((asked.step, tuple(sites)))
         assert patience_s == 300
         found: dict[str, Statistics | Failure] = {}
@@ -55,7 +55,7 @@ class Hospitals:
                 found[site] = Statistics(asked.study_hash, site, asked.step, asked.encoder, dict(answer))
         return found
 
-    def honest(self, site: str, asked: Question) -> dict[str, Tensor]:
+    def honest(self, site: str, asked: EvaluationRequest) -> dict[str, Tensor]:
         features, labels = self.parts[site]
         share = SiteShare(features[:24], labels[:24], 2)
         if asked.step == "moments":
@@ -137,7 +137,7 @@ def test_a_site_that_drops_out_is_left_out_from_the_beginning(
     """Its sums are in no figure: the same as if it had never taken part."""
     count = {"B": 0}
 
-    def bend(site: str, asked: Question, honest: Mapping[str, Tensor]) -> Answer:
+    def bend(site: str, asked: EvaluationRequest, honest: Mapping[str, Tensor]) -> Answer:
         if asked.step == "gradient" and site in count:
             count[site] += 1
             if count[site] == 3:
@@ -201,7 +201,7 @@ def test_figures_withheld_by_one_site(tmp_path: Path, study: Study, weights: dic
 def test_an_answer_that_cannot_be_used(
     tmp_path: Path, study: Study, weights: dict[str, Tensor], change: dict[str, Tensor], fault: str
 ) -> None:
-    def bend(site: str, asked: Question, honest: Mapping[str, Tensor]) -> Answer:
+    def bend(site: str, asked: EvaluationRequest, honest: Mapping[str, Tensor]) -> Answer:
         return {**honest, **change} if (site, asked.step) == ("B", "moments") else honest
 
     done = Evaluated(tmp_path, study, weights, Hospitals(study, bend))

@@ -28,7 +28,7 @@ from simulation.advisor.pilot_plan import (
     spare_tested,
     vit_for,
 )
-from simulation.advisor.verdict import RULE, Figure, Findings, read_findings
+from simulation.advisor.verdict import RULE, PilotEstimate, Findings, read_findings
 from simulation.simulate import simulation_config
 from simulation.validate import validate
 from ssl_methods.encoders import EncoderConfig, build_encoder
@@ -184,9 +184,9 @@ def found(
     return Findings(
         "AUROC",
         20,
-        {name: Figure(value, value - 0.1, value + 0.1) for name, value in zip(named, values, strict=False)},
-        {name: Figure(gain, gain - 0.1, gain + 0.1) for name in named},
-        {name: Figure(*each) for name, each in zip(named[1:], against, strict=False)},
+        {name: PilotEstimate(value, value - 0.1, value + 0.1) for name, value in zip(named, values, strict=False)},
+        {name: PilotEstimate(gain, gain - 0.1, gain + 0.1) for name in named},
+        {name: PilotEstimate(*each) for name, each in zip(named[1:], against, strict=False)},
     )
 
 
@@ -234,8 +234,8 @@ def test_findings_are_read_whichever_way_round_a_pair_stands(tmp_path: Path) -> 
     COMPARISONS.write(tmp_path / "comparisons.csv", COMPARISONS.frame(apart))
     findings = read_findings(tmp_path, {"one": "one", "two": "two"}, "finetune")
     assert findings.metric == "AUROC" and findings.patients == 12
-    assert findings.against["two"] == Figure(-0.1, -0.15, -0.05)
-    assert findings.gain["two"] == Figure(0.2, 0.1, 0.3)
+    assert findings.against["two"] == PilotEstimate(-0.1, -0.15, -0.05)
+    assert findings.gain["two"] == PilotEstimate(0.2, 0.1, 0.3)
     assert findings.ranked() == ["two", "one"]
     assert (findings.agreement, findings.winner) == ("disagrees", "two")
     with pytest.raises(RunError, match="no encoder could be compared"):
