@@ -15,7 +15,7 @@ from evaluation.federated_probe import SiteShare, probabilities
 from evaluation.intervals import FloatArray, IntArray, Scored
 from evaluation.logistic import Standard
 from evaluation.score_histogram import histogram
-from federation.federated_evaluation import FederatedEvaluationConfig, EvaluationRequest, Step, probe_like
+from federation.federated_evaluation import FederatedEvaluationConfig, Question, Step, probe_like
 from federation.records import all_finite
 from federation.study import Study
 from foundation.errors import FedpretextError, RunError, StudyError
@@ -35,7 +35,7 @@ class TooFewLabelsError(FedpretextError):
 
 
 @dataclass(frozen=True)
-class LabelledFeatures:
+class Part:
     """Labelled pictures of one role: features ``[N, D]``, class codes ``[N]``, codes of their patients ``[N]``."""
 
     features: FloatArray
@@ -47,11 +47,11 @@ class LabelledFeatures:
         chosen = self.patients if label is None else self.patients[self.labels == label]
         return len(np.unique(chosen))
 
-    def without_rare(self, fewest: int) -> "LabelledFeatures":
+    def without_rare(self, fewest: int) -> "Part":
         """The pictures of classes that at least ``fewest`` patients have."""
         common = [label for label in np.unique(self.labels) if self.patients_of(int(label)) >= fewest]
         keep = np.isin(self.labels, common)
-        return LabelledFeatures(self.features[keep], self.labels[keep], self.patients[keep])
+        return Part(self.features[keep], self.labels[keep], self.patients[keep])
 
 
 class LabelledPictures:
@@ -65,7 +65,7 @@ class LabelledPictures:
     ) -> None:
         self._study, self._config, self._fewest = study, config, fewest
         self._folder, self._vault = folder / "evaluation", vault.at("evaluation")
-        self._read: dict[str, dict[str, LabelledFeatures]] = {}
+        self._read: dict[str, dict[str, Part]] = {}
 
     def compute(
         self, encoder: str, stores: dict[str, TensorStore | None], build: Callable[[], nn.Module], device: torch.device
@@ -114,7 +114,7 @@ class LabelledPictures:
             f"{role}/patients": torch.from_numpy(store.patients[places]),
         }
 
-    def answer(self, question: EvaluationRequest) -> dict[str, Tensor]:
+    def answer(self, question: Question) -> dict[str, Tensor]:
         """The tensors of ``federation.federated_evaluation.answer_like``.
 
         StudyError for a probe of another form, or more questions than the study has; TooFewLabelsError.
@@ -134,7 +134,7 @@ class LabelledPictures:
             return {"value": _vector(value), "gradient": torch.from_numpy(gradient)}
         return self._told_of_test(question.step, parts["test"], weights, standard)
 
-    def _told_of_test(self, step: Step, test: LabelledFeatures, weights: FloatArray, standard: Standard) -> dict[str, Tensor]:
+    def _told_of_test(self, step: Step, test: Part, weights: FloatArray, standard: Standard) -> dict[str, Tensor]:
         """Figures or a histogram of the test patients, of whom there have to be enough of every class that occurs."""
         present = [int(label) for label in np.unique(test.labels)]
         if not present or min(map(test.patients_of, present)) < self._fewest:
@@ -153,7 +153,7 @@ class LabelledPictures:
         figures = torch.tensor(table, dtype=torch.float64)
         return {"patients": _vector(told.patients), "fewest": _vector(told.fewest), "figures": figures}
 
-    def _probe(self, question: EvaluationRequest, width: int) -> tuple[FloatArray, Standard]:
+    def _probe(self, question: Question, width: int) -> tuple[FloatArray, Standard]:
         like, given = probe_like(width, len(self._config.classes)), question.tensors
         described = [{n: (t.shape, t.dtype) for n, t in tensors.items()} for tensors in (like, given)]
         if (
@@ -165,7 +165,7 @@ class LabelledPictures:
         centre, spread, weights = (given[name].numpy() for name in ("centre", "spread", "weights"))
         return weights, Standard(centre, spread)
 
-    def _count(self, question: EvaluationRequest) -> None:
+    def _count(self, question: Question) -> None:
         """Remember what was asked, as each answer tells more; what a restarted server asks again is free."""
         path = self._path(question.encoder).with_suffix(".asked")
         asked = path.read_text().splitlines() if path.exists() else []
@@ -190,11 +190,11 @@ class LabelledPictures:
         except RunError:
             return None  # damaged: computed anew
 
-    def _load(self, encoder: str) -> dict[str, LabelledFeatures]:
+    def _load(self, encoder: str) -> dict[str, Part]:
         if encoder not in self._read:
             tensors, _ = self._vault.load_tensors(self._path(encoder))
             parts = {
-                role: LabelledFeatures(
+                role: Part(
                     tensors[f"{role}/features"].double().numpy(),
                     tensors[f"{role}/labels"].numpy(),
                     tensors[f"{role}/patients"].numpy(),

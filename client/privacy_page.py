@@ -10,7 +10,7 @@ from client.site_file import SITE_FILE, SiteFile, find_site_file, load_site_file
 from federation.privacy.accounting import Release, epsilon_of, recomputed
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.ledger import Charge, read_charges
-from federation.privacy.plan import LEAST_SIGNAL, PrivacyPlan, plan_of, study_signal, trained_numbers
+from federation.privacy.plan import LEAST_SIGNAL, Plan, plan_of, study_signal, trained_numbers
 from federation.privacy.tables import PATIENTS, by_patients
 from federation.privacy.words import meaning, not_covered
 from federation.study import Study, load_study
@@ -90,7 +90,7 @@ def _by_study(charges: list[Charge]) -> dict[str, list[Release]]:
     return found
 
 
-def _still_planned(study: Study, plan: PrivacyPlan, charges: list[Charge]) -> list[Release]:
+def _still_planned(study: Study, plan: Plan, charges: list[Charge]) -> list[Release]:
     """The releases of the rounds that were not charged yet. A round that is done again is charged again."""
     own = study.training_hash()
     done = {charge.round for charge in charges if charge.study == own}
@@ -120,7 +120,7 @@ def _study_page(study: Study, check: bool) -> Iterator[str]:
             yield f"  {row.patients:8,} {row.delta:8.1e} {row.rate:7.3f} {row.noise:8.2f} {row.signal:9.3f}"
 
 
-def plan_lines(study: Study, plan: PrivacyPlan, sites: int = 1) -> Iterator[str]:
+def plan_lines(study: Study, plan: Plan, sites: int = 1) -> Iterator[str]:
     """What the study draws of noise and what it costs; a warning where that leaves nothing to learn.
 
     sites: those that train, where it is known.

@@ -97,7 +97,13 @@ def _contrast_rank(kind: str) -> int:
 
 
 def _contrast(
-    folder: RunFolder, question: Question, own: str, other: str, figure: MetricValue, figures: dict[str, MetricValue], p: float
+    folder: RunFolder,
+    question: Question,
+    own: str,
+    other: str,
+    figure: MetricValue,
+    figures: dict[str, MetricValue],
+    p: float,
 ) -> Contrast:
     arm, who = folder.arm(other), folder.arm(own).short
     kind = BASELINE if folder.is_base(own, other) else RIVAL if other in folder.leads else arm.kind

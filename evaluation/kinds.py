@@ -10,7 +10,7 @@ import pandas as pd
 from evaluation.average_precision import average_precision, thresholds_of
 from evaluation.config import RunEvaluation, TaskKind
 from evaluation.held import Metric, matrix
-from evaluation.intervals import Estimate, IntArray, Metric, Scored, auc, jackknife, leave_out, mean, patient_mean
+from evaluation.intervals import Estimate, IntArray, MetricFunction, Scored, auc, jackknife, leave_out, mean, patient_mean
 from evaluation.metrics import auprc, balanced_accuracy, calibration_error, f1
 from evaluation.overlap import patient_dice, patient_distance
 

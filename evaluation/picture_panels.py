@@ -82,11 +82,11 @@ def _places(pictures: Pictures, fold: int, count: int, masks: NDArray[np.uint8] 
     while left and len(taken) < count:
         seen = [{str(names[place]) for place in taken} for names in kinds]
 
-        def gain(place: int, seen: Sequence[set[str]] = seen) -> tuple[bool, int, bool]:
+        def merit(place: int, seen: Sequence[set[str]] = seen) -> tuple[bool, int, bool]:
             fresh = [str(names[place]) not in known for names, known in zip(kinds, seen, strict=True)]
             return fresh[0], fresh[1] + fresh[2], masks is not None and bool(masks[place].any())
 
-        taken.append(max(left, key=gain))  # the first of equals
+        taken.append(max(left, key=merit))  # the first of equals
         left.remove(taken[-1])
     return np.array(taken, dtype=np.int64)
 

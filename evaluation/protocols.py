@@ -20,7 +20,7 @@ from evaluation.trial import Trial
 
 
 @dataclass(frozen=True)
-class RoleSamples:
+class Part:
     """Pictures of one role.
 
     x: features ``[N, D]`` float64, or pictures ``[N, *image.shape]`` float32 in [0, 1], as the protocol reads; y: what
@@ -33,7 +33,7 @@ class RoleSamples:
     patient: NDArray[np.str_]
 
 
-Predict = Callable[[RoleSamples, RoleSamples, RoleSamples, Trial], Any]
+Predict = Callable[[Part, Part, Part, Trial], Any]
 """Training, validation and held pictures to predictions for the held ones."""
 
 
@@ -54,7 +54,7 @@ class Protocol:
 
 
 def _finetune(outcome: Outcome, last: bool = False) -> Predict:
-    def predict(train: RoleSamples, validation: RoleSamples, held: RoleSamples, trial: Trial) -> Any:
+    def predict(train: Part, validation: Part, held: Part, trial: Trial) -> Any:
         layers = trial.config.finetune.last_layers if last else None
         return finetune_scores(train.x, train.y, held.x, trial, outcome, layers)
 

@@ -144,7 +144,9 @@ def _repeat_rows(
             where = {"site": ALL, "seed": str(seed), "n": count}
             rows.append(table_row(config, fixed, where, metric, singles[seed]))
     draws = [scores.where(scores.table["label_seed"] == draw) for draw in scores.label_draws()]
-    found = [estimated(metric, own.cells(TEST, ALL, whole, own.folds(whole))) for own in draws] if len(draws) > 1 else []
+    found = (
+        [estimated(metric, own.cells(TEST, ALL, whole, own.folds(whole))) for own in draws] if len(draws) > 1 else []
+    )
     values = [each.value for each in found if each is not None]
     if len(values) > 1:
         why = f"spread over {len(values)} draws of the labelled patients"

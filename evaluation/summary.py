@@ -9,7 +9,7 @@ from rich.text import Text
 
 from evaluation.answers import BASELINE, Contrast, answer, contrasts
 from evaluation.cautions import demonstration_text, elsewhere_text
-from evaluation.figures import MetricValue, Question, arm_figures, interval_text, main_question, metric_title, number
+from evaluation.figures import Figure, Question, arm_figures, interval_text, main_question, metric_title, number
 from evaluation.run_folder import RunFolder, read_run
 
 WIDTH = 80
@@ -52,5 +52,5 @@ def _table(folder: RunFolder, question: Question, found: list[Contrast]) -> Tabl
     return table
 
 
-def _interval(figure: MetricValue) -> str:
+def _interval(figure: Figure) -> str:
     return interval_text(figure) if figure.interval else "none"

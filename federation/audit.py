@@ -21,10 +21,10 @@ from typing import Literal
 
 from federation import audit_chain as chain
 from federation.audit_chain import NOTHING, Extension, Head, Row
-from federation.audit_check import VerifiedLog, verify
+from federation.audit_check import Verdict, verify
 from foundation.errors import RunError, nearest
 
-__all__ = ["NOTHING", "AuditLog", "Event", "Extension", "Head", "Row", "Value", "VerifiedLog", "verify"]
+__all__ = ["NOTHING", "AuditLog", "Event", "Extension", "Head", "Row", "Value", "Verdict", "verify"]
 
 Event = Literal[
     # every party

@@ -10,7 +10,7 @@ from foundation.errors import RunError
 
 
 @dataclass(frozen=True)
-class VerifiedLog:
+class Verdict:
     """What the reading of a whole log found: whose it is, how far it is whole, and what is wrong with the next row."""
 
     path: Path
@@ -29,7 +29,7 @@ class VerifiedLog:
         return f"chain is whole: {count} row{'' if count == 1 else 's'}, head {self.head.hash[:12] or 'none'}{torn}"
 
 
-def verify(path: Path, see: Callable[[Row], object] = lambda row: None) -> VerifiedLog:
+def verify(path: Path, see: Callable[[Row], object] = lambda row: None) -> Verdict:
     """Read a log up to the first bad row, and show each good one to ``see``. RunError when there is no such file."""
     party, head = "", NOTHING
     with locked(path) as handle:
@@ -39,10 +39,10 @@ def verify(path: Path, see: Callable[[Row], object] = lambda row: None) -> Verif
             row = parsed(line)
             fault = _fault(row, head, party)
             if row is None or fault:
-                return VerifiedLog(path, party, head, fault, torn)
+                return Verdict(path, party, head, fault, torn)
             party, head = row["by"], Head(row["n"], row["hash"])
             see(row)
-    return VerifiedLog(path, party, head, "", torn)
+    return Verdict(path, party, head, "", torn)
 
 
 def _fault(row: Row | None, head: Head, party: str) -> str:

@@ -62,7 +62,7 @@ class FederatedEvaluationConfig(Section):
 
 
 @dataclass(frozen=True)
-class EvaluationRequest:
+class Question:
     """What the server asks of a site's labelled pictures.
 
     encoder: digest of the encoder's tensors (``records.weights_digest``). tensors: for "moments" those of the encoder,

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from federation.audit import NOTHING, Extension, Head
 from federation.audit_chain import MOST_DIGESTS
-from federation.federated_evaluation import STEPS, EvaluationRequest, Statistics, Step
+from federation.federated_evaluation import STEPS, Question, Statistics, Step
 from federation.packed import check_packed, pack, unpack
 from federation.records import (
     CATEGORIES,
@@ -244,17 +244,17 @@ def failure_in(content: RecordDict) -> str | None:
     return _category(config) if "failure" in config else None
 
 
-def question_to_content(question: EvaluationRequest, arrays: ArrayRecord, note: AuditNote) -> RecordDict:
+def question_to_content(question: Question, arrays: ArrayRecord, note: AuditNote) -> RecordDict:
     """The content of a question about labelled pictures; ``arrays``: its tensors, encoded once for all sites."""
     config = ConfigRecord({"study": question.study_hash, "step": question.step, "encoder": question.encoder})
     return with_note(RecordDict({_ARRAYS: arrays, _CONFIG: config}), note)
 
 
-def content_to_question(content: RecordDict) -> EvaluationRequest:
+def content_to_question(content: RecordDict) -> Question:
     """Read a question about labelled pictures; StudyError for a step that there is not."""
     config = cast(ConfigRecord, content[_CONFIG])
     tensors = record_to_weights(cast(ArrayRecord, content[_ARRAYS]))
-    return EvaluationRequest(str(config["study"]), _step(config), str(config["encoder"]), tensors)
+    return Question(str(config["study"]), _step(config), str(config["encoder"]), tensors)
 
 
 def statistics_to_content(told: Statistics) -> RecordDict:

@@ -17,7 +17,7 @@ from foundation.progress import track
 from foundation.tensor_files import load_tensors
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits
-from server.export import TITLES, TrainingCost, write_encoder
+from server.export import TITLES, Budget, write_encoder
 from server.initial import INITIAL_NAME
 from ssl_methods import build_method
 
@@ -173,7 +173,7 @@ def _write_baselines(run: Path, study: Study) -> None:
     for kind in kinds:
         folder = _place(run, kind, study)
         if not (folder / DESCRIPTION_NAME).exists():
-            write_encoder(folder, study, kind, TITLES[kind], weights=_untrained(study, kind, own), budget=TrainingCost())
+            write_encoder(folder, study, kind, TITLES[kind], weights=_untrained(study, kind, own), budget=Budget())
     write_arms(run, [_place(run, kind, study).relative_to(run) for kind in (*kinds, "federated")])
 
 

@@ -115,13 +115,13 @@ def server(
 ) -> None:
     """Run a study with the admitted sites: SuperLink, proxy and round loop; goes on by itself after a crash."""
     from foundation.process_group import end_well_on_sigterm
-    from server.service import ServerOptions, serve, unit
+    from server.service import Settings, serve, unit
 
     if service:
         print(unit(federation, study, Path(sys.argv[0]).resolve()), end="")
         return
     end_well_on_sigterm()
-    run = serve(study, overrides or (), federation, ServerOptions(host, weights, metrics_port))
+    run = serve(study, overrides or (), federation, Settings(host, weights, metrics_port))
     print(f"\nrun: {run}")
     print(f"evaluate it: fedpretext evaluate {run} --data LABELLED_PICTURES")
 

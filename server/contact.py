@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from federation.audit import AuditLog
-from federation.federated_evaluation import EvaluationRequest, Statistics
+from federation.federated_evaluation import Question, Statistics
 from federation.flower import (
     content_to_note,
     content_to_reply,
@@ -103,7 +103,7 @@ class GridContact:
         replies.sort(key=_rows_told)
         return [self._read(reply) for reply in replies if reply.metadata.reply_to_message_id in self._open]
 
-    def enquire(self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
+    def enquire(self, asked: Question, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
         """Ask sites about their labels; the answers, or why there is none, of every one of them."""
         arrays = weights_to_record(asked.tensors)
 
@@ -190,7 +190,7 @@ class GridContact:
         """The nodes of the sites that can be asked, by site, and the sites that may be."""
         return self._nodes, self._nodes
 
-    def _told(self, reply: Message, site: str, asked: EvaluationRequest) -> Statistics | Failure:
+    def _told(self, reply: Message, site: str, asked: Question) -> Statistics | Failure:
         try:
             answer, note = content_to_statistics(reply.content), content_to_note(reply.content)
         except RunError:

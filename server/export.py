@@ -22,7 +22,7 @@ _PREFIX = "encoder."
 
 
 @dataclass(frozen=True)
-class TrainingCost:
+class Budget:
     """What an arm costs: pictures seen and optimiser steps by all sites together, and steps one after another.
 
     None where a site keeps its counts to itself.
@@ -40,7 +40,7 @@ def write_encoder(
     title: str,
     *,
     weights: dict[str, Tensor] | None = None,
-    budget: TrainingCost | None = None,
+    budget: Budget | None = None,
     seconds: float | None = None,
 ) -> None:
     """Write ``encoder.safetensors`` and then ``encoder.json`` into an arm's folder, ``arms/<arm>/fold-<n>/seed-<n>``.
@@ -71,7 +71,7 @@ def write_encoder(
     write_json(folder / DESCRIPTION_NAME, described)
 
 
-def spent(folder: Path) -> TrainingCost:
+def spent(folder: Path) -> Budget:
     """What a federation cost, by the updates that it used. A count that some site did not tell is None.
 
     Sites of a round work side by side, so that the round's steps one after another are the busiest site's.
@@ -80,7 +80,7 @@ def spent(folder: Path) -> TrainingCost:
     steps: dict[int, list[float | None]] = {}
     for row in rows:
         steps.setdefault(row["round"], []).append(row.get("steps"))
-    return TrainingCost(
+    return Budget(
         _told(sum, [row.get("pictures_seen") for row in rows]),
         _told(sum, [row.get("steps") for row in rows]),
         _told(sum, [_told(max, each) for each in steps.values()]),

@@ -21,7 +21,7 @@ from evaluation.logistic import Standard
 from evaluation.results_schema import RESULTS, Role, Row
 from evaluation.score_histogram import Histogram, pooled_area
 from federation.algorithms.algorithm import Weights
-from federation.federated_evaluation import FederatedEvaluationConfig, EvaluationRequest, Statistics, Step, answer_like
+from federation.federated_evaluation import EvaluationRequest, FederatedEvaluationConfig, Statistics, Step, answer_like
 from federation.records import Failure, SiteInfo, all_finite, weights_digest
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError, RunError
@@ -42,7 +42,9 @@ class Enquirer(Protocol):
         """All sites of the study, once enough of them are there."""
         ...
 
-    def enquire(self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float) -> Mapping[str, Statistics | Failure]:
+    def enquire(
+        self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float
+    ) -> Mapping[str, Statistics | Failure]:
         """Ask these sites; the answer of each."""
         ...
 

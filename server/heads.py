@@ -4,7 +4,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from federation.audit import NOTHING, AuditLog, Head, Row, verify
-from federation.federated_evaluation import EvaluationRequest, Statistics
+from federation.federated_evaluation import Question, Statistics
 from federation.flower import confirmed_weights, content_to_note
 from federation.records import AuditNote, Category, Failure, TrainInstruction, TrainReply, weights_digest
 from federation.secure_flower import SecureAnswer, SecureRequest, request_digest
@@ -101,7 +101,7 @@ class SiteHeads:
         self._audit.append("update refused", site=site, round=round_, category=category)
         return Failure("", round_, site, category)
 
-    def note_of_question(self, site: str, question: EvaluationRequest) -> AuditNote:
+    def note_of_question(self, site: str, question: Question) -> AuditNote:
         """Write that a site is asked about its labels; what goes with the question."""
         self._audit.note(
             "statistics asked", site=site, study=self._hash, step=question.step, encoder=question.encoder,

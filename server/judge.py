@@ -15,7 +15,7 @@ from foundation.errors import RunError
 
 
 @dataclass(frozen=True)
-class UpdateScreening:
+class Verdict:
     """Update norms of those who are in, where they may be told; who is out, with the reason."""
 
     norms: dict[str, float]
@@ -24,7 +24,7 @@ class UpdateScreening:
 
 def judge_together(
     contributions: Sequence[Contribution], weights: Mapping[str, Tensor], study: Study, last_norms: Mapping[str, float]
-) -> UpdateScreening:
+) -> Verdict:
     """Compare update norms with the absolute bound and with the median of what the others moved.
 
     A site's update grows with its steps, at most in proportion: for a site of 24 steps a round the norm of one of 3
@@ -48,10 +48,10 @@ def judge_together(
                 f"update norm {norm:.3g} is {norm / median:.0f} times the median {median:.3g} for its steps "
                 f"(rounds.norm_factor {rounds.norm_factor:g})"
             )
-    return UpdateScreening({site: norm for site, norm in norms.items() if site not in left_out}, left_out)
+    return Verdict({site: norm for site, norm in norms.items() if site not in left_out}, left_out)
 
 
-def judge_clipped(contributions: Sequence[Contribution], weights: Mapping[str, Tensor], clip: float) -> UpdateScreening:
+def judge_clipped(contributions: Sequence[Contribution], weights: Mapping[str, Tensor], clip: float) -> Verdict:
     """Leave out updates longer than ``clip``, and no other: what is promised of sites holds for no longer one.
 
     Each is judged by itself. A median would let one site decide on the part that others take, and the noise is made for
@@ -59,7 +59,7 @@ def judge_clipped(contributions: Sequence[Contribution], weights: Mapping[str, T
     """
     why = "update is longer than privacy.clip; the site has to send what its own program has shortened"
     left_out = {c.site: why for c in contributions if not update_norm(c, weights) <= clip}
-    return UpdateScreening({}, left_out)
+    return Verdict({}, left_out)
 
 
 def check_private(reply: TrainReply, sent: Mapping[str, Tensor]) -> None:

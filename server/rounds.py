@@ -23,7 +23,7 @@ from foundation.vault import PLAIN, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint, write_snapshot
 from server.divergence import divergence, layers_of
 from server.journal import Journal
-from server.judge import UpdateScreening, judge_clipped, judge_together
+from server.judge import Verdict, judge_clipped, judge_together
 from server.quorum import needed_replies
 from server.secure_round import SecureMean, StageFailedError
 from server.site_noise import LEDGER_NAME, TOLERANCE, site_noise
@@ -163,10 +163,10 @@ class RoundLoop:
             f"{self._study.rounds.attempts} attempts ({why}{failed}); mend those sites, then go on"
         )
 
-    def _judge(self, replies: list[Spooled]) -> UpdateScreening:
+    def _judge(self, replies: list[Spooled]) -> Verdict:
         weights, privacy = self._checkpoint.weights, self._study.privacy
         if self._secure is not None:  # sites refuse to send what this would leave out
-            return UpdateScreening({}, {})
+            return Verdict({}, {})
         if isinstance(privacy, SitePrivacyConfig):
             return judge_clipped(replies, weights, privacy.clip * (1 + TOLERANCE))
         return judge_together(replies, weights, self._study, self._checkpoint.norms)

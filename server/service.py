@@ -39,7 +39,7 @@ _WAITS_S = (2.0, 5.0, 15.0, 60.0)
 
 
 @dataclass(frozen=True)
-class ServerOptions:
+class Settings:
     """What the person who starts a server chooses, beside the study and the federation folder."""
 
     host: str = "0.0.0.0"
@@ -48,7 +48,7 @@ class ServerOptions:
     pause_s: float = _PAUSE_S
 
 
-def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings: ServerOptions) -> Path:
+def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings: Settings) -> Path:
     """Run the study with the admitted sites to its end, from wherever a former start left it; the run folder.
 
     StudyError for a study that is not the federation's, RunError when another server works in the folder or a program
@@ -106,7 +106,7 @@ def checked_study(path: Path, overrides: Sequence[str], registry: Registry) -> S
     return study
 
 
-def _prepare(run: Path, study: Study, settings: ServerOptions) -> Path:
+def _prepare(run: Path, study: Study, settings: Settings) -> Path:
     """The folder of the federated arm, laid out as a simulated run's, so that evaluation and report read both."""
     folder = run / "arms" / "federated" / "fold-0" / f"seed-{study.seed}"
     if not (run / "run.json").exists():
@@ -127,7 +127,7 @@ def _prepare(run: Path, study: Study, settings: ServerOptions) -> Path:
 
 
 def _attempt(
-    study: Study, registry: Registry, folder: Path, settings: ServerOptions, board: Board, audit: AuditLog, log: ServiceLog
+    study: Study, registry: Registry, folder: Path, settings: Settings, board: Board, audit: AuditLog, log: ServiceLog
 ) -> bool:
     """Run to the end and return True; False after what may pass by itself, which the board and the log then name."""
     port = int(registry.federation.server.rpartition(":")[2])

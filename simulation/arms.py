@@ -16,7 +16,7 @@ from federation.local_work import steps_for_budget
 from federation.study import Study
 from foundation.files import write_text
 from imaging.manifest import Manifest
-from server.export import TITLES, TrainingCost, write_encoder
+from server.export import TITLES, Budget, write_encoder
 from server.initial import INITIAL_NAME, write_initial
 from server.rounds import write_study
 from simulation.budgets import RoundWork, round_work
@@ -70,15 +70,15 @@ class Arm:
             return []
         return [round_work(self.study, own["patient"]) for _, own in self.sites.table.groupby("site")]
 
-    def budget(self) -> TrainingCost:
+    def budget(self) -> Budget:
         """Pictures and steps of the whole study (for the manifest's pictures; unreadable ones make it smaller).
 
         With privacy by patient the pictures are those that are expected.
         """
         works, rounds = self.works(), self.study.rounds.count
         if not works:
-            return TrainingCost()
-        return TrainingCost(
+            return Budget()
+        return Budget(
             rounds * sum(w.pictures for w in works),
             rounds * sum(w.steps for w in works),
             rounds * max(w.steps for w in works),

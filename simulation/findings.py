@@ -13,7 +13,7 @@ from imaging.readers import decode, fitted_box, resize
 
 
 @dataclass(frozen=True, eq=False)
-class Annotations:
+class Findings:
     """mask: ``[S, S]``, true inside the finding, or None; boxes: ``(x0, y0, x1, y1)`` in pixels of the square."""
 
     mask: npt.NDArray[np.bool_] | None = None
@@ -26,7 +26,7 @@ def are_outlined(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return filled
 
 
-def findings_of(row: "pd.Series[Any]", root: Path, size: int) -> Annotations:
+def findings_of(row: "pd.Series[Any]", root: Path, size: int) -> Findings:
     """The findings of one picture; DataError where a file that the manifest names cannot be read."""
     frame = None if pd.isna(row.get("slice")) else int(row["slice"])
     mask = None
@@ -40,4 +40,4 @@ def findings_of(row: "pd.Series[Any]", root: Path, size: int) -> Annotations:
         for x0, y0, x1, y1, *_ in json.loads(row["boxes"]):
             across, down = new_width / width, new_height / height
             boxes.append((left + x0 * across, top + y0 * down, left + x1 * across, top + y1 * down))
-    return Annotations(mask, tuple(boxes))
+    return Findings(mask, tuple(boxes))

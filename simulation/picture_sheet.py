@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evaluation.plots import INK, MUTED
 from foundation.files import write_bytes
-from simulation.findings import Annotations
+from simulation.findings import Findings
 
 # Of Okabe and Ito 2008 those that stand out on grey as on black.
 CROPS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2")
@@ -39,7 +39,7 @@ class Panel:
     pixels: NDArray[np.float32]
     outlines: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     view: int | None = None
-    findings: Annotations = field(default_factory=Annotations)
+    findings: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True, eq=False)

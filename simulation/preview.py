@@ -26,7 +26,7 @@ from imaging.planes import in_colour, shown_channel, shown_plane
 from imaging.presets import Preset
 from imaging.store import TensorStore
 from simulation.datasets import load_dataset
-from simulation.findings import Annotations, are_outlined, findings_of
+from simulation.findings import Findings, are_outlined, findings_of
 from simulation.partition import assign_sites
 from simulation.picture_sheet import Block, Panel, write_sheet
 from simulation.simulate import simulation_config
@@ -173,7 +173,7 @@ def _step(study: Study, method: Method, store: TensorStore, shown: Tensor, train
     return _Step(batch, views, made, restored)
 
 
-def _block(method: Method, step: _Step, picture: int, findings: Annotations, channel: int | None) -> Block:
+def _block(method: Method, step: _Step, picture: int, findings: Findings, channel: int | None) -> Block:
     """All panels of one picture: original, partner, what the method shows, restoration."""
     panels = [
         Panel(
@@ -185,7 +185,7 @@ def _block(method: Method, step: _Step, picture: int, findings: Annotations, cha
         )
         for title, pictures, marks in (
             ("original", step.batch.pictures, findings),
-            ("its partner", step.batch.partners, Annotations()),
+            ("its partner", step.batch.partners, Findings()),
         )
         if pictures is not None
     ]

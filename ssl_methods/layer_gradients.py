@@ -103,7 +103,7 @@ class Watched:
         }
 
 
-class LayerGradients(ABC):
+class Part(ABC):
     """Single pictures' gradients in one layer's weights, kept in a form from which norms and sums follow."""
 
     @abstractmethod
@@ -118,7 +118,7 @@ class LayerGradients(ABC):
         """
 
 
-class Products(LayerGradients):
+class Products(Part):
     """A weight whose gradient is sum_t left_t right_t^T, with or without a bias whose gradient is sum_t left_t."""
 
     def __init__(self, watched: Watched, left: Tensor, right: Tensor) -> None:
@@ -150,7 +150,7 @@ class Products(LayerGradients):
         return self._watched.named(**sums)
 
 
-class Small(LayerGradients):
+class Small(Part):
     """Weights so few that each picture's gradient is kept as it is: scales, shifts."""
 
     def __init__(self, watched: Watched, **own: Tensor) -> None:
@@ -170,7 +170,7 @@ class Small(LayerGradients):
         })  # fmt: skip
 
 
-class Convolved(LayerGradients):
+class Convolved(Part):
     """A convolution whose windows overlap: its weight gradient is a convolution, of each group's pictures alone."""
 
     def __init__(self, watched: Watched, calls: list[tuple[Tensor, Tensor]], pictures: int) -> None:
@@ -249,12 +249,12 @@ def _sequence(calls: Iterable[Tensor], pictures: int) -> Tensor:
     return torch.cat([_by_picture(call, pictures).reshape(pictures, -1, call.shape[-1]) for call in calls], dim=1)
 
 
-def _linear(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _linear(watched: Watched, slopes: Slopes, pictures: int) -> Part:
     seen, given = zip(*slopes, strict=True)
     return Products(watched, _sequence(given, pictures), _sequence(seen, pictures))
 
 
-def _embedding(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _embedding(watched: Watched, slopes: Slopes, pictures: int) -> Part:
     layer = watched.layer
     if layer.padding_idx is not None or layer.max_norm is not None or layer.scale_grad_by_freq:
         raise ValueError(f"{watched.name}: an embedding with padding, a largest norm or scaled gradients")
@@ -263,7 +263,7 @@ def _embedding(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradient
     return Products(watched, _sequence(places, pictures), _sequence(given, pictures))
 
 
-def _convolution(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _convolution(watched: Watched, slopes: Slopes, pictures: int) -> Part:
     layer = watched.layer
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise ValueError(f"{watched.name}: a convolution with padding {layer.padding} of {layer.padding_mode}")
@@ -288,7 +288,7 @@ def _windows(seen: Tensor, sides: tuple[int, ...]) -> Tensor:
     return seen.permute(0, *places, 1, *inside).flatten(1 + axes).flatten(1, axes)
 
 
-def _layer_norm(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _layer_norm(watched: Watched, slopes: Slopes, pictures: int) -> Part:
     layer, own = watched.layer, []
     shape = tuple(layer.normalized_shape)
     for seen, slope in slopes:
@@ -298,7 +298,7 @@ def _layer_norm(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradien
     return Small(watched, weight=weight, bias=bias)
 
 
-def _group_norm(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _group_norm(watched: Watched, slopes: Slopes, pictures: int) -> Part:
     layer, own = watched.layer, []
     for seen, slope in slopes:
         scaled = slope * functional.group_norm(seen, layer.num_groups, None, None, layer.eps)
@@ -307,13 +307,13 @@ def _group_norm(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradien
     return Small(watched, weight=weight, bias=bias)
 
 
-def _layer_scale(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _layer_scale(watched: Watched, slopes: Slopes, pictures: int) -> Part:
     if watched.layer.inplace:
         raise ValueError(f"{watched.name}: a scale that overwrites its input")
     return Small(watched, gamma=_sequence([seen * slope for seen, slope in slopes], pictures).sum(dim=1))
 
 
-LAYERS: dict[type[nn.Module], Callable[[Watched, Slopes, int], LayerGradients]] = {
+LAYERS: dict[type[nn.Module], Callable[[Watched, Slopes, int], Part]] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.Conv2d: _convolution,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_methods.layer_gradients import LAYERS, Call, Grouping, LayerGradients, Watched, grouping
+from ssl_methods.layer_gradients import LAYERS, Call, Grouping, Part, Watched, grouping
 from ssl_methods.method import Method, Views
 
 
@@ -121,7 +121,7 @@ def _noting(watched: Watched) -> Any:
     return note
 
 
-def _parts(layers: Sequence[Watched], total: Tensor, pictures: int) -> list[LayerGradients]:
+def _parts(layers: Sequence[Watched], total: Tensor, pictures: int) -> list[Part]:
     """One backward pass: what is known of the pictures' gradients in every layer that had a say."""
     calls = [call for watched in layers for call in watched.calls]
     if not calls or not total.requires_grad:
@@ -129,7 +129,7 @@ def _parts(layers: Sequence[Watched], total: Tensor, pictures: int) -> list[Laye
     slopes = dict(
         zip(map(id, calls), torch.autograd.grad(total, [call.output for call in calls], allow_unused=True), strict=True)
     )
-    parts: list[LayerGradients] = []
+    parts: list[Part] = []
     for watched in layers:
         known = [(call.input, slope) for call in watched.calls if (slope := slopes[id(call)]) is not None]
         if known:
@@ -138,7 +138,7 @@ def _parts(layers: Sequence[Watched], total: Tensor, pictures: int) -> list[Laye
 
 
 def _clipped(
-    layers: Sequence[Watched], parts: Sequence[LayerGradients], group: Grouping, losses: Tensor, clip: float
+    layers: Sequence[Watched], parts: Sequence[Part], group: Grouping, losses: Tensor, clip: float
 ) -> ClippedSum:
     """Norms, weights and weighted sums."""
     wide = torch.float32 if losses.device.type == "mps" else torch.float64

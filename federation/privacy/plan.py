@@ -26,7 +26,7 @@ its noise then leads the weights as far as they learn. benchmarks/results/privac
 
 
 @dataclass(frozen=True)
-class PrivacyPlan:
+class Plan:
     """The noise multiplier, steps and cost of a whole study, and what a site charges for one round.
 
     ``noise``: standard deviation over the clipping bound, of a step's sum of patients or a round's sum of sites.
@@ -55,7 +55,7 @@ class NoiseGrid:
     release: Release
 
 
-def plan_of(study: "Study") -> PrivacyPlan | None:
+def plan_of(study: "Study") -> Plan | None:
     """The plan of a private study; None without privacy. StudyError where no useful noise keeps the promise."""
     privacy, rounds = study.privacy, study.rounds.count
     if privacy is None:
@@ -69,7 +69,7 @@ def plan_of(study: "Study") -> PrivacyPlan | None:
     else:
         release = Release("gaussian", noise_for(privacy.epsilon, privacy.delta, 1.0, rounds))
     whole = replace(release, steps=release.steps * rounds)
-    return PrivacyPlan(release.noise, release.rate, whole.steps, release, epsilon_of([whole], privacy.delta), privacy.delta)
+    return Plan(release.noise, release.rate, whole.steps, release, epsilon_of([whole], privacy.delta), privacy.delta)
 
 
 def noise_grid(study: "Study", dimension: int) -> NoiseGrid:
@@ -122,7 +122,7 @@ def signal_to_noise(noise: float, units: float, steps: int, numbers: int, sites:
     return math.sqrt(steps * sites / numbers) * units / noise
 
 
-def study_signal(study: "Study", plan: PrivacyPlan, sites: int = 1) -> float:
+def study_signal(study: "Study", plan: Plan, sites: int = 1) -> float:
     """``signal_to_noise`` of a private study; ``sites``: those that train, which the study file need not know."""
     privacy = study.privacy
     if isinstance(privacy, PatientPrivacyConfig):

@@ -15,7 +15,7 @@ from federation.study import Study, study_from
 from foundation.files import read_json, write_json, write_text
 from foundation.wording import span
 from simulation.advisor.pilot_plan import JUDGED_BY, Plan, Trained
-from simulation.advisor.verdict import RULE, Agreement, PilotEstimate, Findings
+from simulation.advisor.verdict import RULE, Agreement, Figure, Findings
 
 WIDTH = 80
 RECORD = "pilot.json"
@@ -89,7 +89,7 @@ def _record(plan: Plan, trained: dict[str, Trained], findings: Findings, name: s
     }
 
 
-def _numbers(figure: PilotEstimate | None) -> list[float | None] | None:
+def _numbers(figure: Figure | None) -> list[float | None] | None:
     """Value and interval, None where there is none."""
     return None if figure is None else [None if math.isnan(n) else round(n, 6) for n in vars(figure).values()]
 
@@ -157,7 +157,7 @@ def _table(plan: Plan, trained: dict[str, Trained], findings: Findings) -> list[
     return [line.rstrip() for line in written.getvalue().splitlines()]
 
 
-def _shown(figure: PilotEstimate, signed: bool = False) -> str:
+def _shown(figure: Figure, signed: bool = False) -> str:
     form = "{:+.2f}" if signed else "{:.2f}"
     if math.isnan(figure.value):
         return "not defined"

@@ -16,12 +16,12 @@ from foundation.machine import DeviceName, choose_device
 from imaging.store import TensorStore
 from simulation.arms import Arm, plan_arms
 from simulation.attacks.crowd import Crowd, Patient, by_patient, crowd_of, halves, places_of
-from simulation.attacks.figures import AttackResult, advantage
+from simulation.attacks.figures import Figure, advantage
 from simulation.attacks.inversion import invert
 from simulation.attacks.models import overfitted, released, start_of
 from simulation.attacks.reading import promise_of, verdict
 from simulation.attacks.scores import scores
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 from simulation.attacks.shadows import check_shadows, score_without
 from simulation.attacks.sites import by_site, tell_sites
 from simulation.attacks.updates import Defence, defence_of, why_not
@@ -35,7 +35,7 @@ class _Scene:
     config: SimulationConfig
     arm: Arm
     crowd: Crowd
-    settings: AttackSettings
+    settings: Settings
     device: torch.device
 
 
@@ -45,7 +45,7 @@ def attack(
     shadows: int = 4,
     arm: str = "federated",
     device: DeviceName = "auto",
-    settings: AttackSettings = AttackSettings(),  # noqa: B008
+    settings: Settings = Settings(),  # noqa: B008
 ) -> Mapping[str, Any]:
     """Attack the first fold and seed of an arm, write ``attacks.json`` into the run folder, and return what it says.
 
@@ -70,7 +70,7 @@ def attack(
     return told
 
 
-def _scene(run: Path, name: str, settings: AttackSettings, device: torch.device) -> _Scene:
+def _scene(run: Path, name: str, settings: Settings, device: torch.device) -> _Scene:
     if not (run / "evaluation" / "splits.csv").exists():
         raise RunError(
             f"{run}: is no simulated run with a split: only there is it known who trained and who was held out; give "
@@ -119,7 +119,7 @@ def _scores(scene: _Scene, kind: str, method: Any, patients: Sequence[Patient]) 
     return scores(kind, method, scene.crowd.store, places_of(patients), scene.settings, scene.device)
 
 
-def _figure(found: Mapping[int, float], members: Sequence[Patient], others: Sequence[Patient]) -> AttackResult | None:
+def _figure(found: Mapping[int, float], members: Sequence[Patient], others: Sequence[Patient]) -> Figure | None:
     own = by_patient(found, [*members, *others])
     return advantage(own[: len(members)], own[len(members) :])
 
@@ -155,7 +155,7 @@ def _step_pictures(scene: _Scene) -> int:
 
 
 def _entry(
-    name: str, figure: AttackResult | None, control: AttackResult | None, permitted: float | None, why: str = ""
+    name: str, figure: Figure | None, control: Figure | None, permitted: float | None, why: str = ""
 ) -> dict[str, Any]:
     word, reading = verdict(figure, control, permitted, why)
     return {

@@ -13,7 +13,7 @@ from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from simulation.arms import Arm
 from simulation.attacks.figures import FEWEST
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 
 HELD_ROLES = ("test", "validation")
 """Roles of patients at the sites whose pictures no pretraining reads."""
@@ -41,7 +41,7 @@ class Crowd:
         return self.members + self.others
 
 
-def crowd_of(arm: Arm, pictures: Manifest, splits: pd.DataFrame, store: TensorStore, settings: AttackSettings) -> Crowd:
+def crowd_of(arm: Arm, pictures: Manifest, splits: pd.DataFrame, store: TensorStore, settings: Settings) -> Crowd:
     """The arm's patients and those held out at the same sites; RunError where there are too few of either.
 
     Sites without held-out patients are left out, or scores that only tell sites apart would pass for scores that tell
@@ -66,7 +66,7 @@ def crowd_of(arm: Arm, pictures: Manifest, splits: pd.DataFrame, store: TensorSt
     return Crowd(store, *found)
 
 
-def _patients(table: pd.DataFrame, who: set[str], role: str, settings: AttackSettings) -> tuple[Patient, ...]:
+def _patients(table: pd.DataFrame, who: set[str], role: str, settings: Settings) -> tuple[Patient, ...]:
     """At most ``settings.patients`` patients with at most ``settings.pictures`` pictures each, drawn by the seed."""
     draw = numpy_generator(settings.seed, "crowd", role)
     found = []

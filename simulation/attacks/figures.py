@@ -17,7 +17,7 @@ FEWEST_FOR_TAIL = 100
 
 
 @dataclass(frozen=True)
-class AttackResult:
+class Figure:
     """An advantage over guessing, -1 to 1 (0: none, 1: always right), with its 95 % interval.
 
     n: patients, or pictures, that were judged. more: other figures of the same scores, by name; None where there are
@@ -35,7 +35,7 @@ class AttackResult:
         return {name: _rounded(value) for name, value in asdict(self).items()}
 
 
-def advantage(members: FloatArray, others: FloatArray) -> AttackResult | None:
+def advantage(members: FloatArray, others: FloatArray) -> Figure | None:
     """The advantage TPR - FPR of "score above 0: a member" (Yeom et al. 2018, definition 4).
 
     members ``[M]``, others ``[O]``: a score a patient, higher speaks for a member, with a zero that was fixed without
@@ -48,7 +48,7 @@ def advantage(members: FloatArray, others: FloatArray) -> AttackResult | None:
     hits, alarms = int((members > 0).sum()), int((others > 0).sum())
     low, high = newcombe(hits, len(members), alarms, len(others))
     more = {"tpr": hits / len(members), "fpr": alarms / len(others)} | _auc(members, others) | _tail(members, others)
-    return AttackResult(hits / len(members) - alarms / len(others), low, high, len(members) + len(others), more)
+    return Figure(hits / len(members) - alarms / len(others), low, high, len(members) + len(others), more)
 
 
 def newcombe(hits: int, of: int, alarms: int, out_of: int) -> tuple[float, float]:
@@ -76,11 +76,11 @@ def exact(hits: int, of: int) -> tuple[float, float]:
     return low, float(stats.beta.ppf(1 - tail, hits + 1, of - hits)) if hits < of else 1.0
 
 
-def guesses(right: int, of: int, chance: float) -> AttackResult:
+def guesses(right: int, of: int, chance: float) -> Figure:
     """The advantage (rate - chance) / (1 - chance) of guesses of which ``right`` of ``of`` were; interval: exact."""
     low, high = (_above(end, chance) for end in exact(right, of))
     more: dict[str, float | None] = {"right": right / of, "chance": chance}
-    return AttackResult(_above(right / of, chance), low, high, of, more)
+    return Figure(_above(right / of, chance), low, high, of, more)
 
 
 def _above(rate: float, chance: float) -> float:

@@ -14,16 +14,16 @@ from torch.nn import functional
 from foundation.progress import track
 from foundation.randomness import torch_generator
 from imaging.store import TensorStore
-from simulation.attacks.figures import AttackResult, guesses
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.figures import Figure, guesses
+from simulation.attacks.settings import Settings
 from simulation.attacks.updates import Defence, gradient, views_of
 from ssl_methods.method import Method, Views
 
 
 def invert(
-    method: Method, store: TensorStore, places: Sequence[int], defence: Defence, settings: AttackSettings,
+    method: Method, store: TensorStore, places: Sequence[int], defence: Defence, settings: Settings,
     device: torch.device,
-) -> AttackResult:  # fmt: skip
+) -> Figure:  # fmt: skip
     """How often the picture recovered from a step is most like the true one among ``settings.crowd`` pictures.
 
     places: a picture each of as many patients; the first ``settings.targets`` are attacked in turn, all others of the
@@ -50,7 +50,7 @@ def invert(
     return figure
 
 
-def _chosen(settings: AttackSettings, number: int) -> torch.Generator:
+def _chosen(settings: Settings, number: int) -> torch.Generator:
     """The step's random choices, the same for every picture that is compared."""
     return torch_generator(settings.seed, "step", number)
 
@@ -64,7 +64,7 @@ def pictures_in(views: Views, method: Method) -> list[str]:
     ]  # fmt: skip
 
 
-def _search(method: Method, views: Views, seen: Tensor, settings: AttackSettings, number: int) -> Views:
+def _search(method: Method, views: Views, seen: Tensor, settings: Settings, number: int) -> Views:
     """The views found; of several starts the one whose gradient comes nearest, which the attacker can tell."""
     best, nearest = dict(views), float("inf")
     for restart in range(settings.restarts):
@@ -77,7 +77,7 @@ def _search(method: Method, views: Views, seen: Tensor, settings: AttackSettings
 
 
 def _descend(
-    method: Method, views: Views, seen: Tensor, settings: AttackSettings, generator: torch.Generator
+    method: Method, views: Views, seen: Tensor, settings: Settings, generator: torch.Generator
 ) -> tuple[Views, float]:
     """Adam on the sign of 1 - cosine of the gradients, plus total variation (Geiping et al. 2020, eq. 4)."""
     unknown = {

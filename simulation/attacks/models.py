@@ -17,7 +17,7 @@ from imaging.partners import Partners
 from imaging.store import TensorStore
 from server.export import GLOBAL_NAME
 from simulation.attacks.scores import coupled
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 from simulation.starting import WEIGHTS_NAME, kept_weights
 from ssl_methods import build_method
 from ssl_methods.method import Method
@@ -49,7 +49,7 @@ def released(folder: Path, study: Study) -> Method:
 
 
 def overfitted(
-    method: Method, store: TensorStore, places: Sequence[int], settings: AttackSettings, device: torch.device
+    method: Method, store: TensorStore, places: Sequence[int], settings: Settings, device: torch.device
 ) -> Method:
     """``method`` trained in place on few pictures for many steps, with no defence at all: the positive control."""
     relation = method.config.partner

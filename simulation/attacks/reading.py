@@ -5,7 +5,7 @@ from typing import Any
 
 from federation.privacy.config import PatientPrivacyConfig
 from federation.study import Study
-from simulation.attacks.figures import AttackResult
+from simulation.attacks.figures import Figure
 
 
 def promise_of(study: Study) -> dict[str, Any] | None:
@@ -31,7 +31,7 @@ def largest_advantage(epsilon: float, delta: float) -> float:
     return min(1.0, math.tanh(epsilon / 2) + 2 * delta / (1 + math.exp(min(epsilon, 700))))
 
 
-def verdict(figure: AttackResult | None, control: AttackResult | None, permitted: float | None, why: str = "") -> tuple[str, str]:
+def verdict(figure: Figure | None, control: Figure | None, permitted: float | None, why: str = "") -> tuple[str, str]:
     """A word or two, and a sentence. An attack that fails on the overfitted model says nothing of the run's."""
     if why:
         return "not made", f"{why}."

@@ -10,7 +10,7 @@ from foundation.progress import track
 from foundation.randomness import seeded_torch, torch_generator
 from imaging.partners import Partners
 from imaging.store import TensorStore
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 from ssl_methods.encoder_outputs import features
 from ssl_methods.method import Batch, Method
 from ssl_methods.similarity import unit
@@ -56,7 +56,7 @@ SCORES: dict[str, Score] = {"loss": loss_score, "features": feature_score}
 
 @torch.no_grad()
 def scores(
-    kind: str, method: Method, store: TensorStore, places: Sequence[int], settings: AttackSettings, device: torch.device
+    kind: str, method: Method, store: TensorStore, places: Sequence[int], settings: Settings, device: torch.device
 ) -> dict[int, float]:
     """The score of each picture at ``places``. Every picture, in every model, is seen in the same views."""
     method.to(device).eval()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class AttackSettings:
+class Settings:
     """What ``attacks.json`` says was done; other values are for tests only, so that no figure can be picked.
 
     views: of a picture, whose scores are averaged. patients, pictures: most patients on each side, and most pictures of

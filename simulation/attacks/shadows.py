@@ -17,12 +17,12 @@ from simulation.arms import Arm, make_encoder
 from simulation.attacks.crowd import Crowd, places_of
 from simulation.attacks.models import released
 from simulation.attacks.scores import scores
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 from simulation.config import SimulationConfig
 
 
 def score_without(
-    run: Path, arm: Arm, crowd: Crowd, config: SimulationConfig, shadows: int, settings: AttackSettings, device: torch.device
+    run: Path, arm: Arm, crowd: Crowd, config: SimulationConfig, shadows: int, settings: Settings, device: torch.device
 ) -> dict[int, float]:
     """The mean loss score that a picture has in shadow models which did not see its patient, by picture.
 
@@ -63,7 +63,7 @@ class _ShadowArm(Arm):
         return Path(work) / name / f"fold-{self.fold}" / f"seed-{self.seed}"
 
 
-def _arm(arm: Arm, pictures: Manifest, work: str, name: str, settings: AttackSettings) -> Arm:
+def _arm(arm: Arm, pictures: Manifest, work: str, name: str, settings: Settings) -> Arm:
     """The arm's study without privacy, in one place, for few rounds: it tells which pictures are hard, no more."""
     table = pictures.table.assign(site="shadow")
     return _ShadowArm(
@@ -72,7 +72,7 @@ def _arm(arm: Arm, pictures: Manifest, work: str, name: str, settings: AttackSet
     )  # fmt: skip
 
 
-def _open(study: Study, settings: AttackSettings) -> Study:
+def _open(study: Study, settings: Settings) -> Study:
     """The study without defences; a private one's steps have as many pictures as it expects in one."""
     training = study.training
     if isinstance(study.privacy, PatientPrivacyConfig):

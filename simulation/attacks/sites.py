@@ -15,8 +15,8 @@ from foundation.progress import track
 from foundation.randomness import torch_generator
 from imaging.store import TensorStore
 from simulation.attacks.crowd import Patient
-from simulation.attacks.figures import AttackResult, guesses
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.figures import Figure, guesses
+from simulation.attacks.settings import Settings
 from simulation.attacks.updates import Defence, gradient, views_of
 from ssl_methods.method import Method
 
@@ -36,8 +36,8 @@ def by_site(patients: Sequence[Patient], most: int) -> list[list[Patient]]:
 
 def tell_sites(
     method: Method, store: TensorStore, groups: Sequence[Sequence[Patient]], step: int, defence: Defence,
-    settings: AttackSettings, device: torch.device,
-) -> AttackResult | None:  # fmt: skip
+    settings: Settings, device: torch.device,
+) -> Figure | None:  # fmt: skip
     """How often the site is guessed right; None with fewer than two sites.
 
     A site's update is of a step on the first pictures of its patients in ``groups``, and on more of their pictures
@@ -69,7 +69,7 @@ def tell_sites(
     return guesses(right, sum(map(len, groups)), 1 / len(groups))
 
 
-def _gradient(method: Method, store: TensorStore, place: int, settings: AttackSettings, device: torch.device) -> Tensor:
+def _gradient(method: Method, store: TensorStore, place: int, settings: Settings, device: torch.device) -> Tensor:
     views = views_of(method, store, place, torch_generator(settings.seed, "site step", place), device)
     return gradient(method, views, settings)
 

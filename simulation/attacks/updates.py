@@ -16,7 +16,7 @@ from foundation.randomness import seeded_torch
 from imaging.partners import Partners
 from imaging.store import TensorStore
 from simulation.attacks.scores import coupled
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 from ssl_methods.method import Method, Views
 
 
@@ -75,7 +75,7 @@ def views_of(
     return method.make_views(batch_of(store, codes_of(store), partners, chosen, generator, device), generator)
 
 
-def gradient(method: Method, views: Views, settings: AttackSettings, differentiable: bool = False) -> Tensor:
+def gradient(method: Method, views: Views, settings: Settings, differentiable: bool = False) -> Tensor:
     """``[P]``: the gradient of the loss by all trained weights; differentiable by the views where asked."""
     weights = [p for p in method.parameters() if p.requires_grad]
     with seeded_torch(settings.seed, "step"), _twice_differentiable():

@@ -22,7 +22,7 @@ from client.policy import LabelsNotPermittedError, Policy
 from client.site import Site
 from client.site_file import load_site_file
 from federation.audit import NOTHING, AuditLog
-from federation.federated_evaluation import EvaluationRequest, Statistics, Step, answer_like, probe_like
+from federation.federated_evaluation import Question, Statistics, Step, answer_like, probe_like
 from federation.flower import content_to_note, content_to_statistics, question_to_content, weights_to_record
 from federation.flower_private import assume_identity
 from federation.records import AuditNote, Failure, TrainInstruction, WithheldError, weights_digest
@@ -60,7 +60,7 @@ class Hospital:
         """What leaves the site in answer to a question."""
         here = site or self.site
         tensors = self.encoder if step == "moments" else probe_like(WIDTH, 2) | {"spread": torch.ones(WIDTH).double()}
-        asked = EvaluationRequest(self.study.training_hash(), step, weights_digest(self.encoder), tensors)
+        asked = Question(self.study.training_hash(), step, weights_digest(self.encoder), tensors)
         return here.allowed_statistics(here.told(replace(asked, **changes))).tensors
 
 
@@ -327,7 +327,7 @@ def test_what_leaves_through_the_app_names_nobody(there: Callable[..., Hospital]
     steps: tuple[Step, ...] = ("moments", "gradient", "figures", "histogram")
     for step in steps:
         tensors = here.encoder if step == "moments" else probe(0.5)
-        asked = EvaluationRequest(here.study.training_hash(), step, weights_digest(here.encoder), tensors)
+        asked = Question(here.study.training_hash(), step, weights_digest(here.encoder), tensors)
         log.append("statistics asked", step=step)
         note = AuditNote(log.extension(NOTHING), known)
         message = Message(
@@ -353,7 +353,7 @@ def test_a_refusal_through_the_app_is_a_category(there: Callable[..., Hospital],
     assume_identity(1)
     context = Context(1, 2, {"site-file": str(here.path)}, RecordDict(), {"study": str(study_file)})
     log = AuditLog(tmp_path / "server.jsonl", "server")
-    asked = EvaluationRequest(here.study.training_hash(), "moments", weights_digest(here.encoder), here.encoder)
+    asked = Question(here.study.training_hash(), "moments", weights_digest(here.encoder), here.encoder)
     note = AuditNote(log.extension(NOTHING), NOTHING)
     content = question_to_content(asked, weights_to_record(asked.tensors), note)
     answer_ = content_to_statistics(app(Message(content, 2, "query.evaluate", group_id="3"), context).content)

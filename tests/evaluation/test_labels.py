@@ -46,4 +46,8 @@ def test_what_cannot_be_drawn_is_said(budget: LabelBudget, labels: np.ndarray, s
 
 
 def test_names_of_the_column() -> None:
-    assert [LabelBudget(fraction=1.0).name, LabelBudget(fraction=0.1).name, LabelBudget(shots=5).name] == ["1", "0.1", "k=5"]
+    assert [LabelBudget(fraction=1.0).name, LabelBudget(fraction=0.1).name, LabelBudget(shots=5).name] == [
+        "1",
+        "0.1",
+        "k=5",
+    ]

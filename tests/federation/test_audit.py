@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation import audit_chain as chain
-from federation.audit import NOTHING, AuditLog, Extension, Head, VerifiedLog, verify
+from federation.audit import NOTHING, AuditLog, Extension, Head, Verdict, verify
 from federation.audit_check import cross_check
 from foundation.errors import RunError
 
@@ -178,7 +178,7 @@ def test_a_torn_last_line_is_cut_off_by_the_next_append(tmp_path_factory: pytest
     assert log.head() == head
     assert log.extension(head) == Extension(head)
     assert log.append("update released").count == 5
-    assert verify(path) == VerifiedLog(path, "a", log.head())
+    assert verify(path) == Verdict(path, "a", log.head())
     assert log.extension(head).follows(head)
 
 

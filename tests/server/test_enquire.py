@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 import server.contact
 from federation.audit import AuditLog, verify
 from federation.certificates import new_key
-from federation.federated_evaluation import EvaluationRequest, Statistics
+from federation.federated_evaluation import Question, Statistics
 from federation.flower import (
     content_to_note,
     content_to_question,
@@ -109,7 +109,7 @@ class Asking:
 
     def ask(self, sites: Sequence[str] = ("A", "C")) -> dict[str, str]:
         """The category of a failure, or the answer's value, by site."""
-        asked = EvaluationRequest(self.study_hash, "gradient", ENCODER, {"weights": torch.zeros(2)})
+        asked = Question(self.study_hash, "gradient", ENCODER, {"weights": torch.zeros(2)})
         answers = self.contact.enquire(asked, sites, 300.0)
         return {
             site: answer.category if isinstance(answer, Failure) else str(answer.tensors["value"].item())
@@ -238,5 +238,5 @@ def test_the_question_and_the_answer_come_through(asking: Asking) -> None:
     asking.ask(["A"])
     ((_, message),) = asking.wire.pushed
     asked = content_to_question(message.content)
-    assert replace(asked, tensors={}) == EvaluationRequest(asking.study_hash, "gradient", ENCODER, {})
+    assert replace(asked, tensors={}) == Question(asking.study_hash, "gradient", ENCODER, {})
     assert torch.equal(asked.tensors["weights"], torch.zeros(2))

@@ -14,7 +14,7 @@ from federation.study import Study, study_from
 from foundation.errors import RunError
 from foundation.files import read_json
 from foundation.tensor_files import load_tensors, save_tensors
-from server.export import TrainingCost, spent, write_encoder
+from server.export import Budget, spent, write_encoder
 from simulation.runtimes import Federation, run_in_process
 from ssl_methods import build_method
 
@@ -52,20 +52,20 @@ ROUNDS = [
 def test_the_cost_is_that_of_the_updates_that_were_used(tmp_path: Path) -> None:
     """36 pictures and 9 steps in all; one after another the busiest site's: 3 in the first round, 2 in the second."""
     write_rows(tmp_path / "arm", ROUNDS)
-    assert spent(tmp_path / "arm") == TrainingCost(8 + 12 + 8 + 4 + 4, 2 + 3 + 2 + 1 + 1, 3 + 2)
+    assert spent(tmp_path / "arm") == Budget(8 + 12 + 8 + 4 + 4, 2 + 3 + 2 + 1 + 1, 3 + 2)
 
 
 @pytest.mark.parametrize(
     ("rows", "cost"),
     [
-        ([*ROUNDS, used(3, "A", 8.0, None)], TrainingCost(44, None, None)),
-        ([*ROUNDS, used(3, "A", None, 2.0)], TrainingCost(None, 11, 7)),
-        (ROUNDS[2:3], TrainingCost(None, None, None)),
-        ([], TrainingCost(None, None, None)),
+        ([*ROUNDS, used(3, "A", 8.0, None)], Budget(44, None, None)),
+        ([*ROUNDS, used(3, "A", None, 2.0)], Budget(None, 11, 7)),
+        (ROUNDS[2:3], Budget(None, None, None)),
+        ([], Budget(None, None, None)),
     ],
     ids=["no steps", "no pictures", "no update", "nothing"],
 )
-def test_a_count_that_one_site_keeps_is_not_made_up(tmp_path: Path, rows: list[Row], cost: TrainingCost) -> None:
+def test_a_count_that_one_site_keeps_is_not_made_up(tmp_path: Path, rows: list[Row], cost: Budget) -> None:
     write_rows(tmp_path / "arm", rows)
     assert spent(tmp_path / "arm") == cost
 
@@ -99,7 +99,7 @@ def test_given_weights_and_costs_come_before_the_folders(tmp_path: Path, raw_stu
     write_rows(folder, ROUNDS)
     weights = {"encoder.w": torch.ones(2), "decoder.w": torch.zeros(2)}
     save_tensors(folder / "global.safetensors", {"encoder.w": torch.zeros(2)})
-    write_encoder(folder, study, "alone", "A alone", weights=weights, budget=TrainingCost(7, 5, 5), seconds=1.26)
+    write_encoder(folder, study, "alone", "A alone", weights=weights, budget=Budget(7, 5, 5), seconds=1.26)
     assert load_tensors(folder / "encoder.safetensors")[0]["w"].tolist() == [1, 1]
     facts = read_json(folder / "encoder.json")
     assert (facts["arm"], facts["fold"], facts["pictures"], facts["seconds"]) == ("alone-A", 2, 7, 1.3)
@@ -117,18 +117,18 @@ def test_what_a_federation_records_is_what_it_planned(
     """9, 6 and 4 pictures in batches of 4, an epoch a round: 2, 1 and 1 steps, three rounds."""
     made = federation(raw_study)
     run_in_process(made)
-    assert spent(made.folder) == TrainingCost(3 * (8 + 4 + 4), 3 * (2 + 1 + 1), 3 * 2)
+    assert spent(made.folder) == Budget(3 * (8 + 4 + 4), 3 * (2 + 1 + 1), 3 * 2)
 
 
 def test_the_table_of_arms_adds_up_folds_and_seeds(tmp_path: Path, raw_study: dict[str, Any]) -> None:
-    weights, cost = {"encoder.w": torch.ones(2)}, TrainingCost(7, 5, 5)
+    weights, cost = {"encoder.w": torch.ones(2)}, Budget(7, 5, 5)
     places = [place(Path(), "federated", fold, seed) for fold, seed in ((0, 3), (0, 4), (1, 3))]
     for number, each in enumerate(places):
         study = study_of(raw_study, int(each.name.removeprefix("seed-")))
         seconds = 1.5 * number
         write_encoder(tmp_path / each, study, "federated", "F", weights=weights, budget=cost, seconds=seconds)
     random = place(Path(), "random")
-    write_encoder(tmp_path / random, study_of(raw_study), "random", "R", weights=weights, budget=TrainingCost())
+    write_encoder(tmp_path / random, study_of(raw_study), "random", "R", weights=weights, budget=Budget())
     write_arms(tmp_path, [random, *places])
     counts = {"pictures": 7, "optimiser_steps": 5, "sequential_steps": 5}
     nothing = dict.fromkeys(counts, 0)

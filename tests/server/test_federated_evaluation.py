@@ -43,7 +43,9 @@ class Hospitals:
     def sites(self) -> list[SiteInfo]:
         return [SiteInfo(site, self.study.training_hash(), 40) for site in "CBA"]
 
-    def enquire(self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float) -> dict[str, Statistics | Failure]:
+    def enquire(
+        self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float
+    ) -> dict[str, Statistics | Failure]:
         self.asked.append((asked.step, tuple(sites)))
         assert patience_s == 300
         found: dict[str, Statistics | Failure] = {}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from federation.study import Study, study_from
-from server.judge import UpdateScreening, judge_together, update_norm
+from server.judge import Verdict, judge_together, update_norm
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -45,7 +45,7 @@ class Update:
         return self.tensor(name).reshape(-1)[start:stop]
 
 
-def judge(*norms: float, last: dict[str, float] | None = None, factor: float = 10, bound: float = 1e4) -> UpdateScreening:
+def judge(*norms: float, last: dict[str, float] | None = None, factor: float = 10, bound: float = 1e4) -> Verdict:
     updates = [Update("ABCDE"[n], norm) for n, norm in enumerate(norms)]
     return judge_together(updates, BEFORE, study(norm_factor=factor, norm_bound=bound), last or {})
 

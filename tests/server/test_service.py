@@ -15,10 +15,10 @@ from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import read_json, read_jsonl
 from server.provision import provision
 from server.registry import Registry
-from server.service import ServerOptions, checked_study, serve, unit
+from server.service import Settings, checked_study, serve, unit
 from server.status_board import latest_status, read_status
 
-SETTINGS = ServerOptions(host="127.0.0.1", metrics_port=0, pause_s=0.0)
+SETTINGS = Settings(host="127.0.0.1", metrics_port=0, pause_s=0.0)
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_starting_weights_are_the_servers_affair(
     other = build_method(study.method, study.encoder, study.image, 7).shared_state()
     save_tensors(tmp_path / "given.safetensors", {k[8:]: v for k, v in other.items() if k.startswith("encoder.")})
     mishaps()
-    settings = ServerOptions("127.0.0.1", tmp_path / "given.safetensors", 0, 0.0)
+    settings = Settings("127.0.0.1", tmp_path / "given.safetensors", 0, 0.0)
     run = serve(tmp_path / "study.yaml", (), federation, settings)
     start = load_tensors(run / "arms" / "federated" / "fold-0" / "seed-0" / "initial.safetensors")[0]
     assert all(start[name].equal(value) for name, value in other.items() if name.startswith("encoder."))
@@ -193,5 +193,5 @@ def test_pauses_grow_while_nothing_lasts(federation: Path, mishaps: Fail, monkey
     mishaps(*[RunError("x")] * 5)
     slept: list[float] = []
     monkeypatch.setattr(server.service, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 0.0))
-    serve(federation.parent.parent / "study.yaml", (), federation, ServerOptions("127.0.0.1", metrics_port=0, pause_s=20.0))
+    serve(federation.parent.parent / "study.yaml", (), federation, Settings("127.0.0.1", metrics_port=0, pause_s=20.0))
     assert slept == [5.0, 15.0, 20.0, 20.0, 20.0]

@@ -28,7 +28,7 @@ from simulation.advisor.pilot_plan import (
     spare_tested,
     vit_for,
 )
-from simulation.advisor.verdict import RULE, PilotEstimate, Findings, read_findings
+from simulation.advisor.verdict import RULE, Findings, PilotEstimate, read_findings
 from simulation.simulate import simulation_config
 from simulation.validate import validate
 from ssl_methods.encoders import EncoderConfig, build_encoder

@@ -7,17 +7,17 @@ import pytest
 import yaml
 
 from simulation.attacks.attack import attack
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 from simulation.simulate import simulate
 from tests.conftest import write_pictures, write_simulated
 
-SMALL = AttackSettings(
+SMALL = Settings(
     views=4, control_patients=4, control_steps=20, shadow_rounds=1, targets=2, crowd=8, restarts=1, steps=10
 )
 
 
 @pytest.fixture(scope="session")
-def small() -> AttackSettings:
+def small() -> Settings:
     return SMALL
 
 

@@ -17,7 +17,7 @@ from evaluation.report import write_report
 from simulation.attacks import attack as module
 from simulation.attacks.commands import table
 from simulation.attacks.reading import largest_advantage
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 
 Attacked = tuple[Path, dict[str, Any]]
 KINDS = ["membership-loss", "membership-features", "membership-shadows", "inversion", "site"]
@@ -54,7 +54,7 @@ def test_nothing_is_left_in_the_run_but_figures(attacked: Attacked) -> None:
 
 
 def test_the_command_does_it_again_with_the_same_figures(
-    attacked: Attacked, small: AttackSettings, fedpretext: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    attacked: Attacked, small: Settings, fedpretext: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, told = attacked
     monkeypatch.setattr(module, "attack", partial(module.attack, settings=small))
@@ -99,7 +99,7 @@ def test_a_folder_without_a_split_or_without_weights_is_refused(
 
 
 def test_a_private_study_is_attacked_through_its_noise_and_held_to_its_promise(
-    attacked: Attacked, small: AttackSettings, tmp_path: Path
+    attacked: Attacked, small: Settings, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(attacked[0], tmp_path / "copy")
     raw = yaml.safe_load((copy / "study.yaml").read_text())

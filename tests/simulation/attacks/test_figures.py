@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.study import study_from
-from simulation.attacks.figures import AttackResult, advantage, exact, guesses, newcombe
+from simulation.attacks.figures import Figure, advantage, exact, guesses, newcombe
 from simulation.attacks.reading import largest_advantage, promise_of, verdict
 
 
-def figure(low: float, high: float) -> AttackResult:
-    return AttackResult((low + high) / 2, low, high, 20, {})
+def figure(low: float, high: float) -> Figure:
+    return Figure((low + high) / 2, low, high, 20, {})
 
 
 def test_newcombe_has_the_interval_of_the_paper() -> None:
@@ -90,7 +90,7 @@ def test_an_attack_that_fails_on_the_overfitted_model_is_too_weak() -> None:
         (None, None, "not made"),
     ],
 )
-def test_verdicts(own: AttackResult | None, permitted: float | None, word: str) -> None:
+def test_verdicts(own: Figure | None, permitted: float | None, word: str) -> None:
     assert verdict(own, figure(0.5, 1.0), permitted)[0] == word
 
 

@@ -12,17 +12,17 @@ from federation.study import Study, study_from
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from simulation.attacks.crowd import Patient, by_patient, halves, places_of
-from simulation.attacks.figures import AttackResult, advantage
+from simulation.attacks.figures import Figure, advantage
 from simulation.attacks.inversion import invert
 from simulation.attacks.models import overfitted
 from simulation.attacks.scores import scores
-from simulation.attacks.settings import AttackSettings
+from simulation.attacks.settings import Settings
 from simulation.attacks.sites import by_site, tell_sites
 from simulation.attacks.updates import Defence, why_not
 from ssl_methods import build_method
 
 CPU = torch.device("cpu")
-SETTINGS = AttackSettings(views=16, control_steps=400, restarts=1, steps=50, targets=3, crowd=10)
+SETTINGS = Settings(views=16, control_steps=400, restarts=1, steps=50, targets=3, crowd=10)
 NOISY = Defence(1.0, 30.0)
 
 
@@ -50,7 +50,7 @@ def build(study: Study) -> Any:
     return build_method(study.method, study.encoder, study.image, study.seed)
 
 
-def membership(kind: str, method: Any, store: TensorStore) -> AttackResult:
+def membership(kind: str, method: Any, store: TensorStore) -> Figure:
     inside, outside = halves(patients(), 12)
     own = by_patient(scores(kind, method, store, range(24), SETTINGS, CPU), [*inside, *outside])
     found = advantage(own[: len(inside)], own[len(inside) :])
