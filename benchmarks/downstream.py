@@ -20,8 +20,10 @@ import pandas as pd
 import yaml
 
 from benchmarks.measure import RESULTS, machine_line, table
+from evaluation import results_schema
 from evaluation.gather import gather
 from evaluation.report import write_report
+from evaluation.results_schema import COMPARISONS, Role, Statistic
 from evaluation.stage import evaluate
 from federation.study import Study, study_from
 from foundation.files import read_json, write_text
@@ -226,11 +228,11 @@ def pretrained(study: Study, place: Path) -> Path:
 
 def record(cell: Cell, name: str, folder: Path, facts: Mapping[str, Any]) -> None:
     """Keep the tables of one task, arms by their method instead of the time at which they ran."""
-    for which in ("results.csv", "comparisons.csv"):
-        found = pd.read_csv(folder / which, keep_default_na=False)
+    for which, form in (("results.csv", results_schema.RESULTS), ("comparisons.csv", COMPARISONS)):
+        found = form.read(folder / which)
         for column in set(found.columns) & {"encoder", "encoder_a", "encoder_b"}:
             found[column] = found[column].map(lambda arm: _short(str(arm), cell))
-        write_text(PLACE / f"{cell.name}-{name}-{which}", found.to_csv(index=False))
+        form.write(PLACE / f"{cell.name}-{name}-{which}", found)
     lines = [*facts_lines(cell, name, facts), "", *figures_of(cell, name)]
     write_text(PLACE / f"{cell.name}-{name}.md", "\n".join([*lines, "", machine_line()]) + "\n")
     write_text(RESULTS / "downstream.md", page())
@@ -252,11 +254,11 @@ def facts_lines(cell: Cell, name: str, facts: Mapping[str, Any]) -> list[str]:
 
 def figures_of(cell: Cell, name: str) -> list[str]:
     """The main figures of a recorded task and the differences, as Markdown."""
-    results = pd.read_csv(PLACE / f"{cell.name}-{name}-results.csv", keep_default_na=False)
-    differences = pd.read_csv(PLACE / f"{cell.name}-{name}-comparisons.csv", keep_default_na=False)
+    results = results_schema.RESULTS.read(PLACE / f"{cell.name}-{name}-results.csv")
+    differences = COMPARISONS.read(PLACE / f"{cell.name}-{name}-comparisons.csv")
     metric = str(differences["metric"].iloc[0])
-    own = results[(results["metric"] == metric) & (results["n"].astype(str) != "0")]
-    own = own[(own["encoder"] != "majority") | (own["site"] == "all")]
+    own = results[(results["metric"] == metric) & (results["statistic"] == Statistic.ESTIMATE)]
+    own = own[(own["role"] != Role.MAJORITY) | (own["site"] == "all")]
     rows = [
         [str(row[key]) for key in ("encoder", "protocol", "label_fraction", "site")] + [_value(row), str(row["n"])]
         for row in _records(own)
@@ -288,17 +290,17 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _value(row: Mapping[str, Any], sign: str = "") -> str:
-    if row["value"] == "":
+    if pd.isna(row["value"]):
         return "–"
     value = f"{float(row['value']):{sign}.3f}"
-    if row["ci_low"] == "":
+    if pd.isna(row["ci_low"]):
         return f"{value} (no interval)"
     return f"{value} ({float(row['ci_low']):{sign}.3f} to {float(row['ci_high']):{sign}.3f})"
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    if row["ci_low"] == "":
-        return "too few to say"
+    if pd.isna(row["ci_low"]):
+        return "no interval"
     low, high = float(row["ci_low"]), float(row["ci_high"])
     return "better" if low > 0 else "worse" if high < 0 else "cannot say"
 

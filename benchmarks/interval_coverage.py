@@ -53,6 +53,7 @@ from evaluation.intervals import (
     patient_mean,
 )
 from evaluation.metrics import auprc, balanced_accuracy
+from evaluation.results_schema import LOGIT
 from foundation.files import write_text
 from foundation.machine import commit, machine
 from foundation.progress import track
@@ -111,7 +112,7 @@ def obuchowski(tables: tuple[FloatArray, IntArray, IntArray]) -> Interval:
     total += 2 * patients / (patients - 1) * (x * y).sum() / (count * rest)
     half = stats.t.ppf(0.975, patients - 1) * np.sqrt(max(total, 0.0)) / (value * (1 - value))
     centre = np.log(value / (1 - value))
-    return Interval(1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre)))
+    return Interval(1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre)), LOGIT)
 
 
 def holds(bounds: Interval, truth: float) -> bool:
@@ -126,7 +127,7 @@ def one_classification(case: Case, rng: np.random.Generator, counts: Counts) -> 
     if own is None or other is None:
         return False
     single, apart = interval(own), difference_interval(difference(own, other))
-    if single.note:
+    if not np.isfinite(single.low):
         return False
     counts["single"].append(holds(single, AUCS[0]))
     counts["paired"].append(holds(apart, AUCS[0] - AUCS[1]))

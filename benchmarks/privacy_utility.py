@@ -28,6 +28,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import RESULTS, table, write_result
+from evaluation import results_schema
+from evaluation.results_schema import COMPARISONS, Statistic
 from federation.privacy.plan import plan_of
 from federation.study import Study, study_from
 from foundation.files import read_json, write_json, write_text
@@ -136,12 +138,14 @@ def row_of(cell: Cell, epsilon: float | None, chosen: Study, work: Path) -> dict
     """Pretrain, judge, and return the row."""
     started = time.monotonic()
     folder = simulate(chosen, runs=work / "runs").folder
-    results, comparisons = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "comparisons.csv")
+    results = results_schema.RESULTS.read(folder / "results.csv")
+    comparisons = COMPARISONS.read(folder / "comparisons.csv")
     shutil.rmtree(folder)
     start = "natural" if cell.public_start else "random"
-    own = _one(results, protocol="logistic", metric="AUROC", site="all", encoder="federated")
-    base = _one(results, protocol="logistic", metric="AUROC", site="all", encoder=start)
-    apart = _one(comparisons, protocol="logistic", metric="AUROC", site="all", encoder_b=start)
+    main = {"protocol": "logistic", "metric": "AUROC", "site": "all"}
+    own = _one(results, **main, encoder="federated", statistic=Statistic.ESTIMATE)
+    base = _one(results, **main, encoder=start, statistic=Statistic.ESTIMATE)
+    apart = _one(comparisons, **main, encoder_b=start)
     plan = plan_of(chosen)
     return {
         "set": cell.name, "epsilon": epsilon, "delta": None if plan is None else plan.delta,

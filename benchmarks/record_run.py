@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.measure import RESULTS
+from evaluation import results_schema
+from evaluation.results_schema import COMPARISONS, Statistic
 from evaluation.summary import summary_lines
 from foundation.files import read_json, write_text
 
@@ -18,7 +20,8 @@ _MAIN = "logistic"
 def record(run: Path) -> Path:
     """Write the page and copy results.csv and comparisons.csv beside it; the page's path."""
     facts, arms = read_json(run / "run.json"), read_json(run / "arms.json")
-    results, comparisons = (pd.read_csv(run / name) for name in ("results.csv", "comparisons.csv"))
+    results = results_schema.RESULTS.read(run / "results.csv")
+    comparisons = COMPARISONS.read(run / "comparisons.csv")
     name = facts["name"]
     for table in ("results.csv", "comparisons.csv"):
         write_text(RESULTS / f"{name}-{table}", (run / table).read_text())
@@ -59,7 +62,7 @@ def record(run: Path) -> Path:
 
 def _interval(row: pd.Series) -> str:
     if pd.isna(row["ci_low"]):
-        return str(row["note"]) if isinstance(row["note"], str) else "none"
+        return str(row["interval"])
     return f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
 
 
@@ -79,14 +82,15 @@ def _comparison_rows(comparisons: pd.DataFrame) -> pd.DataFrame:
 
 
 def _site_rows(results: pd.DataFrame) -> pd.DataFrame:
-    wanted = results["protocol"].isin([_MAIN, "finetune"]) & results["metric"].isin(["AUROC", "AUROC seed sd"])
+    wanted = results["protocol"].isin([_MAIN, "finetune"]) & (results["metric"] == "AUROC")
+    wanted &= results["statistic"].isin([Statistic.ESTIMATE, Statistic.SITE_MEAN, Statistic.SEED_SD])
     rows = [
         {
             "encoder": row["encoder"],
             "protocol": row["protocol"],
             "site": row["site"],
             "seed": row["seed"],
-            "figure": row["metric"],
+            "figure": f"{row['metric']} {row['statistic']}",
             "value": f"{row['value']:.3f}",
             "95 % interval": _interval(row).replace("+", ""),
             "patients": row["n"],

@@ -26,6 +26,8 @@ import torch
 
 from benchmarks.measure import RESULTS, machine_line, table
 from benchmarks.throughput import batch_of, passes_a_picture
+from evaluation import results_schema
+from evaluation.results_schema import COMPARISONS, Statistic
 from federation.study import Study, study_from
 from foundation.files import write_text
 from foundation.machine import commit
@@ -125,11 +127,13 @@ def run(cell: Cell, study: Study) -> dict[str, Any]:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         folder = simulate(study, runs=Path(place)).folder
-        results, comparisons = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "comparisons.csv")
+        results = results_schema.RESULTS.read(folder / "results.csv")
+        comparisons = COMPARISONS.read(folder / "comparisons.csv")
         shutil.rmtree(folder)
     rival = "supervised" if cell.protocol == "finetune" else "random"
-    compared = _one(comparisons, protocol=cell.protocol, metric="AUROC", site="all", encoder_b=rival)
-    own = _one(results, protocol=cell.protocol, metric="AUROC", site="all", encoder="federated")
+    main = {"protocol": cell.protocol, "metric": "AUROC", "site": "all"}
+    compared = _one(comparisons, **main, encoder_b=rival)
+    own = _one(results, **main, encoder="federated", statistic=Statistic.ESTIMATE)
     return {
         "method": cell.method, "family": METHODS[cell.method].family, "dataset": cell.dataset,
         "encoder": cell.encoder["name"], "protocol": cell.protocol, "rounds": study.rounds.count,

@@ -1,12 +1,11 @@
 """What the figures say, in words: the answer and the comparisons, by one rule whichever way they fall.
 
-A difference is above nought, below it, or around it: its 95 % interval decides, never its value alone.
+A difference is above zero, below it, or around it: its 95 % interval decides, never its value alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from evaluation.arm_kinds import floor_wording
 from evaluation.figures import (
     LESS_IS_BETTER,
     MetricValue,
@@ -17,7 +16,9 @@ from evaluation.figures import (
     metric_title,
     number,
 )
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.results_schema import ALL, LEADS, Role
+from evaluation.role_words import floor_wording
+from evaluation.run_folder import RunFolder
 from evaluation.sentences import NAMES, SENTENCES, Verdict
 
 
@@ -44,7 +45,7 @@ _CONTRAST_ORDER = (BASELINE, RIVAL, "natural", "random", "pixels", "alone", "poo
 
 
 def verdict_of(figure: MetricValue, less_is_better: bool = False) -> Verdict:
-    """Better or worse when the whole interval lies on one side of nought; a bound that prints as nought is nought."""
+    """Better or worse when the whole interval lies on one side of zero; a bound that prints as zero is zero."""
     if figure.interval is None:
         return Verdict.NO_INTERVAL
     low, high = (round(bound, 3) for bound in figure.interval)
@@ -53,11 +54,12 @@ def verdict_of(figure: MetricValue, less_is_better: bool = False) -> Verdict:
     return Verdict.BETTER if (low > 0) != less_is_better else Verdict.WORSE
 
 
-def contrasts(folder: RunFolder, question: Question, site: str = OVERALL) -> list[Contrast]:
+def contrasts(folder: RunFolder, question: Question, site: str = ALL) -> list[Contrast]:
     """The paired differences of one question at one site: what training started from, rivals, pixels, then the rest."""
     rows = folder.comparisons
-    rows = rows[rows["label_fraction"].isin(["", question.fraction])]
-    rows = rows[(rows["protocol"] == question.protocol) & (rows["metric"] == question.metric) & (rows["site"] == site)]
+    asked = {"task": question.task, "protocol": question.protocol, "metric": question.metric}
+    for column, value in {**asked, "label_fraction": question.fraction, "site": site}.items():
+        rows = rows[rows[column] == value]
     figures, leads = arm_figures(folder, question, site), folder.leads
     found: list[Contrast] = []
     for (own, other), group in rows.groupby(["encoder_a", "encoder_b"], sort=False):
@@ -111,11 +113,11 @@ def _contrast(
     sentence = wording[verdict].format(
         units=folder.unit,
         metric=metric_title(question.metric),
-        own=number(told.value) if told else "not known",
-        there=number(there.value) if there else "a figure that is not known",
+        own=number(told.value) if told else "not on record",
+        there=number(there.value) if there else "a figure that is not on record",
         who=who,
         title=_name(folder, arm.kind, arm.short),
-        floor=floor_wording("pixels", folder.kind),
+        floor=floor_wording(Role.PIXELS, folder.kind),
         base=NAMES[folder.baseline] if folder.about_one else _name(folder, arm.kind, arm.short),
         apart=_apart(figure),
         bracket=_bracket(figure, verdict),
@@ -125,26 +127,27 @@ def _contrast(
     return Contrast(own, other, title, kind, figure, verdict, sentence, p)
 
 
-def _name(folder: RunFolder, kind: str, title: str) -> str:
+def _name(folder: RunFolder, role: Role, title: str) -> str:
     """The other arm within a sentence."""
-    if kind in ("pixels", "majority"):
-        return floor_wording(kind, folder.kind)
+    if role in (Role.PIXELS, Role.MAJORITY):
+        return floor_wording(role, folder.kind)
     if not folder.about_one:
-        return title if kind in ("federated", "pretrained", "other") else title[0].lower() + title[1:]
-    if kind == "supervised" and folder.baseline == "natural":
+        return title if role in (*LEADS, Role.OTHER) else title[0].lower() + title[1:]
+    if role is Role.SUPERVISED and folder.baseline is Role.NATURAL:
         return "supervised training from the same starting weights with the same labels"
-    return NAMES.get(kind, title)
+    return NAMES.get(role, title)
 
 
 def _apart(figure: MetricValue) -> str:
-    """``0.05 above`` or ``0.05 below``."""
-    if figure.value == 0:
+    """``0.05 above``, ``0.05 below``, or ``level with`` where the difference prints as zero."""
+    apart = number(abs(figure.value), digits=digits_for(figure))
+    if float(apart) == 0:
         return "level with"
-    return f"{number(abs(figure.value), digits=digits_for(figure))} {'above' if figure.value > 0 else 'below'}"
+    return f"{apart} {'above' if figure.value > 0 else 'below'}"
 
 
 def _bracket(figure: MetricValue, verdict: Verdict) -> str:
-    """The interval of the difference, with what it means where it lies around nought."""
+    """The interval of the difference, with what it means where it lies around zero."""
     if figure.interval is None:
         return ""
     digits = digits_for(figure)
@@ -155,7 +158,7 @@ def _bracket(figure: MetricValue, verdict: Verdict) -> str:
 
 
 def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list[str]:
-    """The first lines of the report: whether pretraining helped, whether doing it together did, and against pixels.
+    """The first lines of the report: whether pretraining helped, whether training together did, and against pixels.
 
     Pretraining is held against what it started from; without that comparison the answer says that there is none. Of
     several encoders: how each stands to what it started from, and how they stand to each other.
@@ -186,18 +189,18 @@ def _against_bases(found: list[Contrast], folder: RunFolder) -> str:
     own = {item.own: item.verdict for item in found if item.kind == BASELINE}
     words = [
         (Verdict.BETTER, "better than without pretraining: {}"),
-        (Verdict.WORSE, "worse than without: {}"),
-        (Verdict.UNCLEAR, "not to be told apart from none: {}"),
-        (Verdict.NO_INTERVAL, "measured on too few to say: {}"),
+        (Verdict.WORSE, "worse than without pretraining: {}"),
+        (Verdict.UNCLEAR, "no clear difference from no pretraining: {}"),
+        (Verdict.NO_INTERVAL, "compared without an interval: {}"),
     ]
     said = _tallied([(folder.arm(name).short, verdict) for name, verdict in own.items()], words)
     without = [folder.arm(name).short for name in folder.leads if name not in own]
-    said += [f"without a comparison: {_listed(without)}"] if without else []
+    said += [f"not compared with what it started from: {_listed(without)}"] if without else []
     return f"Of {len(folder.leads)} pretrained encoders, on unseen {folder.unit}, {'; '.join(said)}."
 
 
 def _among_each_other(found: list[Contrast], folder: RunFolder) -> str:
-    """Which of several encoders is ahead of which; no winner where an interval holds nought."""
+    """Which of several encoders is ahead of which; no winner where an interval contains zero."""
     pairs = [item for item in found if item.kind == RIVAL]
     if not pairs:
         return ""
@@ -208,11 +211,9 @@ def _among_each_other(found: list[Contrast], folder: RunFolder) -> str:
         if item.verdict is Verdict.BETTER
     ]
     if not ahead:
-        return (
-            "Between them we cannot say which is better: every interval of a difference holds nought, or there is none."
-        )
+        return "Between them we cannot say which is better: no interval of a difference excludes zero."
     rest = len(pairs) - len(ahead)
-    other = f" The other {rest if rest > 1 else 'pair'} cannot be told apart." if rest else ""
+    other = f" The other {f'{rest} pairs' if rest > 1 else 'pair'} cannot be told apart." if rest else ""
     return f"Between them, {'; '.join(ahead)}.{other}"
 
 
@@ -228,7 +229,7 @@ def at_single_sites(folder: RunFolder, question: Question, pair: Contrast, sites
         (Verdict.BETTER, f"{folder.arm(pair.own).short} is ahead at {{}}"),
         (Verdict.WORSE, f"{folder.arm(pair.other).short} is ahead at {{}}"),
         (Verdict.UNCLEAR, "they cannot be told apart at {}"),
-        (Verdict.NO_INTERVAL, "too few to say at {}"),
+        (Verdict.NO_INTERVAL, "there is no interval at {}"),
     ]
     return f"Site by site: {'; '.join(_tallied(verdicts, words))}." if verdicts else ""
 
@@ -245,7 +246,7 @@ def worth_telling(found: list[Contrast]) -> list[Contrast]:
 
 
 def tally(found: list[Contrast]) -> str:
-    """Whether doing it together paid: the federated encoder against each site alone; "" without such arms."""
+    """Whether training together helped: the federated encoder against each site alone; "" without such arms."""
     alone = [contrast for contrast in found if contrast.kind == "alone"]
     if not alone:
         return ""
@@ -253,16 +254,20 @@ def tally(found: list[Contrast]) -> str:
         (Verdict.BETTER, "better than {}"),
         (Verdict.WORSE, "worse than {}"),
         (Verdict.UNCLEAR, "not to be told apart from {}"),
-        (Verdict.NO_INTERVAL, "measured on too few to compare with {}"),
+        (Verdict.NO_INTERVAL, "compared without an interval with {}"),
     ]
     said = _tallied([(contrast.title, contrast.verdict) for contrast in alone], parts)
     verdicts = {contrast.verdict for contrast in alone}
-    if Verdict.WORSE in verdicts:
-        lead = "Doing it together did not pay here"
-    elif verdicts == {Verdict.BETTER}:
-        lead = "Doing it together paid"
+    if verdicts == {Verdict.BETTER}:
+        lead = "Training together helped"
+    elif verdicts == {Verdict.WORSE}:
+        lead = "Training together did harm"
+    elif {Verdict.BETTER, Verdict.WORSE} <= verdicts:
+        lead = "Training together was better than some sites and worse than others"
+    elif Verdict.BETTER in verdicts or Verdict.WORSE in verdicts:
+        lead = f"Training together was {'better' if Verdict.BETTER in verdicts else 'worse'} than some sites only"
     else:
-        lead = "Whether doing it together paid is not clear"
+        lead = "Whether training together helped is not clear"
     return f"{lead}: against each site on its own, at the same budget, the federated encoder is {'; '.join(said)}."
 
 

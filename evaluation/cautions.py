@@ -9,7 +9,8 @@ from evaluation.answers import Contrast, worth_telling
 from evaluation.figures import Question, arm_figures, metric_title, protocol_title
 from evaluation.leaks import leak_caution
 from evaluation.multiple import holm_sentence
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.protocols import PROTOCOLS
+from evaluation.run_folder import RunFolder
 
 # Below about this many patients one more or fewer visibly moves an interval.
 FEW_UNITS = 50
@@ -43,8 +44,8 @@ def demonstration_text(folder: RunFolder) -> str:
     seeds = training_seeds(folder)
     what = "one pretraining seed" if seeds in (None, 1) else f"{seeds} pretraining seeds"
     return (
-        f"This is a demonstration: {what}; a short training on few pictures. It shows that the road works from end to "
-        "end. It is no evidence for or against a method."
+        f"This is a demonstration: {what}; a short training on few pictures. It shows that the software works from "
+        "end to end. It is no evidence for or against a method."
     )
 
 
@@ -65,7 +66,8 @@ def _on_purpose(folder: RunFolder) -> Iterator[tuple[str, str]]:
     )
     yield from _on_origin(folder)
     if folder.demonstration:
-        yield "A demonstration.", demonstration_text(folder).partition(": ")[2].replace("one", "One", 1)
+        text = demonstration_text(folder).partition(": ")[2]
+        yield "A demonstration.", text[0].upper() + text[1:]
     tasks = sorted(set(folder.results["task"]) - {""})
     if len(tasks) <= 1:
         name = f" ({tasks[0]})" if tasks else ""
@@ -135,13 +137,19 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
             f"Intervals are over {folder.unit} only. An encoder that is trained again with another seed gives other "
             "figures, by an amount that these cannot show.",
         )
-    elif seeds is None or seeds == 1:
+    elif seeds is None:
+        yield (
+            "Training seeds are not on record.",
+            f"Intervals are over {folder.unit} only. Training again with another seed would move every figure by an "
+            "amount that they do not show.",
+        )
+    elif seeds == 1:
         yield (
             "One training run per arm.",
             f"Intervals are over {folder.unit} only. Training again with another seed would move every figure by an "
             "amount that this run cannot show.",
         )
-    elif seeds > 1:
+    else:
         yield (
             "Two sources of chance.",
             f"Intervals are over {folder.unit} only; the spread over the {seeds} training seeds is shown apart, and "
@@ -151,8 +159,8 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
     if several := holm_sentence([item.title for item in told], [item.p for item in told]):
         yield (
             "Several comparisons.",
-            f"{several} Every interval on this page is for its own comparison; with so many, one may miss nought by "
-            "chance.",
+            f"{several} Every interval on this page is for its own comparison; with so many, one may exclude zero "
+            "by chance.",
         )
 
 
@@ -160,7 +168,7 @@ def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]
     kinds = {folder.arm(str(name)).kind for name in folder.results["encoder"].unique()}
     if folder.about_one and "federated" in kinds and not kinds & {"alone", "pooled"}:
         yield (
-            "Whether doing it together paid was not asked.",
+            "Whether training together helped was not asked.",
             "No site was pretrained alone and no pictures were pooled, so nothing here says what the federation gained "
             "over either.",
         )
@@ -170,7 +178,7 @@ def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]
             "It saw the same number of pictures in one place. It is not the best that pooling could do, and a "
             "federated encoder may come out above it.",
         )
-    if any("knn" in str(name).lower() for name in folder.results["protocol"].unique()):
+    if (folder.results["protocol"] == "knn").any():
         masked = "mae" in method_name(folder).lower()
         yield (
             "Nearest neighbours understate masked autoencoders."
@@ -191,7 +199,9 @@ def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]
 
 
 def _has_finetuning(folder: RunFolder) -> bool:
-    return any("fine" in str(name).lower() for name in folder.results["protocol"].unique())
+    """Whether an encoder in question was also judged by training it on the labels."""
+    own = folder.results[folder.results["encoder"].isin(folder.leads)]
+    return any(name in PROTOCOLS and PROTOCOLS[name].trains_encoder for name in own["protocol"].unique())
 
 
 def _on_data(folder: RunFolder) -> Iterator[tuple[str, str]]:
@@ -225,8 +235,6 @@ def _on_data(folder: RunFolder) -> Iterator[tuple[str, str]]:
 
 
 def left_out_sites(folder: RunFolder) -> list[str]:
-    """Sites that took no part in training, by the split's roles or the notes of their figures."""
-    splits, results = folder.splits, folder.results
-    by_role = set(splits.loc[splits["role"] == "left-out", "site"]) - set(splits.loc[splits["role"] == "train", "site"])
-    by_note = set(results.loc[results["note"].str.contains("left out of training", regex=False), "site"]) - {OVERALL}
-    return sorted(str(site) for site in by_role | by_note)
+    """Sites that took no part in training, by the split's roles."""
+    of_role = {role: set(group["site"]) for role, group in folder.splits.groupby("role")}
+    return sorted(of_role.get("left-out", set()) - of_role.get("train", set()))

@@ -10,7 +10,8 @@ from evaluation.answers import Contrast, contrasts
 from evaluation.figures import interval_text, main_question, metric_title, number
 from evaluation.inputs import Inputs, read_inputs
 from evaluation.intervals import FloatArray
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.results_schema import ALL
+from evaluation.run_folder import RunFolder
 from evaluation.sentences import Verdict
 from foundation import events
 from foundation.errors import FedpretextError
@@ -60,7 +61,7 @@ class Evidence:
 def explain_lag(folder: RunFolder) -> list[str]:
     """Sentences on each federated encoder beside the pooled one; [] where there is none of either.
 
-    Reasons are looked for only where the whole interval of the difference lies on the worse side of nought.
+    Reasons are looked for only where the whole interval of the difference lies on the worse side of zero.
     """
     lines = []
     for contrast in contrasts(folder, main_question(folder)):
@@ -84,7 +85,7 @@ def _verdict_line(folder: RunFolder, contrast: Contrast) -> str:
     if contrast.verdict is Verdict.BETTER:
         return f"{who} does not lag: {apart} (95 % interval {bounds})."
     if contrast.verdict is Verdict.UNCLEAR:
-        return f"No lag is shown for {who}: {apart} (95 % interval {bounds}, which holds nought)."
+        return f"No lag is shown for {who}: {apart} (95 % interval {bounds}, which contains zero)."
     return f"Whether {who} lags cannot be said: {apart}, with {bounds}."
 
 
@@ -283,6 +284,6 @@ def _histograms(folder: RunFolder, sites: Sequence[str]) -> dict[str, FloatArray
 
 def _leakage(folder: RunFolder, own: str, pooled: str) -> tuple[float, float] | None:
     rows = folder.results
-    rows = rows[(rows["metric"] == "site_leakage") & (rows["site"] == OVERALL)].dropna(subset=["value"])
+    rows = rows[(rows["metric"] == "site_leakage") & (rows["site"] == ALL)].dropna(subset=["value"])
     values = {str(arm): float(value) for arm, value in zip(rows["encoder"], rows["value"], strict=True)}
     return (values[own], values[pooled]) if {own, pooled} <= values.keys() else None

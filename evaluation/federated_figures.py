@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from evaluation.held import ALL
 from evaluation.intervals import (
     MIN_PATIENTS_PER_CLASS,
+    UNDEFINED,
     Estimate,
     Interval,
     Scored,
@@ -20,7 +19,8 @@ from evaluation.intervals import (
     variance,
 )
 from evaluation.metrics import auprc, balanced_accuracy, f1
-from evaluation.results import CHOSEN_AFTER, SITE_MEAN, UNDEFINED
+from evaluation.results import CHOSEN_AFTER
+from evaluation.results_schema import ALL, Row, Statistic, Unit
 from evaluation.score_histogram import PooledArea
 
 FIGURES: dict[str, Callable[[Scored], Estimate]] = {
@@ -77,10 +77,8 @@ def stand_in(site: str, told: SiteFigures, name: str) -> Estimate | None:
     return Estimate(figure.value, names, (site,) * figure.units, influence, (told.fewest,))
 
 
-def rows(
-    sites: Mapping[str, SiteFigures], pooled: PooledArea | None, histograms: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Rows with site, metric, value, ci_low, ci_high, n and note: each site, their mean by patients, the worst one.
+def rows(sites: Mapping[str, SiteFigures], pooled: PooledArea | None, histograms: Sequence[str]) -> list[Row]:
+    """Rows from site to note of the results table: each site, their mean by patients, the worst one.
 
     pooled: the AUROC over the pictures of the sites ``histograms``, None without any; its n counts those in ``sites``.
     """
@@ -93,36 +91,41 @@ def rows(
         if len(defined) > 1:
             weights = [counts[site] for site in defined]
             note = f"mean over {len(defined)} sites, weighted by patients"
-            found.append(_row(SITE_MEAN, name, mean(list(defined.values()), weights), sum(weights), note))
+            whole = _row(ALL, name, mean(list(defined.values()), weights), sum(weights))
+            found.append(whole | {"statistic": Statistic.SITE_MEAN, "note": note})
     found += _worst(sites)
     if pooled is not None and math.isfinite(pooled.value):
         own = sum(sites[site].patients for site in histograms if site in sites)
-        bound = f"off by at most {pooled.bound:.2g}"
-        note = f"from histograms of {len(histograms)} sites, {bound}; no interval: labels stay there"
-        found.append(_plain(ALL, "AUROC pooled", pooled.value, own, note))
+        note = f"from histograms of {len(histograms)} sites, off by at most {pooled.bound:.2g}"
+        row = _plain(ALL, "AUROC", pooled.value, own, "labels stay there", Statistic.HISTOGRAMS)
+        found.append(row | {"note": note})
     return found
 
 
-def _worst(sites: Mapping[str, SiteFigures]) -> list[dict[str, Any]]:
+def _worst(sites: Mapping[str, SiteFigures]) -> list[Row]:
     """The worst site by the main figure, where there are two to choose from."""
     main = next(iter(FIGURES))
     values = {site: told.figures[main].value for site, told in sorted(sites.items()) if told.figures[main].units}
     if len(values) < 2:
         return []
     worst = min(values, key=lambda site: values[site])
-    return [_plain(worst, f"{main} worst site", values[worst], sites[worst].patients, CHOSEN_AFTER)]
+    return [_plain(worst, main, values[worst], sites[worst].patients, CHOSEN_AFTER, Statistic.WORST_SITE)]
 
 
-def _row(site: str, metric: str, estimate: Estimate | None, count: int, *notes: str) -> dict[str, Any]:
+def _row(site: str, metric: str, estimate: Estimate | None, count: int) -> Row:
     bounds = Interval(math.nan, math.nan, UNDEFINED) if estimate is None else interval(estimate)
-    row = _plain(site, metric, math.nan if estimate is None else estimate.value, count, _joined([*notes, bounds.note]))
+    row = _plain(site, metric, math.nan if estimate is None else estimate.value, count, bounds.how, Statistic.ESTIMATE)
     return row | {"ci_low": bounds.low, "ci_high": bounds.high}
 
 
-def _plain(site: str, metric: str, value: float, count: int, note: str) -> dict[str, Any]:
-    plain = {"site": site, "metric": metric, "value": value, "ci_low": math.nan, "ci_high": math.nan, "n": count}
-    return {**plain, "note": note}
-
-
-def _joined(notes: Sequence[str]) -> str:
-    return "; ".join(note for note in notes if note)
+def _plain(site: str, metric: str, value: float, count: int, how: str, statistic: Statistic) -> Row:
+    """A row without bounds; ``how``: the column interval."""
+    plain: Row = {"site": site, "metric": metric, "statistic": statistic, "value": value}
+    return plain | {
+        "ci_low": math.nan,
+        "ci_high": math.nan,
+        "n": count,
+        "unit": Unit.PATIENT,
+        "interval": how,
+        "note": "",
+    }

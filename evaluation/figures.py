@@ -1,16 +1,14 @@
 """One figure of a results table: its value, its interval or the reason there is none, and how it is written down."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from evaluation.arm_kinds import arm_kind
 from evaluation.held import LEFT_OUT
-from evaluation.results import SITE_MEAN
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.results_schema import ALL, BESIDE, Role, Statistic
+from evaluation.run_folder import RunFolder
 
-TOO_FEW = "no interval: too few patients to say"
 # In the order of a table; the main figure of each kind of task stands before its others.
 METRIC_TITLES = {
     "auroc": "AUROC",
@@ -44,13 +42,13 @@ _PROTOCOL_TITLES = {
     "federated logistic": "logistic probe, trained where the labels are",
 }
 _PROTOCOL_ORDER = tuple(_PROTOCOL_TITLES)
-_SUMMARY_SEEDS = {"", "all", "mean"}
-_NO_SITES = {OVERALL, SITE_MEAN, LEFT_OUT}
+_NO_SITES = {ALL, LEFT_OUT}
+_ROLES = tuple(Role)
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A value with its 95 % interval. ``low`` and ``high`` are None together: then there is no interval.
+    """A value with its 95 % interval. ``low`` and ``high`` are None together: ``why`` then says the reason.
 
     ``seeds`` holds the value of each training seed where the run had more than one: the second source of variance.
     """
@@ -59,7 +57,7 @@ class MetricValue:
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    note: str = ""
+    why: str = ""
     seeds: tuple[float, ...] = ()
 
     @property
@@ -69,14 +67,7 @@ class MetricValue:
     @property
     def why_no_interval(self) -> str:
         """The reason that a figure stands without interval, "" when it has one."""
-        if self.interval:
-            return ""
-        for part in self.note.split("; "):
-            if part.startswith("no interval"):
-                return part
-            if "interval" in part and "optimistic" not in part:
-                return f"no interval: {part.removesuffix(': no interval')}"
-        return TOO_FEW
+        return "" if self.interval else f"no interval: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ def number(value: float, signed: bool = False, digits: int = 2) -> str:
 
 
 def digits_for(figure: MetricValue) -> int:
-    """Two digits, or three where two would round a bound to nought and hide on which side of it the interval lies."""
+    """Two digits, or three where two would round a bound to zero and hide on which side of it the interval lies."""
     parts = [figure.value, *(figure.interval or ())]
     return 3 if any(part != 0 and float(f"{part:.2f}") == 0 for part in parts) else 2
 
@@ -111,8 +102,10 @@ def interval_text(figure: MetricValue, signed: bool = False, digits: int = 2) ->
     return f"{number(figure.interval[0], signed, digits)} to {number(figure.interval[1], signed, digits)}"
 
 
-def metric_title(metric: str) -> str:
-    return METRIC_TITLES.get(metric.lower(), metric)
+def metric_title(metric: str, statistic: str = Statistic.ESTIMATE) -> str:
+    """The metric, and which statistic of it where that is not the figure itself."""
+    plain = statistic in (Statistic.ESTIMATE, Statistic.SKIPPED)
+    return METRIC_TITLES.get(metric.lower(), metric) + ("" if plain else f" {statistic}")
 
 
 def protocol_title(protocol: str) -> str:
@@ -131,16 +124,12 @@ def protocol_rank(protocol: str) -> int:
 
 def fraction_size(fraction: str) -> tuple[int, float]:
     """Order of a share of labels: few-shot counts first, then fractions."""
-    digits = "".join(sign for sign in fraction if sign.isdigit() or sign == ".")
-    size = float(digits) if digits.strip(".") else 1.0
-    if is_shots(fraction):
-        return 0, size
-    return 1, size / 100 if "%" in fraction else size
+    return (0, float(fraction.removeprefix("k="))) if is_shots(fraction) else (1, float(fraction))
 
 
 def is_shots(fraction: str) -> bool:
-    """True for ``k=5`` or ``5-shot``: so many labelled pictures or patients a class, instead of a share of them."""
-    return "k" in fraction.lower() or "shot" in fraction.lower()
+    """True for ``k=5``: so many labelled patients a class, instead of a share of them."""
+    return fraction.startswith("k=")
 
 
 def fraction_title(fraction: str) -> str:
@@ -159,6 +148,7 @@ def main_question(folder: RunFolder) -> Question:
     rows = in_question if not in_question.empty else rows
     if rows.empty:
         return Question("", "", "", "")
+    rows = rows[rows["statistic"].isin([Statistic.ESTIMATE, Statistic.SKIPPED])]
     task = str(rows["task"].iloc[0])
     rows = rows[rows["task"] == task]
     protocol = min(rows["protocol"].unique(), key=protocol_rank)
@@ -176,43 +166,42 @@ def of_protocol(folder: RunFolder, protocol: str) -> pd.DataFrame:
     rows = folder.results
     own = rows["protocol"] == protocol
     there = set(rows.loc[own, "encoder"])
-    beside = rows["encoder"].map(
-        lambda name: name not in there and folder.arm(str(name)).kind in ("pixels", "majority", "supervised")
-    )
+    beside = rows["encoder"].map(lambda name: name not in there and folder.roles[str(name)] in BESIDE)
     return rows[own | beside.astype(bool)]
 
 
-def select(folder: RunFolder, question: Question) -> pd.DataFrame:
-    """The rows of the results that belong to one question."""
+def select(folder: RunFolder, question: Question, statistic: Statistic = Statistic.ESTIMATE) -> pd.DataFrame:
+    """The rows of the results that belong to one question: its figures, or another statistic of them."""
     rows = of_protocol(folder, question.protocol)
     return rows[
         (rows["task"] == question.task)
         & (rows["metric"] == question.metric)
         & (rows["label_fraction"] == question.fraction)
+        & (rows["statistic"] == statistic)
     ]
 
 
 def figure_of(rows: pd.DataFrame) -> MetricValue | None:
     """The one figure that rows of one encoder, question and site add up to; None without a finite value.
 
-    One row is the figure. Of several seeds, the row that sums them up (seed ``all`` or empty) is; where there is
-    none the value is their mean, and no interval is made up for it.
+    One row is the figure. Of several seeds, the row that sums them up (seed ``all``) is; where there is none the value
+    is their mean, and no interval is made up for it.
     """
     rows = rows[rows["value"].notna()]
     if rows.empty:
         return None
     if len(rows) == 1:
         return _from_row(rows.iloc[0])
-    single = rows[~rows["seed"].str.lower().isin(_SUMMARY_SEEDS)] if "seed" in rows else rows
+    single = rows[rows["seed"] != ALL]
     seeds = tuple(float(value) for value in single["value"])
     summary = rows.drop(single.index)
     if not summary.empty:
         first = _from_row(summary.iloc[0])
-        return MetricValue(first.value, first.low, first.high, first.n, first.note, seeds if len(seeds) > 1 else ())
+        return replace(first, seeds=seeds if len(seeds) > 1 else ())
     return MetricValue(
         float(single["value"].mean()),
-        n=_whole(single["n"].iloc[0]),
-        note=f"no interval: mean of {len(seeds)} training seeds, each shown",
+        n=int(single["n"].iloc[0]),
+        why=f"mean of {len(seeds)} training seeds, each shown",
         seeds=seeds,
     )
 
@@ -224,42 +213,25 @@ def _from_row(row: "pd.Series[float]") -> MetricValue:
         float(row["value"]),
         low if whole else None,
         high if whole else None,
-        _whole(row["n"]),
-        str(row["note"]),
+        int(row["n"]),
+        "" if whole else str(row["interval"]),
     )
 
 
-def _whole(value: float) -> int | None:
-    return int(value) if math.isfinite(value) else None
-
-
-def arm_figures(folder: RunFolder, question: Question, site: str = OVERALL) -> dict[str, MetricValue]:
-    """The value of each encoder for one question at one site, the encoders in question first, floors last."""
-    rows = select(folder, question)
+def arm_figures(
+    folder: RunFolder, question: Question, site: str = ALL, statistic: Statistic = Statistic.ESTIMATE
+) -> dict[str, MetricValue]:
+    """Figure per encoder for one question at one site, the encoders in question first, floors last."""
+    rows = select(folder, question, statistic)
     rows = rows[rows["site"] == site]
     found = {name: figure_of(group) for name, group in rows.groupby("encoder", sort=False)}
     known = {str(name): figure for name, figure in found.items() if figure is not None}
     return dict(sorted(known.items(), key=lambda item: arm_order(folder, item[0])))
 
 
-KIND_ORDER = (
-    "federated",
-    "pretrained",
-    "pooled",
-    "alone",
-    "natural",
-    "supervised",
-    "random",
-    "pixels",
-    "majority",
-    "other",
-)
-
-
 def arm_order(folder: RunFolder, name: str) -> tuple[int, str]:
     """Sorting key of arms in every table and plot of the report."""
-    kind = folder.arm(name).kind
-    return KIND_ORDER.index(kind if kind in KIND_ORDER else arm_kind(name)), name
+    return _ROLES.index(folder.roles.get(name, Role.OTHER)), name
 
 
 def sites_of(results: pd.DataFrame) -> list[str]:

@@ -33,7 +33,7 @@ class ForestRow:
 
 @dataclass(frozen=True)
 class Forest:
-    """Rows on one axis. ``reference`` is the place of the line that figures are held against (chance, nought)."""
+    """Rows on one axis. ``reference`` is the place of the line that figures are held against (chance, zero)."""
 
     rows: tuple[ForestRow, ...]
     ticks: tuple[Tick, ...]
@@ -80,7 +80,7 @@ def forest(items: Sequence[ForestItem], reference: float, reference_text: str, s
         return round(100 * (value - left) / width, 2)
 
     digits = 2 if all(float(f"{tick:.2f}") == tick for tick in ticks) else 3
-    # One number of digits down the column; a difference that two digits would round to nought gives all of them three.
+    # One number of digits down the column; a difference that two digits would round to zero gives all of them three.
     shown = max(digits_for(item.figure) for item in items) if signed else 2
     inside = left <= reference <= ticks[-1]
     return Forest(

@@ -11,9 +11,10 @@ import pandas as pd
 from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME, write_arms
 from evaluation.checkpoints import RANDOM, Candidate, find_candidates, untrained
 from evaluation.config import EvaluationConfig, RunEvaluation
+from evaluation.floors import MAJORITY, PIXELS
 from evaluation.inputs import write_settings
 from evaluation.leaks import patient_leak, write_seen
-from evaluation.started_from import UNTRAINED
+from evaluation.started_from import SUPERVISED, UNTRAINED
 from evaluation.targets import check_labels, labelled_rows, target_column
 from evaluation.task_file import TaskFile, read_task
 from foundation.errors import DataError, RunError
@@ -27,6 +28,7 @@ from ssl_methods.encoders import timm_line
 RECORD = "evaluation/gathered.json"
 ONE_SITE = "central"
 """The site of pictures whose manifest names none."""
+RESERVED = (SUPERVISED, PIXELS, MAJORITY)
 _SAW = ("train", "validation")
 """Roles of patients whom a run's encoder, or a choice made for it, has seen."""
 
@@ -159,6 +161,8 @@ def _with_baselines(found: Sequence[Candidate]) -> list[Candidate]:
     """Every encoder once; each kind of encoder has one randomly initialised twin, and natural weights stand once."""
     kept: list[Candidate] = []
     for one in found:
+        if one.name in RESERVED:
+            raise RunError(f"{one.source}: {one.name!r} is the name of another row of the tables; rename the folder")
         if one.kind in UNTRAINED and any(_same(one, other) for other in kept):
             continue
         taken = {other.name for other in kept if (other.fold, other.seed) == (one.fold, one.seed)}

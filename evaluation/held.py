@@ -8,8 +8,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evaluation.intervals import Estimate, mean
+from evaluation.results_schema import ALL
 
-ALL = "all"
 LEFT_OUT = "left-out"
 TEST = "test"
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.intervals import IntArray
+from evaluation.results_schema import Role
 from evaluation.targets import Pictures, label_pictures, patient_roles
 from foundation.errors import RunError
 from foundation.files import digest, read_json, write_json, write_text
@@ -34,7 +35,7 @@ class Encoder:
 
     arm: str
     title: str
-    kind: str
+    kind: Role
     fold: int
     seed: int
     config: EncoderConfig
@@ -174,9 +175,7 @@ def read_inputs(run: Path, show: bool = True) -> Inputs:
             )
     config = _section(folder / "config.json", RunEvaluation)
     image = _section(folder / "image.json", ImageConfig)
-    encoders = tuple(
-        sorted((_encoder(path, image) for path in described), key=lambda each: (each.arm, each.fold, each.seed))
-    )
+    encoders = tuple(sorted((_encoder(path) for path in described), key=lambda each: (each.arm, each.fold, each.seed)))
     manifest = Manifest.read(manifest_path, config.unit)
     splits = pd.read_csv(splits_path, dtype=str, keep_default_na=False)
     pictures = label_pictures(manifest.table, splits, config)
@@ -203,18 +202,18 @@ def _section(path: Path, kind: type[Any]) -> Any:
         raise RunError(f"{path}: {key}: {first['msg']}; put right what was edited, or simulate again") from error
 
 
-def _encoder(described: Path, image: ImageConfig) -> Encoder:
-    """The encoder of an encoder.json; ``image``: how it sees a picture where it does not say."""
+def _encoder(described: Path) -> Encoder:
+    """The encoder of an encoder.json."""
     weights = described.with_name("encoder.safetensors")
     if not weights.is_file():
         raise RunError(f"{weights}: is missing beside its encoder.json; resume the run to make it again")
     value = read_json(described)
     try:
-        own = ImageConfig.model_validate(value["image"]) if "image" in value else image
+        own = ImageConfig.model_validate(value["image"])
         return Encoder(
             arm=str(value["arm"]),
             title=str(value["title"]),
-            kind=str(value["kind"]),
+            kind=Role(str(value["kind"])),
             fold=int(value["fold"]),
             seed=int(value["seed"]),
             config=EncoderConfig.model_validate(value["encoder"]),

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from evaluation.results_schema import LOGIT, SYMMETRIC
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -26,8 +28,9 @@ MIN_PATIENTS_PER_CLASS = 5
 MOST_UNITS = 200
 """With more patients the general jackknife leaves out groups of a stratum's patients, about this many."""
 TOO_FEW = "too few patients to say"
-NO_SPREAD = "no interval: no patient changes the figure"
-AT_BOUND = "no interval: the figure is at its bound"
+NO_SPREAD = "no patient changes the figure"
+AT_BOUND = "the figure is at its bound"
+UNDEFINED = "not defined here (only one class, or nothing of it)"
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Interval:
-    """Lower and upper end, NaN where there is none; ``note`` then says why."""
+    """Lower and upper end, NaN where there is none. how: its kind (LOGIT, SYMMETRIC), or why there is none."""
 
     low: float
     high: float
-    note: str = ""
+    how: str
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,7 @@ def interval(estimate: Estimate, level: float = 0.95) -> Interval:
     half = special.stdtrit(freedom, 0.5 + level / 2) * np.sqrt(total) / (value * (1.0 - value))
     centre = np.log(value / (1.0 - value))
     low, high = 1.0 / (1.0 + np.exp(-(centre - half))), 1.0 / (1.0 + np.exp(-(centre + half)))
-    return Interval(float(low), float(high))
+    return Interval(float(low), float(high), LOGIT)
 
 
 def difference_interval(estimate: Estimate, level: float = 0.95) -> Interval:
@@ -283,7 +286,7 @@ def difference_interval(estimate: Estimate, level: float = 0.95) -> Interval:
         return _none(note)
     total, freedom = variance(estimate)
     half = float(special.stdtrit(freedom, 0.5 + level / 2) * np.sqrt(total))
-    return Interval(estimate.value - half, estimate.value + half)
+    return Interval(estimate.value - half, estimate.value + half, SYMMETRIC)
 
 
 def p_value(estimate: Estimate) -> float:

@@ -24,7 +24,7 @@ from evaluation.intervals import (
 from evaluation.metrics import auprc, balanced_accuracy, calibration_error, f1
 from evaluation.overlap import patient_dice, patient_distance
 
-BIASED_ECE = "no interval: few patients make this figure too large, not only uncertain"
+BIASED_ECE = "few patients make this figure too large, not only uncertain"
 
 
 @dataclass(frozen=True)

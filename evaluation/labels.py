@@ -61,16 +61,14 @@ def draw(
             able = set(patients[labels == k])
             chosen = [patient for patient in order if patient in able][: budget.shots]
             if len(chosen) < budget.shots:
-                return Drawn(
-                    keep, f"skipped: class {name} has {len(chosen)} training patients, {budget.shots} are needed"
-                )
+                return Drawn(keep, f"class {name} has {len(chosen)} training patients, {budget.shots} are needed")
             keep |= np.isin(patients, chosen) & (labels == k)
         return Drawn(keep)
     count = round((budget.fraction or 0.0) * len(names))
     if count < MIN_PATIENTS and not budget.whole:
-        return Drawn(keep, f"skipped: {count} of {len(names)} training patients, {MIN_PATIENTS} are needed")
+        return Drawn(keep, f"{count} of {len(names)} training patients, {MIN_PATIENTS} are needed")
     keep = np.isin(patients, order[:count])
     missing = sorted(set(range(len(classes))) - set(labels[keep].tolist()))
     if missing:
-        return Drawn(keep, f"skipped: a draw has no training picture of class {classes[missing[0]]}")
+        return Drawn(keep, f"a draw has no training picture of class {classes[missing[0]]}")
     return Drawn(keep)

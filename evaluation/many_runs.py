@@ -27,7 +27,8 @@ from evaluation.kinds import main_metric
 from evaluation.multiple import holm_sentence
 from evaluation.report import write_page
 from evaluation.results import comparison_rows
-from evaluation.run_folder import OVERALL, RunFolder, read_run
+from evaluation.results_schema import ALL, COMPARISONS
+from evaluation.run_folder import RunFolder, read_run
 from evaluation.run_tables import facts
 from evaluation.site_tables import SiteCell, site_cell
 from foundation.errors import RunError
@@ -196,8 +197,9 @@ def _difference(
         Scores.of(tables[member.title][tables[member.title]["encoder"] == name])
         for member, name in ((first, own), (second, other))
     ]
-    rows = comparison_rows(scores[0], scores[1], main_metric(settings, classes), settings, {})
-    frame = pd.DataFrame([row for row in rows if row["site"] == OVERALL])
+    roles = {"role_a": first.folder.roles[own], "role_b": second.folder.roles[other]}
+    rows = comparison_rows(scores[0], scores[1], main_metric(settings, classes), settings, roles)
+    frame = COMPARISONS.frame([row for row in rows if row["site"] == ALL])
     figure = figure_of(frame)
     if figure is None:
         return []

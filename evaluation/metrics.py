@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evaluation.intervals import FloatArray, IntArray, MetricFunction, concordance
+from evaluation.intervals import FloatArray, IntArray, concordance
 
 
 def auroc(labels: IntArray, scores: FloatArray) -> float:
@@ -67,10 +67,3 @@ def calibration_error(labels: IntArray, scores: FloatArray, bins: int = 10) -> f
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gap = np.bincount(which, right, bins) - np.bincount(which, confidence, bins)
     return float(np.abs(gap).sum() / len(labels))
-
-
-RANKING: dict[str, MetricFunction] = {"AUROC": auroc, "AUPRC": auprc}
-"""Figures of order: scores of two folds' models are not comparable, so these are means over folds."""
-
-DECISION: dict[str, MetricFunction] = {"balanced accuracy": balanced_accuracy, "F1": f1}
-"""Figures of the decisions made, counted over all folds together, as is the calibration error."""

@@ -61,7 +61,8 @@ def _head(info: Mapping[str, Any], folder: RunFolder | None) -> list[str]:
     parts = [f"{warning}would do for a patient."]
     if info.get("demonstration") is True:
         parts.append(
-            "> **A demonstration**, made to show that the road works. It is no evidence for or against a method."
+            "> **A demonstration**, made to show that the software works from end to end. It is no evidence for or "
+            "against a method."
         )
     parts.append(f"**In short.** {card_figures.in_short(folder) if folder else card_figures.UNJUDGED}")
     return parts

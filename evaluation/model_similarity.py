@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from evaluation.features import features_of
-from evaluation.held import ALL
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import FloatArray, IntArray
+from evaluation.results_schema import ALL
 from evaluation.similarity import linear_cka
 from foundation import events
 from foundation.files import digest

@@ -34,10 +34,8 @@ def holm_sentence(names: Sequence[str], p: Sequence[float]) -> str:
     without = f", {len(names) - judged} of them without an interval" if judged < len(names) else ""
     start = f"{len(names)} comparisons were made{without}."
     if not alone:
-        return f"{start} None has an interval that leaves out nought."
-    some = (
-        f"{len(alone)} {'has an interval that leaves' if len(alone) == 1 else 'have intervals that leave'} out nought"
-    )
+        return f"{start} None has an interval that excludes zero."
+    some = f"{len(alone)} {'has an interval that excludes' if len(alone) == 1 else 'have intervals that exclude'} zero"
     if not left:
         return f"{start} {some}; none is left after Holm's adjustment for that many."
     which = "all are" if len(left) == len(alone) > 1 else f"{len(left)} {'is' if len(left) == 1 else 'are'}"

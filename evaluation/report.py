@@ -31,7 +31,7 @@ from evaluation.privacy_section import privacy_section
 from evaluation.reliability import reliability_panels
 from evaluation.run_folder import RunFolder, read_run
 from evaluation.similarity_rows import alike_rows
-from foundation.files import read_json, write_text
+from foundation.files import write_text
 
 REPORT_NAME = "report.html"
 _TOLD_FIRST = (BASELINE, "pixels", "alone")
@@ -51,15 +51,14 @@ def write_report(run: Path, pictures: bool = False) -> Path:
     shown = [replace(panel, encoder=titled.get(panel.encoder, panel.encoder)) for panel in shown]
     explained = {"picture_titles": TITLES, "picture_explanations": EXPLANATIONS}
     write_page(page, REPORT_NAME, page_values(folder) | explained | {"pictures": shown})
-    if folder.about_one and _is_described(folder):
+    if folder.about_one and _is_there(folder):
         write_text(run / CARD_NAME, model_card(run, folder.leads[0]))
     return page
 
 
-def _is_described(folder: RunFolder) -> bool:
-    """Whether the federated encoder is in the run, and says how it sees a picture."""
-    found = [path for arm in folder.leads for path in folder.path.glob(f"arms/{arm}/fold-0/seed-*/{DESCRIPTION_NAME}")]
-    return bool(found) and all("image" in read_json(path) for path in found)
+def _is_there(folder: RunFolder) -> bool:
+    """Whether the federated encoder is in the run."""
+    return any(any(folder.path.glob(f"arms/{arm}/fold-0/seed-*/{DESCRIPTION_NAME}")) for arm in folder.leads)
 
 
 def _shown(folder: RunFolder) -> list[str]:

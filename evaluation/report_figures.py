@@ -13,9 +13,10 @@ from evaluation.figures import (
 )
 from evaluation.forest import Forest, ForestItem, forest
 from evaluation.plots import Curve, Panel, efficiency_panels, learning_panels
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.results_schema import ALL, Role, Statistic
+from evaluation.run_folder import RunFolder
 
-_CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
+_CHANCE = {"auroc": 0.5}
 
 
 def all_labels(question: Question) -> str:
@@ -30,9 +31,10 @@ def arms_caption(folder: RunFolder, question: Question) -> str:
     counts = {figure.n for figure in figures if figure.n is not None}
     units = f" ({'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} {folder.unit})" if counts else ""
     seeds = " Small marks: single training seeds." if any(figure.seeds for figure in figures) else ""
-    floor = ""
+    floor, has_majority = "", Role.MAJORITY in folder.roles.values()
     if question.metric.lower() == "auroc":
-        floor = " Chance is 0.50; the majority class is there by definition and is not drawn."
+        floor = " Chance is 0.50"
+        floor += "; the majority class is there by definition and is not drawn." if has_majority else "."
     return (
         f"{metric_title(question.metric)} of each encoder on unseen {folder.unit}{units}: "
         f"{protocol_title(question.protocol)}, {all_labels(question)}. Lines are 95 % "
@@ -63,7 +65,7 @@ def arms_forest(folder: RunFolder, question: Question) -> Forest | None:
         if not _is_trivial(folder, name, question) or len(figures) == 1
     ]
     chance = _CHANCE.get(question.metric.lower(), 0.0)
-    return forest(items, chance, "chance" if chance else "nought") if items else None
+    return forest(items, chance, "chance" if chance else "zero") if items else None
 
 
 def _is_trivial(folder: RunFolder, name: str, question: Question) -> bool:
@@ -87,7 +89,8 @@ def drawn(folder: RunFolder, found: list[Contrast]) -> list[Contrast]:
 def efficiency(folder: RunFolder, question: Question) -> list[Panel]:
     """The main figure against the share of labels, and against labelled patients a class, where several were tried."""
     rows = of_protocol(folder, question.protocol)
-    rows = rows[(rows["task"] == question.task) & (rows["metric"] == question.metric) & (rows["site"] == OVERALL)]
+    rows = rows[(rows["task"] == question.task) & (rows["metric"] == question.metric) & (rows["site"] == ALL)]
+    rows = rows[rows["statistic"] == Statistic.ESTIMATE]
     curves = []
     names = [name for name in arm_figures(folder, question) if not _is_trivial(folder, name, question)]
     for name in names:

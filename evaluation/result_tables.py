@@ -23,10 +23,13 @@ from evaluation.figures import (
 )
 from evaluation.held import LEFT_OUT
 from evaluation.multiple import holm
-from evaluation.results import SITE_MEAN
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.results_schema import ALL, Statistic
+from evaluation.run_folder import RunFolder
 
-SITE_TITLES = {OVERALL: "all sites", SITE_MEAN: "mean over sites", LEFT_OUT: "all left-out sites"}
+SITE_TITLES = {ALL: "all sites", LEFT_OUT: "all left-out sites"}
+
+
+STATISTICS = tuple(Statistic)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def seed_spread(folder: RunFolder, question: Question) -> str:
     rows = rows[
         (rows["protocol"] == question.protocol)
         & (rows["label_fraction"] == question.fraction)
-        & (rows["metric"] == f"{question.metric} seed sd")
+        & (rows["metric"] == question.metric)
+        & (rows["statistic"] == Statistic.SEED_SD)
         & rows["value"].notna()
     ]
     names = sorted(rows["encoder"].unique(), key=lambda name: arm_order(folder, name))
@@ -86,18 +90,18 @@ def seed_spread(folder: RunFolder, question: Question) -> str:
         return ""
     values = {name: float(rows.loc[rows["encoder"] == name, "value"].iloc[0]) for name in names}
     said = ", ".join(f"{folder.arm(name).short} {number(value, digits=3)}" for name, value in values.items())
-    note = str(rows["note"].iloc[0]).removeprefix("no interval: ").split(";")[0]
-    return f"Standard deviation of {metric_title(question.metric)} ({note}): {said}. No interval here includes it."
+    what = rows["interval"].iloc[0]
+    return f"Standard deviation of {metric_title(question.metric)} ({what}): {said}. No interval here includes it."
 
 
 def skipped_fractions(folder: RunFolder, question: Question) -> list[str]:
     """Shares of labels that were asked for and could not be, with the reason."""
     rows = folder.results
-    rows = rows[rows["value"].isna() & (rows["protocol"] == question.protocol) & rows["note"].str.contains("skipped")]
-    pairs = {(str(row["label_fraction"]), str(row["note"])) for _, row in rows.iterrows()}
+    rows = rows[(rows["statistic"] == Statistic.SKIPPED) & (rows["protocol"] == question.protocol)]
+    pairs = set(zip(rows["label_fraction"], rows["interval"], strict=True))
     return [
-        f"{fraction_title(fraction)} of the labels ({note.removeprefix('skipped: ')})"
-        for fraction, note in sorted(pairs, key=lambda pair: fraction_size(pair[0]))
+        f"{fraction_title(fraction)} of the labels ({why})"
+        for fraction, why in sorted(pairs, key=lambda pair: fraction_size(pair[0]))
     ]
 
 
@@ -115,16 +119,17 @@ def _result_row(folder: RunFolder, row: "pd.Series[Any]") -> tuple[tuple[Any, ..
         fraction=fraction_title(row["label_fraction"]),
         site=SITE_TITLES.get(row["site"], row["site"]),
         seed=row["seed"],
-        metric=metric_title(row["metric"]),
+        metric=metric_title(row["metric"], row["statistic"]),
         value=number(row["value"], digits=3),
         interval=_three(figure),
-        n="" if pd.isna(row["n"]) else f"{int(row['n'])}",
-        note=row["note"],
+        n=f"{row['n']}",
+        note=_note(row),
     )
     order = (
         row["task"],
         protocol_rank(row["protocol"]),
         metric_rank(row["metric"]),
+        STATISTICS.index(row["statistic"]),
         *(-part for part in fraction_size(row["label_fraction"])),
         row["site"] not in SITE_TITLES,
         row["site"],
@@ -190,28 +195,31 @@ def federated_rows(folder: RunFolder) -> list[FederatedRow]:
     rows = folder.federated
     if rows.empty:
         return []
-    main = min(rows["metric"].unique(), key=metric_rank)
-    kept = rows[rows["metric"].str.startswith(main)]
+    kept = rows[rows["metric"] == min(rows["metric"].unique(), key=metric_rank)]
     return [_federated_row(folder, row) for _, row in kept.iterrows()]
 
 
 def _federated_row(folder: RunFolder, row: "pd.Series[Any]") -> FederatedRow:
     figure, arm = _figure(row), folder.arm(row["encoder"])
-    name, _, more = str(row["metric"]).partition(" ")
     return FederatedRow(
         title=arm.short,
         kind=arm.kind,
         site=SITE_TITLES.get(row["site"], row["site"]),
-        metric=f"{metric_title(name)} {more}".strip(),
+        metric=metric_title(row["metric"], row["statistic"]),
         value=number(row["value"]),
         interval=interval_text(figure) if figure and figure.interval else "–",
-        n="" if pd.isna(row["n"]) else f"{int(row['n'])}",
-        note=row["note"],
+        n=f"{row['n']}",
+        note=_note(row),
     )
 
 
+def _note(row: "pd.Series[Any]") -> str:
+    """The row's note, and why it has no interval."""
+    return "; ".join(text for text in (row["interval"] if pd.isna(row["ci_low"]) else "", row["note"]) if text)
+
+
 def _figure(row: "pd.Series[Any]") -> MetricValue | None:
-    return figure_of(row.to_frame().T.astype({"value": float, "ci_low": float, "ci_high": float, "n": float}))
+    return figure_of(pd.DataFrame([row]))
 
 
 def _three(figure: MetricValue | None) -> str:

@@ -6,25 +6,21 @@ from typing import Any
 import numpy as np
 
 from evaluation.config import RunEvaluation
-from evaluation.held import ALL, LEFT_OUT, TEST, Cell, Metric, Scores, estimated
-from evaluation.intervals import Estimate, Interval, difference, difference_interval, interval, mean, p_value
+from evaluation.held import LEFT_OUT, TEST, Cell, Metric, Scores, estimated
+from evaluation.intervals import (
+    UNDEFINED,
+    Estimate,
+    Interval,
+    difference,
+    difference_interval,
+    interval,
+    mean,
+    p_value,
+)
+from evaluation.results_schema import ALL, Row, Statistic, Unit
 
-COLUMNS = (
-    "task", "dataset", "encoder", "protocol", "label_fraction", "site", "seed",
-    "metric", "value", "ci_low", "ci_high", "n", "note",
-)  # fmt: skip
-COMPARISON_COLUMNS = (
-    "protocol", "metric", "site", "encoder_a", "encoder_b", "value", "ci_low", "ci_high", "p", "n", "note",
-    "label_fraction",
-)  # fmt: skip
-CLUSTER_NOTE = "unit: picture cluster, interval optimistic"
-UNDEFINED = "no interval: not defined here (only one class, or nothing of it)"
-NO_FOLD = "no interval: no fold in common"
-CHOSEN_AFTER = "no interval: chosen after looking"
-SITE_MEAN = "site mean"
-"""In the column site: the sites' own figures, weighted by their patients, as where labels may not leave."""
-
-Row = dict[str, Any]
+NO_FOLD = "no fold in common"
+CHOSEN_AFTER = "chosen after looking"
 
 
 def rows_of(scores: Scores, metrics: Sequence[Metric], config: RunEvaluation, fixed: Mapping[str, Any]) -> list[Row]:
@@ -39,8 +35,7 @@ def rows_of(scores: Scores, metrics: Sequence[Metric], config: RunEvaluation, fi
         where = {"site": site, "seed": of_seed, "n": scores.at(role, site).patients()}
         for metric in metrics:
             estimate = estimated(metric, cells)
-            notes = _place_notes(role, metric, cells)
-            rows.append(table_row(config, fixed, where, metric, estimate, notes))
+            rows.append(table_row(config, fixed, where, metric, estimate, note=_place_note(metric, cells)))
             if role == TEST and site != ALL and estimate is not None:
                 by_site[metric.name][site] = estimate
     patients = {site: scores.at(TEST, site).patients() for site in scores.sites(TEST)}
@@ -57,16 +52,14 @@ def places(scores: Scores) -> list[tuple[str, str]]:
     return [(TEST, ALL), *single, *((LEFT_OUT, site) for site in scores.sites(LEFT_OUT))]
 
 
-def _place_notes(role: str, metric: Metric, cells: Sequence[Cell]) -> list[str]:
-    if role == LEFT_OUT:
-        return ["site left out of training"]
+def _place_note(metric: Metric, cells: Sequence[Cell]) -> str:
     if not metric.within_fold or not cells:
-        return []
+        return ""
     folds = cells[0].folds
     without = sum(not np.isfinite(metric.estimate(part).value) for part in folds)
     if not 0 < without < len(folds):
-        return []
-    return [f"{metric.name} over {len(folds) - without} of {len(folds)} folds, not defined in the others"]
+        return ""
+    return f"{metric.name} over {len(folds) - without} of {len(folds)} folds, not defined in the others"
 
 
 def table_row(
@@ -75,19 +68,22 @@ def table_row(
     where: Mapping[str, Any],
     metric: Metric | str,
     estimate: Estimate | float | None,
-    notes: Sequence[str] = (),
+    why: str = UNDEFINED,
+    **other: Any,
 ) -> Row:
-    """One row; a bare number has no interval, None has no value either. A figure named only is in [0, 1]."""
-    value, bounds = float("nan"), Interval(np.nan, np.nan, UNDEFINED)
+    """One row; ``why``: the reason that a bare number (or None: no value either) has no interval.
+
+    A figure that is only named is in [0, 1]. other: further columns; by default an estimate over the run's units.
+    """
+    value, bounds = float("nan"), Interval(np.nan, np.nan, why)
     if isinstance(estimate, Estimate):
         value, bounds = estimate.value, _bounds(metric, estimate)
     elif estimate is not None:
-        value, bounds = estimate, Interval(np.nan, np.nan)
-    said = [*notes, bounds.note, CLUSTER_NOTE if config.unit == "picture cluster" else ""]
+        value = estimate
     return {
-        **fixed, **where, "metric": metric if isinstance(metric, str) else metric.name,
-        "value": value, "ci_low": bounds.low, "ci_high": bounds.high,
-        "note": "; ".join(note for note in said if note),
+        "statistic": Statistic.ESTIMATE, "unit": config.unit, "note": "", **fixed, **where,
+        "metric": metric if isinstance(metric, str) else metric.name,
+        "value": value, "ci_low": bounds.low, "ci_high": bounds.high, "interval": bounds.how, **other,
     }  # fmt: skip
 
 
@@ -109,9 +105,9 @@ def _site_mean(
     if len(by_site) < 2:
         return []
     counts = [patients[site] for site in by_site]
-    where = {"site": SITE_MEAN, "seed": seed, "n": sum(counts)}
+    where = {"site": ALL, "statistic": Statistic.SITE_MEAN, "seed": seed, "n": sum(counts)}
     note = f"mean over {len(by_site)} sites, weighted by patients"
-    return [table_row(config, fixed, where, metric, mean(list(by_site.values()), counts), [note])]
+    return [table_row(config, fixed, where, metric, mean(list(by_site.values()), counts), note=note)]
 
 
 def _site_spread(
@@ -123,11 +119,11 @@ def _site_spread(
     values = {site: estimate.value for site, estimate in by_site.items()}
     worst = min(values, key=lambda site: -values[site] if metric.less_is_better else values[site])
     spread = max(values.values()) - min(values.values())
-    at_worst = {"site": worst, "seed": seed, "n": len(by_site[worst].patients)}
-    between = {"site": ALL, "seed": seed, "n": len(values)}
+    at_worst = {"site": worst, "statistic": Statistic.WORST_SITE, "seed": seed, "n": len(by_site[worst].patients)}
+    between = {"site": ALL, "statistic": Statistic.SITE_SPREAD, "seed": seed, "n": len(values), "unit": Unit.SITE}
     return [
-        table_row(config, fixed, at_worst, f"{metric.name} worst site", values[worst], [CHOSEN_AFTER]),
-        table_row(config, fixed, between, f"{metric.name} spread between sites", spread, [CHOSEN_AFTER]),
+        table_row(config, fixed, at_worst, metric, values[worst], CHOSEN_AFTER),
+        table_row(config, fixed, between, metric, spread, CHOSEN_AFTER),
     ]
 
 
@@ -141,9 +137,9 @@ def _repeat_rows(
     singles = {seed: estimated(metric, scores.cells(TEST, ALL, [seed], folds)) for seed in seeds} if folds else {}
     values = [single.value for single in singles.values() if single is not None]
     if len(values) > 1:
-        note = f"no interval: spread over {len(values)} training seeds, fold {', '.join(map(str, folds))}"
-        where = {"site": ALL, "seed": ALL, "n": len(values)}
-        rows.append(table_row(config, fixed, where, f"{metric.name} seed sd", float(np.std(values, ddof=1)), [note]))
+        why = f"spread over {len(values)} training seeds, fold {', '.join(map(str, folds))}"
+        where = {"site": ALL, "seed": ALL, "n": len(values), "statistic": Statistic.SEED_SD, "unit": Unit.SEED}
+        rows.append(table_row(config, fixed, where, metric, float(np.std(values, ddof=1)), why))
         for seed in seeds if len(whole) == len(seeds) else []:
             where = {"site": ALL, "seed": str(seed), "n": count}
             rows.append(table_row(config, fixed, where, metric, singles[seed]))
@@ -153,10 +149,10 @@ def _repeat_rows(
     )
     values = [each.value for each in found if each is not None]
     if len(values) > 1:
-        note = f"no interval: spread over {len(values)} draws of the labelled patients"
+        why = f"spread over {len(values)} draws of the labelled patients"
         where = {"site": ALL, "seed": ALL if len(whole) > 1 else str(whole[0]), "n": len(values)}
-        spread = float(np.std(values, ddof=1))
-        rows.append(table_row(config, fixed, where, f"{metric.name} label draw sd", spread, [note]))
+        where |= {"statistic": Statistic.LABEL_DRAW_SD, "unit": Unit.LABEL_DRAW}
+        rows.append(table_row(config, fixed, where, metric, float(np.std(values, ddof=1)), why))
     return rows
 
 
@@ -178,9 +174,7 @@ def comparison_rows(
         if pair[0] is not None and pair[1] is not None:
             apart = difference(pair[0], pair[1])
             value, bounds, chance = apart.value, difference_interval(apart), p_value(apart)
-        cluster = CLUSTER_NOTE if config.unit == "picture cluster" else ""
-        said = [bounds.note, str(fixed.get("note", "")), cluster]
-        row = {"metric": metric.name, "site": site, "n": first.at(role, site).patients(), "value": value}
-        row |= {"ci_low": bounds.low, "ci_high": bounds.high, "p": chance, "note": "; ".join(filter(None, said))}
+        row = {"metric": metric.name, "site": site, "n": first.at(role, site).patients(), "unit": config.unit}
+        row |= {"value": value, "ci_low": bounds.low, "ci_high": bounds.high, "p": chance, "interval": bounds.how}
         rows.append({**fixed, **row})
     return rows

@@ -7,43 +7,34 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from evaluation.arm_kinds import arm_kind, title_of
+from evaluation.results_schema import COMPARISONS, LEADS, RESULTS, Role, Table, Unit
+from evaluation.role_words import title_of
 from foundation import events
 from foundation.errors import RunError
 from foundation.files import read_json, read_jsonl
 
-RESULT_COLUMNS = (
-    "task", "dataset", "encoder", "protocol", "label_fraction", "site", "seed", "metric",
-    "value", "ci_low", "ci_high", "n", "note",
-)  # fmt: skip
-COMPARISON_COLUMNS = (
-    "protocol", "metric", "site", "encoder_a", "encoder_b", "value", "ci_low", "ci_high", "p", "n", "note",
-    "label_fraction",
-)  # fmt: skip
 SPLIT_COLUMNS = ("image", "patient", "site", "label", "fold", "role")
 CURVE_COLUMNS = ("arm", "fold", "seed", "round", "site", "loss", "learning_rate", "pictures", "seconds")
 
 _CURVES = "arms/*/fold-*/seed-*/metrics.jsonl"
 
-OVERALL = "all"
-_OVERALL_NAMES = {"", "all", "overall"}
-
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of getting an encoder, and what it cost. ``kind`` says which: see ``arm_kind``.
+    """One way of getting an encoder, and what it cost. ``kind`` says which.
 
     base: the arm that its training started from, "" where the run does not say.
     """
 
     name: str
     title: str
-    kind: str
+    kind: Role
     pictures: int | None = None
     optimiser_steps: int | None = None
     sequential_steps: int | None = None
@@ -75,9 +66,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The records of one run. Frames keep the columns named above; empty where the file is missing.
+    """The records of one run. Tables are typed (``results_schema``); empty where the file is missing.
 
     task: kind and classes, as results.json has them. federated: what sites measured themselves, as rows of results.
+    supervised: by its name there, the arm that supervised training without pretraining started from.
     leaks: what was found on both sides of the split. gathered: encoders from anywhere, put together for a task.
     privacy: what a private study promised and spent.
     """
@@ -95,7 +87,8 @@ class RunFolder:
     skipped: Mapping[str, int] = field(default_factory=dict)
     pretrained_elsewhere: bool = False
     task: Mapping[str, Any] = field(default_factory=dict)
-    federated: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(RESULT_COLUMNS)))
+    federated: pd.DataFrame = field(default_factory=RESULTS.frame)
+    supervised: Mapping[str, str] = field(default_factory=dict)
     leaks: Mapping[str, Any] = field(default_factory=dict)
     gathered: bool = False
     privacy: Mapping[str, Any] = field(default_factory=dict)
@@ -104,23 +97,44 @@ class RunFolder:
     def arm(self, name: str) -> Arm:
         """The arm called ``name``; one made from the name alone when the run did not describe it."""
         described = next((arm for arm in self.arms if arm.name == name), None)
-        return described or Arm(name, title_of(name, self.baseline, self.kind), arm_kind(name))
+        role = self.roles.get(name, Role.OTHER)
+        return described or Arm(name, title_of(name, role, self._started_from(name), self.kind), role)
+
+    def _started_from(self, name: str) -> str:
+        """What supervised training started from: the role of that arm, its name where there are several such."""
+        base = str(self.supervised.get(name, ""))
+        if len(self.supervised) > 1:
+            return base
+        return self.roles.get(base, self.baseline)
+
+    @cached_property
+    def roles(self) -> Mapping[str, Role]:
+        """What every encoder is, as the run states it."""
+        found: dict[str, Role] = {}
+        for table, name, role in (
+            (self.comparisons, "encoder_b", "role_b"),
+            (self.comparisons, "encoder_a", "role_a"),
+            (self.results, "encoder", "role"),
+        ):
+            once = table[[name, role]].drop_duplicates()
+            found |= {str(arm): Role(stated) for arm, stated in zip(once[name], once[role], strict=True)}
+        return found | {arm.name: arm.kind for arm in self.arms}
 
     @property
     def leads(self) -> tuple[str, ...]:
         """The encoders in question: federated ones, and those that were brought from elsewhere."""
-        kinds = {str(name): self.arm(str(name)).kind for name in self.results["encoder"].unique()}
-        return tuple(sorted(name for name, kind in kinds.items() if kind in ("federated", "pretrained")))
+        there = {str(name) for name in self.results["encoder"].unique()}
+        return tuple(sorted(name for name in there if self.roles[name] in LEADS))
 
     @property
     def about_one(self) -> bool:
         """True where a federated encoder is the only one in question: the page then speaks of "it"."""
-        return [self.arm(name).kind for name in self.leads] in ([], ["federated"])
+        return [self.roles[name] for name in self.leads] in ([], [Role.FEDERATED])
 
     def is_base(self, own: str, other: str) -> bool:
         """Whether the training of ``own`` started from ``other``."""
         stated = self.arm(own).base
-        return other == stated if stated else self.arm(other).kind == self.baseline
+        return other == stated if stated else self.roles.get(other) is self.baseline
 
     @property
     def kind(self) -> str:
@@ -128,10 +142,9 @@ class RunFolder:
         return str(self.task.get("kind", ""))
 
     @property
-    def baseline(self) -> str:
-        """The kind of arm that pretraining started from: ``natural`` where weights were given, else ``random``."""
-        kinds = {arm.kind for arm in self.arms} | {arm_kind(str(name)) for name in self.results["encoder"].unique()}
-        return "natural" if "natural" in kinds else "random"
+    def baseline(self) -> Role:
+        """What pretraining started from: ``natural`` where weights were given, else ``random``."""
+        return Role.NATURAL if Role.NATURAL in self.roles.values() else Role.RANDOM
 
     @property
     def demonstration(self) -> bool:
@@ -140,8 +153,7 @@ class RunFolder:
     @property
     def cluster_units(self) -> bool:
         """True when some figure counts picture clusters instead of patients."""
-        notes = pd.concat([self.results["note"], self.comparisons["note"]])
-        return bool(notes.str.contains("picture cluster", regex=False).any())
+        return Unit.CLUSTER in {*self.results["unit"], *self.comparisons["unit"]}
 
     @property
     def unit(self) -> str:
@@ -149,10 +161,15 @@ class RunFolder:
 
 
 def read_run(run: Path) -> RunFolder:
-    """Read a run folder. RunError when it has no ``results.csv`` or that file lacks a column."""
-    results = _frame(run / "results.csv", RESULT_COLUMNS, required=True)
-    comparisons = _frame(run / "comparisons.csv", COMPARISON_COLUMNS)
-    splits = _frame(run / "evaluation" / "splits.csv", SPLIT_COLUMNS)
+    """Read a run folder. RunError when it has no ``results.csv`` or a table is not as this version writes it."""
+    if not (run / "results.csv").exists():
+        raise RunError(
+            f"{run / 'results.csv'}: is missing, so there is nothing to report; run `fedpretext evaluate` on this run "
+            "first"
+        )
+    results = RESULTS.read(run / "results.csv")
+    comparisons = _table(run / "comparisons.csv", COMPARISONS)
+    splits = _splits(run / "evaluation" / "splits.csv")
     curves, left_out, collapsing = _read_curves(run)
     gathered = (run / "evaluation" / "gathered.json").exists()
     study = run / ("task.yaml" if gathered else "study.yaml")
@@ -181,7 +198,8 @@ def read_run(run: Path) -> RunFolder:
         skipped=_read_skipped(run, splits),
         pretrained_elsewhere=_json(run / "evaluation" / "config.json").get("pretrained_elsewhere") is True,
         task={key: told[key] for key in ("kind", "classes") if key in told},
-        federated=_frame(run / "evaluation" / "federated.csv", RESULT_COLUMNS),
+        federated=_table(run / "evaluation" / "federated.csv", RESULTS),
+        supervised=told.get("supervised", {}),
         leaks=_json(run / "evaluation" / "leaks.json"),
         gathered=gathered,
         privacy=_json(run / "privacy.json"),
@@ -189,27 +207,14 @@ def read_run(run: Path) -> RunFolder:
     )
 
 
-def _frame(path: Path, columns: tuple[str, ...], required: bool = False) -> pd.DataFrame:
-    """A CSV with exactly the columns this report reads: texts as text, figures as float64 with NaN for none."""
+def _table(path: Path, table: Table) -> pd.DataFrame:
+    return table.read(path) if path.exists() else table.frame()
+
+
+def _splits(path: Path) -> pd.DataFrame:
     if not path.exists():
-        if required:
-            raise RunError(
-                f"{path}: is missing, so there is nothing to report; run `fedpretext evaluate` on this run first"
-            )
-        return pd.DataFrame(columns=list(columns))
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if columns == COMPARISON_COLUMNS and "label_fraction" not in frame:
-        frame = frame.assign(label_fraction="")
-    absent = [name for name in columns if name not in frame.columns]
-    if absent:
-        raise RunError(f"{path}: lacks the column {', '.join(absent)}; evaluate the run again with this version")
-    frame = frame[list(columns)].copy()
-    for name in ("value", "ci_low", "ci_high", "p", "n"):
-        if name in columns:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-    if "site" in columns and "value" in columns:
-        frame["site"] = frame["site"].where(~frame["site"].str.lower().isin(_OVERALL_NAMES), OVERALL)
-    return frame
+        return pd.DataFrame(columns=list(SPLIT_COLUMNS))
+    return pd.read_csv(path, dtype=str, keep_default_na=False)[list(SPLIT_COLUMNS)]
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -221,16 +226,16 @@ def _read_arms(path: Path, told: Mapping[str, Any]) -> tuple[Arm, ...]:
         return ()
     bases = {str(each["arm"]): str(each.get("base", "")) for each in told.get("encoders", [])}
     rows = read_json(path)
-    titles = {str(row["arm"]): str(row.get("title") or title_of(str(row["arm"]))) for row in rows}
+    titles = {str(row["arm"]): str(row["title"]) for row in rows}
     shorts = Counter(_short(title) for title in titles.values())
     return tuple(
         Arm(
             name=name,
             title=title if shorts[_short(title)] == 1 else f"{_short(title)} ({name}){title[len(_short(title)) :]}",
-            kind=arm_kind(name, str(row.get("kind", ""))),
+            kind=Role(row["kind"]),
             **{key: row.get(key) for key in ("pictures", "optimiser_steps", "sequential_steps", "seconds")},
-            folds=_count(row.get("folds")),
-            seeds=_count(row.get("seeds")),
+            folds=len(row["folds"]),
+            seeds=len(row["seeds"]),
             base=bases.get(name, ""),
         )
         for (name, title), row in zip(titles.items(), rows, strict=True)
@@ -239,11 +244,6 @@ def _read_arms(path: Path, told: Mapping[str, Any]) -> tuple[Arm, ...]:
 
 def _short(title: str) -> str:
     return re.split("[:,]", title, maxsplit=1)[0].strip() or title
-
-
-def _count(value: Any) -> int | None:
-    """A number of folds or seeds, given as the number or as the list of them."""
-    return len(value) if isinstance(value, list) else value
 
 
 def _read_curves(run: Path) -> tuple[pd.DataFrame, tuple[LeftOut, ...], frozenset[tuple[str, str]]]:

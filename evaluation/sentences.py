@@ -10,7 +10,7 @@ class Verdict(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     UNCLEAR = "cannot say"
-    NO_INTERVAL = "too few to say"
+    NO_INTERVAL = "no interval"
 
 
 # "baseline" is for what pretraining started from, random initialisation ({base}) or the weights that were given.
@@ -31,9 +31,9 @@ SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
         "at all, reaches {there}; the encoder is {apart} that{bracket}.",
         Verdict.WORSE: "Simple pixels do better: {floor}, with no pretraining at all, "
         "reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.UNCLEAR: "Simple pixels may do as well: {floor}, with no pretraining at "
-        "all, reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.NO_INTERVAL: "Simple pixels may do as well: {floor}, with no pretraining "
+        Verdict.UNCLEAR: "We cannot tell it from simple pixels: {floor}, with no pretraining "
+        "at all, reaches {there}; the encoder is {apart} that{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot tell it from simple pixels: {floor}, with no pretraining "
         "at all, reaches {there}; the encoder is {apart} that, with {why}.",
     },
     "pooled": {
@@ -50,8 +50,8 @@ SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
         Verdict.NO_INTERVAL: "We cannot tell {who} from {base}: {metric} {own}, {apart} {there}, with {why}.",
     },
     "other": {
-        Verdict.BETTER: "Better than {title}: {apart} {there}{bracket}.",
-        Verdict.WORSE: "Worse than {title}: {apart} {there}{bracket}.",
+        Verdict.BETTER: "It did better than {title}: {apart} {there}{bracket}.",
+        Verdict.WORSE: "It did worse than {title}: {apart} {there}{bracket}.",
         Verdict.UNCLEAR: "We cannot tell it from {title}: {apart} {there}{bracket}.",
         Verdict.NO_INTERVAL: "We cannot tell it from {title}: {apart} {there}, with {why}.",
     },

@@ -6,7 +6,8 @@ import pandas as pd
 
 from evaluation.figures import number
 from evaluation.model_similarity import arm_similarity, round_similarity
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.results_schema import ALL
+from evaluation.run_folder import RunFolder
 from foundation.errors import FedpretextError
 
 
@@ -29,7 +30,7 @@ def alike_rows(folder: RunFolder) -> list[AlikeRow]:
     except FedpretextError:
         return []
     arms = arms[arms["arm_a"].isin(folder.leads) | arms["arm_b"].isin(folder.leads)]
-    sites = tuple(dict.fromkeys([OVERALL, *sorted(set(arms["site"]) | set(rounds["site"]))]))
+    sites = tuple(dict.fromkeys([ALL, *sorted(set(arms["site"]) | set(rounds["site"]))]))
     rows = []
     for (first, second), own in arms.groupby(["arm_a", "arm_b"], sort=False):
         pair = (first, second) if first in folder.leads else (second, first)

@@ -15,7 +15,7 @@ from evaluation.figures import (
     select,
     sites_of,
 )
-from evaluation.results import SITE_MEAN
+from evaluation.results_schema import Statistic
 from evaluation.run_folder import RunFolder
 
 _ROLE_WORDS = (("train", 0), ("val", 1), ("test", 2), ("out", 3))
@@ -76,7 +76,7 @@ def site_rows(folder: RunFolder, question: Question, columns: Sequence[SiteColum
     names = sorted({name for figures in by_site.values() for name in figures}, key=lambda n: arm_order(folder, n))
     inside = [column.name for column in columns if not column.outside]
     less = question.metric.lower() in LESS_IS_BETTER
-    means = arm_figures(folder, question, SITE_MEAN)
+    means = arm_figures(folder, question, statistic=Statistic.SITE_MEAN)
     return [_site_row(folder, name, by_site, inside, means.get(name), less) for name in names]
 
 

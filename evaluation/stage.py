@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from evaluation.config import PROTOCOLS_OF
 from evaluation.diagnostics import feature_spread, rankme, uniformity
 from evaluation.features import alignment_of, features_of
 from evaluation.floors import MAJORITY, PIXELS
-from evaluation.held import ALL, Scores
+from evaluation.held import Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.intervals import IntArray, Scored, jackknife, mean
 from evaluation.kinds import KINDS, main_metric
@@ -21,11 +22,12 @@ from evaluation.label_draws import Labels, draw_labels
 from evaluation.leaks import check_leaks
 from evaluation.metrics import balanced_accuracy
 from evaluation.protocols import PROTOCOLS
-from evaluation.results import COLUMNS, COMPARISON_COLUMNS, Row, comparison_rows, rows_of, table_row
+from evaluation.results import comparison_rows, rows_of, table_row
+from evaluation.results_schema import ALL, BESIDE, COMPARISONS, LEADS, RESULTS, Role, Row, Statistic, records
 from evaluation.scoring import score_encoder, score_floors, score_leakage
-from evaluation.started_from import SUPERVISED, bases, shown_as
+from evaluation.started_from import bases, shown_as, supervised_arms
 from foundation.errors import StudyError, look_up
-from foundation.files import write_json, write_text
+from foundation.files import digest, read_json, write_json, write_text
 from foundation.progress import say, track
 from imaging.splits import HELD
 
@@ -34,10 +36,11 @@ Key = tuple[str, str, str]
 
 
 def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = True) -> pd.DataFrame:
-    """Evaluate every encoder of a run folder; returns the results table (columns ``results.COLUMNS``).
+    """Evaluate every encoder of a run folder; returns the results table (``results_schema.RESULTS``).
 
-    Writes results.csv, results.json, comparisons.csv and evaluation/scores.csv into ``run``. ``protocols``: names from
-    PROTOCOLS; default: the study's. RunError for a folder that is not a finished run, DataError for unusable labels.
+    Writes results.csv, results.json, comparisons.csv and evaluation/scores.csv into ``run``; what an earlier call found
+    by other protocols stays in them. ``protocols``: names from PROTOCOLS; default: the
+    study's. RunError for a folder that is not a finished run, DataError for unusable labels.
     """
     for name in protocols or ():
         look_up(PROTOCOLS, name, "protocol")
@@ -57,8 +60,8 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
     scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     grouped = group_scores(scores)
     rows = _main_rows(inputs, grouped) + _skipped_rows(inputs, labels, names) + _diagnostic_rows(inputs, leaks)
-    results = pd.DataFrame(rows, columns=list(COLUMNS))
-    comparisons = pd.DataFrame(_comparisons(inputs, grouped), columns=list(COMPARISON_COLUMNS))
+    results, comparisons = RESULTS.frame(rows), COMPARISONS.frame(_comparisons(inputs, grouped))
+    scores, results, comparisons = _with_earlier(inputs, names, scores, results, comparisons)
     _write(inputs, scores, results, comparisons)
     return results
 
@@ -103,7 +106,15 @@ def group_scores(scores: pd.DataFrame) -> dict[Key, Scores]:
 def _fixed(inputs: Inputs, key: Key) -> dict[str, Any]:
     encoder, protocol, fraction = key
     named = {"task": inputs.config.task, "dataset": inputs.config.dataset}
-    return {**named, "encoder": encoder, "protocol": protocol, "label_fraction": fraction}
+    named |= {"encoder": encoder, "role": roles_of(inputs)[encoder]}
+    return {**named, "protocol": protocol, "label_fraction": fraction}
+
+
+def roles_of(inputs: Inputs) -> dict[str, Role]:
+    """What each encoder of the tables is, by its name there."""
+    roles = {encoder.arm: encoder.kind for encoder in inputs.encoders}
+    roles |= dict.fromkeys(supervised_arms(inputs).values(), Role.SUPERVISED)
+    return roles | {PIXELS: Role.PIXELS, MAJORITY: Role.MAJORITY}
 
 
 def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
@@ -114,10 +125,10 @@ def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
 def _skipped_rows(inputs: Inputs, labels: Labels, names: Sequence[str]) -> list[Row]:
     """A row for each encoder and protocol of a label budget that could not be drawn."""
     arms = {(shown_as(inputs, encoder, name), name) for encoder in inputs.encoders for name in names}
-    blank = {"site": ALL, "seed": ALL, "n": 0}
+    blank = {"site": ALL, "seed": ALL, "n": 0, "statistic": Statistic.SKIPPED}
     metric = main_metric(inputs.config, inputs.pictures.classes)
     return [
-        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, metric, float("nan"), [why])
+        table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, metric, None, why)
         for fraction, why in labels.skipped.items()
         for arm, name in sorted(arms)
     ]
@@ -136,9 +147,9 @@ def _diagnostic_rows(inputs: Inputs, leaks: Sequence[pd.DataFrame]) -> list[Row]
         where = {"site": ALL, "seed": seed, "n": len(np.unique(inputs.pictures.patient))}
         for name, figure in figures:
             value = float(np.mean([figure(table) for table in tables]))
-            rows.append(table_row(inputs.config, fixed, where, name, value, ["no interval: over all pictures"]))
+            rows.append(table_row(inputs.config, fixed, where, name, value, "over all pictures"))
         aligned = float(np.mean([alignment_of(inputs, inputs.encoders[i]) for i in own]))
-        rows.append(table_row(inputs.config, fixed, where, "alignment", aligned, ["no interval: of two views each"]))
+        rows.append(table_row(inputs.config, fixed, where, "alignment", aligned, "of two views each"))
         found = [leak for i in own if len(leak := leaks[i])]
         estimates = [jackknife(_leak_scores(leak), balanced_accuracy) for leak in found]
         estimates = [each for each in estimates if np.isfinite(each.value)]
@@ -164,7 +175,8 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
     In question are the federated ones and those that were brought from elsewhere; two of them are compared once. Floors
     and supervised training stand beside every protocol.
     """
-    leads = sorted({encoder.arm for encoder in inputs.encoders if encoder.kind in ("federated", "pretrained")})
+    roles = roles_of(inputs)
+    leads = [arm for arm, role in roles.items() if role in LEADS]
     fractions = {fraction for _, _, fraction in grouped}
     most = "1" if "1" in fractions else max(fractions, default="")
     metric = main_metric(inputs.config, inputs.pictures.classes)
@@ -173,18 +185,14 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
         if arm not in leads or fraction != most:
             continue
         for (other, others_protocol, others_fraction), scores in grouped.items():
-            beside = other in (PIXELS, MAJORITY) or other.startswith(SUPERVISED)
-            same = others_protocol == protocol or beside
+            same = others_protocol == protocol or roles[other] in BESIDE
             if other == arm or others_fraction != most or not same or (other in leads and other < arm):
                 continue
             note = "" if others_protocol == protocol else f"{other}: {others_protocol}"
             fixed = {
-                "protocol": protocol,
-                "encoder_a": arm,
-                "encoder_b": other,
-                "label_fraction": fraction,
-                "note": note,
-            }
+                "task": inputs.config.task, "protocol": protocol, "label_fraction": fraction, "note": note,
+                "encoder_a": arm, "role_a": roles[arm], "encoder_b": other, "role_b": roles[other],
+            }  # fmt: skip
             rows += comparison_rows(own, scores, metric, inputs.config, fixed)
     return rows
 
@@ -192,7 +200,7 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
 def _write(inputs: Inputs, scores: pd.DataFrame, results: pd.DataFrame, comparisons: pd.DataFrame) -> None:
     run, pictures = inputs.run, inputs.pictures
     write_text(run / "evaluation" / "scores.csv", scores.to_csv(index=False))
-    write_text(run / "comparisons.csv", comparisons.to_csv(index=False))
+    COMPARISONS.write(run / "comparisons.csv", comparisons)
     write_json(
         run / "results.json",
         {
@@ -202,22 +210,46 @@ def _write(inputs: Inputs, scores: pd.DataFrame, results: pd.DataFrame, comparis
             "label": inputs.config.label,
             "classes": list(pictures.classes),
             "unit": inputs.config.unit,
-            "pictures_and_split": inputs.key(),
-            "encoders": [_described(encoder) for encoder in inputs.encoders],
-            "results": _records(results),
-            "comparisons": _records(comparisons),
+            "judged": _judged(inputs),
+            "encoders": [{**encoder.described, "digest": encoder.key} for encoder in inputs.encoders],
+            "supervised": {name: arm for arm, name in supervised_arms(inputs).items()},
+            "results": records(results),
+            "comparisons": records(comparisons),
         },
     )
-    write_text(run / "results.csv", results.to_csv(index=False))
+    RESULTS.write(run / "results.csv", results)
 
 
-def _described(encoder: Encoder) -> dict[str, Any]:
-    return {**encoder.described, "digest": encoder.key}
+def _judged(inputs: Inputs) -> str:
+    """Digest of all that every protocol's figures hang on: images, labels and split, encoders, settings."""
+    encoders = [f"{encoder.arm} {encoder.fold} {encoder.seed} {encoder.key}" for encoder in inputs.encoders]
+    return digest(inputs.key(), inputs.config.model_dump_json(exclude={"protocols"}), *encoders)
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with None where a figure is not a number, so that the file is JSON."""
-    return [
-        {str(name): None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
+def _with_earlier(
+    inputs: Inputs, names: Sequence[str], scores: pd.DataFrame, results: pd.DataFrame, comparisons: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The tables, and behind them the rows of protocols that an earlier call evaluated: a call adds to a run's results.
+
+    Rows of other images, labels, encoders or settings cannot be held against the new ones: they are dropped.
+    """
+    run, told, scored = inputs.run, inputs.run / "results.json", inputs.run / "evaluation" / "scores.csv"
+    if not (told.is_file() and scored.is_file()) or read_json(told).get("judged") != _judged(inputs):
+        return scores, results, comparisons
+    replaced = {*zip(results["encoder"], results["protocol"], strict=True)}
+
+    def kept(earlier: pd.DataFrame, encoder: str = "encoder") -> pd.DataFrame:
+        again = [pair in replaced for pair in zip(earlier[encoder], earlier["protocol"], strict=True)]
+        return earlier[~(earlier["protocol"].isin(names) | np.array(again, dtype=np.bool_))]
+
+    earlier = kept(_as_text(scored.read_text()))
+    if len(earlier):
+        scores = pd.concat([_as_text(scores.to_csv(index=False)), earlier], ignore_index=True).fillna("")
+    results = pd.concat([results, kept(RESULTS.read(run / "results.csv"))], ignore_index=True)
+    apart = kept(COMPARISONS.read(run / "comparisons.csv"), "encoder_a")
+    return scores, results, pd.concat([comparisons, apart], ignore_index=True)
+
+
+def _as_text(csv: str) -> pd.DataFrame:
+    """A table of text, so that no figure changes when it is written again."""
+    return pd.read_csv(StringIO(csv), dtype=str, keep_default_na=False)

@@ -17,7 +17,7 @@ def base_of(inputs: Inputs, encoder: Encoder) -> str:
         return encoder.arm
     if encoder.base:
         return encoder.base
-    untrained = {other.kind: other.arm for other in inputs.encoders if other.kind in UNTRAINED}
+    untrained = {str(other.kind): other.arm for other in inputs.encoders if other.kind in UNTRAINED}
     return untrained.get("natural", untrained.get("random", ""))
 
 
@@ -29,7 +29,10 @@ def bases(inputs: Inputs) -> list[str]:
 
 def shown_as(inputs: Inputs, encoder: Encoder, name: str) -> str:
     """The encoder's name in the tables: what pretraining started from, trained on the labels alone, is "supervised"."""
+    return supervised_arms(inputs).get(encoder.arm, encoder.arm) if PROTOCOLS[name].trains_encoder else encoder.arm
+
+
+def supervised_arms(inputs: Inputs) -> dict[str, str]:
+    """By the arm that it starts from, the name in the tables of supervised training without pretraining."""
     started_from = bases(inputs)
-    if encoder.arm not in started_from or not PROTOCOLS[name].trains_encoder:
-        return encoder.arm
-    return SUPERVISED if len(started_from) == 1 else f"{SUPERVISED}-{encoder.arm}"
+    return {arm: SUPERVISED if len(started_from) == 1 else f"{SUPERVISED}-{arm}" for arm in started_from}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,14 +18,14 @@ from evaluation.federated_figures import FIGURES, PROTOCOL, SiteEstimate, SiteFi
 from evaluation.federated_probe import Moments, minimise, outputs_of, standard_of, summed
 from evaluation.intervals import FloatArray
 from evaluation.logistic import Standard
-from evaluation.results import COLUMNS
+from evaluation.results_schema import RESULTS, Role, Row
 from evaluation.score_histogram import Histogram, pooled_area
 from federation.algorithms.algorithm import Weights
 from federation.federated_evaluation import EvaluationRequest, FederatedEvaluationConfig, Statistics, Step, answer_like
 from federation.records import Failure, SiteInfo, all_finite, weights_digest
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError, RunError
-from foundation.files import read_json, write_json, write_text
+from foundation.files import read_json, write_json
 from foundation.progress import say
 from ssl_methods import build_method
 from ssl_methods.encoder_outputs import feature_dim
@@ -167,14 +166,14 @@ def _evaluated(probe: _Probe, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def collect(run: Path) -> Path | None:
-    """Write ``evaluation/federated.csv`` of a run: the rows of all of its federations, in the columns of results.csv.
+    """Write ``evaluation/federated.csv`` of a run: the rows of all of its federations, as a results table.
 
     None, and nothing written, where no federation was asked about labels.
     """
     found = sorted(run.glob(f"arms/*/fold-*/seed-*/{RECORD_NAME}"))
     if not found:
         return None
-    table: list[dict[str, Any]] = []
+    table: list[Row] = []
     for path in found:
         record, fold = read_json(path), path.parent.parent.name.removeprefix("fold-")
         several = len({each.parent.parent for each in found}) > 1
@@ -182,9 +181,10 @@ def collect(run: Path) -> Path | None:
         for arm, told in record["arms"].items():
             for row in told["rows"]:
                 note = "; ".join(part for part in (f"fold {fold}" if several else "", row["note"]) if part)
-                table.append({**fixed, "encoder": arm, "seed": str(record["seed"]), **row, "note": note})
+                named = {"encoder": arm, "role": Role(arm), "seed": str(record["seed"])}
+                table.append({**fixed, **named, **row, "note": note})
     place = run / "evaluation" / TABLE_NAME
-    write_text(place, pd.DataFrame(table, columns=list(COLUMNS)).to_csv(index=False))
+    RESULTS.write(place, RESULTS.frame(table))
     return place
 
 

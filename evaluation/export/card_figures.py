@@ -21,8 +21,8 @@ from evaluation.figures import (
     select,
     sites_of,
 )
-from evaluation.results import SITE_MEAN
-from evaluation.run_folder import OVERALL, RunFolder
+from evaluation.results_schema import ALL, Statistic
+from evaluation.run_folder import RunFolder
 
 UNJUDGED = (
     "Nothing is known of what this encoder is worth: the run was not evaluated. Judge it on labelled pictures of your "
@@ -88,7 +88,7 @@ def _sites(folder: RunFolder, question: Question, arm: str) -> str:
             rows.append([plain(site) + (", took no part in training" if site in outside else ""), *_cells(figure)])
     if not rows:
         return ""
-    mean = arm_figures(folder, question, SITE_MEAN).get(arm)
+    mean = arm_figures(folder, question, statistic=Statistic.SITE_MEAN).get(arm)
     if mean is not None:
         rows.append(["mean of the sites, by their " + folder.unit, *_cells(mean)])
     heads = ["site", metric_title(question.metric), "95 % interval", folder.unit]
@@ -97,16 +97,18 @@ def _sites(folder: RunFolder, question: Question, arm: str) -> str:
 
 def _others(folder: RunFolder, question: Question, arm: str) -> str:
     """The arm's other figures over all test sites."""
-    own = folder.results[(folder.results["encoder"] == arm) & (folder.results["site"] == OVERALL)]
+    own = folder.results[(folder.results["encoder"] == arm) & (folder.results["site"] == ALL)]
+    own = own[own["statistic"] != Statistic.SITE_MEAN]
     rows = []
-    for key, group in own.groupby(["task", "protocol", "metric", "label_fraction"], sort=False):
-        task, protocol, metric, fraction = map(str, key)
+    for key, group in own.groupby(["task", "protocol", "metric", "label_fraction", "statistic"], sort=False):
+        task, protocol, metric, fraction, statistic = map(str, key)
         figure = figure_of(group)
-        if figure is None or Question(task, protocol, metric, fraction) == question:
+        asked = statistic == Statistic.ESTIMATE and Question(task, protocol, metric, fraction) == question
+        if figure is None or asked:
             continue
         order = (task, protocol_rank(protocol), [-part for part in fraction_size(fraction)], metric_rank(metric))
         labels = "–" if protocol == "diagnostic" else fraction_title(fraction)
-        named = [plain(task), plain(protocol_title(protocol)), labels, plain(metric_title(metric))]
+        named = [plain(task), plain(protocol_title(protocol)), labels, plain(metric_title(metric, statistic))]
         rows.append((order, [*named, *_cells(figure)]))
     if not rows:
         return ""

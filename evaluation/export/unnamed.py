@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-from evaluation.held import ALL, LEFT_OUT
-from evaluation.results import SITE_MEAN
+from evaluation.held import LEFT_OUT
+from evaluation.results_schema import ALL
 from evaluation.run_folder import Arm, RunFolder
 
-_NO_SITES = {"", ALL, LEFT_OUT, SITE_MEAN}
+_NO_SITES = {ALL, LEFT_OUT}
 _ALONE = "alone-"
 _SOME = "a site"
 

@@ -9,7 +9,7 @@ from foundation.files import read_json, write_json, write_text
 from foundation.wording import span
 from simulation.advisor.answer import wrapped
 from simulation.advisor.pilot_plan import Plan, Trained
-from simulation.advisor.verdict import RULE, PilotEstimate, Findings
+from simulation.advisor.verdict import RULE, Findings, PilotEstimate
 
 RECORD = "pilot.json"
 

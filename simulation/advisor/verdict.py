@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
-from evaluation.started_from import SUPERVISED
+from evaluation.results_schema import ALL, COMPARISONS, RESULTS, Role, Statistic
 from foundation.errors import RunError
 
 Agreement = Literal["agrees", "cannot tell", "disagrees"]
@@ -68,18 +66,19 @@ class Findings:
 
 def read_findings(folder: Path, arms: Mapping[str, str], protocol: str) -> Findings:
     """A pilot's findings from its tables; arms: by candidate its arm's name, the literature's first one first."""
-    results, compared = (pd.read_csv(folder / name) for name in ("results.csv", "comparisons.csv"))
-    compared = compared[(compared["protocol"] == protocol) & (compared["site"] == "all")]
+    results, compared = RESULTS.read(folder / "results.csv"), COMPARISONS.read(folder / "comparisons.csv")
+    compared = compared[(compared["protocol"] == protocol) & (compared["site"] == ALL)]
     if compared.empty:
         raise RunError(f"{folder}: no encoder could be compared; see results.csv there for the reason")
     metric = str(compared["metric"].iloc[0])
-    here = (results["protocol"] == protocol) & (results["site"] == "all") & (results["metric"] == metric)
+    here = (results["protocol"] == protocol) & (results["site"] == ALL) & (results["metric"] == metric)
+    here &= results["statistic"] == Statistic.ESTIMATE
     own = {str(row["encoder"]): row for row in results[here].to_dict("records")}
     pairs: dict[tuple[str, str], PilotEstimate] = {}
     for row in compared.to_dict("records"):
         one, other, figure = row["encoder_a"], row["encoder_b"], _figure(row)
         pairs |= {(one, other): figure, (other, one): PilotEstimate(-figure.value, -figure.high, -figure.low)}
-    supervised = next(name for name in own if name.startswith(SUPERVISED))
+    supervised = next(name for name, row in own.items() if row["role"] == Role.SUPERVISED)
     first, *others = arms
     return Findings(
         metric,

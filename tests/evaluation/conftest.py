@@ -48,7 +48,13 @@ def write_encoder(
         model = build_encoder(encoder, IMAGE)
     save_tensors(folder / "encoder.safetensors", model.state_dict())
     described = {"arm": arm, "title": arm.title(), "fold": fold, "seed": seed, "kind": kind}
-    described |= {"encoder": encoder.model_dump(), "pictures": 10, "optimiser_steps": 2, "sequential_steps": 1}
+    described |= {
+        "encoder": encoder.model_dump(),
+        "image": IMAGE.model_dump(mode="json"),
+        "pictures": 10,
+        "optimiser_steps": 2,
+        "sequential_steps": 1,
+    }
     write_json(folder / "encoder.json", described)
 
 

@@ -25,7 +25,8 @@ from evaluation.explain_lag import (
     wasserstein,
 )
 from evaluation.inputs import read_inputs
-from evaluation.run_folder import COMPARISON_COLUMNS, RESULT_COLUMNS, RunFolder
+from evaluation.results_schema import COMPARISONS, RESULTS
+from evaluation.run_folder import RunFolder
 from foundation.events import DIVERGENCE_NAME
 
 LAYERS = ("stem", "block 1", "block 2", "head")
@@ -34,7 +35,8 @@ WHY = "Scanners, patients and findings differ together, so this says that the si
 
 def result(encoder: str, value: float, metric: str = "AUROC") -> dict[str, object]:
     protocol = "logistic" if metric in ("AUROC", "MAE") else "diagnostic"
-    row = dict.fromkeys(RESULT_COLUMNS, "") | {"task": "t", "encoder": encoder, "protocol": protocol, "site": "all"}
+    row = {"task": "t", "encoder": encoder, "role": encoder.partition("-")[0], "protocol": protocol, "site": "all"}
+    row |= {"statistic": "estimate", "unit": "patient"}
     return row | {"label_fraction": "1", "metric": metric, "value": value, "ci_low": np.nan, "ci_high": np.nan, "n": 80}
 
 
@@ -43,16 +45,25 @@ def run(
 ) -> RunFolder:
     """A run whose federated encoder differs by so much from that of ``against``."""
     low, high = interval or (np.nan, np.nan)
-    row = dict.fromkeys(COMPARISON_COLUMNS, "") | {"protocol": "logistic", "metric": metric, "site": "all"}
-    row |= {"encoder_a": "federated", "encoder_b": against, "value": value, "ci_low": low, "ci_high": high}
+    row = {"task": "t", "protocol": "logistic", "metric": metric, "site": "all"}
+    row |= {
+        "encoder_a": "federated",
+        "role_a": "federated",
+        "encoder_b": against,
+        "role_b": against.partition("-")[0],
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+    }
     row |= {
         "p": 0.5,
         "n": 80,
         "label_fraction": "1",
-        "note": "" if interval else "no interval: too few patients to say",
+        "unit": "patient",
+        "interval": "" if interval else "too few patients to say",
     }
     rows = [result("federated", 0.8, metric), result(against, 0.8 - value, metric)]
-    return RunFolder(path, pd.DataFrame(rows), pd.DataFrame([row]))
+    return RunFolder(path, RESULTS.frame(rows), COMPARISONS.frame([row]))
 
 
 def agreeing(*sites: str, cosine: float = 0.5) -> dict[str, dict[str, SiteLayer]]:
@@ -71,13 +82,13 @@ def grey(level: int) -> np.ndarray:
         (0.05, (0.01, 0.09), "AUROC", "Federated does not lag: AUROC +0.05 against pooling (95 % interval +0.01 to "
          "+0.09)."),
         (-0.05, (-0.12, 0.02), "AUROC", "No lag is shown for Federated: AUROC −0.05 against pooling (95 % interval "
-         "−0.12 to +0.02, which holds nought)."),
+         "−0.12 to +0.02, which contains zero)."),
         (-0.05, None, "AUROC", "Whether Federated lags cannot be said: AUROC −0.05 against pooling, with no interval: "
          "too few patients to say."),
         (-0.05, (-0.09, -0.01), "MAE", "Federated does not lag: Mean absolute error −0.05 against pooling (95 % "
          "interval −0.09 to −0.01)."),
     ],
-    ids=["better", "around nought", "no interval", "less is better"],
+    ids=["better", "around zero", "no interval", "less is better"],
 )  # fmt: skip
 def test_without_a_lag_no_reasons_are_given(
     tmp_path: Path,

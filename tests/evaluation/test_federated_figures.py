@@ -27,7 +27,7 @@ def same(found: Estimate | None, expected: Estimate) -> None:
     assert found.value == expected.value
     own, other = interval(found), interval(expected)
     assert (own.low, own.high) == pytest.approx((other.low, other.high), nan_ok=True, abs=1e-12)
-    assert own.note == other.note
+    assert own.how == other.how
 
 
 @given(seed=st.integers(0, 1000), patients=st.integers(2, 40), name=st.sampled_from(sorted(FIGURES)))
@@ -52,7 +52,7 @@ def test_the_mean_over_sites_has_the_interval_of_the_patients_own() -> None:
     parts = {site: scored_pictures(seed, site, 10 + 5 * seed) for seed, site in enumerate("abc")}
     found = rows({site: site_figures(data) for site, data in parts.items()}, None, ())
     expected = mean([FIGURES["AUROC"](data) for data in parts.values()], [10, 15, 20])
-    (row,) = (row for row in found if (row["site"], row["metric"]) == ("site mean", "AUROC"))
+    (row,) = (row for row in found if (row["statistic"], row["metric"]) == ("site mean", "AUROC"))
     assert row["value"] == pytest.approx(expected.value)
     bounds = interval(expected)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((bounds.low, bounds.high))
@@ -63,21 +63,23 @@ def told(value: float, patients: int, units: int = 12) -> SiteFigures:
     return SiteFigures(patients, 5, {name: SiteEstimate(value, 0.01, units) for name in FIGURES})
 
 
-def of(found: list[dict[str, Any]], metric: str) -> dict[str, tuple[float, int]]:
-    return {row["site"]: (row["value"], row["n"]) for row in found if row["metric"] == metric}
+def of(found: list[dict[str, Any]], statistic: str) -> dict[str, tuple[float, int]]:
+    asked = [row for row in found if (row["metric"], row["statistic"]) == ("AUROC", statistic)]
+    return {row["site"]: (row["value"], row["n"]) for row in asked}
 
 
 def test_rows_by_hand() -> None:
     """.6 of 30 patients and .9 of 10: .675; the site of one class is shown without a figure and weighs nothing."""
     sites = {"b": told(0.9, 10), "a": told(0.6, 30), "one class": told(0.0, 8, units=0)}
     found = rows(sites, PooledArea(0.7, 0.0123), ["a", "b", "no figures"])
-    auroc = of(found, "AUROC")
-    assert list(auroc) == ["a", "b", "one class", "site mean"]
-    assert auroc["site mean"] == (pytest.approx(0.675), 40)
+    auroc = of(found, "estimate")
+    assert list(auroc) == ["a", "b", "one class"]
+    assert of(found, "site mean") == {"all": (pytest.approx(0.675), 40)}
     assert math.isnan(auroc["one class"][0])
-    assert of(found, "AUROC worst site") == {"a": (0.6, 30)}
-    assert of(found, "AUROC pooled") == {"all": (0.7, 40)}
-    assert found[-1]["note"] == "from histograms of 3 sites, off by at most 0.012; no interval: labels stay there"
+    assert of(found, "worst site") == {"a": (0.6, 30)}
+    assert of(found, "from histograms") == {"all": (0.7, 40)}
+    assert found[-1]["note"] == "from histograms of 3 sites, off by at most 0.012"
+    assert found[-1]["interval"] == "labels stay there"
 
 
 def test_one_site_has_no_mean_and_no_worst() -> None:

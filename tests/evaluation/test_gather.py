@@ -205,3 +205,12 @@ def test_the_ready_task_files_are_read(path: Path) -> None:
     task = read_task(path)
     assert task.task
     assert (task.data is None) or task.data.is_absolute()
+
+
+@pytest.mark.parametrize("name", ["supervised", "pixels", "majority"])
+def test_an_encoder_may_not_be_called_as_a_row_of_the_tables(
+    make_run: MakeRun, task_file: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    run = named(make_run(), name)
+    with pytest.raises(RunError, match=f"'{name}' is the name of another row of the tables; rename the folder"):
+        gather([str(run)], task_file(), tmp_path / "out", "command")

@@ -26,6 +26,7 @@ from evaluation.intervals import (
     variance,
 )
 from evaluation.metrics import auprc, auroc, balanced_accuracy
+from evaluation.results_schema import LOGIT
 from foundation.randomness import numpy_generator
 
 
@@ -153,7 +154,7 @@ def test_paired_difference_uses_the_covariance() -> None:
     covariance = (variance(first)[0] + variance(second)[0] - apart) / 2
     again = variance(difference(second, first))[0]
     assert again == pytest.approx(variance(first)[0] + variance(second)[0] - 2 * covariance)
-    assert difference_interval(difference(first, first)).note == NO_SPREAD
+    assert difference_interval(difference(first, first)).how == NO_SPREAD
 
 
 def test_a_difference_of_other_patients_is_refused() -> None:
@@ -161,22 +162,22 @@ def test_a_difference_of_other_patients_is_refused() -> None:
         difference(auc(random_case(1, 10, 50)), auc(random_case(1, 5, 50)))
 
 
-@pytest.mark.parametrize(("patients", "positive", "note"), [(9, 5, TOO_FEW), (12, 4, TOO_FEW), (12, 5, "")])
+@pytest.mark.parametrize(("patients", "positive", "note"), [(9, 5, TOO_FEW), (12, 4, TOO_FEW), (12, 5, LOGIT)])
 def test_too_few_patients_to_say(patients: int, positive: int, note: str) -> None:
     rng = numpy_generator(patients, "few")
     labels = [int(i < positive) for i in range(patients) for _ in range(3)]
     scores = (0.4 * np.array(labels) + 0.6 * rng.random(len(labels))).tolist()
     names = [f"p{i:02d}" for i in range(patients) for _ in range(3)]
     found = interval(auc(scored(labels, scores, names)))
-    assert found.note == note
-    assert np.isnan(found.low) == bool(note)
+    assert found.how == note
+    assert np.isnan(found.low) == (note == TOO_FEW)
 
 
 def test_a_perfect_score_has_no_interval() -> None:
     labels = [0, 1] * 15
     names = [f"p{i}" for i in range(15) for _ in range(2)]
     found = interval(auc(scored(labels, [float(k) for k in labels], names)))
-    assert found.note in (AT_BOUND, NO_SPREAD)
+    assert found.how in (AT_BOUND, NO_SPREAD)
 
 
 def test_many_patients_are_left_out_in_groups() -> None:
@@ -225,7 +226,7 @@ def test_closed_form_of_a_mean_is_the_brute_force_jackknife(seed: int, patients:
 
 def test_a_mean_of_nobody_and_of_somebody_twice() -> None:
     nobody = patient_mean(np.array([]), [], [])
-    assert np.isnan(nobody.value) and interval(nobody).note == TOO_FEW
+    assert np.isnan(nobody.value) and interval(nobody).how == TOO_FEW
     with pytest.raises(ValueError, match="one value of each"):
         patient_mean(np.array([0.1, 0.2]), ["a", "a"], ["s", "s"])
 

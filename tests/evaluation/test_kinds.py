@@ -106,13 +106,12 @@ def test_the_mean_over_sites_is_weighted_by_patients() -> None:
     config = RunEvaluation(kind="regression")
     metrics = KINDS["regression"].metrics(config, ())
     found = pd.DataFrame(rows_of(Scores.of(rows), metrics, config, {}))
-    own = found[found["metric"] == "MAE"].set_index("site")
+    own = found[(found["metric"] == "MAE") & (found["statistic"] == "estimate")].set_index("site")
     assert own.loc["s0", "n"] == 20 + 5
     expected = (25 * own.loc["s0", "value"] + 5 * own.loc["s1", "value"]) / 30
-    assert own.loc["site mean", "value"] == pytest.approx(expected)
-    assert own.loc["site mean", "n"] == 30
-    assert own.loc["site mean", "ci_low"] < expected < own.loc["site mean", "ci_high"]
-    spread = found[found["metric"] == "R2 worst site"].iloc[0]
-    assert spread["value"] == pytest.approx(
-        found[(found["metric"] == "R2") & found["site"].isin(["s0", "s1"])]["value"].min()
-    )
+    mean = found[(found["metric"] == "MAE") & (found["statistic"] == "site mean")].iloc[0]
+    assert mean["value"] == pytest.approx(expected)
+    assert (mean["site"], mean["n"]) == ("all", 30)
+    assert mean["ci_low"] < expected < mean["ci_high"]
+    (worst,) = found[(found["metric"] == "R2") & (found["statistic"] == "worst site")]["value"]
+    assert worst == pytest.approx(found[(found["metric"] == "R2") & found["site"].isin(["s0", "s1"])]["value"].min())

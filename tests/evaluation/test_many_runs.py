@@ -13,7 +13,8 @@ from evaluation.config import RunEvaluation
 from evaluation.held import Scores
 from evaluation.kinds import KINDS
 from evaluation.many_runs import write_comparison
-from evaluation.results import COLUMNS, rows_of
+from evaluation.results import rows_of
+from evaluation.results_schema import RESULTS
 from foundation.errors import RunError
 from foundation.files import write_json
 from foundation.randomness import numpy_generator
@@ -33,15 +34,15 @@ def scored_run(run: Path, arm: str, spread: float) -> Path:
                 "label_fraction": "1", "label_seed": 0, "encoder": arm, "protocol": "logistic", "seed": 0,
             })  # fmt: skip
     scores = pd.DataFrame(rows)
-    fixed = {"task": "tumour", "dataset": "", "encoder": arm, "protocol": "logistic", "label_fraction": "1"}
+    fixed = {"task": "tumour", "dataset": "", "encoder": arm, "role": "federated", "protocol": "logistic",
+             "label_fraction": "1"}  # fmt: skip
     metrics = KINDS["classification"].metrics(CONFIG, ("0", "1"))
     (run / "evaluation").mkdir(parents=True)
     scores.to_csv(run / "evaluation" / "scores.csv", index=False)
-    results = pd.DataFrame(rows_of(Scores.of(scores), metrics, CONFIG, fixed), columns=list(COLUMNS))
-    results.to_csv(run / "results.csv", index=False)
+    RESULTS.write(run / "results.csv", RESULTS.frame(rows_of(Scores.of(scores), metrics, CONFIG, fixed)))
     write_json(run / "evaluation" / "config.json", CONFIG.model_dump(mode="json"))
     write_json(run / "results.json", {"kind": "classification", "classes": ["0", "1"], "encoders": []})
-    write_json(run / "arms.json", [{"arm": arm, "title": arm, "kind": "federated"}])
+    write_json(run / "arms.json", [{"arm": arm, "title": arm, "kind": "federated", "folds": [0], "seeds": [0]}])
     return run
 
 
@@ -69,6 +70,7 @@ def test_the_difference_is_that_of_the_same_patients(two_runs: tuple[Path, Path]
     for run, encoder in ((first, "fedavg"), (second, "fedprox")):
         table = pd.read_csv(run / "results.csv", keep_default_na=False, dtype=str)
         table = table[(table["metric"] == "AUROC") & (table["site"] == "all") & (table["encoder"] == encoder)]
+        table = table[table["statistic"] == "estimate"]
         values.append(float(table["value"].iloc[0]))
     apart = values[0] - values[1]
     shown = re.search(r"0/run − 1/run ([+−]?)(\d\.\d+) ", text)

@@ -11,7 +11,7 @@ import yaml
 
 from evaluation.export.markdown import bullets, plain, table
 from evaluation.model_card import model_card
-from evaluation.run_folder import COMPARISON_COLUMNS, RESULT_COLUMNS
+from evaluation.results_schema import COMPARISONS, RESULTS
 from foundation.errors import RunError
 from foundation.files import write_json
 from foundation.randomness import seeded_torch
@@ -34,17 +34,19 @@ SIMULATED = STUDY | {
 
 def result(encoder: str, value: float, low: float | str = "", high: float | str = "", **other: Any) -> dict[str, Any]:
     row = {
-        "task": "tumour", "dataset": "LGG", "encoder": encoder, "protocol": "logistic", "label_fraction": "1",
-        "site": "all", "seed": "0", "metric": "AUROC", "value": value, "ci_low": low, "ci_high": high, "n": 46,
-        "note": "",
+        "task": "tumour", "dataset": "LGG", "encoder": encoder, "role": encoder.partition("-")[0], "seed": "0",
+        "protocol": "logistic", "label_fraction": "1", "site": "all", "metric": "AUROC", "statistic": "estimate",
+        "value": value, "ci_low": low, "ci_high": high, "n": 46, "unit": "patient",
+        "interval": "too few patients to say" if low == "" else "",
     }  # fmt: skip
     return row | other
 
 
 def comparison(other: str, value: float, low: float | str, high: float | str) -> dict[str, Any]:
     return {
-        "protocol": "logistic", "metric": "AUROC", "site": "all", "encoder_a": "federated", "encoder_b": other,
-        "value": value, "ci_low": low, "ci_high": high, "p": 0.04, "n": 46, "note": "", "label_fraction": "1",
+        "task": "tumour", "protocol": "logistic", "label_fraction": "1", "metric": "AUROC", "site": "all",
+        "encoder_a": "federated", "role_a": "federated", "encoder_b": other, "role_b": other.partition("-")[0],
+        "value": value, "ci_low": low, "ci_high": high, "p": 0.04, "n": 46, "unit": "patient",
     }  # fmt: skip
 
 
@@ -95,18 +97,22 @@ def judged(run: Path) -> Path:
         result("federated", 0.842, 0.79, 0.88), result("random", 0.786, 0.71, 0.84), result("majority", 0.5),
         result("alone-Ashgrove", 0.829, 0.77, 0.87), result("pixels", 0.813, 0.75, 0.86),
         result("federated", 0.811, 0.70, 0.9, site="Ashgrove", n=22),
-        result("federated", 0.777, site="Birchwood", n=6, note="too few patients to say"),
-        result("federated", 0.755, 0.6, 0.8, site="Cedarhill", n=14, note="site left out of training"),
-        result("federated", 0.804, 0.74, 0.85, site="site mean", n=28),
+        result("federated", 0.777, site="Birchwood", n=6),
+        result("federated", 0.755, 0.6, 0.8, site="Cedarhill", n=14),
+        result("federated", 0.804, 0.74, 0.85, statistic="site mean", n=28),
         result("federated", 0.655, 0.61, 0.69, metric="F1"), result("federated", 0.733, 0.7, 0.76, protocol="knn"),
         result("federated", 0.52, 0.45, 0.6, protocol="diagnostic", metric="site_leakage"),
     ]  # fmt: skip
-    pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).to_csv(run / "results.csv", index=False)
+    RESULTS.write(run / "results.csv", RESULTS.frame(rows))
     apart = [comparison("random", 0.056, 0.02, 0.09), comparison("alone-Ashgrove", 0.013, -0.02, 0.05)]
-    pd.DataFrame(apart, columns=list(COMPARISON_COLUMNS)).to_csv(run / "comparisons.csv", index=False)
+    COMPARISONS.write(run / "comparisons.csv", COMPARISONS.frame(apart))
     titles = {"federated": "Federated: pictures stay home", "alone-Ashgrove": "Ashgrove alone, same budget"}
     write_json(
-        run / "arms.json", [{"arm": arm, "title": title, "folds": [0], "seeds": [0]} for arm, title in titles.items()]
+        run / "arms.json",
+        [
+            {"arm": arm, "title": title, "kind": arm.partition("-")[0], "folds": [0], "seeds": [0]}
+            for arm, title in titles.items()
+        ],
     )
     return run
 

@@ -52,20 +52,20 @@ NAMES = ["random", "pooled", "north alone", "south alone"]
     [
         (
             [0.01, 0.2, 0.04, NAN],
-            "4 comparisons were made, 1 of them without an interval. 2 have intervals that leave out nought; 1 is left "
+            "4 comparisons were made, 1 of them without an interval. 2 have intervals that exclude zero; 1 is left "
             "after Holm's adjustment for that many: random.",
         ),
         (
             [0.001, 0.2, 0.002, 0.003],
-            "4 comparisons were made. 3 have intervals that leave out nought; all are left after Holm's adjustment for "
+            "4 comparisons were made. 3 have intervals that exclude zero; all are left after Holm's adjustment for "
             "that many: random, north alone, south alone.",
         ),
         (
             [0.04, 0.2, 0.3, 0.4],
-            "4 comparisons were made. 1 has an interval that leaves out nought; none is left after Holm's adjustment "
+            "4 comparisons were made. 1 has an interval that excludes zero; none is left after Holm's adjustment "
             "for that many.",
         ),
-        ([0.1, 0.2, 0.3, 0.4], "4 comparisons were made. None has an interval that leaves out nought."),
+        ([0.1, 0.2, 0.3, 0.4], "4 comparisons were made. None has an interval that excludes zero."),
     ],
 )
 def test_the_sentence(p: list[float], said: str) -> None:

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.answers import verdict_of
-from evaluation.arm_kinds import arm_kind
 from evaluation.feature_map import principal_components, scatter_panels
 from evaluation.figures import MetricValue, digits_for, fraction_size, fraction_title, number
 from evaluation.forest import ForestItem, forest, nice_ticks
 from evaluation.report import write_report
-from evaluation.run_folder import COMPARISON_COLUMNS, RESULT_COLUMNS
+from evaluation.results_schema import COMPARISONS, RESULTS, Statistic
 from evaluation.sentences import Verdict
 from evaluation.summary import summary_lines
 from foundation.errors import RunError
@@ -28,15 +28,17 @@ from foundation.errors import RunError
 Interval = tuple[float, float] | None
 HOSTILE = "<script>alert('x')</script>"
 VALUES = {"federated": 0.842, "random": 0.786, "alone-DU": 0.829, "pooled": 0.851, "pixels": 0.813, "majority": 0.5}
+ROLES = {"alone-DU": "alone"}
 SITES = {"all": 46, "DU": 22, "HT": 12, "FG": 6, "CS": 26}
 
 
-def result(encoder: str, value: float, interval: Interval = (0.7, 0.9), **other: Any) -> dict[str, Any]:
-    low, high = interval or ("", "")
+def result(encoder: str, value: float, bounds: Interval = (0.7, 0.9), **other: Any) -> dict[str, Any]:
+    low, high = bounds or ("", "")
     row = {
-        "task": "tumour in slice", "dataset": "LGG", "encoder": encoder, "protocol": "logistic", "label_fraction": "1",
-        "site": "all", "seed": "0", "metric": "AUROC", "value": value, "ci_low": low, "ci_high": high, "n": 46,
-        "note": "",
+        "task": "tumour in slice", "dataset": "LGG", "encoder": encoder, "role": ROLES.get(encoder, encoder),
+        "protocol": "logistic", "label_fraction": "1", "site": "all", "seed": "0", "metric": "AUROC",
+        "statistic": "estimate", "value": value, "ci_low": low, "ci_high": high, "n": 46, "unit": "patient",
+        "interval": "" if bounds else "too few patients to say", "note": "",
     }  # fmt: skip
     return row | other
 
@@ -45,10 +47,10 @@ def comparison(other: str, value: float, interval: Interval, **more: Any) -> dic
     low, high = interval or ("", "")
     chance = "" if not interval else 0.2 if interval[0] <= 0 <= interval[1] else 0.01
     row = {
-        "protocol": "logistic", "metric": "AUROC", "site": "all", "encoder_a": "federated", "encoder_b": other,
-        "value": value, "ci_low": low, "ci_high": high, "p": chance, "n": 46,
-        "note": "" if interval else "too few patients to say",
-        "label_fraction": "1",
+        "task": "tumour in slice", "protocol": "logistic", "label_fraction": "1", "metric": "AUROC", "site": "all",
+        "encoder_a": "federated", "role_a": "federated", "encoder_b": other, "role_b": ROLES.get(other, other),
+        "value": value, "ci_low": low, "ci_high": high, "p": chance, "n": 46, "unit": "patient",
+        "interval": "" if interval else "too few patients to say",
     }  # fmt: skip
     return row | more
 
@@ -63,9 +65,10 @@ def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]])
 
 def bare_run(run: Path, results: list[dict[str, Any]], comparisons: list[dict[str, Any]] | None = None) -> Path:
     """A run folder with results, and comparisons if given, and nothing else."""
-    write_rows(run / "results.csv", RESULT_COLUMNS, results)
+    run.mkdir(exist_ok=True)
+    RESULTS.write(run / "results.csv", RESULTS.frame(results))
     if comparisons is not None:
-        write_rows(run / "comparisons.csv", COMPARISON_COLUMNS, comparisons)
+        COMPARISONS.write(run / "comparisons.csv", COMPARISONS.frame(comparisons))
     return run
 
 
@@ -75,15 +78,20 @@ def full_run(run: Path, demonstration: bool = True) -> Path:
     for name, value in VALUES.items():
         for site, n in SITES.items():
             few = n < 10
-            note = "; ".join(
-                text for text in ("site left out of training" * (site == "CS"), "too few patients to say" * few) if text
-            )
             here = value - 0.01 * list(SITES).index(site)
-            rows.append(result(name, here, None if few else (here - 0.04, here + 0.03), site=site, n=n, note=note))
+            rows.append(result(name, here, None if few else (here - 0.04, here + 0.03), site=site, n=n))
         rows.append(result(name, value - 0.1, label_fraction="0.1"))
         rows.append(result(name, value - 0.2, metric="ECE"))
         rows.append(
-            result(name, float("nan"), None, label_fraction="0.01", n=0, note="skipped: 1 of 74 training patients")
+            result(
+                name,
+                float("nan"),
+                None,
+                label_fraction="0.01",
+                n=0,
+                statistic="skipped",
+                interval="1 of 74 training patients",
+            )
         )
     rows.append(result("supervised", 0.805, protocol="finetune"))
     rows.append(result("federated", 0.777, protocol="knn"))
@@ -189,17 +197,17 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
     ("other", "interval", "opening"),
     [
         ("pixels", (-0.09, -0.02), "Simple pixels do better: a logistic regression on raw pixels"),
-        ("pixels", (-0.02, 0.05), "Simple pixels may do as well: a logistic regression on raw pixels"),
+        ("pixels", (-0.02, 0.05), "We cannot tell it from simple pixels: a logistic regression on raw pixels"),
         ("pixels", (0.02, 0.09), "It does better than simple pixels:"),
         (
             "alone-DU",
             (-0.09, -0.02),
-            "Doing it together did not pay here: against each site on its own, at the same budget, the federated "
-            "encoder is worse than DU alone.",
+            "Training together did harm: against each site on its own, at the same budget, the federated encoder is "
+            "worse than alone-DU.",
         ),
-        ("alone-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from DU alone."),
+        ("alone-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from alone-DU."),
         ("pooled", (-0.09, -0.02), "Pooling all pictures in one place did better: the federated encoder is 0.03 below"),
-        ("supervised", (-0.09, -0.02), "Worse than supervised training from scratch with the same labels:"),
+        ("supervised", (-0.09, -0.02), "It did worse than supervised training from scratch with the same labels:"),
         ("majority", (-0.02, 0.05), "We cannot tell it from always answering the majority class:"),
     ],
 )
@@ -234,9 +242,9 @@ def test_with_starting_weights_the_answer_is_what_pretraining_added_to_them(
     text = report_text(bare_run(tmp_path, rows, [*apart, comparison("supervised", 0.1, (0.05, 0.2))]))
     assert opening in text
     assert "the weights it started from" in text[text.index(opening) :][:200]
-    assert "Better than random initialisation: 0.20 above 0.60" in text
+    assert "It did better than random initialisation: 0.20 above 0.60" in text
     assert "above random initialisation (" not in text
-    assert "Better than supervised training from the same starting weights with the same labels: 0.10" in text
+    assert "It did better than supervised training from the same starting weights with the same labels: 0.10" in text
     assert "Supervised from the starting weights" in text
 
 
@@ -291,8 +299,8 @@ def test_the_banner_of_a_demonstration_stands_before_the_answer(tmp_path: Path) 
 
 
 def test_clusters_as_units_are_said_on_top_and_in_the_answer(tmp_path: Path) -> None:
-    note = "unit: picture cluster, interval optimistic"
-    run = bare_run(tmp_path, [result("federated", 0.8, note=note)], [comparison("random", 0.1, (0.05, 0.2), note=note)])
+    unit = {"unit": "picture cluster"}
+    run = bare_run(tmp_path, [result("federated", 0.8, **unit)], [comparison("random", 0.1, (0.05, 0.2), **unit)])
     text = report_text(run)
     assert text.index("Unit: picture cluster, interval optimistic.") < text.index("on unseen picture clusters")
     assert "The intervals are optimistic." in text
@@ -322,7 +330,7 @@ def test_without_results_one_line_says_so(tmp_path: Path) -> None:
     ):
         write_report(tmp_path)
     (tmp_path / "results.csv").write_text("encoder,value\nfederated,0.8\n")
-    with pytest.raises(RunError, match="lacks the column task, dataset, protocol"):
+    with pytest.raises(RunError, match="lacks the column task, dataset, role, protocol"):
         write_report(tmp_path)
 
 
@@ -354,7 +362,8 @@ def test_pictures_have_words_and_tables_have_headers(tmp_path: Path) -> None:
 
 def test_a_hostile_title_is_text(tmp_path: Path) -> None:
     run = full_run(tmp_path)
-    (run / "arms.json").write_text(json.dumps([{"arm": "random", "title": HOSTILE, "kind": "random"}]))
+    arm = {"arm": "random", "title": HOSTILE, "kind": "random", "folds": [0], "seeds": [0]}
+    (run / "arms.json").write_text(json.dumps([arm]))
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"title": HOSTILE}))
     (run / "study.yaml").write_text(f"name: {HOSTILE}\n")
@@ -373,7 +382,7 @@ def test_every_row_of_the_results_is_on_the_page_with_its_figures(tmp_path: Path
     ][1:]
     with (run / "results.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    finite = [row for row in rows if row["value"] != "nan"]
+    finite = [row for row in rows if row["value"]]
     expected = sorted(
         (
             f"{float(r['value']):.3f}",
@@ -413,14 +422,16 @@ def test_site_by_site_names_the_worst_and_the_left_out(tmp_path: Path) -> None:
 
 def test_unequal_budgets_are_said(tmp_path: Path) -> None:
     run = bare_run(tmp_path, [result("federated", 0.8)])
-    (run / "arms.json").write_text(
-        json.dumps([{"arm": "federated", "pictures": 1000}, {"arm": "pooled", "pictures": 1500}])
-    )
+    arms = [
+        {"arm": arm, "title": arm, "kind": arm, "folds": [0], "seeds": [0], "pictures": pictures}
+        for arm, pictures in (("federated", 1000), ("pooled", 1500))
+    ]
+    (run / "arms.json").write_text(json.dumps(arms))
     assert "Budgets were not equal: the pretrained encoders saw 1,000 to 1,500 pictures." in report_text(run)
 
 
 def test_a_point_without_interval_is_hollow_and_says_why(tmp_path: Path) -> None:
-    page = write_report(bare_run(tmp_path, [result("federated", 0.8, None, note="too few patients to say")]))
+    page = write_report(bare_run(tmp_path, [result("federated", 0.8, None)]))
     assert 'class="dot hollow"' in page.read_text()
     assert 'class="ci"' not in page.read_text()
     assert "0.80 no interval: too few patients to say" in text_of(page)
@@ -432,8 +443,8 @@ def test_training_seeds_are_shown_apart_from_the_interval(tmp_path: Path) -> Non
         result("federated", 0.82, seed="0"),
         result("federated", 0.86, seed="1"),
     ]
-    rows.append(result("federated", 0.028, None, seed="all", metric="AUROC seed sd",
-                       note="no interval: spread over 2 training seeds, fold 0"))  # fmt: skip
+    rows.append(result("federated", 0.028, None, seed="all", statistic=Statistic.SEED_SD, unit="training seed",
+                       interval="spread over 2 training seeds, fold 0"))  # fmt: skip
     page = write_report(bare_run(tmp_path, rows))
     assert page.read_text().count('class="seed"') == 2
     text = text_of(page)
@@ -500,11 +511,27 @@ def test_a_forest_is_drawn_to_scale() -> None:
     assert (row.low, row.x, row.high, drawn.reference) == (0.0, 50.0, 100.0, 33.33)
 
 
-def test_kinds_come_from_what_the_run_states_and_else_from_the_name() -> None:
-    assert arm_kind("x", "pooled") == "pooled"
-    assert [arm_kind(name) for name in ("alone-DU", "random", "pixels", "supervised", "something")] == [
-        "alone", "random", "pixels", "supervised", "other",
+def test_a_role_is_stated_and_not_read_out_of_a_name(tmp_path: Path) -> None:
+    """An encoder called imagenet-vit once made of training from scratch "from the starting weights"."""
+    rows = [
+        result("imagenet-vit", 0.8, role="pretrained"), result("pooled-random-pixels", 0.7, role="federated"),
+        result("random", 0.6), result("supervised", 0.7, protocol="finetune"),
     ]  # fmt: skip
+    text = report_text(bare_run(tmp_path, rows))
+    assert "Supervised from scratch" in text
+    assert "starting weights" not in text
+    assert "Of 2 pretrained encoders" in text
+    rows.append(result("w0", 0.5, role="natural"))
+    assert "Supervised from the starting weights" in report_text(bare_run(tmp_path, rows))
+
+
+def test_a_role_or_figure_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    for column, wrong in (("role", "imagenet"), ("value", "good"), ("n", ""), ("statistic", "AUROC seed sd")):
+        bare_run(tmp_path, [result("federated", 0.8)])
+        table = pd.read_csv(tmp_path / "results.csv", dtype=str, keep_default_na=False)
+        table.assign(**{column: wrong}).to_csv(tmp_path / "results.csv", index=False)
+        with pytest.raises(RunError, match=r"results\.csv: .*evaluate the run again"):
+            write_report(tmp_path)
 
 
 def test_principal_components_find_the_widest_direction() -> None:

@@ -1,18 +1,17 @@
-"""A report on several encoders, or on one that is not federated: nobody wins where an interval holds nought."""
+"""A report on several encoders, or on one that is not federated: nobody wins where an interval contains zero."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from evaluation.config import RunEvaluation
 from evaluation.figures import main_question, metric_rank
 from evaluation.kinds import KINDS, main_metric
 from evaluation.report import page_values, write_report
-from evaluation.results import COLUMNS, COMPARISON_COLUMNS
+from evaluation.results_schema import COMPARISONS, RESULTS
 from evaluation.run_folder import read_run
 from evaluation.stage import evaluate
 from evaluation.summary import summary_lines
@@ -34,20 +33,24 @@ def gathered_run(
     """What ``evaluate CHECKPOINT... --task`` leaves of these encoders; pairs: (first, second, difference, interval)."""
     fixed = {"task": "tumour", "dataset": "LGG", "protocol": protocol, "label_fraction": "1", "metric": metric}
     rows = [
-        fixed | {"encoder": name, "site": site, "seed": "0", "value": value, "ci_low": value - 0.1,
-                 "ci_high": value + 0.1, "n": 60, "note": ""}
-        for name, value in values.items() for site in ("all", "A", "B", "site mean")
+        fixed | {"encoder": name, "role": TITLES[name][1], "site": site, "seed": "0", "statistic": statistic,
+                 "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "n": 60, "unit": "patient"}
+        for name, value in values.items()
+        for site, statistic in (("all", "estimate"), ("A", "estimate"), ("B", "estimate"), ("all", "site mean"))
     ]  # fmt: skip
     apart = [
-        {"protocol": protocol, "metric": metric, "site": site, "encoder_a": first, "encoder_b": second, "value": value,
+        fixed | {"site": site, "encoder_a": first, "role_a": TITLES[first][1], "encoder_b": second,
+         "role_b": TITLES[second][1], "unit": "patient", "value": value,
          "ci_low": bounds[0] if site == "all" else -1, "ci_high": bounds[1] if site == "all" else 1,
-         "p": 0.01 if bounds[0] > 0 or bounds[1] < 0 else 0.4, "n": 60, "note": "", "label_fraction": "1"}
+         "p": 0.01 if bounds[0] > 0 or bounds[1] < 0 else 0.4, "n": 60}
         for first, second, value, bounds in pairs for site in ("all", "A", "B", "left-out")
     ]  # fmt: skip
     (run / "evaluation").mkdir(parents=True)
-    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(run / "results.csv", index=False)
-    pd.DataFrame(apart, columns=list(COMPARISON_COLUMNS)).to_csv(run / "comparisons.csv", index=False)
-    told = [{"arm": name, "title": TITLES[name][0], "kind": TITLES[name][1]} for name in values if name in TITLES]
+    RESULTS.write(run / "results.csv", RESULTS.frame(rows))
+    COMPARISONS.write(run / "comparisons.csv", COMPARISONS.frame(apart))
+    told = [
+        {"arm": name, "title": TITLES[name][0], "kind": TITLES[name][1], "folds": [0], "seeds": [0]} for name in values
+    ]
     (run / "arms.json").write_text(json.dumps(told))
     encoders = [{"arm": each["arm"], "base": BASES.get(each["arm"], "")} for each in told]
     (run / "results.json").write_text(
@@ -73,7 +76,7 @@ def test_each_is_held_against_its_own_base_and_nobody_wins_within_chance(tmp_pat
     first, second = values_of(run)["answer"]
     assert first == (
         "Of 3 pretrained encoders, on unseen patients, better than without pretraining: Brain study and vit_small; "
-        "not to be told apart from none: resnet18."
+        "no clear difference from no pretraining: resnet18."
     )
     assert second == (
         "Between them, Brain study did better than resnet18: 0.20 above (95 % interval 0.10 to 0.30); vit_small did "
@@ -92,7 +95,7 @@ def test_each_is_held_against_its_own_base_and_nobody_wins_within_chance(tmp_pat
 def test_without_a_clear_difference_no_encoder_is_named_first(tmp_path: Path) -> None:
     pairs = [("ours", "vit", 0.05, (-0.01, 0.11))]
     answer = values_of(gathered_run(tmp_path, {"ours": 0.9, "vit": 0.85}, pairs))["answer"]
-    assert answer[0].endswith("on unseen patients, without a comparison: Brain study and vit_small.")
+    assert answer[0].endswith("on unseen patients, not compared with what it started from: Brain study and vit_small.")
     assert answer[1].startswith("Between them we cannot say which is better")
 
 
@@ -117,7 +120,9 @@ def test_the_mean_over_sites_is_no_site(tmp_path: Path) -> None:
     found = values_of(gathered_run(tmp_path, {"ours": 0.9, "random": 0.8}, []))
     assert [column.name for column in found["site_columns"]] == ["A", "B"]
     assert found["site_rows"][0].mean.value == "0.90"
-    assert {row.site for row in found["result_rows"]} == {"all sites", "mean over sites", "A", "B"}
+    assert {(row.site, row.metric) for row in found["result_rows"]} == {
+        ("all sites", "AUROC"), ("all sites", "AUROC site mean"), ("A", "AUROC"), ("B", "AUROC"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,16 +140,17 @@ def test_what_sites_measured_themselves_has_a_table(tmp_path: Path) -> None:
     run = gathered_run(tmp_path, {"ours": 0.9, "random": 0.8}, [])
     assert "What the sites measured themselves" not in write_report(run).read_text()
     fixed = {"task": "tumour", "dataset": "labels at the sites", "encoder": "ours", "protocol": "federated logistic",
-             "label_fraction": "1", "seed": "0", "note": ""}  # fmt: skip
+             "role": "federated", "label_fraction": "1", "seed": "0", "statistic": "estimate",
+             "unit": "patient"}  # fmt: skip
     rows = [
         fixed | {"site": "A", "metric": "AUROC", "value": 0.83, "ci_low": 0.7, "ci_high": 0.91, "n": 31},
-        fixed | {"site": "site mean", "metric": "AUROC", "value": 0.84, "n": 60},
+        fixed | {"site": "all", "statistic": "site mean", "metric": "AUROC", "value": 0.84, "n": 60},
         fixed | {"site": "A", "metric": "F1", "value": 0.5, "n": 31},
     ]
-    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(run / "evaluation" / "federated.csv", index=False)
+    RESULTS.write(run / "evaluation" / "federated.csv", RESULTS.frame(rows))
     found = values_of(run)["federated_rows"]
     assert [(row.site, row.metric, row.value, row.interval) for row in found] == [
-        ("A", "AUROC", "0.83", "0.70 to 0.91"), ("mean over sites", "AUROC", "0.84", "–"),
+        ("A", "AUROC", "0.83", "0.70 to 0.91"), ("all sites", "AUROC site mean", "0.84", "–"),
     ]  # fmt: skip
     assert "What the sites measured themselves" in write_report(run).read_text()
 
@@ -163,11 +169,6 @@ def test_pictures_are_shown_only_when_asked_for_and_a_card_lies_beside(make_run:
     run = make_run(RunEvaluation(protocols=("knn",)))
     evaluate(run, show=False)
     assert "image/png" not in write_report(run).read_text()
-    assert not (run / "model-card.md").exists()  # the encoder does not say how it sees a picture
-    described = run / "arms" / "federated" / "fold-0" / "seed-0" / "encoder.json"
-    image = json.loads((run / "evaluation" / "image.json").read_text())
-    described.write_text(json.dumps(json.loads(described.read_text()) | {"image": image}))
-    write_report(run)
     assert (run / "model-card.md").read_text().startswith("# ")
     page = write_report(run, pictures=True).read_text()
     assert page.count('src="data:image/png') > 4

@@ -13,7 +13,9 @@ import evaluation.features as features
 import evaluation.scoring as scoring
 from evaluation.config import RunEvaluation
 from evaluation.inputs import read_inputs
-from evaluation.results import COLUMNS, COMPARISON_COLUMNS
+from evaluation.report import page_values
+from evaluation.results_schema import COMPARISONS, RESULTS
+from evaluation.run_folder import read_run
 from evaluation.stage import evaluate
 from foundation.errors import DataError, RunError, StudyError
 from imaging.manifest import Manifest
@@ -32,22 +34,23 @@ def test_end_to_end(make_run: MakeRun) -> None:
     )
     run = make_run(config, arms=[("random", "random"), ("federated", "federated"), ("alone-north", "alone")])
     table = evaluate(run, show=False)
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == RESULTS.columns
     assert set(table["task"]) == {"square"}
     assert set(table["encoder"]) == {"random", "federated", "alone-north", "supervised", "pixels", "majority"}
     assert set(table.loc[table["encoder"] == "supervised", "protocol"]) == {"finetune"}
     assert "finetune" not in set(table.loc[table["encoder"] == "random", "protocol"])
-    assert set(table["site"]) == {"all", "north", "south", "away", "site mean"}
-    skipped = table[table["note"].str.startswith("skipped: ")]
+    assert set(table["site"]) == {"all", "north", "south", "away"}
+    skipped = table[table["statistic"] == "skipped"]
     assert set(skipped["label_fraction"]) == {"0.1"}
     assert skipped["value"].isna().all()
-    main = table[(table["label_fraction"] == "1") & (table["protocol"] == "logistic")].set_index(
-        ["encoder", "site", "metric"]
-    )
+    roles = dict(zip(table["encoder"], table["role"], strict=True))
+    assert (roles["alone-north"], roles["supervised"], roles["pixels"]) == ("alone", "supervised", "pixels")
+    main = table[(table["label_fraction"] == "1") & (table["protocol"] == "logistic")]
+    main = main[main["statistic"] == "estimate"].set_index(["encoder", "site", "metric"])
     assert main.loc[("pixels", "all", "AUROC"), "value"] > 0.95
     assert main.loc[("majority", "all", "AUROC"), "value"] == 0.5
-    assert main.loc[("federated", "away", "AUROC"), "note"].startswith("site left out of training")
-    assert main.loc[("federated", "north", "AUROC"), "note"] == "too few patients to say"
+    assert main.loc[("federated", "north", "AUROC"), "interval"] == "too few patients to say"
+    assert main.loc[("federated", "all", "AUROC"), "interval"] == "jackknife, logit scale"
     assert main.loc[("federated", "all", "AUROC"), "ci_low"] < main.loc[("federated", "all", "AUROC"), "ci_high"]
     metrics = {"RankMe", "feature_std", "uniformity", "alignment", "site_leakage"}
     assert set(table.loc[table["protocol"] == "diagnostic", "metric"]) == metrics
@@ -77,10 +80,11 @@ def test_comparisons_are_of_the_same_patients(make_run: MakeRun) -> None:
     run = make_run()
     table = evaluate(run, show=False)
     apart = pd.read_csv(run / "comparisons.csv", keep_default_na=False)
-    assert tuple(apart.columns) == COMPARISON_COLUMNS
+    assert tuple(apart.columns) == COMPARISONS.columns
     assert set(apart["site"]) == {"all", "north", "south", "away", "left-out"}
     assert set(apart["encoder_b"]) == {"random", "pixels", "majority", "supervised"}
     main = table[(table["metric"] == "AUROC") & (table["protocol"] == "logistic") & (table["seed"] == "0")]
+    main = main[main["statistic"] == "estimate"]
     value = main.set_index(["encoder", "site"])["value"]
     row = apart[(apart["protocol"] == "logistic") & (apart["encoder_b"] == "random")].set_index("site")
     for site in ("all", "north", "away"):
@@ -103,7 +107,7 @@ def test_folds_are_averaged_and_every_patient_tested_once(make_run: MakeRun) -> 
     run = make_run(folds=3)
     table = evaluate(run, show=False)
     row = table[(table["encoder"] == "federated") & (table["protocol"] == "logistic") & (table["metric"] == "AUROC")]
-    row = row.set_index("site")
+    row = row[row["statistic"] == "estimate"].set_index("site")
     assert row.loc["all", "n"] == 28
     scores = pd.read_csv(run / "evaluation" / "scores.csv")
     own = scores[(scores["encoder"] == "federated") & (scores["protocol"] == "logistic")]
@@ -123,11 +127,12 @@ def test_training_seeds_are_shown_apart(make_run: MakeRun) -> None:
     run = make_run(seeds=3)
     table = evaluate(run, ["logistic"], show=False)
     own = table[(table["encoder"] == "federated") & (table["site"] == "all")]
-    auroc = own[(own["metric"] == "AUROC")].set_index("seed")["value"]
+    spread = own[own["statistic"] == "seed sd"].set_index("metric")["value"]
+    auroc = own[(own["metric"] == "AUROC") & (own["statistic"] == "estimate")].set_index("seed")["value"]
     assert set(auroc.index) == {"all", "0", "1", "2"}
     single = auroc[["0", "1", "2"]].to_numpy()
     assert auroc["all"] == pytest.approx(single.mean())
-    assert own.set_index("metric").loc["AUROC seed sd", "value"] == pytest.approx(single.std(ddof=1))
+    assert spread["AUROC"] == pytest.approx(single.std(ddof=1))
 
 
 def test_seeds_on_the_first_fold_only(make_run: MakeRun) -> None:
@@ -138,9 +143,10 @@ def test_seeds_on_the_first_fold_only(make_run: MakeRun) -> None:
             shutil.rmtree(run / "arms" / arm / f"fold-{fold}" / "seed-1")
     table = evaluate(run, ["knn"], show=False)
     own = table[(table["encoder"] == "federated") & (table["protocol"] == "knn") & (table["site"] == "all")]
-    assert own.loc[own["metric"] == "AUROC", "seed"].tolist() == ["0"]
-    assert own.loc[own["metric"] == "AUROC", "n"].tolist() == [28]
-    assert own.loc[own["metric"] == "AUROC seed sd", "note"].item().endswith("fold 0")
+    own = own[own["metric"] == "AUROC"].set_index("statistic")
+    assert (own.loc["estimate", "seed"], own.loc["estimate", "n"]) == ("0", 28)
+    assert own.loc["seed sd", "interval"].endswith("fold 0")
+    assert (own.loc["seed sd", "unit"], own.loc["seed sd", "n"]) == ("training seed", 2)
 
 
 def test_a_second_call_computes_nothing(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +160,36 @@ def test_a_second_call_computes_nothing(make_run: MakeRun, monkeypatch: pytest.M
     monkeypatch.setattr(scoring, "logistic_scores", refuse)
     monkeypatch.setattr(scoring, "frame_of", refuse)
     pd.testing.assert_frame_equal(evaluate(run, show=False), first)
+
+
+def test_a_second_call_with_another_protocol_adds_its_rows(make_run: MakeRun) -> None:
+    run = make_run()
+    evaluate(run, ["knn"], show=False)
+    places = [run / name for name in ("results.csv", "comparisons.csv", "evaluation/scores.csv")]
+    before = [set(place.read_text().splitlines()) for place in places]
+    both = evaluate(run, ["logistic"], show=False)
+    assert {"knn", "logistic"} <= set(both["protocol"])
+    assert not both.duplicated().any()
+    after = [place.read_text().splitlines() for place in places]
+    for earlier, lines in zip(before, after, strict=True):
+        assert earlier <= set(lines)
+        assert len(lines) == len(set(lines))
+    again = evaluate(run, ["logistic"], show=False)
+    pd.testing.assert_frame_equal(again, both)
+    assert [place.read_text().splitlines() for place in places] == after
+    pd.testing.assert_frame_equal(RESULTS.read(run / "results.csv"), both)
+    assert len(json.loads((run / "results.json").read_text())["results"]) == len(both)
+    assert {"knn", "logistic"} <= {row.protocol for row in page_values(read_run(run))["result_rows"]}
+
+
+def test_rows_of_other_labels_do_not_stay(make_run: MakeRun) -> None:
+    run = make_run()
+    evaluate(run, ["knn"], show=False)
+    path = run / "evaluation" / "manifest.csv"
+    manifest = Manifest.read(path)
+    manifest.table["label"] = 1 - manifest.table["label"]
+    manifest.write(path)
+    assert "knn" not in set(evaluate(run, ["logistic"], show=False)["protocol"])
 
 
 def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) -> None:
@@ -179,7 +215,7 @@ def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) ->
 def test_clusters_are_said_beside_every_figure(make_run: MakeRun) -> None:
     run = make_run(RunEvaluation(unit="picture cluster"))
     table = evaluate(run, ["knn"], show=False)
-    assert table["note"].str.contains("unit: picture cluster, interval optimistic").all()
+    assert set(table.loc[table["statistic"] == "estimate", "unit"]) == {"picture cluster"}
 
 
 def change_labels(run: Path, label: object) -> None:
@@ -258,7 +294,8 @@ def test_three_classes(make_run: MakeRun) -> None:
     run = make_run(RunEvaluation(protocols=("logistic",)))
     change_labels(run, [f"kind {i % 3}" for i in range(117)])
     table = evaluate(run, show=False)
-    own = table[(table["encoder"] == "majority") & (table["site"] == "all")].set_index("metric")["value"]
+    own = table[(table["encoder"] == "majority") & (table["site"] == "all") & (table["statistic"] == "estimate")]
+    own = own.set_index("metric")["value"]
     assert own["AUROC"] == 0.5
     assert own["balanced_accuracy"] == pytest.approx(1 / 3)
     path = run / "evaluation" / "config.json"

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from evaluation.federated_figures import FIGURES, site_figures
 from evaluation.federated_probe import SiteShare, probabilities
 from evaluation.intervals import Scored
 from evaluation.logistic import Standard
-from evaluation.results import COLUMNS
+from evaluation.results_schema import RESULTS
 from evaluation.score_histogram import histogram
 from federation.federated_evaluation import EvaluationRequest, Statistics
 from federation.records import Failure, SiteInfo
@@ -104,8 +103,9 @@ class Evaluated:
         self.record = read_json(place / RECORD_NAME)
         self.arm = self.record["arms"]["federated"]
 
-    def value(self, site: str, metric: str) -> float:
-        (row,) = (row for row in self.arm["rows"] if (row["site"], row["metric"]) == (site, metric))
+    def value(self, site: str, statistic: str = "estimate") -> float:
+        asked = ("AUROC", site, statistic)
+        (row,) = (row for row in self.arm["rows"] if (row["metric"], row["site"], row["statistic"]) == asked)
         return float(row["value"])
 
 
@@ -115,10 +115,11 @@ def test_all_take_part(tmp_path: Path, study: Study, weights: dict[str, Tensor])
     assert (done.arm["sites"], done.arm["left_out"], done.arm["not_evaluated"]) == (["A", "B", "C"], {}, "")
     steps = [step for step, _ in sites.asked]
     assert steps == ["moments", *["gradient"] * done.arm["gradients"], "figures", "histogram"]
-    values = [done.value(site, "AUROC") for site in "ABC"]
-    assert done.value("site mean", "AUROC") == pytest.approx(sum(values) / 3)
-    table = pd.read_csv(collect(tmp_path) or "")
-    assert list(table) == list(COLUMNS)
+    values = [done.value(site) for site in "ABC"]
+    assert done.value("all", "site mean") == pytest.approx(sum(values) / 3)
+    table = RESULTS.read(collect(tmp_path) or Path())
+    assert tuple(table) == RESULTS.columns
+    assert set(table["role"]) == {"federated"}
     assert len(table) == len(done.arm["rows"]) == len(FIGURES) * 4 + 2
 
 
@@ -183,8 +184,8 @@ def test_figures_withheld_by_one_site(tmp_path: Path, study: Study, weights: dic
     done = Evaluated(tmp_path, study, weights, sites)
     assert done.arm["sites"] == ["A", "B", "C"]
     assert done.arm["left_out"] == {"C": "figures: labels-too-few"}
-    assert {row["site"] for row in done.arm["rows"]} == {"A", "B", "site mean", "all"}
-    pooled = next(row for row in done.arm["rows"] if row["metric"] == "AUROC pooled")
+    assert {row["site"] for row in done.arm["rows"]} == {"A", "B", "all"}
+    pooled = next(row for row in done.arm["rows"] if row["statistic"] == "from histograms")
     assert pooled["note"].startswith("from histograms of 3 sites")
     assert pooled["n"] == 32
 

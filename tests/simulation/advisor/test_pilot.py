@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.results_schema import COMPARISONS, RESULTS
 from federation.study import Study, load_study, study_from
 from foundation.errors import RunError, StudyError
-from foundation.files import write_text
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, draw_splits
@@ -214,19 +214,23 @@ def test_one_rule(findings: Findings, agreement: str, winner: str) -> None:
 
 
 def test_findings_are_read_whichever_way_round_a_pair_stands(tmp_path: Path) -> None:
-    rows = [("one", 0.7), ("two", 0.8), ("supervised", 0.6)]
-    columns = "encoder,protocol,site,metric,value,ci_low,ci_high,n\n"
-    write_text(
-        tmp_path / "results.csv",
-        columns + "".join(f"{name},finetune,all,AUROC,{value},{value - 0.1},,12\n" for name, value in rows)
-        + "one,finetune,A,AUROC,.1,,,3\none,finetune,all,F1,.1,,,12\n",
-    )  # fmt: skip
-    write_text(
-        tmp_path / "comparisons.csv",
-        "encoder_a,encoder_b,protocol,site,metric,value,ci_low,ci_high\n"
-        "two,one,finetune,all,AUROC,0.1,0.05,0.15\none,supervised,finetune,all,AUROC,0.1,-0.1,0.3\n"
-        "two,supervised,finetune,all,AUROC,0.2,0.1,0.3\n",
-    )
+    fixed = {"protocol": "finetune", "site": "all", "metric": "AUROC", "unit": "patient", "n": 12}
+    own = fixed | {"statistic": "estimate", "role": "federated"}
+    rows = [
+        own | {"encoder": name, "value": value, "ci_low": value - 0.1}
+        for name, value in (("one", 0.7), ("two", 0.8), ("scratch", 0.6))
+    ]
+    rows[-1]["role"] = "supervised"
+    others = [{"site": "A"}, {"metric": "F1"}, {"statistic": "seed sd"}]
+    rows += [own | {"encoder": "one", "value": 0.1, "n": 3} | other for other in others]
+    RESULTS.write(tmp_path / "results.csv", RESULTS.frame(rows))
+    pairs = [("two", "one", 0.1, 0.05, 0.15), ("one", "scratch", 0.1, -0.1, 0.3), ("two", "scratch", 0.2, 0.1, 0.3)]
+    apart = [
+        fixed | {"role_a": "federated", "role_b": "other"}
+        | dict(zip(("encoder_a", "encoder_b", "value", "ci_low", "ci_high"), pair, strict=True))
+        for pair in pairs
+    ]  # fmt: skip
+    COMPARISONS.write(tmp_path / "comparisons.csv", COMPARISONS.frame(apart))
     findings = read_findings(tmp_path, {"one": "one", "two": "two"}, "finetune")
     assert findings.metric == "AUROC" and findings.patients == 12
     assert findings.against["two"] == PilotEstimate(-0.1, -0.15, -0.05)
