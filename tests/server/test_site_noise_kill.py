@@ -1,6 +1,5 @@
 """kill -9 of a server that adds the noise: whatever it has sent out is charged in its ledger."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -19,10 +18,10 @@ from server.checkpoint import latest_checkpoint
 from server.rounds import RoundLoop
 from server.site_noise import LEDGER_NAME
 
+from ..programs import CONTEXT
+
 KILLS, COUNT = 10, 25
 _SYNCS = 20  # writes of a round that are waited for, about: a process that is to die within two rounds
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["server.rounds", "dp_accounting", "torch.utils.tensorboard"])
 INITIAL = {"encoder.w": torch.zeros(8)}
 
 
@@ -73,7 +72,7 @@ def test_ten_kills_and_no_weights_went_out_uncharged(raw_study: dict[str, Any], 
     draw, study, killed = random.Random(6), study_from(raw_study, "test"), 0
     for attempt in range(KILLS + 1):
         dies_at = draw.randint(1, 2 * _SYNCS) if attempt < KILLS else 0
-        process = _CONTEXT.Process(target=_run, args=(raw_study, tmp_path, dies_at))
+        process = CONTEXT.Process(target=_run, args=(raw_study, tmp_path, dies_at))
         process.start()
         process.join(60)
         assert process.exitcode in (0, -signal.SIGKILL)

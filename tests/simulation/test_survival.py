@@ -1,7 +1,6 @@
 """kill -9 at random moments, then resume: the weights are those of an undisturbed run, bit for bit."""
 
 import importlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -16,6 +15,8 @@ import pytest
 from foundation.tensor_files import load_tensors
 from simulation.runtimes import Federation, run_in_process
 
+from ..programs import CONTEXT
+
 # Where a process dies: a function, and how often it is called in a whole run of the study below.
 MOMENTS = {
     "training": ("ssl_methods.ijepa.IJEPA.make_views", 12),
@@ -28,8 +29,6 @@ MOMENTS = {
     "a checkpoint is renamed": ("server.checkpoint.replace_folder", 3),
     "the spool is removed": ("server.rounds.Spool.remove", 3),
 }
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["simulation.runtimes", "ssl_methods", "torch.utils.tensorboard"])
 
 
 def _die_at(target: str, call: int) -> None:
@@ -65,7 +64,7 @@ def _run(federation: Federation, target: str | None, call: int) -> None:
 def _in_a_process(
     federation: Federation, target: str | None = None, call: int = 0, kill_after: float | None = None
 ) -> int:
-    process = _CONTEXT.Process(target=_run, args=(federation, target, call))
+    process = CONTEXT.Process(target=_run, args=(federation, target, call))
     process.start()
     if kill_after is not None:
         time.sleep(kill_after)
