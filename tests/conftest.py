@@ -22,9 +22,10 @@ from server.rounds import write_study
 from simulation.runtimes import Federation
 from simulation.simulate import simulate
 
-# A busy machine must not fail a test: hypothesis otherwise gives each example 200 ms.
-settings.register_profile("house", deadline=None)
-settings.load_profile("house")
+# Examples of each property, chosen by --hypothesis-profile. A busy machine must not fail a test: no deadline.
+for profile, examples in {"quick": 20, "thorough": 100, "soak": 500}.items():
+    settings.register_profile(profile, deadline=None, max_examples=examples)
+settings.load_profile("quick")
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that; some tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

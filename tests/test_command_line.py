@@ -228,6 +228,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, fedpretext: Call, study_file: P
     assert (run / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_for_real(fedpretext: Call, study_file: Path, tmp_path: Path) -> None:
     """SIGINT to a process in the middle of training; what it had done is not done again."""
     raw = yaml.safe_load(study_file.read_text())

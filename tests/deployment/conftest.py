@@ -24,8 +24,6 @@ from server.status_board import Status, read_status
 
 from ..programs import Program
 
-# Half a dozen programs that import torch start on two cores.
-pytestmark = pytest.mark.timeout(600)
 _ANY_PORT = ("--metrics-port", "0")
 SITES = {"a": (9, 3), "b": (6, 2), "c": (4, 2)}
 

@@ -151,6 +151,7 @@ def test_every_written_study_trains(name: str, tmp_path: Path, write_site: Calla
     assert np.isfinite([row["loss"] for row in rows]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", get_args(TaskKind))
 def test_a_written_study_of_each_task_runs_to_its_report(task: str, tmp_path: Path) -> None:
     """On phantoms, judged by all protocols that the file names."""
