@@ -136,7 +136,12 @@ def made_small(study: Study) -> Study:
     return study_from(raw, "small")
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+QUICK = ("mae, 2-D", "simclr, 2-D")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WRITTEN]
+)
 def test_every_written_study_trains(name: str, tmp_path: Path, write_site: Callable[..., Path]) -> None:
     study = made_small(WRITTEN[name])
     write_study(tmp_path, study)
