@@ -4,12 +4,14 @@ They are processes like any other: they get signals, hold files and locks, and a
 milliseconds in place of seconds of imports. That the installed command starts by itself is tested elsewhere.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PRELOADED = [
     "client.service", "client.supernode", "client.worker", "dp_accounting", "server.commands", "server.service",
@@ -20,10 +22,20 @@ CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 class Program:
-    """``fedpretext`` with these arguments, in a session of its own; ``environment`` is added to the caller's."""
+    """``fedpretext`` with these arguments, in a session of its own.
 
-    def __init__(self, arguments: list[str], log: Path, folder: Path, environment: Mapping[str, str]) -> None:
-        place = (arguments, log, folder, dict(os.environ) | dict(environment))
+    ``environment`` is added to the caller's; ``changes`` are values of modules, by ``module.NAME``, to put in first.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        folder: Path,
+        environment: Mapping[str, str],
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        place = (arguments, log, folder, dict(os.environ) | dict(environment), dict(changes or {}))
         # A daemon: what a failed test left behind does not keep pytest from ending.
         self._process = CONTEXT.Process(target=_main, args=place, daemon=True)
         self._process.start()
@@ -44,7 +56,7 @@ class Program:
         return code
 
 
-def _main(arguments: list[str], log: Path, folder: Path, environment: dict[str, str]) -> None:
+def _main(arguments: list[str], log: Path, folder: Path, environment: dict[str, str], changes: dict[str, Any]) -> None:
     """What a shell does before it starts a program, and then the program."""
     assert "torch" in sys.modules and "flwr" in sys.modules, "nothing was preloaded"
     os.setsid()
@@ -59,6 +71,11 @@ def _main(arguments: list[str], log: Path, folder: Path, environment: dict[str, 
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    for name, value in changes.items():
+        module, _, constant = name.rpartition(".")
+        owner = importlib.import_module(module)
+        assert hasattr(owner, constant), name
+        setattr(owner, constant, value)
     sys.argv = ["fedpretext", *arguments]
     from fedpretext import program
 

@@ -25,6 +25,8 @@ from server.status_board import Status, read_status
 from ..programs import Program
 
 _ANY_PORT = ("--metrics-port", "0")
+IMPATIENT = {"client.service._WAITS_S": (1.0,), "server.service._WAITS_S": (1.0,)}
+"""How long programs wait before they try again, where that is not what is tested."""
 SITES = {"a": (9, 3), "b": (6, 2), "c": (4, 2)}
 
 
@@ -35,6 +37,7 @@ class Deployment:
         self.root, self.sites = root, dict(sites or SITES)
         self.study = study_from(raw, "test")
         self.port = free_port()
+        self.patient = False
         self.processes: dict[str, Program] = {}
         root.mkdir(parents=True, exist_ok=True)
         self.study_file = root / "study.yaml"
@@ -89,7 +92,8 @@ class Deployment:
                 else ("client", self.kit(name))
             )
             log = self.root / f"{name}.log"
-            self.processes[name] = Program([*map(str, arguments)], log, self.root, {"OMP_NUM_THREADS": "1"})
+            waits = {} if self.patient else IMPATIENT
+            self.processes[name] = Program([*map(str, arguments)], log, self.root, {"OMP_NUM_THREADS": "1"}, waits)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """End one program, as a power cut does unless told otherwise, and wait until it is gone."""

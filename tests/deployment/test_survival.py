@@ -161,6 +161,7 @@ def test_killed_in_a_row(victims: list[str], rounds: int, deployment: Make, line
     undisturbed run, bit for bit. The server and site a encrypt what they keep.
     """
     federation = deployment(rounds={"count": rounds}, method=IJEPA, training={"epochs": 3.0})
+    federation.patient = len(victims) > 3
     federation.encrypt()
     federation.encrypt("a")
     draw, line = random.Random(4), lines(federation)
@@ -213,7 +214,7 @@ def test_a_minute_without_network_in_a_long_round_costs_nothing(deployment: Make
     federation = deployment(
         sites={"a": (9, 3), "b": (6, 2)}, rounds={"count": 1, "quorum": 1.0}, training={"epochs": None, "steps": steps}
     )
-    line = lines(federation)
+    federation.patient, line = True, lines(federation)
     federation.start("server", *federation.sites)
     federation.wait(lambda status: all(site.state == "in work" for site in status.sites.values()) and status.round == 1)
     time.sleep(6)  # both have pulled it
