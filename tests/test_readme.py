@@ -14,6 +14,8 @@ from simulation.simulate import simulate
 from simulation.validate import validate
 from ssl_methods import METHODS
 
+from .tiers import soak
+
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = {2: 32, 3: 16}
 
@@ -101,9 +103,7 @@ TRAINED = {*FIRST.values(), "swin_unetr"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name if name in TRAINED else pytest.param(name, marks=pytest.mark.soak) for name in sorted(METHODS)]
-)
+@pytest.mark.parametrize("name", [name if name in TRAINED else soak(name) for name in sorted(METHODS)])
 def test_the_line_runs(name: str, tmp_path: Path) -> None:
     """The study of the README to its report; all else as the line says."""
     config, overrides = made_small(name, tmp_path)

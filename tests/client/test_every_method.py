@@ -20,8 +20,10 @@ from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import METHODS, Method, build_method, method_class
 
+from ..tiers import slow
+
 ALL = sorted(METHODS)
-AFFORDABLE = [pytest.param(name, marks=pytest.mark.slow) if name == "swin_unetr" else name for name in ALL]
+AFFORDABLE = [slow(name) if name == "swin_unetr" else name for name in ALL]
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 1, "width": 24, "heads": 2}
 SWIN = {"name": "monai_swin_unetr", "width": 12, "depth": 1, "heads": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"swav": {"queue": 16}}

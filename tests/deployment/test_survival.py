@@ -15,6 +15,7 @@ from federation.audit import verify
 from foundation.files import read_jsonl
 from foundation.process_group import free_port
 
+from ..tiers import soak
 from .conftest import Deployment
 from .in_process import bits, undisturbed
 
@@ -149,7 +150,7 @@ TEN = ["server", "a", "server", "b", "SuperLink", "c", "server", "a", "SuperLink
 
 @pytest.mark.parametrize(
     ("victims", "rounds"),
-    [pytest.param(ONE_EACH, 3, id="one each"), pytest.param(TEN, 6, id="ten", marks=pytest.mark.soak)],
+    [pytest.param(ONE_EACH, 3, id="one each"), soak(TEN, 6, id="ten")],
 )
 def test_killed_in_a_row(victims: list[str], rounds: int, deployment: Make, lines: Lines, tmp_path: Path) -> None:
     """kill -9 of the server (with SuperLink and nginx), of its SuperLink alone, or of a site (with its SuperNode).

@@ -28,6 +28,8 @@ from evaluation.intervals import (
 from evaluation.metrics import auprc, auroc, balanced_accuracy
 from foundation.randomness import numpy_generator
 
+from ..tiers import slow
+
 
 def scored(labels: list[int], scores: list[float], patients: list[str], strata: list[str] | None = None) -> Scored:
     p = np.array(scores, dtype=np.float64)
@@ -259,7 +261,9 @@ def test_p_of_one_mean_is_the_t_test() -> None:
     assert np.isnan(p_value(few))
 
 
-@pytest.mark.parametrize("case", [Case("slice", 20, 0.4), Case("patient", 20, 0.1), Case("slice", 20, 0.4, sites=5)])
+@pytest.mark.parametrize(
+    "case", [slow(Case("slice", 20, 0.4)), slow(Case("patient", 20, 0.1)), Case("slice", 20, 0.4, sites=5)]
+)
 def test_coverage_is_near_what_it_says(case: Case) -> None:
     """300 simulated studies: .95 give or take four standard errors (.05); the percentile bootstrap is not near."""
     found = coverage(case, 300)
@@ -269,7 +273,7 @@ def test_coverage_is_near_what_it_says(case: Case) -> None:
         assert found["single"] > found["percentile"]
 
 
-@pytest.mark.parametrize("sites", [1, 4])
+@pytest.mark.parametrize("sites", [slow(1), 4])
 def test_coverage_of_dice_and_errors(sites: int) -> None:
     found = coverage(Case("numbers", 40, 0.1, sites=sites), 300)
     assert found.keys() == {"Dice", "Dice paired", "MAE", "MAE paired", "R2"}

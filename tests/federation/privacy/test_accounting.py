@@ -24,12 +24,14 @@ from federation.privacy.accounting import (
 from federation.privacy.ledger import Ledger
 from foundation.errors import StudyError
 
+from ...tiers import slow
+
 SETTINGS = [
-    (1.8, 1 / 3, 200, 1 / 360, 10.96),
-    (4.6, 0.5, 200, 1 / 130, 4.38),
+    slow(1.8, 1 / 3, 200, 1 / 360, 10.96),
+    slow(4.6, 0.5, 200, 1 / 130, 4.38),
     (1.0, 0.02, 2000, 1e-4, 4.84),
     (5.0, 1.0, 20, 1e-3, 2.74),
-    (2.2, 0.1, 1000, 1e-5, 7.28),
+    slow(2.2, 0.1, 1000, 1e-5, 7.28),
 ]
 
 
@@ -99,7 +101,8 @@ def test_what_is_lost_anyway_is_not_computed_for_hours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta", "rate", "steps"), [(8.0, 1 / 360, 1 / 3, 200), (1.0, 1e-5, 0.01, 1000), (0.3, 1e-3, 1.0, 9)]
+    ("epsilon", "delta", "rate", "steps"),
+    [(8.0, 1 / 360, 1 / 3, 200), slow(1.0, 1e-5, 0.01, 1000), (0.3, 1e-3, 1.0, 9)],
 )
 def test_the_least_noise_that_keeps_a_promise(epsilon: float, delta: float, rate: float, steps: int) -> None:
     noise = noise_for(epsilon, delta, rate, steps)

@@ -22,6 +22,8 @@ from simulation.validate import validate
 from ssl_methods import build_method
 from tests.simulation.advisor.conftest import PAIRS, setting
 
+from ...tiers import slow
+
 SMALL: dict[int, dict[str, Any]] = {
     2: {"image": {"size": 32, "channels": 1}, "encoder": {"patch_size": 8, "depth": 1, "width": 24, "heads": 2}},
     3: {
@@ -139,9 +141,7 @@ def made_small(study: Study) -> Study:
 QUICK = ("mae, 2-D", "simclr, 2-D")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WRITTEN]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in WRITTEN])
 def test_every_written_study_trains(name: str, tmp_path: Path, write_site: Callable[..., Path]) -> None:
     study = made_small(WRITTEN[name])
     write_study(tmp_path, study)
