@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 _LONGEST = (
-    "deployment/test_survival.py", "test_readme.py", "deployment/test_walkthrough.py", "simulation/test_ray_runtime.py",
-    "deployment/test_security.py", "test_command_line.py", "deployment/test_private_deployment.py",
-    "simulation/advisor/test_study_file.py", "evaluation/test_stage.py", "client/test_every_method.py",
+    "deployment/test_survival.py", "deployment/test_walkthrough.py", "simulation/test_ray_runtime.py",
+    "deployment/test_private_deployment.py", "client/test_every_method.py", "simulation/advisor/test_study_file.py",
+    "deployment/test_security.py", "evaluation/test_stage.py", "test_command_line.py", "test_readme.py",
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -28,7 +28,7 @@ from evaluation.intervals import (
 from evaluation.metrics import auprc, auroc, balanced_accuracy
 from foundation.randomness import numpy_generator
 
-from ..tiers import slow
+from ..tiers import examples, slow
 
 
 def scored(labels: list[int], scores: list[float], patients: list[str], strata: list[str] | None = None) -> Scored:
@@ -72,7 +72,7 @@ def test_one_picture_a_patient_strata_by_class_is_delong() -> None:
     assert variance(estimate)[1] == 32
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10_000), patients=st.integers(2, 12), pictures=st.integers(4, 60))
 def test_closed_form_is_the_brute_force_jackknife(seed: int, patients: int, pictures: int) -> None:
     data = random_case(seed, patients, pictures)
@@ -212,7 +212,7 @@ def test_a_mean_over_patients_is_that_of_survey_textbooks() -> None:
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seed=st.integers(0, 10_000), patients=st.integers(1, 30), sites=st.integers(1, 5))
 def test_closed_form_of_a_mean_is_the_brute_force_jackknife(seed: int, patients: int, sites: int) -> None:
     rng = numpy_generator(seed, "mean")

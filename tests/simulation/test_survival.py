@@ -16,6 +16,7 @@ from foundation.tensor_files import load_tensors
 from simulation.runtimes import Federation, run_in_process
 
 from ..programs import CONTEXT
+from ..tiers import slow
 
 # Where a process dies: a function, and how often it is called in a whole run of the study below.
 MOMENTS = {
@@ -103,7 +104,7 @@ def undisturbed(disturbed: Federation, tmp_path: Path) -> dict[str, bytes]:
     return _UNDISTURBED
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [each if each == "checkpointing" else slow(each) for each in MOMENTS])
 def test_killed_and_resumed_is_bit_identical(moment: str, disturbed: Federation, undisturbed: dict[str, bytes]) -> None:
     """Two kills in a row at random calls of one function, then the run goes on to its end."""
     target, calls = MOMENTS[moment]
@@ -115,6 +116,7 @@ def test_killed_and_resumed_is_bit_identical(moment: str, disturbed: Federation,
     assert _weights(disturbed) == undisturbed
 
 
+@pytest.mark.slow
 def test_killed_at_moments_of_the_clock(disturbed: Federation, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """Kills by the clock fall where no function was thought of.
 

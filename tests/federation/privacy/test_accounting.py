@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -24,7 +24,7 @@ from federation.privacy.accounting import (
 from federation.privacy.ledger import Ledger
 from foundation.errors import StudyError
 
-from ...tiers import slow
+from ...tiers import examples, slow
 
 SETTINGS = [
     slow(1.8, 1 / 3, 200, 1 / 360, 10.96),
@@ -148,7 +148,7 @@ def masses(deviation: float, reach: int) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(deviation=st.floats(0.5, 8), sites=st.integers(1, 5), shift=st.integers(1, 6))
 def test_the_bound_on_sums_of_discrete_gaussians(deviation: float, sites: int, shift: int) -> None:
     """The Renyi divergence of the true sum from its shifted self, by convolution, is never over rho x order."""
