@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from federation.audit import AuditLog
@@ -65,6 +66,7 @@ def _run(raw: dict[str, Any], folder: Path, dies_at: int) -> None:
     RoundLoop(study, folder, Still(study, folder / "sent"), INITIAL, audit).run()
 
 
+@pytest.mark.slow
 def test_ten_kills_and_no_weights_went_out_uncharged(raw_study: dict[str, Any], tmp_path: Path) -> None:
     raw_study["privacy"] = {"unit": "site", "epsilon": 20.0, "sites": 3}
     raw_study["training"] |= {"epochs": None, "steps": 1}
