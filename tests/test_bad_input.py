@@ -13,6 +13,8 @@ import yaml
 
 from ssl_methods import METHODS
 
+from .tiers import slow
+
 Call = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -267,7 +269,7 @@ def test_resume_refuses_another_study(fedpretext: Call, finished: Any, tmp_path:
     assert run_folders(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments", [["simulate", "STUDY", "--set", "rounds.cuont=2"], ["evaluate", "holiday"]])
+@pytest.mark.parametrize("arguments", [["simulate", "STUDY", "--set", "rounds.cuont=2"], slow(["evaluate", "holiday"])])
 def test_as_a_process(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
     arguments = [str(study_file) if part == "STUDY" else part for part in arguments]
     done = subprocess.run(
