@@ -4,14 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# A process a core; each takes whole files, so that what a file's tests share is made once.
-TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process a core; each takes whole files, so that what a file's tests share is made once. CONTRIBUTING.md has the tiers.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo walkthrough test check format benchmarks sweep downstream reproduce clean
+.PHONY: help demo walkthrough test test-all soak check format benchmarks sweep downstream reproduce clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 $(STAMP): pyproject.toml
 	@echo "Installing into $(VENV): torch and its friends are large (several GB with CUDA); pip settings are yours."
@@ -25,14 +25,20 @@ demo: $(STAMP) ## install if needed, run the demonstration on phantoms, print wh
 walkthrough: $(STAMP) ## a real federation of three pretend hospitals on this machine (needs nginx; docs/walkthrough.md)
 	PATH="$(abspath $(BIN)):$$PATH" docs/walkthrough.sh runs/walkthrough-$$(date +%Y%m%d-%H%M%S)
 
-test: $(STAMP) ## install if needed, run every test
-	$(TESTS)
+test: $(STAMP) ## install if needed, run the quick tests (under 10 minutes on two cores)
+	$(PYTEST) -m "not slow and not soak"
 
-check: $(STAMP) ## format, lint, types, tests
+test-all: $(STAMP) ## the quick tests and the slow ones: real programs, whole studies (under 25 minutes)
+	$(PYTEST) -m "not soak" --hypothesis-profile thorough
+
+soak: $(STAMP) ## the tests that take minutes each, and every property on many more examples
+	$(PYTEST) -m "soak or hypothesis" --hypothesis-profile soak --timeout 3600
+
+check: $(STAMP) ## format, lint, types, and all of test-all
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(TESTS)
+	$(MAKE) test-all
 
 format: $(STAMP) ## put the code into its format
 	$(BIN)/ruff format .

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 _STOP_S = 10.0
 # Reads until this process is gone, however it went, then ends its whole process group and clears up.
-_GUARD = 'trap \'\' TERM INT HUP; cat; kill -TERM 0; sleep 2; [ -z "$1" ] || rm -rf "$1"; kill -KILL 0'
+_GUARD = 'trap \'\' TERM INT HUP; read -r _; kill -TERM 0; sleep 2; [ -z "$1" ] || rm -rf "$1"; kill -KILL 0'
 
 
 class ProcessGroup:

@@ -1,6 +1,7 @@
 """Fixtures that every room's tests share."""
 
 import copy
+import fcntl
 import gc
 import os
 import shutil
@@ -22,9 +23,10 @@ from server.rounds import write_study
 from simulation.simulate import simulate
 from simulation.site_folders import Federation
 
-# A busy machine must not fail a test: hypothesis otherwise gives each example 200 ms.
-settings.register_profile("house", deadline=None)
-settings.load_profile("house")
+# Examples of each property, chosen by --hypothesis-profile. A busy machine must not fail a test: no deadline.
+for profile, examples in {"quick": 20, "thorough": 100, "soak": 500}.items():
+    settings.register_profile(profile, deadline=None, max_examples=examples)
+settings.load_profile("quick")
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that; some tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,9 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 _LONGEST = (
-    "deployment/test_survival.py", "test_readme.py", "deployment/test_walkthrough.py", "simulation/test_ray_runtime.py",
-    "deployment/test_security.py", "test_command_line.py", "deployment/test_private_deployment.py",
-    "simulation/advisor/test_study_file.py", "evaluation/test_stage.py", "client/test_every_method.py",
+    "deployment/test_survival.py", "deployment/test_walkthrough.py", "simulation/test_ray_runtime.py",
+    "deployment/test_private_deployment.py", "client/test_every_method.py", "simulation/advisor/test_study_file.py",
+    "deployment/test_security.py", "evaluation/test_stage.py", "test_command_line.py", "test_readme.py",
 )  # fmt: skip
 
 
@@ -222,12 +224,42 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``made_once("name", make)``: a folder that ``make(folder)`` filled, once for all of pytest's processes.
+
+    The name says all that the content depends on. Tests read such a folder, or work in a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    common = (base if worker_id == "master" else base.parent) / "made-once"
+    common.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, whole = common / name, common / f"{name}.whole"
+        with (common / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def finished(made_once: Callable[..., Path]) -> Finished:
     """The study of ``study_file``, run once for all tests."""
-    place = tmp_path_factory.mktemp("finished")
-    root = write_pictures(place / "pictures").root
-    study = write_simulated(place / "study.yaml", root)
-    return Finished(study, root, simulate(study, runs=place / "runs", device="cpu").folder)
+
+    def make(place: Path) -> None:
+        study = write_simulated(place / "study.yaml", write_pictures(place / "pictures").root)
+        simulate(study, runs=place / "runs", device="cpu")
+
+    place = made_once("finished", make)
+    (folder,) = (place / "runs").iterdir()
+    return Finished(place / "study.yaml", place / "pictures", folder)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import yaml
 
 from ssl_methods import METHODS
 
+from .tiers import slow
+
 Call = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -229,14 +231,15 @@ def test_a_device_that_is_not_there(name: str, told: str, fedpretext: Call, stud
 
 
 def test_evaluate_refuses(fedpretext: Call, finished: Any, tmp_path: Path) -> None:
-    before = contents(finished.folder)
-    said = fedpretext("evaluate", finished.folder, "--protocol", "linear")
+    run = finished.copy(tmp_path / "run")
+    before = contents(run)
+    said = fedpretext("evaluate", run, "--protocol", "linear")
     assert said.error.startswith("protocol 'linear' is not known; there are: attention, decoder_segmentation, finetune")
-    said = fedpretext("evaluate", finished.folder, "--protocol", "ridge")
+    said = fedpretext("evaluate", run, "--protocol", "ridge")
     assert said.error.startswith("protocol 'ridge' does nothing for classification; there are: knn, logistic, svm")
-    said = fedpretext("evaluate", finished.folder, finished.folder)
+    said = fedpretext("evaluate", run, run)
     assert said.error == "Invalid value: several encoders, and --out, need a task to be judged on: add --task FILE"
-    assert contents(finished.folder) == before
+    assert contents(run) == before
     assert fedpretext("evaluate", "nowhere").error == (
         "nowhere: there is no such run folder; give the folder that simulate or server printed"
     )
@@ -246,15 +249,16 @@ def test_evaluate_refuses(fedpretext: Call, finished: Any, tmp_path: Path) -> No
 
 
 def test_resume_refuses_another_study(fedpretext: Call, finished: Any, tmp_path: Path) -> None:
-    before = contents(finished.folder)
-    again = ("simulate", finished.study, "--resume", finished.folder)
+    run = finished.copy(tmp_path / "run")
+    before = contents(run)
+    again = ("simulate", finished.study, "--resume", run)
     said = fedpretext(*again, "--set", "training.batch=8")
     assert (
         "is of another study (training.batch was 4 and is 8 now); give the study file and --set options" in said.error
     )
     said = fedpretext(*again, "--set", "simulation.splits.left_out=[small]")
     assert "is of another study (simulation.splits.left_out was ['away'] and is ['small'] now)" in said.error
-    assert contents(finished.folder) == before
+    assert contents(run) == before
     (tmp_path / "holiday").mkdir()
     assert fedpretext("simulate", finished.study, "--resume", "holiday").error.startswith(
         "--resume holiday: holds no study.yaml"
@@ -265,7 +269,7 @@ def test_resume_refuses_another_study(fedpretext: Call, finished: Any, tmp_path:
     assert run_folders(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments", [["simulate", "STUDY", "--set", "rounds.cuont=2"], ["evaluate", "holiday"]])
+@pytest.mark.parametrize("arguments", [["simulate", "STUDY", "--set", "rounds.cuont=2"], slow(["evaluate", "holiday"])])
 def test_as_a_process(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
     arguments = [str(study_file) if part == "STUDY" else part for part in arguments]
     done = subprocess.run(

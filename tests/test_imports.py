@@ -3,11 +3,10 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = {
@@ -65,6 +64,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=str(path))
 
@@ -81,13 +81,27 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
             yield node.module, [alias.name for alias in node.names]
 
 
+def of_every_file(rule: Callable[[Path], None]) -> Callable[[], None]:
+    """One test of a rule that every module has to keep."""
+
+    def test() -> None:
+        for path in files():
+            try:
+                rule(path)
+            except AssertionError as error:
+                error.add_note(f"in {name_of(path)}")
+                raise
+
+    return test
+
+
 def test_there_is_something_to_look_at() -> None:
     rooms = {name_of(path).split("/")[0].removesuffix(".py") for path in files()}
     assert rooms == set(LEVELS)
     assert len(files()) > 50
 
 
-@pytest.mark.parametrize("path", files(), ids=name_of)
+@of_every_file
 def test_rooms_import_only_downwards(path: Path) -> None:
     room = name_of(path).split("/")[0].removesuffix(".py")
     for module, _ in imports(parsed(path)):
@@ -106,7 +120,7 @@ def test_no_circles() -> None:
     list(TopologicalSorter(needs).static_order())  # CycleError names the modules of a circle
 
 
-@pytest.mark.parametrize("path", files(), ids=name_of)
+@of_every_file
 def test_flower_is_known_in_few_places_and_its_private_parts_in_fewer(path: Path) -> None:
     for module, names in imports(parsed(path)):
         if module.split(".")[0] != "flwr":
@@ -117,7 +131,7 @@ def test_flower_is_known_in_few_places_and_its_private_parts_in_fewer(path: Path
             assert not any(name.startswith("_") for name in names)
 
 
-@pytest.mark.parametrize("path", files(), ids=name_of)
+@of_every_file
 def test_nobody_seeds_the_whole_process(path: Path) -> None:
     """foundation/randomness.py seeds torch's generator for a block and puts it back; nobody else touches it."""
     if name_of(path) == "foundation/randomness.py":

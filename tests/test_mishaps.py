@@ -151,6 +151,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, below: str) -> None:
     monkeypatch.setattr("os.fsync", refuse)
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_then_room(
     monkeypatch: pytest.MonkeyPatch, fedpretext: Call, finished: Any, tmp_path: Path
 ) -> None:

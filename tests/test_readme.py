@@ -11,7 +11,10 @@ from PIL import Image
 
 from federation.study import load_study
 from simulation.simulate import simulate
+from simulation.validate import validate
 from ssl_methods import METHODS
+
+from .tiers import soak
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = {2: 32, 3: 16}
@@ -65,9 +68,8 @@ def write_hospitals(root: Path, shape: tuple[int, ...]) -> None:
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_line_runs(name: str, tmp_path: Path) -> None:
-    """The study of the README on small pictures, one round; all else as the line says."""
+def made_small(name: str, tmp_path: Path) -> tuple[Path, list[str]]:
+    """The line's study file, and its overrides and those that make it small: small pictures, one round."""
     config, *options = lines()[name].arguments
     overrides = [word for word in options if word != "--set"]
     assert options == [word for override in overrides for word in ("--set", override)]
@@ -85,6 +87,26 @@ def test_the_line_runs(name: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     if study.image.dimensions == 3:
         small.append(f"image.depth={side}")
-    run = simulate(ROOT / config, [*overrides, *small], runs=tmp_path / "runs", device="cpu")
+    return ROOT / config, [*overrides, *small]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_line_is_a_study_that_runs(name: str, tmp_path: Path) -> None:
+    """By all that is checked before anything is trained; its model is built, too."""
+    config, overrides = made_small(name, tmp_path)
+    assert "is valid" in validate(config, overrides)[-1]
+
+
+FIRST = {METHODS[name].family: name for name in sorted(METHODS, reverse=True)}
+"""A method of each family; swin_unetr, of volumes, besides."""
+TRAINED = {*FIRST.values(), "swin_unetr"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name if name in TRAINED else soak(name) for name in sorted(METHODS)])
+def test_the_line_runs(name: str, tmp_path: Path) -> None:
+    """The study of the README to its report; all else as the line says."""
+    config, overrides = made_small(name, tmp_path)
+    run = simulate(config, overrides, runs=tmp_path / "runs", device="cpu")
     assert run.report.is_file()
     assert (run.folder / "arms" / "federated" / "fold-0" / "seed-0" / "encoder.safetensors").is_file()

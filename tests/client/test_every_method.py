@@ -20,7 +20,10 @@ from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import METHODS, Method, build_method, method_class
 
+from ..tiers import slow
+
 ALL = sorted(METHODS)
+AFFORDABLE = [slow(name) if name == "swin_unetr" else name for name in ALL]
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 1, "width": 24, "heads": 2}
 SWIN = {"name": "monai_swin_unetr", "width": 12, "depth": 1, "heads": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"swav": {"queue": 16}}
@@ -83,7 +86,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", AFFORDABLE)
 def test_what_is_sent_is_what_is_declared_and_the_rest_stays(
     name: str, tmp_path: Path, restart: Callable[[], None]
 ) -> None:
@@ -145,7 +148,7 @@ def watched(method: Method, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return told
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", AFFORDABLE)
 def test_one_round_of_four_epochs_ends_where_four_rounds_of_one_do(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from client.site import Site
 from federation.study import Study
 
@@ -14,6 +16,7 @@ from ..conftest import ROOT
 KILLS = 20
 
 
+@pytest.mark.slow
 def test_a_killed_site_never_forgets_what_it_spent(
     private_study: Callable[..., Study], private_site: Callable[..., Site], tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.sample_gradients import ClippedSum, clipped_sum
 
 from ..conftest import STUDY
+from ..tiers import examples
 
 CPU = torch.device("cpu")
 PATIENTS = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]  # of ten pictures
@@ -310,7 +311,7 @@ def real(raw: dict[str, Any]) -> Method:
 
 
 @pytest.mark.parametrize("raw", [STUDY["method"], IJEPA], ids=["mae", "ijepa"])
-@settings(max_examples=6)
+@examples(6)
 @given(
     changed=st.integers(0, 3),
     seed=st.integers(0, 2**31),

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,9 +22,11 @@ from server.provision import accept, provision
 from server.proxy import nginx
 from server.status_board import Status, read_status
 
-# Half a dozen programs that import torch start on two cores.
-pytestmark = pytest.mark.timeout(600)
+from ..programs import Program
+
 _ANY_PORT = ("--metrics-port", "0")
+IMPATIENT = {"client.service._WAITS_S": (1.0,), "server.service._WAITS_S": (1.0,)}
+"""How long programs wait before they try again, where that is not what is tested."""
 SITES = {"a": (9, 3), "b": (6, 2), "c": (4, 2)}
 
 
@@ -37,7 +37,8 @@ class Deployment:
         self.root, self.sites = root, dict(sites or SITES)
         self.study = study_from(raw, "test")
         self.port = free_port()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.patient = False
+        self.processes: dict[str, Program] = {}
         root.mkdir(parents=True, exist_ok=True)
         self.study_file = root / "study.yaml"
         self.study_file.write_text(yaml.safe_dump(raw))
@@ -90,12 +91,9 @@ class Deployment:
                 if name == "server"
                 else ("client", self.kit(name))
             )
-            with (self.root / f"{name}.log").open("ab") as log:
-                self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", "fedpretext", *map(str, arguments)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.root,
-                    env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-                )  # fmt: skip
+            log = self.root / f"{name}.log"
+            waits = {} if self.patient else IMPATIENT
+            self.processes[name] = Program([*map(str, arguments)], log, self.root, {"OMP_NUM_THREADS": "1"}, waits)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """End one program, as a power cut does unless told otherwise, and wait until it is gone."""
@@ -117,8 +115,10 @@ class Deployment:
         raise AssertionError(f"no SuperLink is running\n{self.logs()}")
 
     def stop(self) -> None:
-        for name in list(self.processes):
-            self.kill(name, signal.SIGTERM)
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        while self.processes:
+            self.processes.popitem()[1].wait(60)
 
     def status(self) -> Status | None:
         try:

@@ -19,7 +19,7 @@ from foundation.tensor_files import load_tensors
 from .conftest import Deployment
 from .in_process import bits, undisturbed
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 Make = Callable[..., Deployment]
 FOUR = {"a": (9, 3), "b": (6, 2), "c": (4, 2), "d": (5, 2)}
 

@@ -82,7 +82,7 @@ from ..conftest import STUDY, write_site
 from ..identifier_hunt import Hospital, patches_in, patterns, words_in, write_hospital
 from .conftest import Deployment
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 NOW = datetime.now(UTC)
 LOGIN = "dr-fictional-engineer"
 

@@ -134,6 +134,7 @@ def test_told_to_stop_it_stops_what_it_started(tmp_path: Path) -> None:
     assert left_of(out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 30)
 def test_the_walkthrough(tmp_path: Path) -> None:
     """Three hospitals with DICOM, PNG and NIfTI, two rounds, equal weights everywhere, in less than five minutes."""

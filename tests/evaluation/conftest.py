@@ -1,6 +1,7 @@
 """A small run folder as simulation writes it, with pictures whose class an untrained encoder can see."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from evaluation.config import FinetuneConfig, RunEvaluation
+from evaluation.stage import evaluate
 from foundation.files import write_json
 from foundation.randomness import numpy_generator, seeded_torch
 from foundation.tensor_files import save_tensors
@@ -58,8 +60,7 @@ def write_encoder(
     write_json(folder / "encoder.json", described)
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
+def run_maker(place: Path) -> MakeRun:
     """A function that writes a run folder; each call another one."""
     made: list[Path] = []
 
@@ -71,7 +72,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     ) -> Path:
         # One pass of fine-tuning is enough to see that the supervised arm is there.
         settings = (config or RunEvaluation()).model_copy(update={"finetune": FinetuneConfig(epochs=1)})
-        base = tmp_path / str(len(made))
+        base = place / str(len(made))
         run = base / "run"
         made.append(run)
         manifest = write_pictures(base / "pictures")
@@ -91,3 +92,22 @@ def make_run(tmp_path: Path) -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """``make_run(folds=3)``: a run folder; each call another one."""
+    return run_maker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, pd.DataFrame]]:
+    """``evaluated(3)``: a run of so many folds and its results, made once for a module's tests, which only read."""
+    make = run_maker(tmp_path_factory.mktemp("evaluated"))
+
+    @cache
+    def once(folds: int) -> tuple[Path, pd.DataFrame]:
+        run = make(folds=folds)
+        return run, evaluate(run, show=False)
+
+    return once

@@ -21,6 +21,8 @@ from imaging.boxes import Boxes
 from imaging.config import ImageConfig
 from ssl_methods.encoders import EncoderConfig, build_encoder
 
+from ..tiers import slow
+
 IMAGE = ImageConfig(modality="microscopy", size=32, channels=1)
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=2, width=32, heads=2)
 RESNET = EncoderConfig(name="resnet10t")
@@ -77,7 +79,7 @@ def same(one: list[Detected], other: list[Detected]) -> bool:
 
 @pytest.mark.parametrize(
     ("detect", "config"),
-    [(frozen_detections, VIT), (frozen_detections, RESNET), (finetune_detections, VIT)],
+    [(frozen_detections, VIT), slow(frozen_detections, RESNET), slow(finetune_detections, VIT)],
     ids=["frozen vit", "frozen resnet", "finetuned vit"],
 )
 def test_finds_what_it_was_shown_and_repeats_itself(detect: Detect, config: EncoderConfig) -> None:

@@ -97,6 +97,7 @@ def test_threshold_leaves_the_least_spread_on_both_sides(values: list[int]) -> N
     assert spread(otsu(grey)) == pytest.approx(min(spread(step / 256) for step in range(1, 256)), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_white_cells_of_real_smears_are_found(shared: Path, tmp_path: Path) -> None:
     """They are darkest, so that the threshold parts most of them; red cells touch each other."""
     image = ImageConfig(modality="microscopy", size=96, channels=3)

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.federated_probe import Moments, SiteShare, minimise, outputs_of, probabilities, standard_of, summed
 from evaluation.intervals import FloatArray, IntArray
 from evaluation.logistic import Standard, path
 from foundation.errors import RunError
+
+from ..tiers import examples
 
 CLOSE = 1e-4
 
@@ -55,7 +57,7 @@ def split(features: FloatArray, labels: IntArray, classes: int, site: IntArray) 
     return {name: SiteShare(features[own], labels[own], classes) for name, own in names.items()}
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     seed=st.integers(0, 10_000), count=st.integers(8, 60), width=st.integers(1, 12), classes=st.integers(2, 3),
     strength=st.sampled_from([0.01, 0.1, 1.0]), data=st.data(),

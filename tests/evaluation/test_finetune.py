@@ -159,6 +159,7 @@ def test_findings_are_learnt_side_by_side() -> None:
     assert scores[:, 2].mean() < 0.4
 
 
+@pytest.mark.slow
 def test_values_are_in_their_own_unit() -> None:
     """Head at zero answers the mean; a change of unit changes the answers alike."""
     x, y = pictures(40, 1)

@@ -59,6 +59,7 @@ def two_runs(make_run: MakeRun, **settings: Any) -> list[Path]:
     return [first, second]
 
 
+@pytest.mark.slow
 def test_two_runs_keep_their_split_and_share_a_random_encoder(
     make_run: MakeRun, task_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_the_same_evaluation_goes_on_and_another_is_refused(
         gather([str(run)], task_file(protocols=["logistic"]), out, "")
 
 
+@pytest.mark.slow
 def test_weights_of_timm_stand_beside_a_run(make_run: MakeRun, task_file: Callable[..., Path], tmp_path: Path) -> None:
     run = named(make_run(), "one")
     import timm

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -28,6 +28,8 @@ from evaluation.intervals import (
 from evaluation.metrics import auprc, auroc, balanced_accuracy
 from evaluation.results_schema import LOGIT
 from foundation.randomness import numpy_generator
+
+from ..tiers import examples, slow
 
 
 def scored(labels: list[int], scores: list[float], patients: list[str], strata: list[str] | None = None) -> Scored:
@@ -71,7 +73,7 @@ def test_one_picture_a_patient_strata_by_class_is_delong() -> None:
     assert variance(estimate)[1] == 32
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10_000), patients=st.integers(2, 12), pictures=st.integers(4, 60))
 def test_closed_form_is_the_brute_force_jackknife(seed: int, patients: int, pictures: int) -> None:
     data = random_case(seed, patients, pictures)
@@ -211,7 +213,7 @@ def test_a_mean_over_patients_is_that_of_survey_textbooks() -> None:
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seed=st.integers(0, 10_000), patients=st.integers(1, 30), sites=st.integers(1, 5))
 def test_closed_form_of_a_mean_is_the_brute_force_jackknife(seed: int, patients: int, sites: int) -> None:
     rng = numpy_generator(seed, "mean")
@@ -260,7 +262,9 @@ def test_p_of_one_mean_is_the_t_test() -> None:
     assert np.isnan(p_value(few))
 
 
-@pytest.mark.parametrize("case", [Case("slice", 20, 0.4), Case("patient", 20, 0.1), Case("slice", 20, 0.4, sites=5)])
+@pytest.mark.parametrize(
+    "case", [slow(Case("slice", 20, 0.4)), slow(Case("patient", 20, 0.1)), Case("slice", 20, 0.4, sites=5)]
+)
 def test_coverage_is_near_what_it_says(case: Case) -> None:
     """300 simulated studies: .95 give or take four standard errors (.05); the percentile bootstrap is not near."""
     found = coverage(case, 300)
@@ -270,7 +274,7 @@ def test_coverage_is_near_what_it_says(case: Case) -> None:
         assert found["single"] > found["percentile"]
 
 
-@pytest.mark.parametrize("sites", [1, 4])
+@pytest.mark.parametrize("sites", [slow(1), 4])
 def test_coverage_of_dice_and_errors(sites: int) -> None:
     found = coverage(Case("numbers", 40, 0.1, sites=sites), 300)
     assert found.keys() == {"Dice", "Dice paired", "MAE", "MAE paired", "R2"}

@@ -259,6 +259,7 @@ def listed(shared: Path) -> Listed:
     return read
 
 
+@pytest.mark.slow
 def test_brain_slices_of_different_patients_are_never_alike(listed: Listed, tmp_path: Path) -> None:
     table, folder = listed("lgg_mri_128")
     image = ImageConfig(modality="mri", size=128, channels=3)
@@ -267,6 +268,7 @@ def test_brain_slices_of_different_patients_are_never_alike(listed: Listed, tmp_
     assert found.exact == found.near == ()
 
 
+@pytest.mark.slow
 def test_known_duplicates_of_breast_ultrasound_are_found(listed: Listed, tmp_path: Path) -> None:
     """busi names no patients and is known to hold pictures twice, even benign ones as malignant."""
     table, folder = listed("busi_224")

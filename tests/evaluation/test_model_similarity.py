@@ -36,6 +36,7 @@ def test_every_two_arms_at_every_site(make_run: MakeRun) -> None:
     assert row["n"] == len(north) < len(held)
 
 
+@pytest.mark.slow
 def test_arms_are_compared_within_a_fold_and_a_seed(make_run: MakeRun) -> None:
     run = make_run(folds=2, seeds=2)
     found = arm_similarity(run)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.metrics import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
@@ -14,6 +14,8 @@ from scipy import ndimage
 
 from evaluation.overlap import edge_distance, overlap_table, patient_dice, patient_distance
 from foundation.randomness import numpy_generator
+
+from ..tiers import examples
 
 NAN = float("nan")
 
@@ -28,7 +30,7 @@ def one_hot(masks: NDArray[np.uint8], classes: int) -> torch.Tensor:
     return torch.from_numpy((masks[:, None] == np.arange(classes).reshape(-1, *[1] * (masks.ndim - 1))).astype(float))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seed=st.integers(0, 10**6), shape=st.sampled_from([(3, 16, 16), (2, 17, 23), (2, 8, 12, 12)]))
 def test_counts_and_distances_are_monais(seed: int, shape: tuple[int, ...]) -> None:
     predicted, truth = blobs(seed, shape, 3), blobs(seed + 1, shape, 3)

@@ -165,6 +165,7 @@ def test_left_out_copies_are_said_without_a_name(tmp_path: Path) -> None:
     assert "secret" not in page
 
 
+@pytest.mark.slow
 def test_pictures_are_shown_only_when_asked_for_and_a_card_lies_beside(make_run: Callable[..., Path]) -> None:
     run = make_run(RunEvaluation(protocols=("knn",)))
     evaluate(run, show=False)

@@ -19,6 +19,8 @@ from imaging.config import AugmentConfig, ImageConfig
 from imaging.presets import resolve
 from ssl_methods.encoders import EncoderConfig, build_encoder
 
+from ..tiers import slow
+
 FLAT = ImageConfig(modality="mri", size=16, channels=1)
 DEEP = ImageConfig(modality="ct", size=16, depth=8, channels=1)
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=2, width=32, heads=2)
@@ -76,7 +78,7 @@ def dice(found: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
 
 @pytest.mark.parametrize("protocol", [linear_masks, decoder_masks])
 @pytest.mark.parametrize(
-    ("config", "image"), [(VIT, FLAT), (RESNET, FLAT), (VOLUME_VIT, DEEP)], ids=["vit", "resnet", "volumes"]
+    ("config", "image"), [(VIT, FLAT), slow(RESNET, FLAT), slow(VOLUME_VIT, DEEP)], ids=["vit", "resnet", "volumes"]
 )
 def test_squares_are_found(protocol: Masks, config: EncoderConfig, image: ImageConfig) -> None:
     unseen, truth = squares(9, 2, image)

@@ -21,6 +21,7 @@ from foundation.errors import DataError, RunError, StudyError
 from imaging.manifest import Manifest
 
 MakeRun = Callable[..., Path]
+Evaluated = Callable[[int], tuple[Path, pd.DataFrame]]
 
 
 def test_end_to_end(make_run: MakeRun) -> None:
@@ -76,9 +77,8 @@ def test_with_starting_weights_the_supervised_arm_starts_from_them(make_run: Mak
     assert set(pairs["encoder_b"]) == {"supervised", "random", "pixels", "majority"}
 
 
-def test_comparisons_are_of_the_same_patients(make_run: MakeRun) -> None:
-    run = make_run()
-    table = evaluate(run, show=False)
+def test_comparisons_are_of_the_same_patients(evaluated: Evaluated) -> None:
+    run, table = evaluated(1)
     apart = pd.read_csv(run / "comparisons.csv", keep_default_na=False)
     assert tuple(apart.columns) == COMPARISONS.columns
     assert set(apart["site"]) == {"all", "north", "south", "away", "left-out"}
@@ -93,9 +93,8 @@ def test_comparisons_are_of_the_same_patients(make_run: MakeRun) -> None:
     assert float(row.loc["all", "ci_low"]) < row.loc["all", "value"] < float(row.loc["all", "ci_high"])
 
 
-def test_scores_are_of_held_pictures_only(make_run: MakeRun) -> None:
-    run = make_run(folds=3)
-    evaluate(run, show=False)
+def test_scores_are_of_held_pictures_only(evaluated: Evaluated) -> None:
+    run, _ = evaluated(3)
     scores = pd.read_csv(run / "evaluation" / "scores.csv")
     assert set(scores["role"]) == {"test", "left-out"}
     splits = pd.read_csv(run / "evaluation" / "splits.csv").set_index(["fold", "image"])["role"]
@@ -103,9 +102,8 @@ def test_scores_are_of_held_pictures_only(make_run: MakeRun) -> None:
     assert found == scores["role"].tolist()
 
 
-def test_folds_are_averaged_and_every_patient_tested_once(make_run: MakeRun) -> None:
-    run = make_run(folds=3)
-    table = evaluate(run, show=False)
+def test_folds_are_averaged_and_every_patient_tested_once(evaluated: Evaluated) -> None:
+    run, table = evaluated(3)
     row = table[(table["encoder"] == "federated") & (table["protocol"] == "logistic") & (table["metric"] == "AUROC")]
     row = row[row["statistic"] == "estimate"].set_index("site")
     assert row.loc["all", "n"] == 28
@@ -135,6 +133,7 @@ def test_training_seeds_are_shown_apart(make_run: MakeRun) -> None:
     assert spread["AUROC"] == pytest.approx(single.std(ddof=1))
 
 
+@pytest.mark.slow
 def test_seeds_on_the_first_fold_only(make_run: MakeRun) -> None:
     """The figure is of the seed that has every fold, the spread of what all seeds have."""
     run = make_run(folds=3, seeds=2)
@@ -149,9 +148,8 @@ def test_seeds_on_the_first_fold_only(make_run: MakeRun) -> None:
     assert (own.loc["seed sd", "unit"], own.loc["seed sd", "n"]) == ("training seed", 2)
 
 
-def test_a_second_call_computes_nothing(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run()
-    first = evaluate(run, show=False)
+def test_a_second_call_computes_nothing(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, first = evaluated(1)
 
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
@@ -192,6 +190,7 @@ def test_rows_of_other_labels_do_not_stay(make_run: MakeRun) -> None:
     assert "knn" not in set(evaluate(run, ["logistic"], show=False)["protocol"])
 
 
+@pytest.mark.slow
 def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) -> None:
     """One test patient's pictures become white and its labels turn over: no other picture's score moves."""
     run = make_run(RunEvaluation(protocols=("knn", "logistic", "finetune"), finetune={"epochs": 1}))

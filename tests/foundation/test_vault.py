@@ -13,12 +13,14 @@ import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from foundation import files, tensor_files
 from foundation.errors import RunError
 from foundation.vault import CHUNK, PLAIN, LockedError, Vault
+
+from ..tiers import examples
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 VAULT = Vault(KEY)
@@ -71,7 +73,7 @@ def tensors(tmp_path: Path) -> Path:
 
 
 @given(chunks=st.integers(0, 3), more=st.integers(-TAG - 1, TAG + 1))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
+@examples(80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(chunks=0, more=0)
 @example(chunks=1, more=0)
 @example(chunks=3, more=1)
@@ -119,7 +121,7 @@ def test_two_names_of_one_memory_are_cut_loose(tmp_path: Path) -> None:
 
 
 @given(name=st.sampled_from(sorted(TENSORS)), start=st.integers(0, 80_000), length=st.integers(0, 80_000))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_piece_is_the_one_that_a_plain_file_gives(tensors: Path, name: str, start: int, length: int) -> None:
     plain = tensors.with_name("plain")
     if not plain.exists():
@@ -201,7 +203,7 @@ def test_a_damaged_chunk_is_told_when_a_piece_of_it_is_read(tensors: Path) -> No
 
 
 @given(kept=st.integers(0, HEADER + 2 * SEALED + 115))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_cut_is_found(three: Path, kept: int) -> None:
     cut = three.with_name("cut") / "three"
     cut.parent.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from imaging.augment import draw
 from imaging.config import ImageConfig
 from imaging.presets import IN_PLANE, PRESETS, Preset, resolve
 from imaging.volume_views import coarse_weights
+
+from ..tiers import examples
 
 BARE = Preset(standardise="fixed", outside="zeros", crop_scale=(1, 1))
 
@@ -72,7 +74,7 @@ def test_motion_shifts_by_the_share_of_the_side_that_is_drawn() -> None:
     assert divmod(int(moved.argmax()), 32) == (16, 12)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(st.integers(0, 2**31))
 def test_only_chosen_views_are_scanned_and_each_by_its_own_draws(seed: int) -> None:
     preset = Preset(
@@ -167,7 +169,7 @@ def test_equalisation_is_mixed_in_by_the_drawn_share() -> None:
     assert torch.allclose(views, expected, atol=1e-5)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(0, 2**31), st.floats(0.05, 1.0))
 def test_shuffling_moves_whole_pixels_inside_one_square(seed: int, largest: float) -> None:
     side = 24

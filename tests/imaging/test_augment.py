@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from imaging.augment import Augmentation, draw
 from imaging.config import AugmentConfig, ImageConfig, Modality
 from imaging.presets import PRESETS, Preset
 from imaging.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
+
+from ..tiers import examples
 
 OFF: dict[str, Any] = dict.fromkeys(AugmentConfig.model_fields, 0.0) | {
     "crop_scale": (1, 1),
@@ -80,7 +82,7 @@ def test_two_copies_of_a_picture_in_a_batch_get_two_views(modality: Modality) ->
         assert (views[0] - views[1]).abs().mean() > 0.05
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(modality=st.sampled_from(get_args(Modality)), seed=st.integers(0, 2**32), keep=st.integers(1, 5))
 def test_a_view_does_not_depend_on_the_rest_of_the_batch(modality: Modality, seed: int, keep: int) -> None:
     subject, given_pictures = preset_augmentation(modality, 32, 3), pictures(6)
@@ -138,7 +140,7 @@ def test_crop_of_a_ramp_has_the_values_of_its_window() -> None:
         assert torch.allclose(views[i, 0, 2:-2, 2:-2].double(), expected[2:-2, 2:-2], atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     seed=st.integers(0, 2**32),
     scale=st.tuples(st.floats(0.02, 1), st.floats(0.02, 1)),

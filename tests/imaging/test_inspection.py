@@ -66,6 +66,7 @@ def test_clean_pictures_have_no_finding(folder: Folder) -> None:
     assert folder.found() == {} and folder.found(GREY) == {}
 
 
+@pytest.mark.slow
 def test_phantoms_and_a_dicom_series_have_no_error(tmp_path: Path, shared: Path) -> None:
     phantoms = list_phantoms(None, tmp_path, 0, PhantomOptions(pictures=16))
     series = Manifest.from_folder(shared / "data" / "dicom_series")

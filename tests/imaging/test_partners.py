@@ -6,11 +6,13 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.errors import DataError
 from imaging.partners import Partners, Relation
+
+from ..tiers import examples
 
 Row = dict[str, Any]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
@@ -84,7 +86,7 @@ def gap(given: list[Row], relation: Relation, own: int, other: int) -> float:
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-@settings(max_examples=40)  # of each relation
+@examples(40)  # of each relation
 @given(given=tables, seed=st.integers(0, 999))
 def test_partners_and_gaps_are_those_of_a_slow_reference(relation: Relation, given: list[Row], seed: int) -> None:
     partners = Partners(frame(given), relation)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from imaging.clusters import difference_hash, thumbnail
@@ -13,6 +13,8 @@ from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.prints import CORRELATION, LIT, SURE, Prints, near_copies, shows_nothing, store_prints
 from imaging.store import TensorStore
+
+from ..tiers import examples
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -31,7 +33,7 @@ def lit(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one[bright], other[bright])[0, 1])
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 24))
 def test_pairs_are_those_of_a_double_loop(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from foundation.errors import DataError
 from imaging.manifest import Manifest
 from imaging.splits import SplitConfig, check_splits, draw_splits
+
+from ..tiers import examples
 
 
 def study(sites: Mapping[str, Sequence[Sequence[Any]]]) -> Manifest:
@@ -36,7 +38,7 @@ LABELS = st.lists(st.lists(st.sampled_from([0, 1]), min_size=1, max_size=4), min
 SITES = st.dictionaries(st.sampled_from(["A", "B", "C", "D"]), LABELS, min_size=2)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(SITES, st.integers(1, 6), st.integers(0, 10**6), st.randoms(use_true_random=False))
 def test_what_holds_of_every_split(sites: dict[str, list[list[int]]], folds: int, seed: int, chance: Any) -> None:
     manifest = study(sites)

@@ -81,6 +81,7 @@ def page_text(run: Path) -> str:
 # From the federation to the report.
 
 
+@pytest.mark.slow
 def test_a_federation_is_trained_and_then_judged_on_other_pictures(
     raw_study: dict[str, Any], federation: Callable[..., Federation], data: Path, tmp_path: Path, fedpretext: Call
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_federation_is_trained_and_then_judged_on_other_pictures(
     assert {"A", "B", "C"} == set(read_run(run).curves["site"])
 
 
+@pytest.mark.slow
 def test_the_report_claims_nothing_that_cannot_be_known(run: Path, data: Path, fedpretext: Call) -> None:
     assert fedpretext("evaluate", run, "--data", data).code == 0
     text = page_text(run)

@@ -1,6 +1,5 @@
 """kill -9 of a server that adds the noise: whatever it has sent out is charged in its ledger."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from federation.audit import AuditLog
@@ -19,10 +19,10 @@ from server.checkpoint import latest_checkpoint
 from server.rounds import RoundLoop
 from server.site_noise import LEDGER_NAME
 
+from ..programs import CONTEXT
+
 KILLS, COUNT = 10, 25
 _SYNCS = 20  # writes of a round that are waited for, about: a process that is to die within two rounds
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["server.rounds", "dp_accounting", "torch.utils.tensorboard"])
 INITIAL = {"encoder.w": torch.zeros(8)}
 
 
@@ -66,6 +66,7 @@ def _run(raw: dict[str, Any], folder: Path, dies_at: int) -> None:
     RoundLoop(study, folder, Still(study, folder / "sent"), INITIAL, audit).run()
 
 
+@pytest.mark.slow
 def test_ten_kills_and_no_weights_went_out_uncharged(raw_study: dict[str, Any], tmp_path: Path) -> None:
     raw_study["privacy"] = {"unit": "site", "epsilon": 20.0, "sites": 3}
     raw_study["training"] |= {"epochs": None, "steps": 1}
@@ -73,7 +74,7 @@ def test_ten_kills_and_no_weights_went_out_uncharged(raw_study: dict[str, Any], 
     draw, study, killed = random.Random(6), study_from(raw_study, "test"), 0
     for attempt in range(KILLS + 1):
         dies_at = draw.randint(1, 2 * _SYNCS) if attempt < KILLS else 0
-        process = _CONTEXT.Process(target=_run, args=(raw_study, tmp_path, dies_at))
+        process = CONTEXT.Process(target=_run, args=(raw_study, tmp_path, dies_at))
         process.start()
         process.join(60)
         assert process.exitcode in (0, -signal.SIGKILL)

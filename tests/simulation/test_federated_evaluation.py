@@ -152,6 +152,7 @@ def test_pretraining_is_not_touched(run: Run, tmp_path: Path) -> None:
     assert collect(tmp_path / "plain") is None
 
 
+@pytest.mark.slow
 def test_killed_while_it_asks_it_goes_on_to_the_same_figures(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from foundation.errors import DataError
 from imaging.manifest import Manifest
 from simulation.partition import BySite, Dirichlet, Iid, PartitionConfig, Quantity, assign_sites, quantity_shares
+
+from ..tiers import examples
 
 Config = Iid | Dirichlet | Quantity
 
@@ -46,7 +48,7 @@ configs = st.integers(1, 6).flatmap(
 patients = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), min_size=6, max_size=40)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(people=patients, config=configs, seed=st.integers(0, 2**31), shuffle=st.randoms(use_true_random=False))
 def test_every_partition_keeps_the_rules(
     people: list[tuple[int, int]], config: Config, seed: int, shuffle: Any

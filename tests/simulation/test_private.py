@@ -1,7 +1,6 @@
 """Private studies from end to end, small: what leaves a site, what is charged, what the run's record and report say."""
 
 import importlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -31,11 +30,11 @@ from simulation.simulate import Run, planned, simulate, simulation_config
 from simulation.site_folders import Federation
 from ssl_methods import build_method
 
+from ..programs import CONTEXT
+
 PATIENT = {"unit": "patient", "epsilon": 40.0, "delta": 0.005, "patients": 4, "patients_per_step": 2}
 SITE = {"unit": "site", "epsilon": 60.0, "delta": 0.005, "sites": 3, "clip": 0.2}
 STEPS, ROUNDS = 3, 2
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["simulation.runtimes", "ssl_methods", "dp_accounting", "torch.utils.tensorboard"])
 
 
 def private(raw: dict[str, Any], privacy: dict[str, Any], **rounds: Any) -> dict[str, Any]:
@@ -273,7 +272,7 @@ def test_a_killed_study_goes_on_from_what_was_released_and_the_lost_attempt_stay
 ) -> None:
     """Killed before site A stores its second round: round 1 is as it was, round 2 of A is paid for twice."""
     place = with_ledgers(federation(private(raw_study, PATIENT, count=2)))
-    process = _CONTEXT.Process(target=_run_and_die, args=(place, "client.stored_rounds.StoredRounds.keep", 4))
+    process = CONTEXT.Process(target=_run_and_die, args=(place, "client.stored_rounds.StoredRounds.keep", 4))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

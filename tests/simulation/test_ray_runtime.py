@@ -105,6 +105,7 @@ def wait_for(there: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_running_and_goes_on_to_the_bits_of_the_in_process_run(
     federation: Make, raw_study: dict[str, Any], marked: Marked
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_killed_run_leaves_nothing_running_and_goes_on_to_the_bits_of_the_in_p
     assert_nothing_left(marked, at_least=20)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_nothing_running(federation: Make, raw_study: dict[str, Any], marked: Marked) -> None:
     prepared = federation(raw_study)
     over = threading.Event()
@@ -150,6 +152,7 @@ def test_an_interrupted_run_leaves_nothing_running(federation: Make, raw_study: 
     assert_nothing_left(marked, at_least=6)
 
 
+@pytest.mark.slow
 def test_a_site_without_its_data_ends_the_run_with_one_line(
     federation: Make, raw_study: dict[str, Any], marked: Marked
 ) -> None:
@@ -175,6 +178,7 @@ def test_without_the_extra_the_remedy_is_told(
         run_in_ray(federation(raw_study))
 
 
+@pytest.mark.slow
 def test_a_superlink_that_cannot_start_is_told_with_its_log(
     federation: Make, raw_study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from foundation.tensor_files import load_tensors
 from simulation.site_folders import Federation
 from tests.simulation.secure_federation import PICTURES, Recorder, make, run, site_asked, stage_of
 
+from ..tiers import slow
+
 
 def secured(raw: dict[str, Any], **config: Any) -> dict[str, Any]:
     raw["secure_aggregation"] = config
@@ -132,7 +134,7 @@ class Killed(BaseException):
     """As a process ends: nothing catches it."""
 
 
-@pytest.mark.parametrize("stage", ["share", "masked", "sign", "unmask"])
+@pytest.mark.parametrize("stage", [slow("share"), "masked", slow("sign"), slow("unmask")])
 def test_a_server_that_was_killed_finishes_the_same_list(raw_study: dict[str, Any], tmp_path: Path, stage: str) -> None:
     federation = make(tmp_path / "f", secured(raw_study) | {"rounds": {"count": 1, "attempts": 2}})
     seen: list[str] = []
@@ -155,7 +157,7 @@ def test_a_server_that_was_killed_finishes_the_same_list(raw_study: dict[str, An
     assert {site for at, site in again.stages() if at == "masked"} == set("ABC" if signed else "ABCD")
 
 
-@pytest.mark.parametrize("stage", ["sign", "unmask"])
+@pytest.mark.parametrize("stage", [slow("sign"), "unmask"])
 def test_a_site_that_is_started_anew_after_its_masked_update_goes_on(
     raw_study: dict[str, Any], tmp_path: Path, stage: str
 ) -> None:

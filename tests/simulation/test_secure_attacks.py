@@ -238,6 +238,7 @@ def test_ray_is_refused(study_file: Path) -> None:
         check_runtime(study, simulation_config(study))
 
 
+@pytest.mark.slow
 def test_a_whole_run_with_its_report(study_file: Path, tmp_path: Path) -> None:
     done = simulate(study_file, ["secure_aggregation={}", "simulation.arms=[pooled]"], runs=tmp_path, device="cpu")
     federated = done.folder / "arms" / "federated" / "fold-0" / "seed-0"

@@ -117,6 +117,7 @@ def test_arms_differ(finished: Any) -> None:
     assert len(set(found.values())) == len(found)
 
 
+@pytest.mark.slow
 def test_interrupted_between_arms(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_finished_run_is_not_computed_again(finished: Any, tmp_path: Path, mon
     assert encoders(folder) == encoders(finished.folder)
 
 
+@pytest.mark.slow
 def test_marked_patients_are_read_by_no_arm(finished: Any, tmp_path: Path) -> None:
     """All pictures of test, validation and left-out patients become noise: not a bit of any encoder changes.
 

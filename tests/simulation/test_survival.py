@@ -1,7 +1,6 @@
 """kill -9 at random moments, then resume: the weights are those of an undisturbed run, bit for bit."""
 
 import importlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +16,9 @@ from foundation.tensor_files import load_tensors
 from simulation.runtimes import run_in_process
 from simulation.site_folders import Federation
 
+from ..programs import CONTEXT
+from ..tiers import slow
+
 # Where a process dies: a function, and how often it is called in a whole run of the study below.
 MOMENTS = {
     "training": ("ssl_methods.ijepa.IJEPA.make_views", 12),
@@ -29,8 +31,6 @@ MOMENTS = {
     "a checkpoint is renamed": ("server.checkpoint.replace_folder", 3),
     "the spool is removed": ("server.rounds.Spool.remove", 3),
 }
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["simulation.runtimes", "ssl_methods", "torch.utils.tensorboard"])
 
 
 def _die_at(target: str, call: int) -> None:
@@ -66,7 +66,7 @@ def _run(federation: Federation, target: str | None, call: int) -> None:
 def _in_a_process(
     federation: Federation, target: str | None = None, call: int = 0, kill_after: float | None = None
 ) -> int:
-    process = _CONTEXT.Process(target=_run, args=(federation, target, call))
+    process = CONTEXT.Process(target=_run, args=(federation, target, call))
     process.start()
     if kill_after is not None:
         time.sleep(kill_after)
@@ -105,7 +105,7 @@ def undisturbed(disturbed: Federation, tmp_path: Path) -> dict[str, bytes]:
     return _UNDISTURBED
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [each if each == "checkpointing" else slow(each) for each in MOMENTS])
 def test_killed_and_resumed_is_bit_identical(moment: str, disturbed: Federation, undisturbed: dict[str, bytes]) -> None:
     """Two kills in a row at random calls of one function, then the run goes on to its end."""
     target, calls = MOMENTS[moment]
@@ -117,6 +117,7 @@ def test_killed_and_resumed_is_bit_identical(moment: str, disturbed: Federation,
     assert _weights(disturbed) == undisturbed
 
 
+@pytest.mark.slow
 def test_killed_at_moments_of_the_clock(disturbed: Federation, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """Kills by the clock fall where no function was thought of.
 

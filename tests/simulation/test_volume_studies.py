@@ -117,6 +117,7 @@ def test_the_adrenal_study_has_the_published_volumes(shared: Path, glands: Manif
     assert manifest.table["patient"].nunique() == len(manifest), "no two of the shapes are near-duplicates"
 
 
+@pytest.mark.slow
 def test_a_real_set_of_volumes_is_pretrained_on_and_probed(glands: Manifest, tmp_path: Path) -> None:
     """The ready study with the first 40 glands of each class, one short round."""
     table = glands.table.groupby("label").head(40).assign(site=["A", "B"] * 40)

@@ -15,6 +15,8 @@ import yaml
 from foundation.files import read_jsonl
 from simulation.simulate import Run, simulate
 
+from ..tiers import slow
+
 VIT = {"name": "monai_vit", "depth": 1, "width": 24, "heads": 2}
 SWIN = {"name": "monai_swin_unetr", "depth": 1, "width": 6, "heads": 1}
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -110,6 +112,7 @@ def check(done: Run, shape: tuple[int, ...]) -> None:
     assert random != (arm / "encoder.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_adrenal_glands(method: str, adrenals: Path, tmp_path: Path) -> None:
     """Real 28 x 28 x 28 volumes: pretrained, probed on the published labels."""
@@ -117,7 +120,7 @@ def test_adrenal_glands(method: str, adrenals: Path, tmp_path: Path) -> None:
     check(run(tmp_path, adrenals, method, image, 14, "hyperplasia"), (1, 28, 28, 28))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "rotation"])
+@pytest.mark.parametrize("method", ["mae", *(slow(name) for name in METHODS if name not in ("mae", "rotation"))])
 def test_nifti(method: str, scans: Path, tmp_path: Path) -> None:
     """Volumes from NIfTI files, patches thinner than they are wide."""
     image = {"modality": "mri", "size": 24, "depth": 12}

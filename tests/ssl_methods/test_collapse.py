@@ -84,6 +84,7 @@ def test_byol_without_its_predictor_collapses_and_the_alarm_fires(build: Build, 
     assert without.std < 0.25 < 0.5 < whole.std
 
 
+@pytest.mark.slow
 def test_simsiam_without_predictor_or_stop_gradient_collapses(
     build: Build, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,7 @@ def test_two_of_a_name_are_told_apart(build: Build, blobs: Blobs) -> None:
     assert not torch.equal(*heads)
 
 
+@pytest.mark.slow
 def test_both_members_learn(build: Build, blobs: Blobs) -> None:
     method = combined(build, "mae", "rotation")
     views = method.make_views(blobs(8), torch.Generator().manual_seed(0))

@@ -7,12 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ssl_methods import corruptions
 from ssl_methods.corruptions import Chances, Draws, bezier, corrupt, draw, painted, shuffle_locally
+
+from ..tiers import examples
 
 unit = st.floats(0, 1, width=32)
 NOTHING = Chances(0.0, 0.0, 0.0, 0.0)
@@ -37,7 +39,7 @@ def slow_bezier(values: Tensor, control: Sequence[float], falling: bool) -> np.n
     return np.interp(values.double().numpy(), x, 1 - y if falling else y)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.tuples(unit, unit, unit, unit), st.booleans())
 def test_bezier_is_the_curve(control: tuple[float, float, float, float], falling: bool) -> None:
     values = torch.linspace(0, 1, 101)
@@ -100,7 +102,7 @@ def test_windows_keep_their_pixels(shape: tuple[int, ...]) -> None:
     assert shuffled_inside_windows(0, shape)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seed=st.integers(0, 999))
 def test_windows_of_any_size_keep_their_pixels(seed: int) -> None:
     pictures = torch.arange(24.0 * 41).view(1, 1, 24, 41)

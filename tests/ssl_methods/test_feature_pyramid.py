@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -11,6 +11,8 @@ from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_maps
 from ssl_methods.encoders import EncoderConfig, build_encoder
 from ssl_methods.pyramid import PyramidDecoder, feature_pyramid, pyramid_shapes
+
+from ..tiers import examples
 
 FLAT = ImageConfig(modality="mri", size=64, channels=2)
 DEEP = ImageConfig(modality="ct", size=32, depth=16, channels=1)
@@ -111,7 +113,7 @@ def test_every_family_gets_a_decoder_to_its_pictures(
     assert all(weight.grad is not None for weight in decoder.parameters())
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     sides=st.lists(st.integers(16, 25), min_size=1, max_size=1),
     depth=st.none() | st.integers(8, 12),

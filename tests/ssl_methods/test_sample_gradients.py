@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -19,6 +19,8 @@ from ssl_methods.layer_gradients import grouping
 from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
 from ssl_methods.per_sample import EXACT
 from ssl_methods.sample_gradients import clipped_sum
+
+from ..tiers import examples
 
 Build = Callable[..., Method]
 TIMM: Any = timm.layers
@@ -165,7 +167,7 @@ def test_losses_are_the_groups_means_and_their_mean_is_the_loss(name: str, build
     assert losses.tolist() == pytest.approx(wanted, rel=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(groups=st.lists(st.integers(0, 3), min_size=2, max_size=8), changed=st.integers(0, 3), seed=st.integers(0, 99))
 def test_a_patients_pictures_change_only_that_patients_part(groups: list[int], changed: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -15,6 +15,8 @@ from evaluation.export.source import Source
 from foundation.errors import RunError
 from ssl_methods.encoder_outputs import feature_dim, feature_maps, features
 
+from ...tiers import slow
+
 MakeSource = Callable[[str], Source]
 Export = Callable[[str], tuple[Source, Path]]
 
@@ -41,7 +43,7 @@ def export(runtime: Any, source_of: MakeSource, tmp_path_factory: pytest.TempPat
     return make
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet", "swin", "monai_vit"])
+@pytest.mark.parametrize("name", ["vit", slow("resnet"), slow("swin"), slow("monai_vit")])
 def test_features_and_maps_are_the_encoders(runtime: Any, export: Export, name: str) -> None:
     source, folder = export(name)
     session = runtime.InferenceSession(folder / "encoder.onnx", providers=["CPUExecutionProvider"])
@@ -69,6 +71,7 @@ def test_the_file_says_what_it_takes_and_no_path(runtime: Any, export: Export) -
     assert (told["modality"], told["training_hash"]) == ("mri", "c0ffee")
 
 
+@pytest.mark.slow
 def test_the_same_encoder_gives_the_same_bytes(export: Export, tmp_path: Path) -> None:
     source, folder = export("vit")
     write_folder(source, tmp_path, "card")
@@ -83,6 +86,7 @@ def test_the_cards_code_runs(export: Export, monkeypatch: pytest.MonkeyPatch) ->
     assert (names["features"].shape, names["feature_map"].shape) == ((1, 24), (1, 24, 4, 4))
 
 
+@pytest.mark.slow
 def test_a_file_with_other_outputs_is_not_written(
     runtime: Any, make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

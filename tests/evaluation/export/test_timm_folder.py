@@ -20,6 +20,8 @@ from ssl_methods.encoder_outputs import feature_dim, features
 from ssl_methods.encoders import build_encoder
 from ssl_methods.starting_weights import fit_weights, read_weights
 
+from ...tiers import slow
+
 Export = Callable[[str], tuple[Source, Path]]
 ALL = ("vit", "resnet", "swin", "monai_vit", "monai_swin")
 FLAT = ("vit", "resnet", "swin")
@@ -43,7 +45,7 @@ def plain_pictures(source: Source, count: int = 3) -> torch.Tensor:
     return Augmentation(source.image).plain(torch.from_numpy(noise))
 
 
-@pytest.mark.parametrize("name", ["vit", "monai_vit"])
+@pytest.mark.parametrize("name", ["vit", slow("monai_vit")])
 def test_the_cards_code_gives_the_encoders_features_without_this_project(
     export: Export,
     name: str,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -23,12 +23,14 @@ from federation.privacy.accounting import (
 from federation.privacy.ledger import Ledger
 from foundation.errors import StudyError
 
+from ...tiers import examples, slow
+
 SETTINGS = [
-    (1.8, 1 / 3, 200, 1 / 360, 10.96),
-    (4.6, 0.5, 200, 1 / 130, 4.38),
+    slow(1.8, 1 / 3, 200, 1 / 360, 10.96),
+    slow(4.6, 0.5, 200, 1 / 130, 4.38),
     (1.0, 0.02, 2000, 1e-4, 4.84),
     (5.0, 1.0, 20, 1e-3, 2.74),
-    (2.2, 0.1, 1000, 1e-5, 7.28),
+    slow(2.2, 0.1, 1000, 1e-5, 7.28),
 ]
 
 
@@ -98,7 +100,8 @@ def test_what_is_lost_anyway_is_not_computed_for_hours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta", "rate", "steps"), [(8.0, 1 / 360, 1 / 3, 200), (1.0, 1e-5, 0.01, 1000), (0.3, 1e-3, 1.0, 9)]
+    ("epsilon", "delta", "rate", "steps"),
+    [(8.0, 1 / 360, 1 / 3, 200), slow(1.0, 1e-5, 0.01, 1000), (0.3, 1e-3, 1.0, 9)],
 )
 def test_the_least_noise_that_keeps_a_promise(epsilon: float, delta: float, rate: float, steps: int) -> None:
     noise = noise_for(epsilon, delta, rate, steps)
@@ -142,7 +145,7 @@ def masses(deviation: float, reach: int) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(deviation=st.floats(0.5, 8), sites=st.integers(1, 5), shift=st.integers(1, 6))
 def test_the_bound_on_sums_of_discrete_gaussians(deviation: float, sites: int, shift: int) -> None:
     """The Renyi divergence of the true sum from its shifted self, by convolution, is never over rho x order."""

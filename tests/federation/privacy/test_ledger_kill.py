@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from federation.privacy.accounting import Release
 from federation.privacy.ledger import Ledger
 
@@ -29,6 +31,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_has_charged_what_it_released(tmp_path: Path) -> None:
     path, marks = tmp_path / "ledger.jsonl", tmp_path / "marks"
     seen = []

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from federation.secure_aggregation.encoding import LARGEST_SUM, FixedPoint, decode, encode, error_bound
@@ -13,6 +13,8 @@ from federation.secure_aggregation.shamir import PRIME, combine, interpolate, sh
 from federation.secure_aggregation.streams import add_streams
 from federation.secure_aggregation.thresholds import check_sites, needed_colluding, threshold
 from foundation.errors import StudyError, TrainingError
+
+from ...tiers import examples
 
 SECRETS = st.binary(min_size=32, max_size=32)
 
@@ -103,7 +105,7 @@ def rounds(draw: st.DrawFn) -> tuple[FixedPoint, int, list[tuple[np.ndarray, int
     return fixed, sites, survivors
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(rounds())
 def test_the_mean_is_within_the_stated_bound(case: tuple[FixedPoint, int, list[tuple[np.ndarray, int]]]) -> None:
     fixed, sites, survivors = case

@@ -241,6 +241,7 @@ def test_findings_are_read_whichever_way_round_a_pair_stands(tmp_path: Path) -> 
         read_findings(tmp_path, {"one": "one", "two": "two"}, "logistic")
 
 
+@pytest.mark.slow
 def test_a_whole_pilot(advise: Advise, tmp_path: Path) -> None:
     raw = STUDY | {"encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 1, "width": 24, "heads": 2}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))

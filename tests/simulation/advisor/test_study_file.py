@@ -23,6 +23,8 @@ from simulation.validate import validate
 from ssl_methods import build_method
 from tests.simulation.advisor.conftest import PAIRS, setting
 
+from ...tiers import slow
+
 SMALL: dict[int, dict[str, Any]] = {
     2: {"image": {"size": 32, "channels": 1}, "encoder": {"patch_size": 8, "depth": 1, "width": 24, "heads": 2}},
     3: {
@@ -137,7 +139,10 @@ def made_small(study: Study) -> Study:
     return study_from(raw, "small")
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+QUICK = ("mae, 2-D", "simclr, 2-D")
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in WRITTEN])
 def test_every_written_study_trains(name: str, tmp_path: Path, write_site: Callable[..., Path]) -> None:
     study = made_small(WRITTEN[name])
     write_study(tmp_path, study)
@@ -152,6 +157,7 @@ def test_every_written_study_trains(name: str, tmp_path: Path, write_site: Calla
     assert np.isfinite([row["loss"] for row in rows]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", get_args(TaskKind))
 def test_a_written_study_of_each_task_runs_to_its_report(task: str, tmp_path: Path) -> None:
     """On phantoms, judged by all protocols that the file names."""
