@@ -39,7 +39,7 @@ from client.secure_round import SecureRounds, Trained, to_mask
 from client.site_file import SiteFile
 from client.site_identity import SiteKeys
 from client.site_ledger import SiteLedger
-from client.training import check_site, train_round
+from client.training import TrainingContext, check_site, train_round
 from federation.algorithms import build_algorithm
 from federation.federated_evaluation import Question, Statistics, answer_like
 from federation.privacy.config import PatientPrivacyConfig
@@ -292,10 +292,9 @@ class Site:
             method.start_local_parts()
         self._count_trained(instruction.round)
         train = train_private_round if isinstance(self._study.privacy, PatientPrivacyConfig) else train_round
-        outcome = train(
-            self._study, method, build_algorithm(self._study.algorithm), store, self.name, instruction.round,
-            optimiser, device,
-        )  # fmt: skip
+        algorithm = build_algorithm(self._study.algorithm)
+        context = TrainingContext(self._study, method, algorithm, store, self.name, device)
+        outcome = train(context, instruction.round, optimiser)
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
         metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
         reply = TrainReply(self.study_hash, instruction.round, self.name, len(store), shared, metrics)
