@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import client.private_step
 from client.private_step import PrivateStep
+from client.training import Learner
 from federation.algorithms import build_algorithm
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.privacy import noise
@@ -161,7 +162,8 @@ def play(setting: Setting, canary: bool, runs: int) -> Figures:
     found = []
     for _ in range(runs):
         seen = Seen(weight)
-        step = PrivateStep(method, algorithm, cast(Any, seen), store, privacy, sigma, 64, torch.device("cpu"))
+        learner = Learner(method, algorithm, cast(Any, seen), torch.device("cpu"))
+        step = PrivateStep(learner, store, privacy, sigma, 64)
         for _ in range(setting.steps):
             step.take()
         found.append([gradient[0] for gradient in seen.gradients])
@@ -269,10 +271,12 @@ def audit(setting: Setting, runs: int, confidence: float = CONFIDENCE) -> Bound:
     return bound(inside, outside, statistics, setting.delta, confidence)
 
 
+Statistics = Mapping[str, Callable[[Figures], Figures]]
+
+
 def bound(
-    inside: Figures, outside: Figures, statistics: Mapping[str, Callable[[Figures], Figures]], delta: float,
-    confidence: float = CONFIDENCE,
-) -> Bound:  # fmt: skip
+    inside: Figures, outside: Figures, statistics: Statistics, delta: float, confidence: float = CONFIDENCE
+) -> Bound:
     """The lower bound on epsilon from runs ``[runs, ...]`` with and without the canary."""
     cut = len(inside) // 4, len(outside) // 4
     best = (-math.inf, "", 1, 0.0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.audit_game import CONFIDENCE, Linear, Seen
 from client.private_step import PrivateStep
+from client.training import Learner
 from federation.algorithms import build_algorithm
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.privacy.accounting import noise_for
@@ -51,8 +52,8 @@ def right_guesses(epsilon: float, delta: float, canaries: int, guesses: int) -> 
     weight = cast(nn.Linear, method.encoder).weight
     seen = Seen(weight)
     sigma = noise_for(epsilon, delta, 1.0, 1)
-    algorithm, cpu = build_algorithm(FedAvgConfig()), torch.device("cpu")
-    PrivateStep(method, algorithm, cast(Any, seen), store, privacy, sigma, 256, cpu).take()
+    learner = Learner(method, build_algorithm(FedAvgConfig()), cast(Any, seen), torch.device("cpu"))
+    PrivateStep(learner, store, privacy, sigma, 256).take()
     order = np.argsort(seen.gradients[0])
     return int(taking_part[order[-guesses:]].sum() + (~taking_part[order[:guesses]]).sum())
 

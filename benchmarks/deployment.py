@@ -23,7 +23,7 @@ from client.kit_keys import site_init
 from client.site_file import load_site_file
 from federation.study import study_from
 from foundation.files import write_text
-from foundation.process_group import flower_environment, free_port
+from foundation.process_group import flower_environment, free_port, options
 from server.provision import accept, provision
 from server.status_board import latest_status, read_status
 
@@ -72,11 +72,9 @@ def ours(kit: Path, port: int) -> list[str]:
 
 def flowers(kit: Path, port: int) -> list[str]:
     """The command of a site with Flower's executor, which finds the same ClientApp by the shipped app's word."""
-    return [
-        "flower-supernode", "--root-certificates", str(kit / "ca.crt"), "--superlink", f"localhost:{port}",
-        "--auth-supernode-private-key", str(kit / "site.key"), "--host", "127.0.0.1", "--port", str(free_port()),
-        "--node-config", f'site-file="{kit / "site.yaml"}"',
-    ]  # fmt: skip
+    keys = options(root_certificates=kit / "ca.crt", auth_supernode_private_key=kit / "site.key")
+    place = options(superlink=f"localhost:{port}", host="127.0.0.1", port=free_port())
+    return ["flower-supernode", *keys, *place, *options(node_config=f'site-file="{kit / "site.yaml"}"')]
 
 
 def seconds_a_round(executor: str) -> float:

@@ -192,12 +192,9 @@ def coverage(case: Case, studies: int) -> dict[str, float]:
 
 
 OURS = {"single": "AUC", "paired": "paired difference", "balanced accuracy": "balanced accuracy", "AUPRC": "AUPRC"}
-OTHERS = {
-    "Obuchowski": "Obuchowski", "percentile": "percentile bootstrap", "percentile paired": "percentile, paired",
-}  # fmt: skip
-OF_NUMBERS = {
-    "Dice": "Dice", "Dice paired": "Dice, paired", "MAE": "MAE", "MAE paired": "MAE, paired", "R2": "R2",
-}  # fmt: skip
+_PERCENTILE = {"percentile": "percentile bootstrap", "percentile paired": "percentile, paired"}
+OTHERS = {"Obuchowski": "Obuchowski", **_PERCENTILE}
+OF_NUMBERS = {"Dice": "Dice", "Dice paired": "Dice, paired", "MAE": "MAE", "MAE paired": "MAE, paired", "R2": "R2"}
 
 Found = Mapping[Case, Mapping[str, float]]
 

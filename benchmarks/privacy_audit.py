@@ -23,6 +23,7 @@ from benchmarks.audit_game import FAULTS, SAMPLED, WHOLE, Bound, Figures, Linear
 from benchmarks.audit_one_run import lower_bound, right_guesses
 from benchmarks.measure import RESULTS, table, write_result
 from client.private_training import train_private_round
+from client.training import TrainingContext
 from federation.algorithms import build_algorithm
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.study import Study, study_from
@@ -52,14 +53,15 @@ def study_of(setting: Setting) -> Study:
 def play_rounds(setting: Setting, canary: bool, runs: int) -> Figures:
     """How far the weights that leave went along the canary's gradient, ``[runs, 1]``."""
     axis = torch.full((_WIDTH,), _WIDTH**-0.5)
-    study, store, algorithm = study_of(setting), store_of(setting, canary, axis), build_algorithm(FedAvgConfig())
-    method = Linear(_WIDTH)
+    method, store = Linear(_WIDTH), store_of(setting, canary, axis)
+    algorithm = build_algorithm(FedAvgConfig())
+    context = TrainingContext(study_of(setting), method, algorithm, store, "site", torch.device("cpu"))
     before = {name: value.clone() for name, value in method.state_dict().items()}
     found = []
     with mock.patch.object(client.private_training, "look", lambda *_: {}):
         for _ in range(runs):
             method.load_state_dict(before)
-            train_private_round(study, method, algorithm, store, "site", 1, {}, torch.device("cpu"))
+            train_private_round(context, 1, {})
             moved = method.state_dict()["encoder.weight"] - before["encoder.weight"]
             found.append([-float(moved[0] @ axis)])
     return np.asarray(found)
@@ -85,10 +87,18 @@ def game_rows(runs: int) -> list[dict[str, Any]]:
 
 def _row(fault: str, setting: Setting, runs: int, found: Bound) -> dict[str, Any]:
     row = {
-        "fault": fault, "delta": setting.delta, "noise": setting.sigma, "rate": setting.privacy.rate,
-        "steps": setting.steps, "runs": 2 * runs, "claimed": setting.claimed, "bound": found.epsilon,
-        "event": found.statistic, "in": found.inside, "out": found.outside,
-    }  # fmt: skip
+        "fault": fault,
+        "delta": setting.delta,
+        "noise": setting.sigma,
+        "rate": setting.privacy.rate,
+        "steps": setting.steps,
+        "runs": 2 * runs,
+        "claimed": setting.claimed,
+        "bound": found.epsilon,
+        "event": found.statistic,
+        "in": found.inside,
+        "out": found.outside,
+    }
     print(row, flush=True)
     return row
 
@@ -107,16 +117,21 @@ def page(game: Sequence[dict[str, Any]], one_run: Sequence[dict[str, Any]]) -> l
     """Both tables."""
     first = [
         [
-            row["fault"], f"{row['noise']:.2f}", f"{row['rate']:g}", str(row["steps"]), f"{row['runs']:,}",
-            f"{row['claimed']:.2f}", f"{row['bound']:.2f}", "yes" if row["bound"] > row["claimed"] else "no",
-            row["event"], f"{row['in']:.3f} / {row['out']:.3f}",
+            row["fault"],
+            f"{row['noise']:.2f}",
+            f"{row['rate']:g}",
+            str(row["steps"]),
+            f"{row['runs']:,}",
+            f"{row['claimed']:.2f}",
+            f"{row['bound']:.2f}",
+            "yes" if row["bound"] > row["claimed"] else "no",
+            row["event"],
+            f"{row['in']:.3f} / {row['out']:.3f}",
         ]
         for row in game
-    ]  # fmt: skip
-    header = [
-        "fault", "noise", "rate", "steps", "runs", "claimed epsilon", "bound (95 %)", "claim proven wrong", "event by",
-        "event with / without the patient",
-    ]  # fmt: skip
+    ]
+    found = ["claimed epsilon", "bound (95 %)", "claim proven wrong", "event by", "event with / without the patient"]
+    header = ["fault", "noise", "rate", "steps", "runs", *found]
     second = [[f"{row['claimed']:g}", f"{row['right']} of {row['guesses']}", f"{row['bound']:.2f}"] for row in one_run]
     return [
         f"The game, delta {game[0]['delta']:g}:",

@@ -30,9 +30,10 @@ from torch import Tensor
 
 from benchmarks.audit_game import Pictures
 from benchmarks.measure import RESULTS, table, write_result
+from client.batches import BatchReader
 from client.optimiser import build_optimiser, set_rates
 from client.private_step import PrivateStep
-from client.training import batch_of, codes_of
+from client.training import Learner
 from federation.algorithms import build_algorithm
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.privacy import noise
@@ -74,11 +75,11 @@ def pictures_of(root: Path) -> tuple[Pictures, Pictures]:
 
 def plainly_trained(store: Pictures, steps: int = 300) -> dict[str, Tensor]:
     """Weights after plain steps of 64 pictures."""
-    method, generator, codes = build(), torch_generator(0, "benchmark", "plain"), codes_of(store)
+    method, generator, reader = build(), torch_generator(0, "benchmark", "plain"), BatchReader(store, None, CPU)
     optimiser = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], PEAK)
     for _ in range(steps):
         chosen = torch.randint(len(store), (64,), generator=generator)
-        loss, _ = method.loss(method.make_views(batch_of(store, codes, None, chosen, generator, CPU), generator))
+        loss, _ = method.loss(method.make_views(reader.read(chosen, generator), generator))
         torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -129,8 +130,8 @@ def lengths(
         method.load_state_dict(weights)
     own = Pictures(store.batch(np.arange(patients)), list(range(patients)))
     still: Any = Still(method)
-    algorithm, privacy = build_algorithm(FedAvgConfig()), privacy_of(patients, max(1, patients // 4))
-    step = PrivateStep(method, algorithm, still, own, privacy, sigma, 250, CPU)
+    learner = Learner(method, build_algorithm(FedAvgConfig()), still, CPU)
+    step = PrivateStep(learner, own, privacy_of(patients, max(1, patients // 4)), sigma, 250)
     with measured() as found:
         for _ in range(10):
             step.take()
@@ -148,12 +149,21 @@ def site_rows(store: Pictures, trained: dict[str, Tensor]) -> list[dict[str, flo
         sigma = noise_for(EPSILON, DELTA, per_step / patients, STEPS)
         signal, noise_, agreement = lengths(store, patients, sigma, None)
         later, _, later_agreement = lengths(store, patients, sigma, trained)
-        rows.append({
-            "patients": patients, "per_step": per_step, "sigma": sigma, "formula": sigma * math.sqrt(numbers),
-            "noise": noise_, "signal": signal, "agreement": agreement, "later_signal": later,
-            "later_agreement": later_agreement, "best": signal_to_noise(sigma, per_step, STEPS, numbers),
-            "measured": math.sqrt(STEPS) * later / noise_,
-        })  # fmt: skip
+        rows.append(
+            {
+                "patients": patients,
+                "per_step": per_step,
+                "sigma": sigma,
+                "formula": sigma * math.sqrt(numbers),
+                "noise": noise_,
+                "signal": signal,
+                "agreement": agreement,
+                "later_signal": later,
+                "later_agreement": later_agreement,
+                "best": signal_to_noise(sigma, per_step, STEPS, numbers),
+                "measured": math.sqrt(STEPS) * later / noise_,
+            }
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -161,7 +171,7 @@ def site_rows(store: Pictures, trained: dict[str, Tensor]) -> list[dict[str, flo
 def held_out_loss(method: Method, store: Pictures) -> float:
     """On the pictures, with the same masks every time."""
     generator = torch_generator(0, "benchmark", "held out")
-    batch = batch_of(store, codes_of(store), None, torch.arange(len(store)), generator, CPU)
+    batch = BatchReader(store, None, CPU).read(torch.arange(len(store)), generator)
     with torch.no_grad():
         return float(method.loss(method.make_views(batch, generator))[0])
 
@@ -174,8 +184,8 @@ def learnt(store: Pictures, held: Pictures, sigma: float, weights: dict[str, Ten
     before = held_out_loss(method, held)
     training = TrainingConfig(batch=250, learning_rate=PEAK * 256 / PER_STEP)
     optimiser = build_optimiser(method, training)
-    algorithm, privacy = build_algorithm(FedAvgConfig()), privacy_of(len(store), PER_STEP)
-    step = PrivateStep(method, algorithm, optimiser, store, privacy, sigma, 250, CPU)
+    learner = Learner(method, build_algorithm(FedAvgConfig()), optimiser, CPU)
+    step = PrivateStep(learner, store, privacy_of(len(store), PER_STEP), sigma, 250)
     for number in range(TRAINED_STEPS):
         set_rates(optimiser, training, method, (number + 0.5) / TRAINED_STEPS, PER_STEP)
         step.take()
@@ -201,17 +211,21 @@ def page(sites: Sequence[dict[str, float]], ratios: Sequence[dict[str, float | N
     number: Callable[[Any], str] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: E731
     first = [
         [
-            f"{int(row['patients']):,}", f"{int(row['per_step']):,}", f"{row['sigma']:.2f}", number(row["formula"]),
-            number(row["noise"]), f"{number(row['signal'])} ({row['agreement']:.2f})",
-            f"{number(row['later_signal'])} ({row['later_agreement']:.2f})", f"{row['best']:.3f}",
+            f"{int(row['patients']):,}",
+            f"{int(row['per_step']):,}",
+            f"{row['sigma']:.2f}",
+            number(row["formula"]),
+            number(row["noise"]),
+            f"{number(row['signal'])} ({row['agreement']:.2f})",
+            f"{number(row['later_signal'])} ({row['later_agreement']:.2f})",
+            f"{row['best']:.3f}",
             f"{row['measured']:.3f}",
         ]
         for row in sites
-    ]  # fmt: skip
-    header = [
-        "patients a site", "a step", "noise", "noise length, formula", "measured", "signal, random weights (agreement)",
-        "after 300 plain steps", "best ratio of the study", "measured ratio",
-    ]  # fmt: skip
+    ]
+    signals = ["signal, random weights (agreement)", "after 300 plain steps"]
+    ratio_columns = ["best ratio of the study", "measured ratio"]
+    header = ["patients a site", "a step", "noise", "noise length, formula", "measured", *signals, *ratio_columns]
     second = [
         [
             "no noise" if row["ratio"] is None else f"{row['ratio']:g}",
@@ -219,7 +233,7 @@ def page(sites: Sequence[dict[str, float]], ratios: Sequence[dict[str, float | N
             *(f"{row[f'{which}_before']:.3f} to {row[f'{which}_after']:.3f}" for which in ("random", "trained")),
         ]
         for row in ratios
-    ]  # fmt: skip
+    ]
     return [
         *table(header, first),
         "",

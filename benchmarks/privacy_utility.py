@@ -62,24 +62,40 @@ class Cell:
 
 CELLS = (
     Cell(
-        "chest-xray", {"modality": "x-ray", "size": 32, "channels": 1}, {**FLAT, "frozen_blocks": 2},
-        {"dataset": "folder"}, "pneumonia", 3000, 1000, 20, True,
+        "chest-xray",
+        {"modality": "x-ray", "size": 32, "channels": 1},
+        {**FLAT, "frozen_blocks": 2},
+        {"dataset": "folder"},
+        "pneumonia",
+        3000,
+        1000,
+        20,
+        True,
     ),
     Cell(
-        "adrenal-3d", {"modality": "ct", "size": 28, "depth": 28, "channels": 1},
+        "adrenal-3d",
+        {"modality": "ct", "size": 28, "depth": 28, "channels": 1},
         {"name": "monai_vit", "patch_size": 7, "depth": 4, "width": 96, "heads": 3},
         {"dataset": "medmnist", "options": {"set": "adrenalmnist3d", "size": 28}},
-        "hyperplasia of the adrenal gland", 1000, 400, 20, False,
+        "hyperplasia of the adrenal gland",
+        1000,
+        400,
+        20,
+        False,
     ),
-)  # fmt: skip
+)
 
 
 def study(cell: Cell, epsilon: float | None, root: Path, weights: Path | None) -> Study:
     """The study of one row."""
     privacy = {
-        "unit": "patient", "epsilon": epsilon, "delta": DELTA, "patients": cell.patients,
-        "patients_per_step": cell.per_step, "clip": 0.1,
-    }  # fmt: skip
+        "unit": "patient",
+        "epsilon": epsilon,
+        "delta": DELTA,
+        "patients": cell.patients,
+        "patients_per_step": cell.per_step,
+        "clip": 0.1,
+    }
     raw = {
         "name": f"utility-{cell.name}",
         "title": f"{cell.name}, {'no privacy' if epsilon is None else f'epsilon {epsilon:g}'}",
@@ -88,7 +104,10 @@ def study(cell: Cell, epsilon: float | None, root: Path, weights: Path | None) -
         "encoder": cell.encoder,
         "method": MAE | ({"decoder_width": 72} if "depth" in cell.image else {}),
         "training": {
-            "batch": cell.per_step if epsilon is None else 250, "epochs": None, "steps": cell.steps, "threads": 1,
+            "batch": cell.per_step if epsilon is None else 250,
+            "epochs": None,
+            "steps": cell.steps,
+            "threads": 1,
             "learning_rate": PEAK * 256 / cell.per_step,
         },
         "privacy": None if epsilon is None else privacy,
@@ -96,11 +115,14 @@ def study(cell: Cell, epsilon: float | None, root: Path, weights: Path | None) -
         "rounds": {"count": ROUNDS},
         "evaluation": {"task": cell.task, "protocols": ["logistic"], "finetune": {"epochs": 1}},
         "simulation": {
-            **cell.simulation, "root": str(root), "arms": [], "partition": {"kind": "iid", "sites": 1},
+            **cell.simulation,
+            "root": str(root),
+            "arms": [],
+            "partition": {"kind": "iid", "sites": 1},
             "splits": {"folds": 1, "test_share": 0.25, "validation_share": 0.1},
             "weights": None if weights is None else str(weights),
         },
-    }  # fmt: skip
+    }
     return study_from(raw, cell.name)
 
 
@@ -124,11 +146,13 @@ def public_start(cell: Cell, root: Path, work: Path) -> Path:
     """An encoder pretrained on breast ultrasound without privacy; every weight of it is trained."""
     raw = study(cell, None, root / "busi_224", None).model_dump(mode="json")
     raw |= {
-        "name": "utility-start", "title": "Public start: MAE on breast ultrasound",
-        "encoder": {**cell.encoder, "frozen_blocks": 0}, "rounds": {"count": 1},
+        "name": "utility-start",
+        "title": "Public start: MAE on breast ultrasound",
+        "encoder": {**cell.encoder, "frozen_blocks": 0},
+        "rounds": {"count": 1},
         "training": {**raw["training"], "batch": 128, "steps": 600, "learning_rate": 0.004},
         "simulation": {**raw["simulation"], "dataset": "busi_224"},
-    }  # fmt: skip
+    }
     run = pretrain(study_from(raw, "start"), runs=work / "start")
     (found,) = run.glob("**/federated*/**/encoder.safetensors")
     return found
@@ -148,14 +172,19 @@ def row_of(cell: Cell, epsilon: float | None, chosen: Study, work: Path) -> dict
     apart = _one(comparisons, **main, encoder_b=start)
     plan = plan_of(chosen)
     return {
-        "set": cell.name, "epsilon": epsilon, "delta": None if plan is None else plan.delta,
-        "noise": None if plan is None else plan.noise, "rate": None if plan is None else plan.rate,
-        "steps": cell.steps * ROUNDS, "patients_per_step": cell.per_step, "units": int(own["n"]),
+        "set": cell.name,
+        "epsilon": epsilon,
+        "delta": None if plan is None else plan.delta,
+        "noise": None if plan is None else plan.noise,
+        "rate": None if plan is None else plan.rate,
+        "steps": cell.steps * ROUNDS,
+        "patients_per_step": cell.per_step,
+        "units": int(own["n"]),
         "auroc": [own[key] for key in ("value", "ci_low", "ci_high")],
         "start": [base[key] for key in ("value", "ci_low", "ci_high")],
         "minus_start": [apart[key] for key in ("value", "ci_low", "ci_high")],
         "seconds": round(time.monotonic() - started),
-    }  # fmt: skip
+    }
 
 
 def _one(rows: pd.DataFrame, **wanted: str) -> Mapping[str, Any]:

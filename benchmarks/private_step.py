@@ -21,9 +21,10 @@ from pydantic import TypeAdapter
 
 from benchmarks.audit_game import Pictures
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
+from client.batches import BatchReader
 from client.optimiser import build_optimiser
 from client.private_step import PrivateStep
-from client.training import batch_of, codes_of
+from client.training import Learner
 from federation.algorithms import build_algorithm
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.privacy import noise
@@ -79,7 +80,7 @@ CASES = (
 def plain(case: Case) -> Callable[[], None]:
     """A step without privacy."""
     method, store = case.build(), case.store()
-    optimiser, codes = _optimiser(method), codes_of(store)
+    optimiser, reader = _optimiser(method), BatchReader(store, None, CPU)
     generator = torch_generator(0, "benchmark", "views")
 
     def step() -> None:
@@ -87,7 +88,7 @@ def plain(case: Case) -> Callable[[], None]:
         order = torch.randperm(len(store), generator=generator)
         chunks = torch.split(order, case.chunk)
         for chosen in chunks:
-            loss, _ = method.loss(method.make_views(batch_of(store, codes, None, chosen, generator, CPU), generator))
+            loss, _ = method.loss(method.make_views(reader.read(chosen, generator), generator))
             torch.autograd.backward(loss / len(chunks))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -99,12 +100,12 @@ def plain(case: Case) -> Callable[[], None]:
 def private(case: Case) -> Callable[[], None]:
     """A step with it."""
     method, store = case.build(), case.store()
+    count, each = case.patients, case.pictures_per_patient
     privacy = PatientPrivacyConfig(
-        epsilon=8, delta=1e-5, patients=case.patients, patients_per_step=case.patients,
-        pictures_per_patient=case.pictures_per_patient,
-    )  # fmt: skip
-    algorithm = build_algorithm(FedAvgConfig())
-    taken = PrivateStep(method, algorithm, _optimiser(method), store, privacy, SIGMA, case.chunk, CPU)
+        epsilon=8, delta=1e-5, patients=count, patients_per_step=count, pictures_per_patient=each
+    )
+    learner = Learner(method, build_algorithm(FedAvgConfig()), _optimiser(method), CPU)
+    taken = PrivateStep(learner, store, privacy, SIGMA, case.chunk)
 
     def step() -> None:
         method.before_step(0.5)
@@ -161,10 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(*row, flush=True)
             if case.pictures_per_patient == 1:
                 ratios.append(ratio)
-    header = [
-        "method", "encoder", "picture", "patients x pictures", "at a time", "trained", "plain s", "private s",
-        "noise s", "private / plain",
-    ]  # fmt: skip
+    sizes = ["picture", "patients x pictures", "at a time", "trained"]
+    header = ["method", "encoder", *sizes, "plain s", "private s", "noise s", "private / plain"]
     lines = [*table(header, rows), "", f"Medians of {asked.repetitions} interleaved repetitions.", ""]
     lines += [judged("private over plain, one picture a patient, largest", max(ratios), TARGET)] if ratios else []
     print(write_result("private_step", "Cost of privacy by patient", __doc__, lines))

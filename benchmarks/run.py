@@ -8,10 +8,12 @@ The coverage of the intervals takes long and depends on no machine: it runs only
 import subprocess
 import sys
 
-BENCHMARKS = (
-    "augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text", "probes", "secure_aggregation",
-    "secure_rounds",    "private_step", "privacy_audit",
-)  # fmt: skip
+from foundation.wording import words
+
+BENCHMARKS = words("""
+    augmentation fold throughput simulation deployment burnt_in_text probes secure_aggregation secure_rounds
+    private_step privacy_audit
+""")
 
 
 def main() -> int:

@@ -228,8 +228,10 @@ def main() -> None:
         cost = median_round(count, small, 1 if count > 16 else arguments.repetitions)
         figures = (cost.site, cost.server, cost.plain)
         ratio = f"{cost.server / cost.plain:.1f}"
-        rows.append([str(count), str(count - threshold(count)), *(f"{f:.2f}" for f in figures), ratio,
-                     f"{cost.bytes_ratio:.3f}", f"{cost.difference:.1e}"])  # fmt: skip
+        lost = str(count - threshold(count))
+        ends = (ratio, f"{cost.bytes_ratio:.3f}", f"{cost.difference:.1e}")
+        rows.append([str(count), lost, *(f"{f:.2f}" for f in figures), *ends])
+    seconds = ["a site, CPU s", "server, CPU s", "plain fold, CPU s"]
     lines = [
         f"ViT-S, {large / 1e6:.1f} M numbers, 8 sites, 2 lost; medians of {arguments.repetitions} repetitions.",
         "",
@@ -240,12 +242,8 @@ def main() -> None:
         "",
         f"ViT-Ti, {small / 1e6:.1f} M numbers; one repetition above 16 sites.",
         "",
-        *table(
-            ["sites", "lost", "a site, CPU s", "server, CPU s", "plain fold, CPU s", "server / plain", "bytes / plain",
-             "difference"],
-            rows,
-        ),
-    ]  # fmt: skip
+        *table(["sites", "lost", *seconds, "server / plain", "bytes / plain", "difference"], rows),
+    ]
     print(write_result("secure_aggregation", "A secure sum against plain aggregation", __doc__, lines))
 
 

@@ -225,14 +225,18 @@ def report(found: dict[str, list[Measured]]) -> str:
     pairs = {
         "whole run": ([r.cpu for r in ours], [r.cpu for r in bare], WHOLE),
         "steady round": (
-            [lap for r in ours for lap in r.round_cpu], [lap for r in bare for lap in r.round_cpu], STEADY
+            [lap for r in ours for lap in r.round_cpu],
+            [lap for r in bare for lap in r.round_cpu],
+            STEADY,
         ),
         "whole run, wall": ([r.wall for r in ours], [r.wall for r in bare], WHOLE),
         "steady round, wall": (
-            [lap for r in ours for lap in r.round_wall], [lap for r in bare for lap in r.round_wall], STEADY
+            [lap for r in ours for lap in r.round_wall],
+            [lap for r in bare for lap in r.round_wall],
+            STEADY,
         ),
         "peak memory": ([r.peak for r in ours], [r.peak for r in bare], MEMORY),
-    }  # fmt: skip
+    }
     waited = max(r.wall / r.cpu for r in (*ours, *bare))
     lines = [
         *table(["run", "runs", "whole, s", "whole, CPU s", "steady round, s", "CPU s", "peak, MiB"], rows),

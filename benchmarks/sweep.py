@@ -57,10 +57,8 @@ DATASETS: dict[str, dict[str, Any]] = {
 }
 """Per dataset what differs, and about how many pictures train (half of them)."""
 ON_VIT = ("mae", "ijepa", "simmim", "moco_v3", "dino", "ibot", "combine", "simclr", "byol")
-ON_RESNET = (
-    "simclr", "byol", "simsiam", "moco_v2", "barlow_twins", "vicreg", "swav", "rotation", "jigsaw", "relative_patch",
-    "slice_order", "autoencoder", "models_genesis",
-)  # fmt: skip
+_JOINT = ("simclr", "byol", "simsiam", "moco_v2", "barlow_twins", "vicreg", "swav")
+ON_RESNET = (*_JOINT, "rotation", "jigsaw", "relative_patch", "slice_order", "autoencoder", "models_genesis")
 NEEDS_SLICES = ("slice_order",)
 OPTIONS: dict[str, dict[str, Any]] = {
     "combine": {"methods": [{"weight": 1.0, "method": {"name": "mae"}}, {"weight": 1.0, "method": {"name": "ijepa"}}]},
@@ -135,12 +133,22 @@ def run(cell: Cell, study: Study) -> dict[str, Any]:
     compared = _one(comparisons, **main, encoder_b=rival)
     own = _one(results, **main, encoder="federated", statistic=Statistic.ESTIMATE)
     return {
-        "method": cell.method, "family": METHODS[cell.method].family, "dataset": cell.dataset,
-        "encoder": cell.encoder["name"], "protocol": cell.protocol, "rounds": study.rounds.count,
-        "federated": own["value"], "random": own["value"] - compared["value"], "difference": compared["value"],
-        "low": compared["ci_low"], "high": compared["ci_high"], "units": compared["n"],
-        "seconds": round(time.monotonic() - started), "study": study.whole_hash()[:16], "commit": commit()[:12],
-    }  # fmt: skip
+        "method": cell.method,
+        "family": METHODS[cell.method].family,
+        "dataset": cell.dataset,
+        "encoder": cell.encoder["name"],
+        "protocol": cell.protocol,
+        "rounds": study.rounds.count,
+        "federated": own["value"],
+        "random": own["value"] - compared["value"],
+        "difference": compared["value"],
+        "low": compared["ci_low"],
+        "high": compared["ci_high"],
+        "units": compared["n"],
+        "seconds": round(time.monotonic() - started),
+        "study": study.whole_hash()[:16],
+        "commit": commit()[:12],
+    }
 
 
 def _one(rows: pd.DataFrame, **wanted: str) -> dict[str, Any]:

@@ -227,9 +227,7 @@ def _passed_over(data: Path) -> list[Finding]:
     shares = ", ".join(f"{name} {count:,}" for name, count in kinds.most_common(5))
     return [
         with_examples(
-            "warning" if images else "note",
-            "pictures",
-            "passed over",
+            ("warning" if images else "note", "pictures", "passed over"),
             f"passed over: {counted(len(others), 'file')} of other kinds ({shares})",
             "convert images of other formats to .nii.gz, .npy, .png or DICOM; leave the rest as it is",
             [path.relative_to(data).as_posix() for path in images or others],

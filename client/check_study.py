@@ -14,10 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from client.batches import BatchReader
 from client.policy import Policy, check_pictures, check_study, check_work
 from client.private_page import private_findings, private_rows
 from client.private_rules import check_patients, expected_step
-from client.training import batch_of, check_site, codes_of
+from client.training import check_site
 from federation.local_work import LocalWork, local_work
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.noise import noised
@@ -27,7 +28,6 @@ from foundation.machine import DeviceName, choose_device
 from foundation.randomness import seeded_torch, torch_generator
 from imaging.finding import Finding, Table, counted
 from imaging.manifest import Manifest, slices
-from imaging.partners import Partners
 from imaging.readers import prepare
 from imaging.store import TensorStore
 from ssl_methods import Method, build_method
@@ -86,7 +86,7 @@ class StudyCheck:
 
 
 def study_check(
-    study: Study, usable: Manifest, policy: Policy | None, device: DeviceName, ledger: Path | None = None
+    study: Study, usable: Manifest, policy: Policy | None, device: DeviceName, ledger: Path | None
 ) -> StudyCheck:
     """Ask the study's own rules and the site's policy, then time a few steps on some of the pictures.
 
@@ -266,9 +266,8 @@ def time_step(study: Study, method: Method, usable: Manifest, device: torch.devi
 
 def _step_of(study: Study, method: Method, store: TensorStore, device: torch.device) -> Callable[[int], float]:
     """The function ``pictures a batch -> seconds``."""
-    training, relation = study.training, method.config.partner
-    partners = None if relation is None else Partners(store.table, relation)
-    codes, generator = codes_of(store), torch_generator(study.seed, "check")
+    training, generator = study.training, torch_generator(study.seed, "check")
+    reader = BatchReader(store, method.config.partner, device)
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-6)
     half = training.precision == "bf16" or (training.precision == "auto" and device.type == "cuda")
 
@@ -276,7 +275,7 @@ def _step_of(study: Study, method: Method, store: TensorStore, device: torch.dev
         chosen = torch.randperm(len(store), generator=generator)[:pictures]
         started = time.perf_counter()
         method.before_step(0.0)
-        views = method.make_views(batch_of(store, codes, partners, chosen, generator, device), generator)
+        views = method.make_views(reader.read(chosen, generator), generator)
         if isinstance(study.privacy, PatientPrivacyConfig):
             alone = torch.arange(pictures, device=device)  # as if each were another patient's
             clipped = clipped_sum(method, views, alone, pictures, study.privacy.clip).gradients

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client.training import batch_of, codes_of, shared_parameters
-from federation.algorithms.algorithm import Algorithm
+from client.batches import BatchReader
+from client.training import Learner, shared_parameters
 from federation.privacy import noise
 from federation.privacy.config import PatientPrivacyConfig
-from imaging.partners import Partners
 from imaging.store import TensorStore
-from ssl_methods.method import Batch, Method
+from ssl_methods.method import Batch
 from ssl_methods.sample_gradients import clipped_sum
 
 _MARGIN = 1e-4
@@ -85,15 +84,12 @@ class PrivateStep:
     """Steps of one round. ``deviation``: of the noise, relative to the clip (the noise multiplier sigma)."""
 
     def __init__(
-        self, method: Method, algorithm: Algorithm, optimiser: torch.optim.AdamW, store: TensorStore,
-        privacy: PatientPrivacyConfig, deviation: float, batch: int, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.facts = StepFacts()
-        self._method, self._algorithm, self._optimiser = method, algorithm, optimiser
-        self._privacy, self._deviation, self._device = privacy, deviation, device
-        self._store, self._codes = store, codes_of(store)
-        relation = method.config.partner
-        self._partners = None if relation is None else Partners(store.table, relation)
+        self, learner: Learner, store: TensorStore, privacy: PatientPrivacyConfig, deviation: float, batch: int
+    ) -> None:
+        self.facts, method = StepFacts(), learner.method
+        self._method, self._algorithm, self._optimiser = method, learner.algorithm, learner.optimiser
+        self._privacy, self._deviation, self._device = privacy, deviation, learner.device
+        self._reader = BatchReader(store, method.config.partner, learner.device)
         self._sampler = PatientSampler(store, privacy, batch)
         self._shared = shared_parameters(method)
         self._received = {name: p.detach().clone() for name, p in self._shared.items()}
@@ -129,9 +125,7 @@ class PrivateStep:
         for chunk in self._sampler.draw(generator):
             sizes = torch.tensor([len(pictures) for pictures in chunk])
             groups = torch.repeat_interleave(torch.arange(len(chunk)), sizes).to(self._device)
-            chosen = torch.cat(chunk)
-            batch = batch_of(self._store, self._codes, self._partners, chosen, generator, self._device)
-            yield batch, groups, len(chunk)
+            yield self._reader.read(torch.cat(chunk), generator), groups, len(chunk)
 
     def _set_gradients(self, sums: dict[str, Tensor]) -> None:
         """Noise for every trained parameter, reached by a gradient or not: which ones move must tell nothing."""

@@ -7,34 +7,29 @@ from torch import Tensor
 
 from client.optimiser import build_optimiser, restore, set_rates, state_of
 from client.private_step import PrivateStep
-from client.training import RoundOutcome, check_weights, look
-from federation.algorithms.algorithm import Algorithm
+from client.training import Learner, RoundOutcome, TrainingContext, check_weights, look
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.plan import plan_of
-from federation.study import Study
 from foundation.progress import bar
-from imaging.store import TensorStore
-from ssl_methods.method import Method
 
 
-def train_private_round(
-    study: Study, method: Method, algorithm: Algorithm, store: TensorStore, site: str, round_: int,
-    optimiser_state: dict[str, Tensor], device: torch.device,
-) -> RoundOutcome:  # fmt: skip
-    """Train ``method`` in place for one round under the study's patient-level privacy (client/private_step.py).
+def train_private_round(context: TrainingContext, round_: int, optimiser_state: dict[str, Tensor]) -> RoundOutcome:
+    """Train the method in place for one round under the study's patient-level privacy (client/private_step.py).
 
     Drawing patients, pictures, views and noise is the operating system's chance: the study's seed has no part in it,
     and no two attempts are alike. The caller has charged the round's steps to the ledger before. The metrics tell of
     single patients and are the site's own. A loss that is not finite stops nothing, as stopping would tell of it: what
     is not finite is left out of the sum. TrainingError when the weights are not finite.
     """
+    study, method, site, device = context.study, context.method, context.site, context.device
     privacy, plan, steps = study.privacy, plan_of(study), study.training.steps
     assert isinstance(privacy, PatientPrivacyConfig) and plan is not None and steps is not None  # rules.py
     torch.set_num_threads(study.training.threads)
     method.to(device).train()
     optimiser = build_optimiser(method, study.training)
     restore(optimiser, method, optimiser_state, device)
-    step = PrivateStep(method, algorithm, optimiser, store, privacy, plan.noise, study.training.batch, device)
+    learner = Learner(method, context.algorithm, optimiser, device)
+    step = PrivateStep(learner, context.store, privacy, plan.noise, study.training.batch)
     expected = privacy.patients_per_step * privacy.pictures_per_patient  # public, as the number drawn is not
     started = time.perf_counter()
     title = f"{site}, round {round_}/{study.rounds.count}"
@@ -48,6 +43,6 @@ def train_private_round(
             line.advance(1, expected)
             line.describe(f"{title}{step.facts.line()}")
     check_weights(method, site, round_, "lower training.learning_rate")
-    metrics = step.facts.means() | look(study, method, store, site, round_, device)
+    metrics = step.facts.means() | look(context, round_)
     own = {"learning_rate": rate, "steps": float(steps), "seconds": time.perf_counter() - started}
     return RoundOutcome(metrics | own, state_of(optimiser, method))

@@ -8,8 +8,8 @@ from pathlib import Path
 from client.site_file import AUDIT, SiteFile
 from federation.audit import AuditLog, Event, Head, verify
 from federation.federated_evaluation import Statistics
-from federation.records import AuditNote, Category, TrainInstruction, TrainReply, weights_digest
-from federation.secure_flower import SecureAnswer, SecureRequest, request_digest
+from federation.records import AuditNote, Category, TrainInstruction, TrainReply, noted_tensors, weights_digest
+from federation.secure_flower import SecureAnswer, SecureRequest
 from foundation.errors import RunError
 from foundation.machine import versions
 
@@ -53,43 +53,29 @@ class SiteLog:
 
     def instructed(self, instruction: TrainInstruction) -> None:
         """A round is asked for."""
-        self._log.note(
-            "instruction received", study=instruction.study_hash, round=instruction.round,
-            weights=weights_digest(instruction.weights),
-        )  # fmt: skip
+        received = weights_digest(instruction.weights)
+        self._log.note("instruction received", study=instruction.study_hash, round=instruction.round, weights=received)
 
     def released(self, reply: TrainReply, again: bool) -> None:
         """An update is about to leave; ``again``: it was trained before and is sent another time."""
         event: Event = "update sent again" if again else "update released"
         ledger = {} if reply.ledger is None else {"ledger": reply.ledger.head.hash}
-        self._log.note(
-            event, study=reply.study_hash, round=reply.round, tensors=len(reply.weights),
-            bytes=sum(value.numel() * value.element_size() for value in reply.weights.values()),
-            weights=weights_digest(reply.weights), metrics=", ".join(sorted(reply.metrics)),
-            code=_code(), **ledger,
-        )  # fmt: skip
+        noted = {"tensors": len(reply.weights), **noted_tensors(reply.weights)}
+        noted |= {"metrics": ", ".join(sorted(reply.metrics)), "code": _code(), **ledger}
+        self._log.note(event, study=reply.study_hash, round=reply.round, **noted)
 
     def told(self, told: Statistics) -> None:
         """Sums over labelled pictures, or figures of test patients, are about to leave."""
-        self._log.note(
-            "statistics released", study=told.study_hash, step=told.step, encoder=told.encoder,
-            bytes=sum(value.numel() * value.element_size() for value in told.tensors.values()),
-            weights=weights_digest(told.tensors), code=_code(),
-        )  # fmt: skip
+        noted = {"step": told.step, "encoder": told.encoder, **noted_tensors(told.tensors), "code": _code()}
+        self._log.note("statistics released", study=told.study_hash, **noted)
 
     def asked_for(self, request: SecureRequest) -> None:
         """A stage of a secure sum is asked for."""
-        self._log.note(
-            "secure stage asked for", study=request.study_hash, round=request.round, attempt=request.attempt,
-            stage=request.stage, content=request_digest(request),
-        )  # fmt: skip
+        self._log.note("secure stage asked for", **request.noted())
 
     def answered(self, answer: SecureAnswer) -> None:
         """Its answer is about to leave."""
-        self._log.note(
-            "secure stage answered", study=answer.study_hash, round=answer.round, attempt=answer.attempt,
-            stage=answer.stage, content=answer.digest(), code=_code(),
-        )  # fmt: skip
+        self._log.note("secure stage answered", **answer.noted(), code=_code())
 
     def delivered(self, study_hash: str, digest: str) -> None:
         """The study's final weights have come and lie on this site's disk."""

@@ -13,7 +13,7 @@ from client.secure_round import SecureRounds, Trained, to_mask
 from client.site_pictures import SitePictures
 from client.site_study import SiteStudy
 from client.stored_rounds import StoredRounds
-from client.training import train_round
+from client.training import TrainingContext, train_round
 from federation.algorithms import build_algorithm
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import TrainInstruction, TrainReply, weights_digest
@@ -101,7 +101,8 @@ class SiteTraining:
         self._rounds.count_one(lambda trained: self._permit_one(round_, trained))
         train = train_private_round if isinstance(study.privacy, PatientPrivacyConfig) else train_round
         algorithm = build_algorithm(study.algorithm)
-        outcome = train(study, method, algorithm, store, here.name, round_, optimiser, device)
+        context = TrainingContext(study, method, algorithm, store, here.name, device)
+        outcome = train(context, round_, optimiser)
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
         metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
         reply = TrainReply(here.hash, round_, here.name, len(store), shared, metrics)

@@ -12,7 +12,7 @@ from federation.flower_private import Endpoint
 from federation.flower_private_control import sign_off
 from federation.kit import CA, Kit
 from federation.secret_files import write_secret
-from foundation.process_group import ProcessGroup, flower_environment, free_port
+from foundation.process_group import ProcessGroup, flower_environment, free_port, options
 from foundation.service_log import rotate
 
 _REASONS = {
@@ -105,17 +105,22 @@ class SuperNode:
         secret = self._place / "executor.secret"
         write_secret(secret, self.secret, replace=True)
         reading, writing = os.pipe()
+        arguments = options(
+            root_certificates=self._kit_folder / CA,
+            superlink=self._kit.server,
+            auth_supernode_private_key=f"/dev/fd/{reading}",
+            isolation="process",
+            superexec_auth_secret_file=secret,
+            host="127.0.0.1",
+            port=self._port,
+        )
         try:
             os.write(writing, flower_key_bytes(self._key))
             os.close(writing)
             with self.log.open("ab") as output:
+                program = (sys.executable, "-P", "-m", "client.flower_supernode")
                 self._group.launch(
-                    "SuperNode", sys.executable, "-P", "-m", "client.flower_supernode",
-                    "--root-certificates", str(self._kit_folder / CA),
-                    "--superlink", self._kit.server, "--auth-supernode-private-key", f"/dev/fd/{reading}",
-                    "--isolation", "process", "--superexec-auth-secret-file", str(secret),
-                    "--host", "127.0.0.1", "--port", str(self._port),
-                    output=output, folder=self._place, keep=(reading,),
-                )  # fmt: skip
+                    "SuperNode", *program, *arguments, output=output, folder=self._place, keep=(reading,)
+                )
         finally:
             os.close(reading)

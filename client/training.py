@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from client.batches import BatchReader
 from client.optimiser import build_optimiser, restore, set_rates, state_of
 from client.private_rules import check_patients
 from federation.algorithms.algorithm import Algorithm
@@ -18,7 +19,7 @@ from federation.training_config import TrainingConfig
 from foundation.errors import DataError, TrainingError
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator
-from imaging.partners import Partners, Relation
+from imaging.partners import Partners
 from imaging.store import TensorStore
 from ssl_methods import method_class
 from ssl_methods.diagnostics import watch
@@ -26,6 +27,28 @@ from ssl_methods.method import Batch, Method
 
 _WATCHED = 32  # pictures: enough to see a collapse, about a step's worth of time
 _CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What all rounds of one site have in common: the study's model and algorithm, the site's images, the device."""
+
+    study: Study
+    method: Method
+    algorithm: Algorithm
+    store: TensorStore
+    site: str
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a step moves, and by which rules: the model, the algorithm with its penalty, the optimiser, the device."""
+
+    method: Method
+    algorithm: Algorithm
+    optimiser: torch.optim.AdamW
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -60,23 +83,21 @@ def check_amount(study: Study, pictures: int, patients: int) -> None:
     check_patients(study, patients)
 
 
-def train_round(
-    study: Study, method: Method, algorithm: Algorithm, store: TensorStore, site: str, round_: int,
-    optimiser_state: dict[str, Tensor], device: torch.device,
-) -> RoundOutcome:  # fmt: skip
-    """Train ``method`` in place for one round of the study at one site.
+def train_round(context: TrainingContext, round_: int, optimiser_state: dict[str, Tensor]) -> RoundOutcome:
+    """Train the method in place for one round of the study at one site.
 
     Every random choice comes from the generator of (study seed, site, round), every schedule from study progress, so
     the result depends on nothing else. TrainingError when the loss is not finite.
     """
+    study, method, store, site = context.study, context.method, context.store, context.site
     torch.set_num_threads(study.training.threads)
     work = local_work(study.training, len(store))
     generator = torch_generator(study.seed, "training", site, round_)
-    method.to(device).train()
+    method.to(context.device).train()
     optimiser = build_optimiser(method, study.training)
-    restore(optimiser, method, optimiser_state, device)
-    step = _Step(study.training, method, algorithm, optimiser, generator, device)
-    batches = _batches(store, method.config.partner, work, generator, device)
+    restore(optimiser, method, optimiser_state, context.device)
+    step = _Step(study.training, Learner(method, context.algorithm, optimiser, context.device), generator)
+    batches = _batches(store, BatchReader(store, method.config.partner, context.device), work, generator)
     started = time.perf_counter()
     named = study.training.batch * study.training.accumulate  # not what a small site has: all sites keep in step
     # Stochastic depth draws inside the forward pass and takes no generator.
@@ -95,7 +116,7 @@ def train_round(
     check_weights(method, site, round_, "lower training.learning_rate or set training.clip")
     metrics = (
         step.totals.means()
-        | look(study, method, store, site, round_, device)
+        | look(context, round_)
         | {
             "learning_rate": rate,
             "pictures_seen": float(work.pictures),
@@ -109,13 +130,10 @@ def train_round(
 class _Step:
     """One optimiser step: gradients of ``accumulate`` batches, the algorithm's penalty, clipping."""
 
-    def __init__(
-        self, training: TrainingConfig, method: Method, algorithm: Algorithm, optimiser: torch.optim.AdamW,
-        generator: torch.Generator, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.totals = _Totals()
-        self._training, self._method, self._algorithm = training, method, algorithm
-        self._optimiser, self._generator, self._device = optimiser, generator, device
+    def __init__(self, training: TrainingConfig, learner: Learner, generator: torch.Generator) -> None:
+        self.totals, method = _Totals(), learner.method
+        self._training, self._method, self._algorithm = training, method, learner.algorithm
+        self._optimiser, self._generator, self._device = learner.optimiser, generator, learner.device
         self._loss = torch.compile(method.loss) if training.compile else method.loss
         self._shared = shared_parameters(method)
         self._received = {name: p.detach().clone() for name, p in self._shared.items()}
@@ -160,15 +178,14 @@ class _Totals:
         return {name: float(value) / self._count for name, value in self._sums.items()}
 
 
-def look(
-    study: Study, method: Method, store: TensorStore, site: str, round_: int, device: torch.device
-) -> dict[str, float]:
+def look(context: TrainingContext, round_: int) -> dict[str, float]:
     """The features of some of the site's pictures, the same ones in every round."""
+    study, store, site = context.study, context.store, context.site
     chosen = torch.randperm(len(store), generator=torch_generator(study.seed, "watched", site))[:_WATCHED]
-    with _autocast(study.training, device):
+    with _autocast(study.training, context.device):
         return watch(
-            method,
-            store.batch(chosen.sort().values.numpy()).to(device),
+            context.method,
+            store.batch(chosen.sort().values.numpy()).to(context.device),
             torch_generator(study.seed, "watch", site, round_),
         )
 
@@ -182,33 +199,12 @@ def check_weights(method: Method, site: str, round_: int, remedy: str) -> None:
         raise TrainingError(f"site {site}, round {round_}: the weights are not finite after the last step; {remedy}")
 
 
-def _batches(
-    store: TensorStore, relation: Relation | None, work: LocalWork, generator: torch.Generator, device: torch.device
-) -> Iterator[Batch]:
+def _batches(store: TensorStore, reader: BatchReader, work: LocalWork, generator: torch.Generator) -> Iterator[Batch]:
     """Batches without end: every pass a fresh order, whole batches only, so that no batch holds a picture twice."""
-    partners = None if relation is None else Partners(store.table, relation)
-    codes = codes_of(store)
     while True:
         order = torch.randperm(len(store), generator=generator)
         for start in range(0, len(store) - work.batch + 1, work.batch):
-            yield batch_of(store, codes, partners, order[start : start + work.batch], generator, device)
-
-
-def codes_of(store: TensorStore) -> list[Tensor]:
-    """Patients, studies and series of all pictures, ``[N]`` each."""
-    return [torch.from_numpy(each) for each in (store.patients, store.studies, store.series)]
-
-
-def batch_of(
-    store: TensorStore, codes: list[Tensor], partners: Partners | None, chosen: Tensor, generator: torch.Generator,
-    device: torch.device,
-) -> Batch:  # fmt: skip
-    """The pictures ``chosen`` ``[B]`` of the store, of ``codes_of`` that store, with a partner each where wanted."""
-    parts = [store.batch(chosen.numpy()), *(each[chosen] for each in codes)]
-    if partners is not None:
-        others, gaps = partners.draw(chosen, generator)
-        parts += [store.batch(others.numpy()), gaps]
-    return Batch(*(part.to(device) for part in parts))
+            yield reader.read(order[start : start + work.batch], generator)
 
 
 def shared_parameters(method: Method) -> dict[str, nn.Parameter]:

@@ -7,10 +7,9 @@ from pydantic import Field, model_validator
 from foundation.section import Section
 
 TaskKind = Literal["classification", "multilabel", "regression", "segmentation", "detection"]
-ProtocolName = Literal[
-    "knn", "logistic", "svm", "ridge", "attention", "finetune", "finetune_last",
-    "linear_segmentation", "decoder_segmentation", "frozen_detection", "finetune_detection",
-]  # fmt: skip
+_Labels = Literal["knn", "logistic", "svm", "ridge", "attention", "finetune", "finetune_last"]
+_Outlines = Literal["linear_segmentation", "decoder_segmentation", "frozen_detection", "finetune_detection"]
+ProtocolName = Literal[_Labels, _Outlines]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Shots = Annotated[int, Field(ge=1)]
 

@@ -19,7 +19,7 @@ from evaluation.targets import check_labels, labelled_rows, target_column
 from evaluation.task_file import TaskFile, read_task
 from foundation.errors import DataError, RunError
 from foundation.files import digest, read_json, write_json, write_text
-from foundation.machine import commit, machine, versions
+from foundation.machine import provenance
 from foundation.tensor_files import save_tensors
 from imaging.manifest import Manifest
 from imaging.splits import HELD, draw_splits
@@ -58,12 +58,14 @@ def gather(given: Sequence[str], task_path: Path, out: Path, command: str) -> Pa
         "pictures": digest(manifest.table.to_csv(index=False), splits.to_csv(index=False)),
     }
     if not _is_there(out, record):
-        facts = {
-            "name": task.task, "title": task.task, "kind": "evaluation", "command": command,
-            "checkpoints": list(given), "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": settings.seed, "versions": versions(), "machine": machine(), "commit": commit(),
-        }  # fmt: skip
-        write_json(out / "run.json", facts)
+        facts: dict[str, Any] = {
+            "name": task.task,
+            "title": task.task,
+            "kind": "evaluation",
+            "checkpoints": list(given),
+        }
+        facts |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seed": settings.seed}
+        write_json(out / "run.json", facts | provenance(command))
         write_text(out / "task.yaml", task_path.read_text())
         manifest.write_located(out / "evaluation")
         if task.data is not None and runs:
@@ -206,6 +208,12 @@ def _is_there(out: Path, record: dict[str, Any]) -> bool:
     return False
 
 
+def _described(one: Candidate) -> dict[str, Any]:
+    encoder, image = one.encoder.model_dump(mode="json"), one.image.model_dump(mode="json")
+    source = {"source": one.source, "load": timm_line(one.encoder, one.image)}
+    return {"title": one.title, "kind": one.kind, "encoder": encoder, "image": image, **source, **one.facts}
+
+
 def _write_encoders(out: Path, encoders: Sequence[Candidate], folds: Sequence[int]) -> None:
     """Encoders below ``arms/``, those that no fold trained in every fold, and the table of what they cost."""
     written = []
@@ -214,12 +222,8 @@ def _write_encoders(out: Path, encoders: Sequence[Candidate], folds: Sequence[in
         for fold in folds if one.fold is None else [one.fold]:
             place = Path("arms") / one.name / f"fold-{fold}" / f"seed-{one.seed}"
             save_tensors(out / place / WEIGHTS_NAME, dict(one.weights))
-            described = {
-                "arm": one.name, "title": one.title, "kind": one.kind, "fold": fold, "seed": one.seed,
-                "base": base.name if base is not None and one.kind not in UNTRAINED else "",
-                "encoder": one.encoder.model_dump(mode="json"), "image": one.image.model_dump(mode="json"),
-                "source": one.source, "load": timm_line(one.encoder, one.image), **one.facts,
-            }  # fmt: skip
+            started_from = base.name if base is not None and one.kind not in UNTRAINED else ""
+            described = {"arm": one.name, "fold": fold, "seed": one.seed, "base": started_from} | _described(one)
             write_json(out / place / DESCRIPTION_NAME, described)
             written.append(place)
     write_arms(out, written)

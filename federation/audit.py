@@ -26,21 +26,18 @@ from foundation.errors import RunError, nearest
 
 __all__ = ["NOTHING", "AuditLog", "Event", "Extension", "Head", "Row", "Value", "VerifiedLog", "verify"]
 
-Event = Literal[
-    # every party
-    "log opened", "head received", "head refused", "chain restart accepted",
-    # a site
-    "study approved", "approval withdrawn", "app refused", "policy refused", "request refused", "instruction received",
-    "round failed", "update released", "update sent again", "statistics released", "weights delivered",
-    "connection lost", "secure stage asked for", "secure stage answered",
-    # the server
-    "server started", "run started", "site enrolled", "site revoked", "site not admitted", "instruction sent",
-    "update received", "update refused", "statistics asked", "statistics received", "site left out", "round folded",
-    "round retried", "paused", "study finished",
-    "secure stage sent", "secure stage received",
-    # a ledger of patients (privacy/ledger.py)
-    "privacy charged",
-]  # fmt: skip
+_EveryParty = Literal["log opened", "head received", "head refused", "chain restart accepted"]
+_OfLedger = Literal["privacy charged"]  # of patients: privacy/ledger.py
+_Permission = Literal["study approved", "approval withdrawn", "app refused", "policy refused", "request refused"]
+_SiteRound = Literal["instruction received", "round failed", "update released", "update sent again", "connection lost"]
+_SiteAnswer = Literal["statistics released", "weights delivered", "secure stage asked for", "secure stage answered"]
+_ServerRun = Literal["server started", "run started", "paused", "study finished", "round folded", "round retried"]
+_Enrolment = Literal["site enrolled", "site revoked", "site not admitted", "site left out"]
+_ServerRound = Literal["instruction sent", "update received", "update refused"]
+_ServerQuestion = Literal["statistics asked", "statistics received", "secure stage sent", "secure stage received"]
+_AtSite = _Permission | _SiteRound | _SiteAnswer
+_AtServer = _ServerRun | _Enrolment | _ServerRound | _ServerQuestion
+Event = _EveryParty | _OfLedger | _AtSite | _AtServer
 Value = str | int | float | bool
 _LOST = "it was rewritten, cut or restored from a backup"
 

@@ -13,10 +13,9 @@ from foundation.wording import one_line
 
 WIDTH = 80
 _LEFT = ("update released", "update sent again")
-_TRAFFIC = (
-    *_LEFT, "log opened", "head received", "instruction sent", "instruction received", "update received",
-    "round folded", "statistics asked", "statistics received", "statistics released",
-)  # fmt: skip
+_HEADS, _ROUND = ("log opened", "head received"), ("instruction sent", "instruction received", "update received")
+_ANSWERS = ("statistics asked", "statistics received", "statistics released")
+_TRAFFIC = (*_LEFT, *_HEADS, *_ROUND, "round folded", *_ANSWERS)
 _LEFT_WIDTHS = (-16, 5, -12, -7, 7, 9, -12)  # below 0: to the left; with two spaces between them, 80
 _SITE_WIDTHS = (-20, 7, 9, 7, 8, 10)
 

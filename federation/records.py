@@ -49,6 +49,12 @@ def weights_digest(weights: "dict[str, Tensor]") -> str:
     return digest(*parts)
 
 
+def noted_tensors(tensors: "dict[str, Tensor]") -> dict[str, str | int]:
+    """What the audit logs say of tensors that leave or arrive: their bytes, and their digest."""
+    count = sum(value.numel() * value.element_size() for value in tensors.values())
+    return {"bytes": count, "weights": weights_digest(tensors)}
+
+
 @dataclass(frozen=True)
 class AuditNote:
     """What goes with each message about the two parties' audit logs (federation/audit.py).

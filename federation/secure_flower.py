@@ -38,46 +38,48 @@ _WORDS = frozenset({"study", "round", "attempt", "stage"})
 
 
 @dataclass(frozen=True)
-class SecureRequest:
-    """What a site is asked at one stage of one attempt."""
+class _StageMessage:
+    """What a request and its answer say of the stage."""
 
     study_hash: str
     round: int
     attempt: int
     stage: Stage
-    asked: Asked
+
+    def words(self) -> dict[str, str | int]:
+        """As they travel, and as the audit logs have them."""
+        return {"study": self.study_hash, "round": self.round, "attempt": self.attempt, "stage": self.stage}
 
 
 @dataclass(frozen=True)
-class SecureAnswer:
+class SecureRequest(_StageMessage):
+    """What a site is asked at one stage of one attempt."""
+
+    asked: Asked
+
+    def noted(self) -> dict[str, str | int]:
+        """What the audit logs say of it; its content as SHA-256."""
+        return self.words() | {"content": digest(self.stage, str(self.attempt), _text(self.asked))}
+
+
+@dataclass(frozen=True)
+class SecureAnswer(_StageMessage):
     """What a site answers."""
 
-    study_hash: str
-    round: int
-    attempt: int
-    stage: Stage
     site: str
     answered: Answered
 
-    def digest(self) -> str:
-        """SHA-256 of what was answered: for the audit logs."""
+    def noted(self) -> dict[str, str | int]:
+        """What the audit logs say of it; its content as SHA-256."""
         if isinstance(self.answered, MaskedUpdate):
-            return digest(self.answered.values.data.cast("B"))
-        return digest(_text(_bare(self.answered)))
+            return self.words() | {"content": digest(self.answered.values.data.cast("B"))}
+        return self.words() | {"content": digest(_text(_bare(self.answered)))}
 
 
 def request_to_content(request: SecureRequest, note: AuditNote | None) -> RecordDict:
     """The content of a message about one stage."""
-    config: dict[str, Any] = {
-        "study": request.study_hash, "round": request.round, "attempt": request.attempt, "stage": request.stage,
-        "text": _text(request.asked),
-    }  # fmt: skip
+    config: dict[str, Any] = request.words() | {"text": _text(request.asked)}
     return with_note(RecordDict({_CONFIG: ConfigRecord(config)}), note)
-
-
-def request_digest(request: SecureRequest) -> str:
-    """SHA-256 of what is asked: for the audit logs."""
-    return digest(request.stage, str(request.attempt), _text(request.asked))
 
 
 def content_to_request(content: RecordDict) -> SecureRequest:
@@ -93,10 +95,7 @@ def content_to_request(content: RecordDict) -> SecureRequest:
 
 def answer_to_content(answer: SecureAnswer) -> RecordDict:
     """The content of a site's answer."""
-    config: dict[str, Any] = {
-        "study": answer.study_hash, "round": answer.round, "attempt": answer.attempt, "stage": answer.stage,
-        "site": answer.site,
-    }  # fmt: skip
+    config: dict[str, Any] = answer.words() | {"site": answer.site}
     if isinstance(answer.answered, MaskedUpdate):
         values = answer.answered.values.astype(NUMBER, copy=False)
         array = Array("uint32", (len(values),), _RAW, values.tobytes())

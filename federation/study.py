@@ -89,6 +89,11 @@ class Study(Section):
             whole["simulation"] = {key: value for key, value in whole["simulation"].items() if key not in places}
         return _hash(whole)
 
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says of the study."""
+        named = {"name": self.name, "title": self.title or self.name, "demonstration": self.demonstration}
+        return named | {"study_hash": self.whole_hash(), "training_hash": self.training_hash(), "seed": self.seed}
+
     def to_yaml(self) -> str:
         """The resolved study, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

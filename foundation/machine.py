@@ -62,6 +62,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def provenance(command: str) -> dict[str, Any]:
+    """What a run's record says of how it was made: versions, machine, commit and command."""
+    return {"versions": versions(), "machine": machine(), "commit": commit(), "command": command}
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -18,6 +18,12 @@ _STOP_S = 10.0
 _GUARD = 'trap \'\' TERM INT HUP; read -r _; kill -TERM 0; sleep 2; [ -z "$1" ] || rm -rf "$1"; kill -KILL 0'
 
 
+def options(**given: object) -> list[str]:
+    """``--some-name value`` for each ``some_name=value``, and the name alone where the value is True."""
+    words = [(f"--{name.replace('_', '-')}", value) for name, value in given.items()]
+    return [part for name, value in words for part in ([name] if value is True else [name, str(value)])]
+
+
 class ProcessGroup:
     """Programs in one process group, with a guard that ends them even when this process is killed.
 

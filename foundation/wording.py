@@ -23,3 +23,8 @@ def mebibytes(count: int) -> str:
 def one_line(text: str) -> str:
     """A text, perhaps another party's, without what could break a line or move a terminal's cursor."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text: a long list of names, written without quotes and commas."""
+    return tuple(text.split())

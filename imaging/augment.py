@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -105,7 +105,7 @@ class Augmentation:
         if self._volumes is not None:
             with exact(pictures.device):
                 views, mean, deviation = self._volumes.light(pictures, generator)
-            self._record("light", pictures, views, mean, deviation, None)
+            self._record(Made("light", pictures, views, mean, deviation, None))
             return views
         draws = draw(len(pictures), generator)
         with exact(pictures.device):
@@ -114,7 +114,7 @@ class Augmentation:
             views = geometry.resample(pictures, maps, self.preset.outside)
             _, mean, deviation = statistics(views, self.preset.standardise)
             views = views.sub_(mean).div_(deviation)
-        self._record("light", pictures, views, mean, deviation, maps)
+        self._record(Made("light", pictures, views, mean, deviation, maps))
         return views
 
     def strong(
@@ -133,7 +133,7 @@ class Augmentation:
         if self._volumes is not None:
             with exact(pictures.device):
                 views, mean, deviation = self._volumes.strong(pictures, generator, scale, size)
-            self._record("strong", pictures, views, mean, deviation, None)
+            self._record(Made("strong", pictures, views, mean, deviation, None))
             return views
         draws = draw(len(pictures), generator)
         with exact(pictures.device):
@@ -144,15 +144,12 @@ class Augmentation:
             self._acquire_(views, draws)
             views = self._expose(views, draws, centre)
             views = views.clamp_(0, 1).sub_(mean).div_(deviation)
-        self._record("strong", pictures, views, mean, deviation, maps)
+        self._record(Made("strong", pictures, views, mean, deviation, maps))
         return views
 
-    def _record(
-        self, kind: Literal["light", "strong"], pictures: Tensor, views: Tensor, mean: Tensor, deviation: Tensor,
-        maps: Tensor | None,
-    ) -> None:  # fmt: skip
+    def _record(self, made: Made) -> None:
         if self.made is not None:  # a copy: a method may go on to change its view in place
-            self.made.append(Made(kind, pictures, views.clone(), mean, deviation, maps))
+            self.made.append(replace(made, views=made.views.clone()))
 
     def _focused(self, draws: Draws, pictures: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Draws:
         if not self.focus:

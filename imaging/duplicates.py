@@ -34,11 +34,11 @@ def duplicate_findings(looks: Sequence[Look], patients_known: bool) -> list[Find
 def _copies(groups: list[list[Look]]) -> Finding:
     extra = sum(len(group) - 1 for group in groups)
     return with_examples(
-        "warning", "pictures", "copies",
+        ("warning", "pictures", "copies"),
         f"{counted(extra, 'picture is', 'pictures are')} an exact copy of another of the same patient",
         "keep one of each, as copies count twice in training",
         [_alike(group) for group in groups],
-    )  # fmt: skip
+    )
 
 
 def _leak(kind: str, groups: list[list[Look]], patients_known: bool) -> Finding:
@@ -52,7 +52,7 @@ def _leak(kind: str, groups: list[list[Look]], patients_known: bool) -> Finding:
     else:
         text = f"{pictures} {what}, and no patient ids are known"
         remedy = "remove copies, or give a manifest with patients: a copy could be trained on and tested on"
-    return with_examples("warning", "pictures", kind, text, remedy, [_alike(group) for group in groups])
+    return with_examples(("warning", "pictures", kind), text, remedy, [_alike(group) for group in groups])
 
 
 def _alike(group: list[Look]) -> str:

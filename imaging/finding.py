@@ -34,10 +34,9 @@ class Finding:
         return f"{self.text}; {self.remedy}" if self.remedy else self.text
 
 
-def with_examples(
-    level: Level, subject: Subject, kind: str, text: str, remedy: str, examples: Sequence[str]
-) -> Finding:
-    """A finding with the first of its examples."""
+def with_examples(about: tuple[Level, Subject, str], text: str, remedy: str, examples: Sequence[str]) -> Finding:
+    """A finding with the first of its examples; about: its level, subject and kind."""
+    level, subject, kind = about
     shown = tuple(examples[: EXAMPLES[level]])
     return Finding(level, subject, kind, text, remedy, shown, len(examples) - len(shown))
 

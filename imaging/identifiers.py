@@ -14,33 +14,33 @@ from functools import cache
 
 import pydicom
 
+from foundation.wording import words
+
 _KEY = secrets.token_bytes(32)
 _PLACEHOLDER = re.compile(r"anon|de.?ident|unknown|removed|none|^x+$|^0*$|^19000101$", re.IGNORECASE)
 _SHARED_NAME = 3  # more patients of one name and birth date than this: a placeholder, not a person
 # Of PS3.15, table E.1-1 (basic profile), what names or finds a person or a place, free text that often does, and days.
-PERSON_TAGS = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientBirthTime", "PatientBirthName", "PatientMotherBirthName",
-    "PatientAddress", "PatientTelephoneNumbers", "PatientTelecomInformation", "OtherPatientIDs", "OtherPatientNames",
-    "OtherPatientIDsSequence", "PatientInsurancePlanCodeSequence", "PatientReligiousPreference", "ResponsiblePerson",
-    "ResponsibleOrganization", "MedicalRecordLocator", "CurrentPatientLocation", "PatientInstitutionResidence",
-    "CountryOfResidence", "RegionOfResidence", "Occupation", "MilitaryRank", "BranchOfService", "EthnicGroup",
-    "AccessionNumber", "AdmissionID", "ServiceEpisodeID", "StudyID", "IssuerOfPatientID", "IssuerOfAdmissionID",
-    "RequestedProcedureID", "PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest",
-    "PersonName", "PersonAddress", "PersonTelephoneNumbers", "VerifyingObserverName",
-)  # fmt: skip
-PLACE_TAGS = (
-    "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "InstitutionCodeSequence",
-    "ReferringPhysicianName", "ReferringPhysicianAddress", "ReferringPhysicianTelephoneNumbers",
-    "ConsultingPhysicianName", "PerformingPhysicianName", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy",
-    "RequestingPhysician", "ScheduledPerformingPhysicianName", "OperatorsName", "RequestingService", "StationName",
-    "PerformedStationName", "PerformedStationAETitle", "PerformedLocation", "DeviceSerialNumber", "DetectorID",
-    "GantryID", "PlateID", "CassetteID", "HumanPerformerName", "HumanPerformerOrganization",
-)  # fmt: skip
-TEXT_TAGS = (
-    "PatientComments", "ImageComments", "AdditionalPatientHistory", "StudyComments", "AdmittingDiagnosesDescription",
-    "RequestAttributesSequence", "RequestedProcedureDescription", "ReasonForStudy", "StudyDescription",
-    "SeriesDescription", "ProtocolName", "MedicalAlerts", "Allergies", "SpecialNeeds", "PatientState",
-)  # fmt: skip
+PERSON_TAGS = words("""
+    PatientName PatientID PatientBirthDate PatientBirthTime PatientBirthName PatientMotherBirthName PatientAddress
+    PatientTelephoneNumbers PatientTelecomInformation OtherPatientIDs OtherPatientNames OtherPatientIDsSequence
+    PatientInsurancePlanCodeSequence PatientReligiousPreference ResponsiblePerson ResponsibleOrganization
+    MedicalRecordLocator CurrentPatientLocation PatientInstitutionResidence CountryOfResidence RegionOfResidence
+    Occupation MilitaryRank BranchOfService EthnicGroup AccessionNumber AdmissionID ServiceEpisodeID StudyID
+    IssuerOfPatientID IssuerOfAdmissionID RequestedProcedureID PlacerOrderNumberImagingServiceRequest
+    FillerOrderNumberImagingServiceRequest PersonName PersonAddress PersonTelephoneNumbers VerifyingObserverName
+""")
+PLACE_TAGS = words("""
+    InstitutionName InstitutionAddress InstitutionalDepartmentName InstitutionCodeSequence ReferringPhysicianName
+    ReferringPhysicianAddress ReferringPhysicianTelephoneNumbers ConsultingPhysicianName PerformingPhysicianName
+    PhysiciansOfRecord NameOfPhysiciansReadingStudy RequestingPhysician ScheduledPerformingPhysicianName OperatorsName
+    RequestingService StationName PerformedStationName PerformedStationAETitle PerformedLocation DeviceSerialNumber
+    DetectorID GantryID PlateID CassetteID HumanPerformerName HumanPerformerOrganization
+""")
+TEXT_TAGS = words("""
+    PatientComments ImageComments AdditionalPatientHistory StudyComments AdmittingDiagnosesDescription
+    RequestAttributesSequence RequestedProcedureDescription ReasonForStudy StudyDescription SeriesDescription
+    ProtocolName MedicalAlerts Allergies SpecialNeeds PatientState
+""")
 DATE_TAGS = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "InstanceCreationDate", "AcquisitionDateTime")
 _GROUPS = {"person": PERSON_TAGS, "hospital or staff": PLACE_TAGS, "free text": TEXT_TAGS, "date": DATE_TAGS}
 
@@ -138,8 +138,8 @@ def split_persons(people: Sequence[Person]) -> list[list[str]]:
     return [sorted(ids.values()) for ids in by_person.values() if 1 < len(ids) <= _SHARED_NAME]
 
 
-_DATE = re.compile(r"(?<!\d)(?:(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])|"
-                   r"(?:0[1-9]|[12]\d|3[01])[-_.](?:0[1-9]|1[0-2])[-_.](?:19|20)\d\d)(?!\d)")  # fmt: skip
+_YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
+_DATE = re.compile(rf"(?<!\d)(?:{_YEAR}[-_.]?{_MONTH}[-_.]?{_DAY}|{_DAY}[-_.]{_MONTH}[-_.]{_YEAR})(?!\d)")
 _NUMBER = re.compile(r"(?<![\d.])\d{6,10}(?![\d.]*\d)")
 _NAME = re.compile(r"(?<![A-Za-z])[A-Z][a-z]{2,}(?:\s*[_,^]\s*|\s+)[A-Z][a-z]{2,}(?![A-Za-z])")
 _UID = re.compile(r"\d+(?:\.\d+){4,}")

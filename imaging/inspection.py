@@ -15,11 +15,9 @@ from imaging.store import BROKEN_SHARE
 
 HEADERS_STAY = "headers never leave the site, only weights do"
 _ODD_SIZE = 4.0  # times larger or smaller than the median
-_MODALITIES = {
-    "MR": "mri", "CT": "ct", "CR": "x-ray", "DX": "x-ray", "DR": "x-ray", "RG": "x-ray", "RF": "x-ray", "MG": "x-ray",
-    "PX": "x-ray", "US": "ultrasound", "IVUS": "ultrasound", "SM": "histopathology", "OP": "fundus",
-    "ES": "endoscopy", "DMS": "dermoscopy", "GM": "microscopy",
-}  # fmt: skip
+_XRAY = dict.fromkeys(("CR", "DX", "DR", "RG", "RF", "MG", "PX"), "x-ray")
+_LIGHT = {"SM": "histopathology", "OP": "fundus", "ES": "endoscopy", "DMS": "dermoscopy", "GM": "microscopy"}
+_MODALITIES = {"MR": "mri", "CT": "ct", "US": "ultrasound", "IVUS": "ultrasound", **_XRAY, **_LIGHT}
 
 
 def picture_findings(
@@ -58,11 +56,11 @@ def _unusable(looks: Sequence[Look]) -> Iterator[Finding]:
         group = [look for look in bad if look.readable == readable]
         if group:
             yield with_examples(
-                "error" if too_many else "warning", "pictures", kind,
+                ("error" if too_many else "warning", "pictures", kind),
                 f"{len(group):,} of {counted(len(looks), 'picture')} {what}{limit}",
                 "export them again or take them out; a study leaves them out",
                 [f"{look.file}: {look.problem}" for look in group],
-            )  # fmt: skip
+            )
 
 
 def _dimensions(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Finding]:
@@ -77,10 +75,11 @@ def _dimensions(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Fi
         odd, text = volumes, f"{counted(len(volumes), 'volume')} among {counted(len(flat), 'single picture')}"
     if odd:
         yield with_examples(
-            "warning", "pictures", "mixed dimensions", text,
+            ("warning", "pictures", "mixed dimensions"),
+            text,
             "sort them out, or list their slices in a manifest: of a volume a 2-D study takes only the middle slice",
             [f"{look.file}: {counted(look.slices, 'slice')} of {look.height} x {look.width}" for look in odd],
-        )  # fmt: skip
+        )
 
 
 def _uniform(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Finding]:
@@ -93,11 +92,11 @@ def _uniform(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Findi
     other = [look for look in looks if _MODALITIES.get(_modality(look), image.modality) != image.modality]
     if other:
         yield with_examples(
-            "warning", "pictures", "other modality",
+            ("warning", "pictures", "other modality"),
             f"{counted(len(other), 'picture')} say in the header that they are not {image.modality}",
             "check the folder and the study: intensities are treated by modality",
             [f"{look.file}: {_modality(look)}" for look in other],
-        )  # fmt: skip
+        )
 
 
 def _modality(look: Look) -> str:
@@ -110,10 +109,11 @@ def _mixed(looks: Sequence[Look], kind: str, value: Callable[[Look], str], what:
         commonest = counts.most_common(1)[0][0]
         shares = ", ".join(f"{text} {count:,}" for text, count in counts.most_common())
         yield with_examples(
-            "warning", "pictures", f"mixed {kind}", f"the pictures have different {what} ({shares})",
+            ("warning", "pictures", f"mixed {kind}"),
+            f"the pictures have different {what} ({shares})",
             "a study takes one kind: sort the others out",
             [f"{look.file}: {value(look)}" for look in looks if value(look) not in ("", commonest)],
-        )  # fmt: skip
+        )
 
 
 def _sizes(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Finding]:
@@ -128,51 +128,51 @@ def _sizes(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Finding
     far = [look for look in looks if odd(look)]
     if far:
         yield with_examples(
-            "warning", "pictures", "odd sizes",
+            ("warning", "pictures", "odd sizes"),
             f"{counted(len(far), 'picture is', 'pictures are')} over {_ODD_SIZE:g} times larger or smaller than "
             f"the median of {middle[0]:.0f} x {middle[1]:.0f}",
             "look whether these are what the others are (thumbnails, screenshots, scout views)",
             [f"{look.file}: {look.height} x {look.width}" for look in far],
-        )  # fmt: skip
+        )
     small = [look for look in looks if image is not None and max(look.height, look.width) < image.size / 2]
     if small and image is not None:
         yield with_examples(
-            "note", "pictures", "small",
+            ("note", "pictures", "small"),
             f"{counted(len(small), 'picture is', 'pictures are')} less than half as large as the study's {image.size}"
             " pixels",
             "they are enlarged, which adds no detail; give the originals if there are any",
             [f"{look.file}: {look.height} x {look.width}" for look in small],
-        )  # fmt: skip
+        )
 
 
 def _blank(looks: Sequence[Look]) -> Iterator[Finding]:
     blank = [look.file for look in looks if look.blank]
     if blank:
         yield with_examples(
-            "warning", "pictures", "blank",
+            ("warning", "pictures", "blank"),
             f"{counted(len(blank), 'picture shows', 'pictures show')} nothing (one value in 99.9 % of the pixels)",
             "take them out: there is nothing to learn from",
             blank,
-        )  # fmt: skip
+        )
 
 
 def _persons(looks: Sequence[Look]) -> Iterator[Finding]:
     people = [Person(look.patient, look.header, look.file) for look in looks if look.header is not None]
     if groups := shared_ids(people):
         yield with_examples(
-            "warning", "persons", "shared id",
+            ("warning", "persons", "shared id"),
             f"{counted(len(groups), 'patient id stands', 'patient ids stand')} for files whose headers differ in name,"
             " birth date or sex",
             "give each person an id of their own: splits and privacy count by patient id",
             [" / ".join(group) for group in groups],
-        )  # fmt: skip
+        )
     if groups := split_persons(people):
         yield with_examples(
-            "warning", "persons", "split person",
+            ("warning", "persons", "split person"),
             f"{counted(len(groups), 'person has', 'persons have')} several patient ids (same name and birth date)",
             "give them one id: the same person could be trained on and tested on",
             [" / ".join(group) for group in groups],
-        )  # fmt: skip
+        )
 
 
 def _headers(looks: Sequence[Look]) -> Iterator[Finding]:
@@ -184,36 +184,34 @@ def _headers(looks: Sequence[Look]) -> Iterator[Finding]:
     if groups:
         kinds = ", ".join(f"{group} {len(files):,}" for group, files in sorted(groups.items()))
         told = len({file for files in groups.values() for file in files})
-        yield Finding(
-            "warning" if "person" in groups else "note", "persons", "header identifiers",
-            f"{counted(told, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})",
-            f"{HEADERS_STAY}; follow your site's own rules on what may lie on this machine",
-        )  # fmt: skip
+        text = f"{counted(told, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})"
+        remedy = f"{HEADERS_STAY}; follow your site's own rules on what may lie on this machine"
+        yield Finding("warning" if "person" in groups else "note", "persons", "header identifiers", text, remedy)
     if marked := [look.file for look in looks if look.header is not None and look.header.burnt_in]:
         yield with_examples(
-            "warning", "persons", "BurnedInAnnotation",
+            ("warning", "persons", "BurnedInAnnotation"),
             f"{counted(len(marked), 'file says', 'files say')} BurnedInAnnotation = YES: text is part of the picture",
             "cover the text or take the files out: a model can learn what is in the pixels",
             marked,
-        )  # fmt: skip
+        )
     for kind, files in telling_names(look.file for look in looks).items():
         yield with_examples(
-            "note", "persons", f"names like a {kind}",
+            ("note", "persons", f"names like a {kind}"),
             f"{counted(len(files), 'file or folder name looks', 'file or folder names look')} like a {kind}",
             "names and paths never leave the site; rename if your rules ask for it",
             files,
-        )  # fmt: skip
+        )
 
 
 def _text(looks: Sequence[Look]) -> Iterator[Finding]:
     found = [(look, look.text) for look in looks if look.text is not None and not look.blank]
     if found:
         yield with_examples(
-            "warning", "persons", "burnt-in text",
+            ("warning", "persons", "burnt-in text"),
             f"{len(found):,} of {counted(len(looks), 'picture')} may hold burnt-in text ({how_good()})",
             "look at them; cover the text or take them out: a model can learn what is in the pixels",
             [f"{look.file}: {line.letters} letters at x {line.x}, y {line.y}" for look, line in found],
-        )  # fmt: skip
+        )
 
 
 def how_good() -> str:

@@ -20,7 +20,7 @@ from server.fleet import Fleet
 from server.fleet_contact import FleetContact
 from server.initial import INITIAL_NAME, initial_weights
 from server.registry import Registry
-from server.rounds import RoundLoop
+from server.rounds import RoundLoop, RunRecords
 from server.secure_round import SecureMean, SiteCertificates, certificates_in, certificates_of
 from server.site_noise import LEDGER_NAME
 from server.status_board import STATUS, Board
@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         contact = GridContact(grid, study, audit, int(config["sites"]))
         initial = initial_weights(study, folder)
         secure = _secure(study, folder, contact, audit, lambda: certificates_in(folder / "sites"))
-        weights = RoundLoop(study, folder, contact, initial, audit, secure=secure).run()
+        weights = RoundLoop(study, RunRecords(folder, audit), contact, initial, secure).run()
         save_tensors(folder / "global.safetensors", weights)
         evaluate_federated(study, folder, contact, _arms(folder, initial, weights))
         return
@@ -56,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     fleet = FleetContact(grid, study, audit, Fleet(registry, control, audit), board, Signer.of(registry.folder))
     initial = initial_weights(study, folder)
     secure = _secure(study, folder, fleet, audit, lambda: certificates_of(registry))
-    weights = RoundLoop(study, folder, fleet, initial, audit, vault, secure).run()
+    weights = RoundLoop(study, RunRecords(folder, audit, vault), fleet, initial, secure).run()
     save_tensors(folder / "global.safetensors", weights)
     if study.federated_evaluation is not None:
         board.phase("evaluating at the sites")

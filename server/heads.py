@@ -1,16 +1,17 @@
 """The server's side of the exchange of audit heads: what goes with an instruction, and what an answer has to prove."""
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from federation.audit import NOTHING, AuditLog, Head, Row, verify
 from federation.federated_evaluation import EvaluationRequest, Statistics
 from federation.flower import confirmed_weights, content_to_note
-from federation.records import AuditNote, Category, Failure, TrainInstruction, TrainReply, weights_digest
-from federation.secure_flower import SecureAnswer, SecureRequest, request_digest
+from federation.records import AuditNote, Category, Failure, TrainInstruction, TrainReply, noted_tensors, weights_digest
+from federation.secure_flower import SecureAnswer, SecureRequest
 from foundation.errors import RunError
 from foundation.progress import say
 from server.ledgers import Ledgers, ledger_party
+
+_Answer = TrainReply | Statistics | SecureAnswer
 
 
 class SiteHeads:
@@ -53,10 +54,9 @@ class SiteHeads:
         In a private study the site's ledger has to go on too. A failure may come without a note: a site that does not
         act on an instruction writes only that into its log.
         """
-        failure = self._failure_of(
-            answer, note, answer.round, f"the answer of {answer.site} came without a head of its audit log",
-            f"the audit log of {answer.site} has no row about the update that came with it",
-        )  # fmt: skip
+        silent = f"the answer of {answer.site} came without a head of its audit log"
+        unmoved = f"the audit log of {answer.site} has no row about the update that came with it"
+        failure = self._failure_of(answer, note, answer.round, silent, unmoved)
         if failure is not None:
             return failure
         assert note is not None and not isinstance(answer, Failure)  # or it had been one
@@ -64,16 +64,13 @@ class SiteHeads:
             charged = self._ledgers.receive(answer) if self._private else {}
         except RunError as error:
             return self._refused(answer.site, answer.round, "ledger-not-continued", error)
-        self._audit.note(
-            "update received", site=answer.site, study=answer.study_hash, round=answer.round,
-            bytes=_bytes(answer.weights), weights=weights_digest(answer.weights), **_of(note.known), **charged,
-        )  # fmt: skip
+        noted = noted_tensors(answer.weights) | _of(note.known) | charged
+        self._audit.note("update received", site=answer.site, study=answer.study_hash, round=answer.round, **noted)
         return answer
 
     def _failure_of(
-        self, answer: TrainReply | Statistics | SecureAnswer | Failure, note: AuditNote | None, round_: int,
-        silent: str, unmoved: str,
-    ) -> Failure | None:  # fmt: skip
+        self, answer: _Answer | Failure, note: AuditNote | None, round_: int, silent: str, unmoved: str
+    ) -> Failure | None:
         """The failure that the answer is, or that takes its place where the site's log does not go on; else None.
 
         The head is held then, of a failure that shows one too.
@@ -103,10 +100,8 @@ class SiteHeads:
 
     def note_of_question(self, site: str, question: EvaluationRequest) -> AuditNote:
         """Write that a site is asked about its labels; what goes with the question."""
-        self._audit.note(
-            "statistics asked", site=site, study=self._hash, step=question.step, encoder=question.encoder,
-            weights=weights_digest(question.tensors),
-        )  # fmt: skip
+        asked = {"step": question.step, "encoder": question.encoder, "weights": weights_digest(question.tensors)}
+        self._audit.note("statistics asked", site=site, study=self._hash, **asked)
         return self._note(site)
 
     def told(self, answer: Statistics | Failure, note: AuditNote | None) -> Statistics | Failure:
@@ -116,18 +111,13 @@ class SiteHeads:
         if failure is not None:
             return failure
         assert note is not None and not isinstance(answer, Failure)  # or it had been one
-        self._audit.note(
-            "statistics received", site=answer.site, study=answer.study_hash, step=answer.step,
-            bytes=_bytes(answer.tensors), weights=weights_digest(answer.tensors), **_of(note.known),
-        )  # fmt: skip
+        noted = noted_tensors(answer.tensors) | _of(note.known)
+        self._audit.note("statistics received", site=answer.site, study=answer.study_hash, step=answer.step, **noted)
         return answer
 
     def note_of_stage(self, site: str, request: SecureRequest) -> AuditNote:
         """Write that a site is asked for its part in a stage of a secure sum; what goes with that."""
-        self._audit.note(
-            "secure stage sent", site=site, study=self._hash, round=request.round, attempt=request.attempt,
-            stage=request.stage, content=request_digest(request),
-        )  # fmt: skip
+        self._audit.note("secure stage sent", site=site, **request.noted())
         return self._note(site)
 
     def stage_told(self, answer: SecureAnswer | Failure, note: AuditNote | None) -> str:
@@ -137,10 +127,7 @@ class SiteHeads:
         if failure is not None:
             return failure.category
         assert note is not None and not isinstance(answer, Failure)  # or it had been one
-        self._audit.note(
-            "secure stage received", site=answer.site, study=answer.study_hash, round=answer.round,
-            attempt=answer.attempt, stage=answer.stage, content=answer.digest(), **_of(note.known),
-        )  # fmt: skip
+        self._audit.note("secure stage received", site=answer.site, **answer.noted(), **_of(note.known))
         return ""
 
     def delivered(self, site: str, content: RecordDict, digest: str) -> bool:
@@ -170,7 +157,3 @@ class SiteHeads:
 
 def _of(head: Head) -> dict[str, int | str]:
     return {"acknowledged": head.count, "acknowledged_hash": head.hash}
-
-
-def _bytes(weights: dict[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in weights.values())

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from foundation.errors import RunError
 from foundation.files import write_text
+from foundation.wording import words
 
 LARGEST_BODY = "16m"  # Flower sends arrays in chunks of 5 MiB
-FLEET_PATHS = (
-    "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab",
-    "push-object", "pull-object", "confirm-message-received",
-)  # fmt: skip
+FLEET_PATHS = words("""
+    activate-node deactivate-node send-node-heartbeat pull-messages push-messages get-run get-fab push-object
+    pull-object confirm-message-received
+""")
 """All that a registered SuperNode calls. Not ``register-node`` and ``unregister-node``: the study lead admits sites."""
 
 

@@ -27,7 +27,7 @@ from server.judge import UpdateScreening, judge_clipped, judge_together
 from server.quorum import needed_replies
 from server.secure_round import SecureMean, StageFailedError
 from server.site_noise import LEDGER_NAME, TOLERANCE, site_noise
-from server.spool import Spool, Spooled
+from server.spool import Content, Spool, Spooled
 
 COLLAPSING = (
     "site {site}: the features of its pictures are becoming all alike (collapse); what is trained on will be worth "
@@ -63,14 +63,23 @@ class _Folded:
     left_out: dict[str, str]
 
 
+@dataclass(frozen=True)
+class RunRecords:
+    """Where a federation is written down: its folder, the server's audit log, and what seals files."""
+
+    folder: Path
+    audit: AuditLog
+    vault: Vault = PLAIN
+
+
 class RoundLoop:
-    """One federation from its last checkpoint to its end, in ``folder``."""
+    """One federation from its last checkpoint to its end, in the folder of its records."""
 
     def __init__(
-        self, study: Study, folder: Path, contact: Contact, initial: Weights, audit: AuditLog, vault: Vault = PLAIN,
-        secure: SecureMean | None = None,
-    ) -> None:  # fmt: skip
+        self, study: Study, records: RunRecords, contact: Contact, initial: Weights, secure: SecureMean | None = None
+    ) -> None:
         """secure: how updates are summed in a study with ``secure_aggregation``; None in every other."""
+        folder, audit, vault = records.folder, records.audit, records.vault
         self._study, self._folder, self._contact = study, folder, contact
         self._audit, self._vault = audit, vault
         self._hash = study.training_hash()
@@ -122,15 +131,10 @@ class RoundLoop:
 
     def _one_round(self, sites: list[str], line: Bar) -> None:
         number = self._checkpoint.round + 1
-        spool = Spool(
-            self._folder / "spool",
-            self._hash,
-            number,
-            self._checkpoint.weights,
-            vault=self._vault,
-            private=self._study.privacy is not None or self._secure is not None,
-            masked=self._secure is not None,
+        content: Content = (
+            "masked" if self._secure is not None else "private" if self._study.privacy is not None else "plain"
         )
+        spool = Spool(self._folder / "spool", self._hash, number, self._checkpoint.weights, self._vault, content)
         needed = needed_replies(self._study, len(sites))
         if self._secure is not None:
             needed = max(needed, self._secure.fewest)
@@ -208,12 +212,7 @@ class RoundLoop:
         return None
 
     def _finish(
-        self,
-        number: int,
-        spool: Spool,
-        folded: "_Folded",
-        norms: dict[str, float],
-        reasons: dict[str, str],
+        self, number: int, spool: Spool, folded: "_Folded", norms: dict[str, float], reasons: dict[str, str]
     ) -> None:
         weights, accepted = folded.weights, folded.accepted
         for site, reason in sorted(reasons.items()):
@@ -227,10 +226,8 @@ class RoundLoop:
             write_snapshot(snapshots, self._checkpoint, self._study.rounds.count, vault=self._vault)
         kept = self._study.rounds.keep_checkpoints
         write_checkpoint(self._folder / "checkpoints", self._checkpoint, kept, vault=self._vault)
-        self._audit.note(
-            "round folded", study=self._hash, round=number, sites=", ".join(reply.site for reply in accepted),
-            weights=weights_digest(weights),
-        )  # fmt: skip
+        sites = ", ".join(reply.site for reply in accepted)
+        self._audit.note("round folded", study=self._hash, round=number, sites=sites, weights=weights_digest(weights))
         spool.remove()
 
     def _fold(self, number: int, accepted: list[Spooled], needed: int) -> "_Folded":

@@ -49,6 +49,7 @@ _SHARE = 1 / 20
 LEAST_STAGE_S = 120.0
 _Kind = TypeVar("_Kind", Advertisement, SealedShares, MaskedUpdate, ListSignature, Unmasking)
 Take = Callable[[SecureAnswer], None]
+Announce = Callable[[tuple[str, ...]], None]
 
 
 class SecureContact(Protocol):
@@ -127,7 +128,7 @@ class SecureMean:
         context = Context(self._hash, round_, state["attempts"] - 1)
         directory = CertifiedDirectory(self._certificates.ca)
         session = ServerSession(context, directory, numbers_of(weights), self._fixed)
-        run = _Attempt(self._study, context, self._contact, self._certificates, session)
+        run = _Attempt(self._study, self._contact, self._certificates, session)
         try:
             total = run.total(names, max(quorum, self.fewest), signed, self._announce(round_))
         except QuorumError as error:
@@ -154,7 +155,7 @@ class SecureMean:
         self._write(round_, state)
         return dict(state)
 
-    def _announce(self, round_: int) -> Callable[[tuple[str, ...]], None]:
+    def _announce(self, round_: int) -> Announce:
         """Writes the list down, before a site is asked to sign it."""
 
         def write(survivors: tuple[str, ...]) -> None:
@@ -173,17 +174,13 @@ class _Attempt:
     """The stages of one attempt, in their order."""
 
     def __init__(
-        self, study: Study, context: Context, contact: SecureContact, certificates: SiteCertificates,
-        session: ServerSession,
-    ) -> None:  # fmt: skip
-        self._context, self._contact, self._certificates, self._session = context, contact, certificates, session
+        self, study: Study, contact: SecureContact, certificates: SiteCertificates, session: ServerSession
+    ) -> None:
+        self._contact, self._certificates, self._session = contact, certificates, session
         self._patience = max(LEAST_STAGE_S, 60 * study.rounds.deadline_minutes * _SHARE)
         self.reasons: dict[str, str] = {}
 
-    def total(
-        self, sites: Sequence[str], fewest: int, signed: Sequence[str] | None,
-        announce: Callable[[tuple[str, ...]], None],
-    ) -> Total:  # fmt: skip
+    def total(self, sites: Sequence[str], fewest: int, signed: Sequence[str] | None, announce: Announce) -> Total:
         """The sum; QuorumError and SecureAggregationError as ``ServerSession``."""
         session = self._session
         if len(sites) < max(FEWEST, fewest):
@@ -208,7 +205,7 @@ class _Attempt:
         return session.total()
 
     def _ask(self, stage: Stage, asked: Mapping[str, Asked], take: Callable[[Answered], None]) -> None:
-        context = self._context
+        context = self._session.context
         requests = {
             site: SecureRequest(context.study_hash, context.round, context.attempt, stage, one)
             for site, one in asked.items()

@@ -17,7 +17,7 @@ from federation.study import Study, load_study
 from foundation.errors import FedpretextError, QuorumError, RunError, StudyError
 from foundation.exclusive import alone_in
 from foundation.files import read_json, write_json, write_text
-from foundation.machine import commit, machine, versions
+from foundation.machine import provenance, versions
 from foundation.service_log import ServiceLog
 from server.app import AUDIT, SERVER, app
 from server.export import TITLES, write_encoder
@@ -111,14 +111,9 @@ def _prepare(run: Path, study: Study, settings: ServerOptions) -> Path:
     """The folder of the federated arm, laid out as a simulated run's, so that evaluation and report read both."""
     folder = run / "arms" / "federated" / "fold-0" / f"seed-{study.seed}"
     if not (run / "run.json").exists():
-        facts = {
-            "name": study.name, "title": study.title or study.name, "demonstration": study.demonstration,
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "study_hash": study.whole_hash(), "training_hash": study.training_hash(), "seed": study.seed,
-            "versions": versions(), "machine": machine(), "commit": commit(), "command": "fedpretext server",
-        }  # fmt: skip
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
         write_text(run / "study.yaml", study.to_yaml())
-        write_json(run / "run.json", facts)
+        write_json(run / "run.json", study.facts() | {"started": started} | provenance("fedpretext server"))
     write_study(folder, study)
     if settings.weights is not None and not (folder / INITIAL_NAME).exists():
         fitted = write_initial(folder, study, read_weights(settings.weights), settings.weights.name)
@@ -180,11 +175,9 @@ def _run(study: Study, registry: Registry, folder: Path, link: SuperLink) -> Non
             if time.monotonic() > deadline or link.ended():
                 raise RunError("the SuperLink did not hand out the study's run; its log is superlink/superlink.log")
             time.sleep(_POLL_S)
-        config = {
-            "study": str(folder / "study.yaml"), "folder": str(folder), "federation": str(registry.folder),
-            "control": link.endpoint.address,
-        }  # fmt: skip
+        paths = {"study": folder / "study.yaml", "folder": folder, "federation": registry.folder}
         with server_task(link.endpoint, token) as grid:
+            config = {key: str(path) for key, path in paths.items()} | {"control": link.endpoint.address}
             app(grid, Context(1, 1, {}, RecordDict(), dict(config)))
     finally:
         queue.close()

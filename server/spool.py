@@ -3,14 +3,19 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from federation.algorithms.algorithm import Weights
 from federation.records import TrainReply, check_reply, weights_digest
 from foundation.errors import RunError
 from foundation.tensor_files import TensorFile
 from foundation.vault import PLAIN, LockedError, Vault
 from server.judge import check_private
+
+Content = Literal["plain", "private", "masked"]
+"""private: by the rules of studies with privacy; masked: no tensors, only that a site has trained."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,19 @@ class Spool:
     """The replies of one round in a folder of their own."""
 
     def __init__(
-        self, folder: Path, study_hash: str, round_: int, expected: dict[str, torch.Tensor], vault: Vault = PLAIN,
-        private: bool = False, masked: bool = False,
-    ) -> None:  # fmt: skip
-        """expected: the round's weights; masked: replies say that a site has trained, and hold no tensors."""
+        self,
+        folder: Path,
+        study_hash: str,
+        round_: int,
+        expected: Weights,
+        vault: Vault = PLAIN,
+        content: Content = "plain",
+    ) -> None:
+        """expected: the round's weights; vault: what seals the files."""
         self._folder = folder / f"round-{round_:05d}"
         self._study_hash, self._round = study_hash, round_
-        self._expected: dict[str, torch.Tensor] = {} if masked else expected
-        self._private = private
+        self._expected: Weights = {} if content == "masked" else expected
+        self._private = content != "plain"
         self._start = weights_digest(expected)
         self._vault = vault.at("spool", study_hash, str(round_))
         self._written: dict[Path, Spooled] = {}
@@ -75,10 +85,9 @@ class Spool:
                 continue
             try:
                 weights, metadata = self._vault.load_tensors(path)
-                reply = TrainReply(
-                    metadata["study"], int(metadata["round"]), metadata["site"], int(metadata["pictures"]), weights,
-                    json.loads(metadata["metrics"]),
-                )  # fmt: skip
+                round_, pictures = int(metadata["round"]), int(metadata["pictures"])
+                metrics = json.loads(metadata["metrics"])
+                reply = TrainReply(metadata["study"], round_, metadata["site"], pictures, weights, metrics)
                 self._check(reply)
                 if metadata["start"] != self._start:
                     raise RunError(f"{path}: was trained from other weights")

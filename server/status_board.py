@@ -23,9 +23,8 @@ _BEAT_S = 5.0
 State = Literal["not asked", "in work", "answered", "failed"]
 STATES: tuple[State, ...] = get_args(State)
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
-STAGES = (
-    "starting", "waiting for sites", TRAINING, PAUSED, "evaluating at the sites", "delivering the weights", FINISHED
-)  # fmt: skip
+_EARLIER, _LATER = ("starting", "waiting for sites"), ("evaluating at the sites", "delivering the weights")
+STAGES = (*_EARLIER, TRAINING, PAUSED, *_LATER, FINISHED)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 from federation.flower_private import Endpoint
 from federation.secret_files import write_secret
 from foundation.errors import RunError
-from foundation.process_group import ProcessGroup, flower_environment, free_port
+from foundation.process_group import ProcessGroup, flower_environment, free_port, options
 from foundation.service_log import rotate
 from server.proxy import needed_nginx, write_proxy
 
@@ -56,18 +56,22 @@ class SuperLink:
     def _start_superlink(self) -> None:
         secret = self._place / "executor.secret"
         write_secret(secret, self.secret, replace=True)
+        arguments = options(
+            ssl_ca_certfile=self._federation / "ca.crt",
+            ssl_certfile=self._federation / "superlink.crt",
+            ssl_keyfile=self._federation / "superlink.key",
+            enable_supernode_auth=True,
+            isolation="process",
+            superexec_auth_secret_file=secret,
+            host="127.0.0.1",
+            port=self._port,
+            database=self._place / "superlink.db",
+            disable_runtime_dependency_installation=True,
+        )
         log = self._place / "superlink.log"
         rotate(log)
         with log.open("ab") as output:
-            self._group.launch(
-                "SuperLink", "flower-superlink", "--ssl-ca-certfile", str(self._federation / "ca.crt"),
-                "--ssl-certfile", str(self._federation / "superlink.crt"),
-                "--ssl-keyfile", str(self._federation / "superlink.key"),
-                "--enable-supernode-auth", "--isolation", "process", "--superexec-auth-secret-file", str(secret),
-                "--host", "127.0.0.1", "--port", str(self._port), "--database", str(self._place / "superlink.db"),
-                "--disable-runtime-dependency-installation",
-                output=output, folder=self._place,
-            )  # fmt: skip
+            self._group.launch("SuperLink", "flower-superlink", *arguments, output=output, folder=self._place)
         context = ssl.create_default_context(cadata=self._root.decode())
         self._await("SuperLink", log, lambda: _healthy(f"https://127.0.0.1:{self._port}/health", context))
 

@@ -31,10 +31,8 @@ from ssl_methods.starting_weights import start_from
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
 _POOLED, LEDGER_NAME = "pooled", "ledger.jsonl"
-OPEN_POLICY = {
-    "studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1,
-    "allow_label_statistics": True, "allow_score_histogram": True,
-}  # fmt: skip
+_FEWEST = dict.fromkeys(("min_pictures", "min_patients", "smallest_count"), 1)
+OPEN_POLICY = {"studies": "any", **_FEWEST, "allow_label_statistics": True, "allow_score_histogram": True}
 """A simulated hospital's: its pictures are public, and it is the study's to say who takes part."""
 
 
@@ -136,11 +134,8 @@ def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifes
     study = federated.study
     steps = steps_for_budget(study.training, len(pictures), budget)
     training = study.training.model_copy(update={"steps": steps, "epochs": None})
-    changed = {
-        "training": training, "algorithm": FedAvgConfig(), "federated_evaluation": None, "privacy": None,
-        "secure_aggregation": None,
-    }  # fmt: skip
-    alone = study.model_copy(update=changed)
+    absent = dict.fromkeys(("federated_evaluation", "privacy", "secure_aggregation"))
+    alone = study.model_copy(update={"training": training, "algorithm": FedAvgConfig(), **absent})
     return Arm(name, title, kind, federated.fold, federated.seed, alone, pictures)
 
 
@@ -185,10 +180,8 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
     write_study(folder, arm.study)
     places = write_site_folders(_with_tested(arm.sites, arm.tested), folder / "sites")
     for site, place in places.items():
-        text = {
-            "site": site, "data": "manifest.csv", "state": "state", "cache": str((run / "store").resolve()),
-            "device": device, "policy": OPEN_POLICY,
-        }  # fmt: skip
+        files = {"data": "manifest.csv", "state": "state", "cache": str((run / "store").resolve())}
+        text = {"site": site, **files, "device": device, "policy": OPEN_POLICY}
         if arm.study.privacy is not None:
             text["ledger"] = LEDGER_NAME
         write_text(place / "site.yaml", yaml.safe_dump(text, sort_keys=False))

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.batches import BatchReader
 from client.site_file import load_site_file
-from client.training import batch_of, codes_of
 from federation.study import Study, load_study
 from foundation.errors import StudyError
 from foundation.randomness import seeded_torch, torch_generator
@@ -21,7 +21,6 @@ from foundation.tensor_files import load_tensors
 from imaging.augment import Made
 from imaging.config import AugmentConfig
 from imaging.manifest import Manifest
-from imaging.partners import Partners
 from imaging.planes import in_colour, shown_channel, shown_plane
 from imaging.presets import Preset
 from imaging.store import TensorStore
@@ -157,10 +156,8 @@ def _load(method: Method, place: Path) -> str:
 
 def _step(study: Study, method: Method, store: TensorStore, shown: Tensor, trained: bool) -> _Step:
     generator = torch_generator(study.seed, "preview", "views")
-    relation = study.method.partner
-    partners = None if relation is None else Partners(store.table, relation)
     order = shown[: max(study.training.batch, 2)]
-    batch = batch_of(store, codes_of(store), partners, order, generator, torch.device("cpu"))
+    batch = BatchReader(store, study.method.partner, torch.device("cpu")).read(order, generator)
     made: list[Made] = []
     method.augmentation.made = made
     method.eval()

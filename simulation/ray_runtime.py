@@ -27,7 +27,7 @@ from federation.study import load_study
 from foundation import errors
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import read_jsonl, write_text
-from foundation.process_group import ProcessGroup, flower_environment, free_port
+from foundation.process_group import ProcessGroup, flower_environment, free_port, options
 from foundation.progress import bar, say
 from simulation.site_folders import Federation
 
@@ -123,22 +123,20 @@ class _Engine:
 
     def _start(self) -> None:
         address = f"127.0.0.1:{self._port}"
-        self._group.launch(
-            "SuperLink", "flower-superlink", "--insecure", "--simulation", "--isolation", "process", "--host",
-            "127.0.0.1", "--port", str(self._port), "--disable-runtime-dependency-installation",
-            output=self._servers_log, folder=self._place,
-        )  # fmt: skip
+        kind = options(insecure=True, simulation=True, disable_runtime_dependency_installation=True)
+        place = options(isolation="process", host="127.0.0.1", port=self._port)
+        self._launch("SuperLink", "flower-superlink", *kind, *place)
         deadline = time.monotonic() + _START_S
         while not (_answers(f"http://{address}/health") and self.alive()):
             if time.monotonic() > deadline or not self.alive():
                 raise RunError(f"Flower's SuperLink did not start on {address}; the log is {self._log.name}")
             time.sleep(_POLL_S)
-        self._group.launch(
-            "SuperExec", "flower-superexec", "--insecure", "--runtime-api-address", address,
-            output=self._servers_log, folder=self._place,
-        )  # fmt: skip
+        self._launch("SuperExec", "flower-superexec", *options(insecure=True, runtime_api_address=address))
         connection = f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{address}"\ninsecure = true\n'
         write_text(self._place / "flwr" / "config.toml", connection)
+
+    def _launch(self, name: str, *command: str) -> None:
+        self._group.launch(name, *command, output=self._servers_log, folder=self._place)
 
     def submit(self, app: Path, wanted: dict[str, int]) -> subprocess.Popen[bytes]:
         """``flwr run``: prints the log of the run, server app included, and ends when the run has ended."""

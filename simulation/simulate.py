@@ -22,7 +22,7 @@ from federation.study import Study, load_study
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.exclusive import alone_in
 from foundation.files import read_json, write_json, write_text
-from foundation.machine import DeviceName, choose_device, commit, machine, versions
+from foundation.machine import DeviceName, choose_device, provenance
 from foundation.progress import bar, say
 from foundation.yaml_files import checked
 from imaging.manifest import Manifest
@@ -169,19 +169,8 @@ def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
     folder = runs / f"{study.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     if folder.exists():
         raise RunError(f"{folder}: exists already; wait a second, or --resume it")
-    facts = {
-        "name": study.name,
-        "title": study.title or study.name,
-        "demonstration": study.demonstration,
-        "started": _now(),
-        "study_hash": study.whole_hash(),
-        "training_hash": study.training_hash(),
-        "seed": study.seed,
-        "versions": versions(),
-        "machine": machine(),
-        "commit": commit(),
-        "command": " ".join(["fedpretext", *sys.argv[1:]]) if sys.argv[0].endswith("fedpretext") else "simulate(study)",
-    }
+    command = " ".join(["fedpretext", *sys.argv[1:]]) if sys.argv[0].endswith("fedpretext") else "simulate(study)"
+    facts = study.facts() | {"started": _now()} | provenance(command)
     with _no_trace_of_failure(folder):
         write_json(folder / "run.json", facts)
         write_text(folder / "study.yaml", study.to_yaml())  # last: with it the folder can be resumed

@@ -105,11 +105,10 @@ class Jigsaw(ClassifyingMethod):
         check_tiles(encoder, image, self.side, config.name)
         orders = torch.tensor(permutation_set(config.permutations))  # [P, 9]
         self.register_buffer("permutations", orders, persistent=False)
-        widths = [TILES * config.tile_width, config.head_width, config.permutations]
-        self.head = nn.ModuleDict({
-            "tile": projector([feature_dim(encoder), config.tile_width], normalisation="none", last="biased"),
-            "order": projector(widths, normalisation="none", last="biased"),
-        })  # fmt: skip
+        tile = [feature_dim(encoder), config.tile_width]
+        widths = {"tile": tile, "order": [TILES * config.tile_width, config.head_width, config.permutations]}
+        heads = {name: projector(each, normalisation="none", last="biased") for name, each in widths.items()}
+        self.head = nn.ModuleDict(heads)
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
         """``tiles`` ``[B, 9, C, s, s]`` as shuffled, and ``order`` ``[B]``, the row of ``permutations``.

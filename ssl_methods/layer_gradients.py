@@ -165,9 +165,8 @@ class Small(LayerGradients):
     def weighted_sum(self, weights: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
         """One product of a vector and a matrix."""
         (weights,) = _chosen(rows, weights)
-        return self._watched.named(**{
-            key: torch.tensordot(weights, _chosen(rows, own)[0], dims=1) for key, own in self._own.items()
-        })  # fmt: skip
+        sums = {key: torch.tensordot(weights, _chosen(rows, own)[0], dims=1) for key, own in self._own.items()}
+        return self._watched.named(**sums)
 
 
 class Convolved(LayerGradients):
@@ -181,9 +180,8 @@ class Convolved(LayerGradients):
     def squared_norms(self, group: Grouping) -> Tensor:
         """Group by group: the gradients of all of them together can be larger than memory."""
         members = [(group.row == place).nonzero().squeeze(1) for place in range(len(group.present))]
-        return torch.stack([
-            torch.stack([_squared(sums[None])[0] for sums in self._sums(None, rows).values()]).sum() for rows in members
-        ])  # fmt: skip
+        summed = (self._sums(None, rows) for rows in members)
+        return torch.stack([torch.stack([_squared(sums[None])[0] for sums in each.values()]).sum() for each in summed])
 
     def weighted_sum(self, weights: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
         """The gradient of a batch whose output gradients are weighted."""
@@ -233,11 +231,10 @@ def _by_picture(rows: Tensor, pictures: int) -> Tensor:
 def _convolution_gradient(layer: Any, seen: Tensor, slope: Tensor) -> Tensor:
     """The weight gradient of a convolution."""
     axes = len(layer.kernel_size)
-    found: Tensor = torch.ops.aten.convolution_backward(
-        slope, seen, layer.weight, None, layer.stride, layer.padding, layer.dilation, False, [0] * axes, layer.groups,
-        [False, True, False],
-    )[1]  # fmt: skip
-    return found
+    shape = (layer.stride, layer.padding, layer.dilation, False, [0] * axes, layer.groups)
+    found = torch.ops.aten.convolution_backward(slope, seen, layer.weight, None, *shape, [False, True, False])
+    weight: Tensor = found[1]
+    return weight
 
 
 Slopes = list[tuple[Tensor, Tensor]]

@@ -18,6 +18,7 @@ from torch.nn import functional
 from foundation.errors import RunError, StudyError
 from foundation.tensor_files import load_tensors
 from foundation.vision_import import timm
+from foundation.wording import words
 from ssl_methods import efficientnet_names
 from ssl_methods.encoder_outputs import grid_shape
 from ssl_methods.method import Method
@@ -28,10 +29,9 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.", "base_e
 """What training code puts before an encoder's names."""
 _POSITIONS = ("pos_embed", "patch_embedding.position_embeddings")
 """timm's and MONAI's position embedding."""
-_EXAMPLES = (
-    "vit_small_patch16_224", "resnet18", "resnet50", "resnetv2_50", "convnext_tiny", "densenet121",
-    "tf_efficientnet_lite0", "regnety_002",
-)  # fmt: skip
+_EXAMPLES = words("""
+    vit_small_patch16_224 resnet18 resnet50 resnetv2_50 convnext_tiny densenet121 tf_efficientnet_lite0 regnety_002
+""")
 """One timm model a family, to say which one a file that does not match is nearest to."""
 
 

@@ -90,9 +90,9 @@ def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
     train_round, loss = client.site_training.train_round, MAE.loss
     now = {"at": ""}
 
-    def told(study: Any, method: Any, algorithm: Any, store: Any, site: str, *rest: Any) -> Any:
-        now["at"] = site
-        return train_round(study, method, algorithm, store, site, *rest)
+    def told(context: Any, *rest: Any) -> Any:
+        now["at"] = context.site
+        return train_round(context, *rest)
 
     def poisoned(self: MAE, views: Any) -> Any:
         value, scalars = loss(self, views)

@@ -46,10 +46,8 @@ class Dealing:
         """This site's shares of a dealer; SecureAggregationError, by name, when they are not what it committed to."""
         check_dealt(self.context, self.group, dealt, directory)
         try:
-            opened = unseal(
-                self.context, self.sealing.private, self.group[dealt.site].seal_key, dealt.site, self.site,
-                dealt.sealed[self.site],
-            )  # fmt: skip
+            private, public, sealed = self.sealing.private, self.group[dealt.site].seal_key, dealt.sealed[self.site]
+            opened = unseal(self.context, private, public, dealt.site, self.site, sealed)
         except (ValueError, KeyError) as error:
             raise SecureAggregationError("sent shares that do not open", dealt.site) from error
         shares = opened[:SHARE_BYTES], opened[SHARE_BYTES:]

@@ -54,7 +54,7 @@ class ServerSession:
     """
 
     def __init__(self, context: Context, directory: Directory, numbers: int, fixed: FixedPoint) -> None:
-        self._context, self._directory, self._fixed = context, directory, fixed
+        self.context, self._directory, self._fixed = context, directory, fixed
         self._advertisements: dict[str, Advertisement] = {}
         self._closed = False
         self._dealt: dict[str, SealedShares] = {}
@@ -75,7 +75,7 @@ class ServerSession:
         """Stage 0."""
         self._open(not self._closed, one.site)
         self._once(one.site, self._advertisements)
-        check_advertised(self._context, one, self._directory)
+        check_advertised(self.context, one, self._directory)
         self._advertisements[one.site] = one
 
     def advertisements(self) -> list[Advertisement]:
@@ -90,7 +90,7 @@ class ServerSession:
         """Stage 1."""
         self._open(self._closed and self._members is None, dealt.site)
         self._once(dealt.site, self._dealt)
-        check_dealt(self._context, self._advertisements, dealt, self._directory)
+        check_dealt(self.context, self._advertisements, dealt, self._directory)
         if dealt.sealed.keys() != self._advertisements.keys() - {dealt.site}:
             raise SecureAggregationError("sent shares for other sites than were advertised", dealt.site)
         self._dealt[dealt.site] = dealt
@@ -124,9 +124,7 @@ class ServerSession:
     def add_signature(self, signed: ListSignature) -> None:
         """Stage 3."""
         survivors = self._among_survivors(signed.site)
-        message = list_signed(
-            self._context, group_digest(self._advertisements.values()), self._members or (), survivors
-        )
+        message = list_signed(self.context, group_digest(self._advertisements.values()), self._members or (), survivors)
         certificate = self._advertisements[signed.site].certificate
         fault = self._directory.verify(signed.site, message, signed.signature, certificate)
         if fault:
@@ -146,7 +144,7 @@ class ServerSession:
             raise SecureAggregationError("released shares of other sites than it was asked for", unmasking.site)
         for kind, place, shares in (("seed", 0, unmasking.seeds), ("key", 1, unmasking.keys)):
             for dealer, share in shares.items():
-                found = share_commitment(self._context, dealer, unmasking.site, kind, share)
+                found = share_commitment(self.context, dealer, unmasking.site, kind, share)
                 if found != self._dealt[dealer].commitments[unmasking.site][place]:
                     raise SecureAggregationError(f"released a wrong share of site {dealer!r}", unmasking.site)
         self._shares[unmasking.site] = unmasking
@@ -172,18 +170,18 @@ class ServerSession:
     def _streams(self) -> tuple[list[bytes], list[bytes]]:
         """Keys of the streams that undo what is left in the sum: those to add, and those to subtract."""
         plus: list[bytes] = []
-        minus = [self_mask_key(self._context, self._seed(site), site) for site in self._survivors or ()]
+        minus = [self_mask_key(self.context, self._seed(site), site) for site in self._survivors or ()]
         for lost in sorted(self._missing()):
             private = self._mask_key(lost)
             for site in self._survivors or ():
                 public = self._advertisements[site].mask_key
-                key = pair_mask_key(self._context, private, public, site, lost)
+                key = pair_mask_key(self.context, private, public, site, lost)
                 (minus if site < lost else plus).append(key)  # the survivor added it where its name comes first
         return plus, minus
 
     def _seed(self, site: str) -> bytes:
         seed = self._combined(site, {holder: one.seeds[site] for holder, one in self._shares.items()})
-        if seed_commitment(self._context, site, seed) != self._dealt[site].seed_commitment:
+        if seed_commitment(self.context, site, seed) != self._dealt[site].seed_commitment:
             raise SecureAggregationError("dealt shares that do not give its secret", site)
         return seed
 

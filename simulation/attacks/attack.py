@@ -24,7 +24,7 @@ from simulation.attacks.scores import scores
 from simulation.attacks.settings import AttackSettings
 from simulation.attacks.shadows import check_shadows, score_without
 from simulation.attacks.sites import by_site, tell_sites
-from simulation.attacks.updates import Defence, defence_of, why_not
+from simulation.attacks.updates import Defence, Target, defence_of, why_not
 from simulation.config import SimulationConfig
 from simulation.simulate import prepare_data, simulation_config
 
@@ -133,14 +133,12 @@ def _updates(scene: _Scene) -> list[dict[str, Any]]:
         return [_entry(name, None, None, None, why) for name in ("inversion", "site")]
     defence = defence_of(study)
     targets = [patient.pictures[0] for patient in crowd.members]
-    inverted = [
-        invert(start, crowd.store, targets, each, settings, scene.device)
-        for each in dict.fromkeys((defence, Defence()))
-    ]
+    target = Target(start, crowd.store, settings, scene.device)
+    inverted = [invert(target, targets, each) for each in dict.fromkeys((defence, Defence()))]
     groups = by_site(crowd.members, settings.site_patients)
     few = [own[:2] for own in groups]
     told, known = (
-        tell_sites(start, crowd.store, own, step, each, settings, scene.device)
+        tell_sites(target, own, step, each)
         for own, step, each in ((groups, _step_pictures(scene), defence), (few, 0, Defence()))
     )
     return [_entry("inversion", inverted[0], inverted[-1], None), _entry("site", told, known, None)]

@@ -13,34 +13,31 @@ from torch.nn import functional
 
 from foundation.progress import track
 from foundation.randomness import torch_generator
-from imaging.store import TensorStore
 from simulation.attacks.figures import AttackResult, guesses
 from simulation.attacks.settings import AttackSettings
-from simulation.attacks.updates import Defence, gradient, views_of
+from simulation.attacks.updates import Defence, Target, gradient
 from ssl_methods.method import Method, Views
 
 
-def invert(
-    method: Method, store: TensorStore, places: Sequence[int], defence: Defence, settings: AttackSettings,
-    device: torch.device,
-) -> AttackResult:  # fmt: skip
+def invert(target: Target, places: Sequence[int], defence: Defence) -> AttackResult:
     """How often the picture recovered from a step is most like the true one among ``settings.crowd`` pictures.
 
     places: a picture each of as many patients; the first ``settings.targets`` are attacked in turn, all others of the
     first ``crowd`` stand beside each. Chance is 1 / crowd; interval: exact. ``more``: the median correlation of the
     recovered view with the true one, and with the others, which is the floor: pictures of one kind are alike.
     """
-    method.to(device).train()
+    method, settings = target.method, target.settings
+    method.to(target.device).train()
     method.before_step(0.0)
     shown = list(places[: settings.crowd])
     right, own, rest = 0, [], []
     for number, place in enumerate(track(shown[: settings.targets], "inverting updates")):
-        views = views_of(method, store, place, _chosen(settings, number), device)
+        views = target.views(place, _chosen(settings, number))
         noise = torch_generator(settings.seed, "noise", number)
         seen = defence.sent([gradient(method, views, settings)], noise)
         name = pictures_in(views, method)[0]
         found = _search(method, views, seen, settings, number)[name]
-        crowd = [views_of(method, store, each, _chosen(settings, number), device)[name] for each in shown]
+        crowd = [target.views(each, _chosen(settings, number))[name] for each in shown]
         alike = torch.stack([correlation(found, each) for each in crowd])
         right += int(alike.argmax() == number)
         own.append(float(alike[number]))
@@ -58,10 +55,8 @@ def _chosen(settings: AttackSettings, number: int) -> torch.Generator:
 def pictures_in(views: Views, method: Method) -> list[str]:
     """The views that are pictures: what the attacker does not know."""
     axes, channels = 1 + method.image.dimensions, method.image.channels
-    return [
-        name for name, value in views.items()
-        if value.is_floating_point() and value.ndim > axes and value.shape[-axes] == channels
-    ]  # fmt: skip
+    continuous = {name: value for name, value in views.items() if value.is_floating_point() and value.ndim > axes}
+    return [name for name, value in continuous.items() if value.shape[-axes] == channels]
 
 
 def _search(method: Method, views: Views, seen: Tensor, settings: AttackSettings, number: int) -> Views:

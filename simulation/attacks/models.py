@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from client.training import batch_of, codes_of
+from client.batches import BatchReader
 from federation.study import Study
 from foundation.errors import RunError
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator
 from foundation.schedules import warmup_cosine
 from foundation.tensor_files import load_tensors
-from imaging.partners import Partners
 from imaging.store import TensorStore
 from server.export import GLOBAL_NAME
 from simulation.attacks.scores import coupled
@@ -52,9 +51,7 @@ def overfitted(
     method: Method, store: TensorStore, places: Sequence[int], settings: AttackSettings, device: torch.device
 ) -> Method:
     """``method`` trained in place on few pictures for many steps, with no defence at all: the positive control."""
-    relation = method.config.partner
-    partners = None if relation is None else Partners(store.table, relation)
-    codes, chosen = codes_of(store), torch.tensor(places)
+    reader, chosen = BatchReader(store, method.config.partner, device), torch.tensor(places)
     method.to(device).train()
     trained = [p for p in method.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
@@ -66,7 +63,7 @@ def overfitted(
             for group in optimiser.param_groups:
                 group["lr"] = warmup_cosine(progress, settings.control_rate, warmup=0.1)
             method.before_step(progress)
-            views = method.make_views(batch_of(store, codes, partners, chosen, generator, device), generator)
+            views = method.make_views(reader.read(chosen, generator), generator)
             loss, _ = method.loss(views)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(trained, 1.0)  # or a large encoder falls apart at this rate

@@ -17,10 +17,8 @@ def promise_of(study: Study) -> dict[str, Any] | None:
     if not isinstance(privacy, PatientPrivacyConfig):
         # A site with and without one patient: take out the one, put in the other (group privacy of two).
         epsilon, delta = 2 * epsilon, delta * (1 + math.exp(min(epsilon, 700)))
-    return {
-        "unit": privacy.unit, "epsilon": privacy.epsilon, "delta": privacy.delta,
-        "largest_advantage": round(largest_advantage(epsilon, delta), 4),
-    }  # fmt: skip
+    promised = {"unit": privacy.unit, "epsilon": privacy.epsilon, "delta": privacy.delta}
+    return promised | {"largest_advantage": round(largest_advantage(epsilon, delta), 4)}
 
 
 def largest_advantage(epsilon: float, delta: float) -> float:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from client.training import batch_of, codes_of
+from client.batches import BatchReader
 from foundation.progress import track
 from foundation.randomness import seeded_torch, torch_generator
-from imaging.partners import Partners
 from imaging.store import TensorStore
 from simulation.attacks.settings import AttackSettings
 from ssl_methods.encoder_outputs import features
@@ -60,15 +59,13 @@ def scores(
 ) -> dict[int, float]:
     """The score of each picture at ``places``. Every picture, in every model, is seen in the same views."""
     method.to(device).eval()
-    relation = method.config.partner
-    partners = None if relation is None else Partners(store.table, relation)
-    codes = codes_of(store)
+    reader = BatchReader(store, method.config.partner, device)
     found = {}
     with seeded_torch(settings.seed, "scores"):  # nothing should draw outside the generator; if it did, the same
         method.before_step(1.0)
         for place in track(places, f"looking at {len(places)} pictures"):
             generator = torch_generator(settings.seed, "views")
             copies = torch.full((settings.views,), place)
-            batch = batch_of(store, codes, partners, copies, generator, device)
+            batch = reader.read(copies, generator)
             found[place] = SCORES[kind](method, batch, generator)
     return found

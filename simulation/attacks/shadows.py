@@ -71,11 +71,9 @@ class _ShadowArm(Arm):
 
 def _arm(arm: Arm, pictures: Manifest, work: str, name: str, settings: AttackSettings) -> Arm:
     """The arm's study without privacy, in one place, for few rounds: it tells which pictures are hard, no more."""
-    table = pictures.table.assign(site="shadow")
-    return _ShadowArm(
-        name, f"{work}/{name}", "pooled", arm.fold, arm.seed, _open(arm.study, settings),
-        Manifest(table, pictures.root, pictures.unit),
-    )  # fmt: skip
+    shown = Manifest(pictures.table.assign(site="shadow"), pictures.root, pictures.unit)
+    study = _open(arm.study, settings)
+    return _ShadowArm(name, f"{work}/{name}", "pooled", arm.fold, arm.seed, study, shown)
 
 
 def _open(study: Study, settings: AttackSettings) -> Study:
@@ -85,8 +83,5 @@ def _open(study: Study, settings: AttackSettings) -> Study:
         pictures = study.privacy.patients_per_step * study.privacy.pictures_per_patient
         training = training.model_copy(update={"batch": max(2, pictures)})
     rounds = study.rounds.model_copy(update={"count": min(study.rounds.count, settings.shadow_rounds)})
-    changed = {
-        "training": training, "rounds": rounds, "privacy": None, "secure_aggregation": None,
-        "federated_evaluation": None, "algorithm": FedAvgConfig(),
-    }  # fmt: skip
-    return study.model_copy(update=changed)
+    absent = dict.fromkeys(("privacy", "secure_aggregation", "federated_evaluation"))
+    return study.model_copy(update={"training": training, "rounds": rounds, "algorithm": FedAvgConfig(), **absent})

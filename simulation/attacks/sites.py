@@ -13,12 +13,9 @@ from torch.nn import functional
 
 from foundation.progress import track
 from foundation.randomness import torch_generator
-from imaging.store import TensorStore
 from simulation.attacks.crowd import Patient
 from simulation.attacks.figures import AttackResult, guesses
-from simulation.attacks.settings import AttackSettings
-from simulation.attacks.updates import Defence, gradient, views_of
-from ssl_methods.method import Method
+from simulation.attacks.updates import Defence, Target, gradient
 
 
 def by_site(patients: Sequence[Patient], most: int) -> list[list[Patient]]:
@@ -34,10 +31,7 @@ def by_site(patients: Sequence[Patient], most: int) -> list[list[Patient]]:
     return [own[:count] for own in large]
 
 
-def tell_sites(
-    method: Method, store: TensorStore, groups: Sequence[Sequence[Patient]], step: int, defence: Defence,
-    settings: AttackSettings, device: torch.device,
-) -> AttackResult | None:  # fmt: skip
+def tell_sites(target: Target, groups: Sequence[Sequence[Patient]], step: int, defence: Defence) -> AttackResult | None:
     """How often the site is guessed right; None with fewer than two sites.
 
     A site's update is of a step on the first pictures of its patients in ``groups``, and on more of their pictures
@@ -47,14 +41,14 @@ def tell_sites(
     """
     if len(groups) < 2:
         return None
-    method.to(device).train()
-    method.before_step(0.0)
+    target.method.to(target.device).train()
+    target.method.before_step(0.0)
 
     def of(places: Sequence[int]) -> Tensor:
         """The mean gradient of a patient's pictures, a view each."""
-        return torch.stack([_gradient(method, store, place, settings, device) for place in places]).mean(dim=0)
+        return torch.stack([_gradient(target, place) for place in places]).mean(dim=0)
 
-    noise = torch_generator(settings.seed, "site noise")
+    noise = torch_generator(target.settings.seed, "site noise")
     sent = []
     for own in track(groups, "updates of sites"):
         gradients = [of(places) for places in _step(own, step)]
@@ -69,9 +63,9 @@ def tell_sites(
     return guesses(right, sum(map(len, groups)), 1 / len(groups))
 
 
-def _gradient(method: Method, store: TensorStore, place: int, settings: AttackSettings, device: torch.device) -> Tensor:
-    views = views_of(method, store, place, torch_generator(settings.seed, "site step", place), device)
-    return gradient(method, views, settings)
+def _gradient(target: Target, place: int) -> Tensor:
+    views = target.views(place, torch_generator(target.settings.seed, "site step", place))
+    return gradient(target.method, views, target.settings)
 
 
 def _step(patients: Sequence[Patient], pictures: int) -> list[list[int]]:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from client.training import batch_of, codes_of
+from client.batches import BatchReader
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.plan import plan_of
 from federation.study import Study
 from foundation.randomness import seeded_torch
-from imaging.partners import Partners
 from imaging.store import TensorStore
 from simulation.attacks.scores import coupled
 from simulation.attacks.settings import AttackSettings
@@ -65,12 +64,19 @@ def why_not(study: Study, method: Method) -> str:
     return ""
 
 
-def views_of(method: Method, store: TensorStore, place: int, generator: torch.Generator, device: torch.device) -> Views:
-    """Views of one picture as a training step makes them."""
-    relation = method.config.partner
-    partners = None if relation is None else Partners(store.table, relation)
-    chosen = torch.tensor([place])
-    return method.make_views(batch_of(store, codes_of(store), partners, chosen, generator, device), generator)
+@dataclass(frozen=True)
+class Target:
+    """What is attacked: the model before the step, the images, and where and how it is attacked."""
+
+    method: Method
+    store: TensorStore
+    settings: AttackSettings
+    device: torch.device
+
+    def views(self, place: int, generator: torch.Generator) -> Views:
+        """Views of one image as a training step makes them."""
+        batch = BatchReader(self.store, self.method.config.partner, self.device).read(torch.tensor([place]), generator)
+        return self.method.make_views(batch, generator)
 
 
 def gradient(method: Method, views: Views, settings: AttackSettings, differentiable: bool = False) -> Tensor:

@@ -55,9 +55,9 @@ def test_the_next_round_starts_from_the_site_s_own_target_and_the_common_weights
     started: list[dict[str, Tensor]] = []
     right = client.site_training.train_round
 
-    def spy(study: Study, method: Any, *rest: Any) -> Any:
-        started.append({key: value.clone() for key, value in method.state_dict().items()})
-        return right(study, method, *rest)
+    def spy(context: Any, *rest: Any) -> Any:
+        started.append({key: value.clone() for key, value in context.method.state_dict().items()})
+        return right(context, *rest)
 
     monkeypatch.setattr(client.site_training, "train_round", spy)
     restart()

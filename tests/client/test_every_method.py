@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client.site import Site
 from client.site_file import load_site_file
-from client.training import train_round
+from client.training import TrainingContext, train_round
 from federation.algorithms import build_algorithm
 from federation.records import TrainInstruction, TrainReply
 from federation.study import Study, study_from
@@ -163,7 +163,8 @@ def test_one_round_of_four_epochs_ends_where_four_rounds_of_one_do(
         optimiser: dict[str, Tensor] = {}
         for number in range(1, rounds + 1):
             algorithm = build_algorithm(study.algorithm)
-            optimiser = train_round(study, method, algorithm, store, "A", number, optimiser, CPU).optimiser
+            context = TrainingContext(study, method, algorithm, store, "A", CPU)
+            optimiser = train_round(context, number, optimiser).optimiser
     one, four = seen
     assert len(one) > 3 * 12
     assert one == four

@@ -203,7 +203,7 @@ def test_a_method_that_means_to_tell_does_not_get_it_out(
         if kind == "a metric's name":
             outcome.metrics["doe_secret_mrn_0048151623"] = 1.0
         else:
-            arguments[1].encoder.register_buffer("doe_secret", torch.rand(4, 4))
+            arguments[0].method.encoder.register_buffer("doe_secret", torch.rand(4, 4))
         return outcome
 
     monkeypatch.setattr(client.site_training, "train_round", train_round)

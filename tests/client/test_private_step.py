@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import client.private_step
 from client.private_step import PatientSampler, PrivateStep
+from client.training import Learner
 from federation.algorithms import build_algorithm
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.algorithms.fedprox import FedProxConfig
@@ -112,7 +113,7 @@ def step_of(
     store = Pictures(pictures() if values is None else values, patients)
     kept = Kept(method)
     algorithm = build_algorithm(FedAvgConfig() if mu is None else FedProxConfig(mu=mu))
-    return PrivateStep(method, algorithm, cast(Any, kept), store, config, sigma, batch, CPU), kept
+    return PrivateStep(Learner(method, algorithm, cast(Any, kept), CPU), store, config, sigma, batch), kept
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_an_empty_sample_is_a_step_of_noise(monkeypatch: pytest.MonkeyPatch) -> 
     store, config = Pictures(pictures(), PATIENTS), privacy()
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=0.1)
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    step = PrivateStep(method, build_algorithm(FedAvgConfig()), optimiser, store, config, 1.0, 4, CPU)
+    step = PrivateStep(Learner(method, build_algorithm(FedAvgConfig()), optimiser, CPU), store, config, 1.0, 4)
     step.take()
     moved = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"encoder.weight", "encoder.bias", "unreached.weight", "unreached.bias"}

@@ -43,7 +43,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     original = client.site_training.train_round
 
     def counted(*arguments: Any) -> Any:
-        calls.append(arguments[5])
+        calls.append(arguments[1])
         return original(*arguments)
 
     monkeypatch.setattr(client.site_training, "train_round", counted)
@@ -93,7 +93,7 @@ def test_two_threads_at_once_train_once(
     calls, inside = [], threading.Event()
 
     def slow(*arguments: Any) -> Any:
-        calls.append(arguments[5])
+        calls.append(arguments[1])
         inside.set()
         time.sleep(0.3)
         return original(*arguments)

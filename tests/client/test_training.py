@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import client.training
-from client.training import RoundOutcome, train_round
+from client.training import RoundOutcome, TrainingContext, train_round
 from federation.algorithms import build_algorithm
 from federation.study import Study
 from federation.training_config import TrainingConfig
@@ -93,7 +93,8 @@ def run(
 ) -> tuple[Weights, RoundOutcome]:  # fmt: skip
     """One round of ``method`` (Plain where none is given): all its weights afterwards, and the outcome."""
     method = method or Plain()
-    outcome = train_round(s, method, build_algorithm(s.algorithm), pictures, site, round_, state or {}, CPU)
+    context = TrainingContext(s, method, build_algorithm(s.algorithm), pictures, site, CPU)
+    outcome = train_round(context, round_, state or {})
     return {name: value.detach().clone() for name, value in method.state_dict().items()}, outcome
 
 

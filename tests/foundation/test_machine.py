@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foundation.errors import StudyError
-from foundation.machine import choose_device, commit, machine, versions
+from foundation.machine import choose_device, commit, machine, provenance, versions
 
 
 def test_auto_takes_the_fastest_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +43,10 @@ def test_the_machine_is_recorded_without_its_name() -> None:
 def test_commit_is_a_hash_or_unknown() -> None:
     name = commit().removesuffix("+changes")
     assert name == "unknown" or len(name) == 40
+
+
+def test_a_runs_record_says_how_it_was_made() -> None:
+    found = provenance("fedpretext simulate")
+    assert list(found) == ["versions", "machine", "commit", "command"]
+    assert found["command"] == "fedpretext simulate"
+    assert "torch" in found["versions"]

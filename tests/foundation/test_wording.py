@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundation.wording import mebibytes, one_line, span
+from foundation.wording import mebibytes, one_line, span, words
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,7 @@ def test_one_line_is_one_printable_line(text: str) -> None:
     assert said.isprintable()
     assert said == said.strip()
     assert one_line(said) == said
+
+
+def test_words() -> None:
+    assert words("\n    PatientName PatientID\n    StudyDate\n") == ("PatientName", "PatientID", "StudyDate")

@@ -15,7 +15,7 @@ from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study, study_from
 from foundation.files import read_jsonl
 from server import rounds
-from server.rounds import RoundLoop
+from server.rounds import RoundLoop, RunRecords
 
 Answer = TrainReply | Failure | None
 INITIAL = {"encoder.w": torch.zeros(4), "encoder.count": torch.tensor(0)}
@@ -92,7 +92,7 @@ class Loop:
         self.contact = contact or Script(self.study, sites, act)
         initial = {name: value.clone() for name, value in INITIAL.items()}
         audit = AuditLog(self.folder / "audit.jsonl", "server")
-        return RoundLoop(self.study, self.folder, self.contact, initial, audit).run()
+        return RoundLoop(self.study, RunRecords(self.folder, audit), self.contact, initial).run()
 
     def events(self) -> list[tuple[int, str, str | None, str]]:
         """What a person has to know, from metrics.jsonl."""

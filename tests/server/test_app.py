@@ -107,7 +107,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     original = client.site_training.train_round
 
     def counted(*arguments: Any) -> Any:
-        calls.append((arguments[4], arguments[5]))
+        calls.append((arguments[0].site, arguments[1]))
         return original(*arguments)
 
     monkeypatch.setattr(client.site_training, "train_round", counted)

@@ -19,7 +19,7 @@ from federation.study import Study, study_from
 from foundation.errors import QuorumError, StudyError
 from foundation.files import read_jsonl
 from server.checkpoint import latest_checkpoint
-from server.rounds import RoundLoop
+from server.rounds import RoundLoop, RunRecords
 from server.site_noise import LEDGER_NAME
 
 CLIP = 0.5
@@ -62,7 +62,7 @@ class Run:
         contact = self._script(self.study, sites, act or (lambda instruction, site, _: moved(instruction, site)))
         audit = AuditLog(self.folder / "audit.jsonl", "server")
         initial = {name: value.clone() for name, value in INITIAL.items()}
-        return RoundLoop(self.study, self.folder, contact, initial, audit).run()
+        return RoundLoop(self.study, RunRecords(self.folder, audit), contact, initial).run()
 
     def rows(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "metrics.jsonl")

@@ -16,7 +16,7 @@ from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study, study_from
 from server import rounds
 from server.checkpoint import latest_checkpoint
-from server.rounds import RoundLoop
+from server.rounds import RoundLoop, RunRecords
 from server.site_noise import LEDGER_NAME
 
 from ..programs import CONTEXT
@@ -63,7 +63,7 @@ def _run(raw: dict[str, Any], folder: Path, dies_at: int) -> None:
     rounds.layers_of = lambda *_: {"encoder.w": "stem"}
     study = study_from(raw, "test")
     audit = AuditLog(folder / "audit.jsonl", "server")
-    RoundLoop(study, folder, Still(study, folder / "sent"), INITIAL, audit).run()
+    RoundLoop(study, RunRecords(folder, audit), Still(study, folder / "sent"), INITIAL).run()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from simulation.attacks.models import overfitted
 from simulation.attacks.scores import scores
 from simulation.attacks.settings import AttackSettings
 from simulation.attacks.sites import by_site, tell_sites
-from simulation.attacks.updates import Defence, why_not
+from simulation.attacks.updates import Defence, Target, why_not
 from ssl_methods import build_method
 
 CPU = torch.device("cpu")
@@ -71,20 +71,20 @@ def test_of_an_untrained_model_the_interval_covers_chance(study: Study, store: T
 
 
 def test_a_picture_is_recovered_from_an_update_but_not_from_a_noised_one(study: Study, store: TensorStore) -> None:
-    method = build(study)
-    bare, noised = (invert(method, store, range(10), each, SETTINGS, CPU) for each in (Defence(), NOISY))
+    target = Target(build(study), store, SETTINGS, CPU)
+    bare, noised = (invert(target, range(10), each) for each in (Defence(), NOISY))
     assert bare.low > 0
     assert noised.low <= 0 < noised.high
     assert bare.more["correlation"] > bare.more["floor"]  # type: ignore[operator]
 
 
 def test_the_site_is_told_by_its_update_but_not_by_a_noised_one(study: Study, store: TensorStore) -> None:
-    method, groups = build(study), by_site(patients(16), 4)
-    bare, noised = (tell_sites(method, store, groups, 0, each, SETTINGS, CPU) for each in (Defence(), NOISY))
+    target, groups = Target(build(study), store, SETTINGS, CPU), by_site(patients(16), 4)
+    bare, noised = (tell_sites(target, groups, 0, each) for each in (Defence(), NOISY))
     assert bare is not None and noised is not None
     assert bare.low > 0
     assert noised.low <= 0
-    assert tell_sites(method, store, groups[:1], 0, Defence(), SETTINGS, CPU) is None
+    assert tell_sites(target, groups[:1], 0, Defence()) is None
 
 
 def test_what_is_sent_is_clipped_by_patient_and_noised() -> None:
