@@ -17,7 +17,8 @@ from federation.study import Study, TrainingConfig
 from foundation.errors import DataError, TrainingError
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator
-from imaging.partners import Partners, Relation
+from imaging.config import Relation
+from imaging.partners import Partners
 from imaging.store import TensorStore
 from ssl_methods import method_class
 from ssl_methods.diagnostics import watch

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from evaluation.config import EvaluationConfig
 from federation.algorithms import AnyAlgorithmConfig
-from federation.federated_evaluation import FederatedEvaluationConfig
+from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import AnyPrivacyConfig
 from federation.privacy.rules import check_privacy
 from federation.secure_aggregation.config import SecureAggregationConfig
@@ -18,7 +18,7 @@ from foundation.files import digest
 from foundation.yaml_files import checked, read_yaml
 from imaging.config import ImageConfig, Section
 from ssl_methods import AnyMethodConfig, check_method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]

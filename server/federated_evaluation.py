@@ -22,7 +22,8 @@ from evaluation.logistic import Standard
 from evaluation.results import COLUMNS
 from evaluation.score_histogram import Histogram, pooled_area
 from federation.algorithms.algorithm import Weights
-from federation.federated_evaluation import FederatedEvaluationConfig, Question, Statistics, Step, answer_like
+from federation.federated_evaluation import Question, Statistics, Step, answer_like
+from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.records import Failure, SiteInfo, all_finite, weights_digest
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError, RunError

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from federation.privacy.config import PatientPrivacyConfig
 from foundation.errors import StudyError
-from ssl_methods.per_sample import check_per_sample
 
 if TYPE_CHECKING:
     from federation.study import Study
@@ -38,6 +37,8 @@ def _check_private(study: "Study") -> None:
 
 
 def _check_patients(study: "Study", privacy: PatientPrivacyConfig) -> None:
+    from ssl_methods.per_sample import check_per_sample  # builds the encoder: timm, which other studies load without
+
     training = study.training
     check_per_sample(study.method, study.encoder, study.image)
     for key, wanted, reason in (

@@ -7,7 +7,8 @@ from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter
 
-from ssl_methods import METHODS, AnyMethodConfig, Method, MethodConfig, method_class
+from ssl_methods import METHODS, AnyMethodConfig, MethodConfig, method_class
+from ssl_methods.method import Method
 
 _SECTION: TypeAdapter[Any] = TypeAdapter(AnyMethodConfig)
 Trait = Literal["joint embedding", "masked", "spatial prediction", "restoring", "innate", "combined"]

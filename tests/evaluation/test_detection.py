@@ -19,7 +19,8 @@ from foundation.errors import StudyError
 from foundation.randomness import numpy_generator, seeded_torch
 from imaging.boxes import Boxes
 from imaging.config import ImageConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 IMAGE = ImageConfig(modality="microscopy", size=32, channels=1)
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=2, width=32, heads=2)

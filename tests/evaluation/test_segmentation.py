@@ -17,7 +17,8 @@ from evaluation.trial import Trial
 from foundation.randomness import numpy_generator, seeded_torch
 from imaging.config import AugmentConfig, ImageConfig
 from imaging.presets import resolve
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 FLAT = ImageConfig(modality="mri", size=16, channels=1)
 DEEP = ImageConfig(modality="ct", size=16, depth=8, channels=1)

@@ -16,7 +16,7 @@ from simulation.advisor.evidence import FINDINGS
 from simulation.advisor.ranking import RULES, best, left_out, rank, why_not
 from simulation.advisor.sweep_evidence import CELLS, NATURAL_WEIGHTS_GAIN
 from ssl_methods import METHODS, build_method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 from tests.simulation.advisor.conftest import PAIRS, setting
 
 SETTINGS = st.builds(
