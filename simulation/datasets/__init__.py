@@ -37,6 +37,6 @@ def dataset(name: str) -> Dataset[Any]:
     return look_up(DATASETS, name, "dataset")
 
 
-def load_dataset(config: "SimulationConfig", workspace: Path, seed: int) -> Manifest:
-    """All pictures of the study's dataset; what is made or downloaded goes below ``workspace``."""
-    return dataset(config.dataset).load(config.root, workspace, seed, config.options)
+def load_dataset(config: "SimulationConfig", workspace: Path, seed: int, *, drawn: bool = True) -> Manifest:
+    """All pictures of the study's dataset; what is downloaded, or made where ``drawn``, goes below ``workspace``."""
+    return dataset(config.dataset).load(config.root, workspace, seed, config.options, drawn=drawn)

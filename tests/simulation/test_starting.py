@@ -92,8 +92,8 @@ def started(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Started:
 @pytest.fixture
 def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end after pretraining."""
-    monkeypatch.setattr("simulation.simulate.evaluate", lambda folder: pd.DataFrame())
-    monkeypatch.setattr("simulation.simulate.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("evaluation.stage.evaluate", lambda folder: pd.DataFrame())
+    monkeypatch.setattr("evaluation.report.write_report", lambda folder: folder / "report.html")
 
 
 def fitted() -> dict[str, Tensor]:
