@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 BENCHMARKS = (
-    "augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text", "probes", "secure_aggregation",
-    "secure_rounds",    "private_step", "privacy_audit",
+    "startup", "augmentation", "fold", "throughput", "simulation", "deployment", "burnt_in_text", "probes",
+    "secure_aggregation", "secure_rounds", "private_step", "privacy_audit",
 )  # fmt: skip
 
 

@@ -217,7 +217,7 @@ def is_listed(policy: Policy, training_hash: str) -> bool:
 
 
 def _method_names(study: "Study") -> list[str]:
-    return [method.name for method in (study.method, *study.method.members())]
+    return [method.name for method in (study.method, *study.method.members().values())]
 
 
 def _among(name: str, permitted: tuple[str, ...] | None, what: str, key: str, study: "Study") -> None:

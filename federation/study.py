@@ -1,6 +1,5 @@
 """The study file: the one place that decides what is trained. Composes the rooms' own sections."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,8 +12,8 @@ from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import AnyPrivacyConfig
 from federation.privacy.rules import check_privacy
 from federation.secure_aggregation.config import SecureAggregationConfig
+from federation.study_hash import hash_of, training_hash_of
 from foundation.errors import StudyError
-from foundation.files import digest
 from foundation.yaml_files import checked, read_yaml
 from imaging.config import ImageConfig, Section
 from ssl_methods import AnyMethodConfig, check_method
@@ -145,7 +144,7 @@ class Study(Section):
 
     def training_hash(self) -> str:
         """SHA-256 over what sites train, in canonical JSON: what a site approves and every message names."""
-        return _hash(self.model_dump(mode="json", exclude={"simulation", "evaluation", "title", "demonstration"}))
+        return training_hash_of(self.model_dump(mode="json"))
 
     def whole_hash(self) -> str:
         """SHA-256 over all of the study but the places of data and starting weights on this machine.
@@ -156,15 +155,11 @@ class Study(Section):
         if whole["simulation"]:
             places = ("root", "weights")
             whole["simulation"] = {key: value for key, value in whole["simulation"].items() if key not in places}
-        return _hash(whole)
+        return hash_of(whole)
 
     def to_yaml(self) -> str:
         """The resolved study, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def _hash(value: Any) -> str:
-    return digest(json.dumps(value, sort_keys=True, separators=(",", ":")))
 
 
 def load_study(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:

@@ -15,6 +15,7 @@ from federation.study import Study, load_study
 from foundation.tensor_files import save_tensors
 from server.contact import FleetContact, GridContact
 from server.federated_evaluation import evaluate_federated
+from server.federation_folder import AUDIT, SERVER
 from server.fleet import Fleet
 from server.initial import INITIAL_NAME, initial_weights
 from server.registry import Registry
@@ -24,7 +25,6 @@ from server.site_noise import LEDGER_NAME
 from server.status_board import STATUS, Board
 
 app = ServerApp()
-SERVER, AUDIT = "server", "audit.jsonl"
 _DELIVERY_S = 600.0
 
 

@@ -25,7 +25,7 @@ def method_class(config: MethodConfig) -> type["Method"]:
 
 def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig) -> None:
     """StudyError when the method does not take such an encoder or picture or shares a part it has not got."""
-    for member in config.members():
+    for member in config.members().values():
         check_method(member, encoder, image)
     method, name = method_class(config), config.name
     require_kind(encoder.name, name, method.encoders)

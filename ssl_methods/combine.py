@@ -71,9 +71,9 @@ class CombineConfig(MethodConfig):
                 )
         return self
 
-    def members(self) -> tuple[MethodConfig, ...]:
-        """The methods' own sections."""
-        return tuple(member.method for member in self.methods)
+    def members(self) -> dict[str, MethodConfig]:
+        """The methods' own sections, by what they are called."""
+        return {label: member.method for label, member in self.labelled().items()}
 
     def labelled(self) -> dict[str, MemberConfig]:
         """The members by what they are called."""

@@ -58,6 +58,6 @@ def _epsilon(encoder: nn.Module, layer: str) -> float:
 
 def padding_note(encoder: nn.Module) -> str:
     """What to say where the encoder pads otherwise than the weights' own model; "" where it pads the same."""
-    if isinstance(cast(Any, encoder).conv_stem, vision_import.timm.layers.Conv2dSame):
+    if isinstance(cast(Any, encoder).conv_stem, cast(Any, vision_import.timm.layers).Conv2dSame):
         return ""
     return "made with TensorFlow's padding, which timm's 'tf_efficientnet_lite0' has and this encoder has not"

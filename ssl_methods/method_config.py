@@ -29,9 +29,9 @@ class MethodConfig(Section):
         """Which second picture a site gives for each one (``Batch.partners``); None: none."""
         return None
 
-    def members(self) -> tuple["MethodConfig", ...]:
-        """The sections of the methods that a sum consists of; none for a method that stands by itself."""
-        return ()
+    def members(self) -> dict[str, "MethodConfig"]:
+        """What a sum consists of, by what its members are called; nothing for a method that stands by itself."""
+        return {}
 
 
 class TwoViewConfig(MethodConfig):

@@ -159,7 +159,7 @@ class MoCoV2(Method, name="moco_v2"):
         self._fresh.append((keys, patients))
 
     # Outside of a compiled loss, of which the length of the list would be a constant. torch gives this no types.
-    _remember = cast(Any, torch.compiler).disable(_note)
+    _remember = cast(Any, torch)._disable_dynamo(_note)  # torch.compiler.disable, not imported before a first call
 
     def before_step(self, progress: float) -> None:
         """Forget keys of a step that was not finished."""

@@ -37,7 +37,7 @@ def check_per_sample(method: MethodConfig, encoder: EncoderConfig, image: ImageC
 
     ``check_method`` is assumed to have passed: method, encoder and image fit each other.
     """
-    for single in method.members() or (method,):
+    for single in method.members().values() or (method,):
         _check_method(single.name)
     _check_encoder(encoder, image)
 
