@@ -13,10 +13,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml foundation/torchvision_fit.py
 	@echo "Installing into $(VENV): torch and its friends are large (several GB with CUDA); pip settings are yours."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m foundation.torchvision_fit
 	touch $(STAMP)
 
 demo: $(STAMP) ## install if needed, run the demonstration on phantoms, print where the report is

@@ -204,8 +204,7 @@ def methods() -> None:
     from typing import get_args
 
     from ssl_methods import METHODS
-    from ssl_methods.encoders import Kind
-    from ssl_methods.method import Family
+    from ssl_methods.table import Family, Kind
 
     for family in get_args(Family):
         print(family)
@@ -232,7 +231,7 @@ def algorithms() -> None:
 @app.command()
 def encoders() -> None:
     """List encoders that are tried with this; any other timm name of these kinds works too."""
-    from ssl_methods.encoders import ENCODERS
+    from ssl_methods.encoder_table import ENCODERS
 
     for name, about in ENCODERS.items():
         _print_entry(name, f"{about.summary} ({about.paper})")

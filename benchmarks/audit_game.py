@@ -36,8 +36,10 @@ from federation.privacy.accounting import Release, epsilon_of, noise_for
 from federation.privacy.config import PatientPrivacyConfig
 from imaging.config import ImageConfig
 from imaging.store import TensorStore
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.sample_gradients import ClippedSum, clipped_sum
+from ssl_methods.table import Family, Role
 
 Figures = NDArray[np.float64]
 

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
-from foundation import vision_import  # noqa: F401  makes torchvision importable beside torch's CPU build
 from foundation.randomness import torch_generator
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig

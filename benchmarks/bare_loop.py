@@ -16,7 +16,7 @@ from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 from ssl_methods.mae import MAEConfig
 from ssl_methods.method import Batch, Method
 

@@ -44,8 +44,9 @@ from federation.training_config import TrainingConfig
 from foundation.files import write_json, write_text
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
-from ssl_methods import AnyMethodConfig, Method, build_method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods import AnyMethodConfig, build_method
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Method
 
 SITES = (12, 36, 100, 300, 1000, 3000)
 EPSILON, DELTA, STEPS = 8.0, 1e-5, 200

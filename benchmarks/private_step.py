@@ -32,8 +32,9 @@ from federation.privacy.config import PatientPrivacyConfig
 from federation.training_config import TrainingConfig
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
-from ssl_methods import AnyMethodConfig, Method, build_method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods import AnyMethodConfig, build_method
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Method
 
 TARGET = 2.0
 CPU = torch.device("cpu")

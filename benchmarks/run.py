@@ -11,7 +11,7 @@ import sys
 from foundation.wording import words
 
 BENCHMARKS = words("""
-    augmentation fold throughput simulation deployment burnt_in_text probes secure_aggregation secure_rounds
+    startup augmentation fold throughput simulation deployment burnt_in_text probes secure_aggregation secure_rounds
     private_step privacy_audit
 """)
 

@@ -25,10 +25,10 @@ from benchmarks.measure import interleaved, judged, median_ratio, table, write_r
 from foundation.machine import choose_device
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
-from ssl_methods import METHODS, AnyMethodConfig, Method, build_method
+from ssl_methods import METHODS, AnyMethodConfig, build_method
 from ssl_methods.encoder_outputs import features
-from ssl_methods.encoders import EncoderConfig, encoder_kind
-from ssl_methods.method import Batch
+from ssl_methods.encoder_table import EncoderConfig, encoder_kind
+from ssl_methods.method import Batch, Method
 
 TARGET = 0.6
 ENCODERS = {"vit": "vit_small_patch16_224", "convolutional": "resnet18"}

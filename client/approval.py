@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field
 
 from client.approval_page import page
+from client.approved import check_record, record_path, record_paths
 from client.policy import check_study
 from client.site_file import AUDIT, SiteFile
 from federation.audit import AuditLog
@@ -49,7 +50,7 @@ def approve(study_path: Path, site_file: SiteFile, by: str, confirm: Callable[[s
         Approval, {"training_hash": study.training_hash(), "by": by, "when": datetime.now(UTC), "study": study}, "--by"
     )
     text = yaml.safe_dump(approval.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-    path = _path(site_file, study.training_hash())
+    path = record_path(site_file, study.training_hash())
     write_text(path, text)
     AuditLog(site_file.state / AUDIT, site_file.site).append("study approved", study=study.training_hash(), who=by)
     return [*lines, f"approved by {by}; recorded in {path}"]
@@ -61,7 +62,7 @@ def withdraw(site_file: SiteFile, training_hash: str) -> str:
     It counts from the next instruction on; what was sent cannot be called back. A damaged record goes too. StudyError
     when there is no such approval.
     """
-    there = {path.stem: path for path in _paths(site_file)}
+    there = {path.stem: path for path in record_paths(site_file)}
     path = there.get(training_hash[:16]) if len(training_hash) >= 16 else None
     found = [path] if path else [each for stem, each in there.items() if stem.startswith(training_hash)]
     if len(training_hash) < _FEWEST_DIGITS or len(found) != 1:
@@ -81,7 +82,7 @@ def withdraw(site_file: SiteFile, training_hash: str) -> str:
 def approvals(site_file: SiteFile) -> list[Approval]:
     """Every approval in force, by study name; a damaged one is told on the screen and left out."""
     whole = []
-    for path in _paths(site_file):
+    for path in record_paths(site_file):
         try:
             whole.append(_read(path))
         except StudyError as error:
@@ -96,7 +97,7 @@ def approved_studies(site_file: SiteFile) -> list[Study]:
 
 def approved_study(site_file: SiteFile, training_hash: str) -> Study | None:
     """The recorded study with this hash, None where there is no approval; StudyError where the record was changed."""
-    path = _path(site_file, training_hash)
+    path = record_path(site_file, training_hash)
     if not path.exists():
         return None
     approval = _read(path)
@@ -106,18 +107,5 @@ def approved_study(site_file: SiteFile, training_hash: str) -> Study | None:
 def _read(path: Path) -> Approval:
     approval = checked(Approval, read_yaml(path), str(path))
     own = approval.study.training_hash()
-    as_recorded = own == approval.training_hash and path.stem == own[:16] and approval.study.simulation is None
-    if not as_recorded:
-        raise StudyError(
-            f"{path}: the recorded study is not the one that was approved (the file was changed, or another version of "
-            "this program wrote it); approve the study anew with `fedpretext site approve STUDY`"
-        )
+    check_record(path, own, approval.training_hash, approval.study.simulation is None)
     return approval
-
-
-def _paths(site_file: SiteFile) -> list[Path]:
-    return sorted((site_file.state / "approvals").glob("*.yaml"))
-
-
-def _path(site_file: SiteFile, training_hash: str) -> Path:
-    return site_file.state / "approvals" / f"{training_hash[:16]}.yaml"

@@ -23,8 +23,9 @@ from federation.study import Study
 from foundation.errors import FedpretextError
 from imaging.finding import counted
 from imaging.manifest import Manifest
-from ssl_methods import Method, build_method, method_class
+from ssl_methods import build_method, method_class
 from ssl_methods.encoder_outputs import feature_dim
+from ssl_methods.method import Method
 
 _MIB = 2**20
 _LEARNT = "These are numbers learnt from the pictures, not pictures"

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from imaging.partners import Partners, Relation
+from imaging.config import Relation
+from imaging.partners import Partners
 from imaging.store import TensorStore
 from ssl_methods.method import Batch
 

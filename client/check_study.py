@@ -30,7 +30,8 @@ from imaging.finding import Finding, Table, counted
 from imaging.manifest import Manifest, slices
 from imaging.readers import prepare
 from imaging.store import TensorStore
-from ssl_methods import Method, build_method
+from ssl_methods import build_method
+from ssl_methods.method import Method
 from ssl_methods.sample_gradients import clipped_sum
 
 _SECONDS = 6.0  # to spend on timing steps, once the first is done

@@ -10,7 +10,7 @@ import pandas as pd
 
 from evaluation.intervals import IntArray
 from evaluation.targets import has_label
-from federation.federated_evaluation import FederatedEvaluationConfig
+from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.study import Study
 from foundation.errors import DataError, RunError, nearest
 from foundation.vault import Vault

@@ -15,7 +15,8 @@ from evaluation.federated_probe import SiteShare, probabilities
 from evaluation.intervals import FloatArray, IntArray, Scored
 from evaluation.logistic import Standard
 from evaluation.score_histogram import histogram
-from federation.federated_evaluation import EvaluationRequest, FederatedEvaluationConfig, Step, probe_like
+from federation.federated_evaluation import EvaluationRequest, Step, probe_like
+from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.records import all_finite
 from federation.study import Study
 from foundation.errors import FedpretextError, RunError, StudyError

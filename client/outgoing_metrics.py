@@ -1,10 +1,11 @@
 """Every number about a round that may leave a site: a closed table. A new metric is added here, or it stays."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from federation.study import Study
-from ssl_methods.combine import CombineConfig
-from ssl_methods.diagnostics import FEATURE_SPREAD, OUTPUT_RANK, OUTPUT_SPREAD
+if TYPE_CHECKING:
+    from federation.study import Study
+from ssl_methods.watched import FEATURE_SPREAD, OUTPUT_RANK, OUTPUT_SPREAD
 
 DIGITS = 6  # enough for a curve, too few to carry a picture
 _SMALLEST = 1e-12  # below it a number is sent as 0: the exponent of a float would otherwise carry something too
@@ -62,12 +63,11 @@ OUTGOING_METRICS: dict[str, OutgoingMetric] = {
 }
 
 
-def known_metric(study: Study, name: str) -> str | None:
+def known_metric(study: "Study", name: str) -> str | None:
     """The entry of ``OUTGOING_METRICS`` that ``name`` is in this study: ``loss`` of ``mae_loss`` in a sum; or None."""
     if name in OUTGOING_METRICS:
         return name
-    labels = study.method.labelled() if isinstance(study.method, CombineConfig) else {}
-    own = [name.removeprefix(f"{label}_") for label in labels if name.startswith(f"{label}_")]
+    own = [name.removeprefix(f"{label}_") for label in study.method.members() if name.startswith(f"{label}_")]
     return next((base for base in own if base in OUTGOING_METRICS), None)
 
 

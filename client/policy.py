@@ -55,7 +55,7 @@ def _methods(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 def _encoders(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    from ssl_methods.encoders import encoder_kind
+    from ssl_methods.encoder_table import encoder_kind
 
     for name in names or ():
         try:
@@ -217,10 +217,7 @@ def is_listed(policy: Policy, training_hash: str) -> bool:
 
 
 def _method_names(study: "Study") -> list[str]:
-    from ssl_methods.combine import CombineConfig
-
-    members = study.method.methods if isinstance(study.method, CombineConfig) else ()
-    return [study.method.name, *(member.method.name for member in members)]
+    return [method.name for method in (study.method, *study.method.members().values())]
 
 
 def _among(name: str, permitted: tuple[str, ...] | None, what: str, key: str, study: "Study") -> None:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from client.approval import approvals, approved_study
+from client.approved import approved_name, record_path, record_paths
 from client.site_file import AUDIT, CLIENT_LOCK, SiteFile, find_site_file, load_site_file
 from federation.audit import Row, verify
 from foundation.errors import StudyError
 from foundation.files import read_jsonl
+from foundation.progress import say
 from foundation.wording import mebibytes, one_line, span
 
 _LABEL = 10
@@ -87,14 +88,26 @@ class _Records:
         asked = (event for event, row in self._last.items() if "study" in row and event not in _CONSENT)
         row = self._newest(*asked)
         if row is None:
-            known = [f"{one.study.name} ({one.training_hash[:12]})" for one in approvals(self._file)]
+            known = [f"{name} ({number[:12]})" for name, number in self._approvals()]
             return f"approved here: {', '.join(known) or 'none'}; no instruction has come yet"
-        number = row["study"][:12]
+        number, record = row["study"][:12], record_path(self._file, row["study"])
+        if not record.exists():
+            return f"{number}: not approved here"
         try:
-            study = approved_study(self._file, row["study"])
+            name, own = approved_name(record)
         except StudyError:
             return f"{number}: the record of its approval was changed; look at it anew (fedpretext site approve)"
-        return f"{number}: not approved here" if study is None else f"{study.name} ({number}), approved here"
+        return f"{name} ({number}), approved here" if own == row["study"] else f"{number}: not approved here"
+
+    def _approvals(self) -> list[tuple[str, str]]:
+        """Name and hash of what is approved here, by name; a damaged record is told on the screen and left out."""
+        found = []
+        for path in record_paths(self._file):
+            try:
+                found.append(approved_name(path))
+            except StudyError as error:
+                say(f"{error}")
+        return sorted(found)
 
     def _doing(self, running: bool) -> str:
         asked = self._newest("instruction received")

@@ -23,7 +23,8 @@ from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.masks import read_masks
 from imaging.store import TensorStore
-from ssl_methods.encoders import EncoderConfig, build_encoder, drops_paths
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder, drops_paths
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from foundation.randomness import seeded_torch, torch_generator
 from foundation.tensor_files import load_tensors
 from imaging.augment import Made
 from imaging.planes import shown_plane
-from ssl_methods import AnyMethodConfig, Method, build_method
-from ssl_methods.method import Batch
+from ssl_methods import AnyMethodConfig, build_method
+from ssl_methods.method import Batch, Method
 
 SEED = 0
 

@@ -1,4 +1,4 @@
-"""The section ``federated_evaluation`` of a study, and what travels for it: questions about labels, and sums in answer.
+"""What travels for a study's section ``federated_evaluation``: questions about labels, and sums in answer.
 
 Each site keeps some of its labelled patients out of its pretraining. After the last round the server asks for the
 moments of the training pictures' features, then, again and again, for the gradient of a logistic probe's loss, and in
@@ -6,59 +6,17 @@ the end for figures of the probe on the site's own test patients (evaluation/fed
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from evaluation.federated_figures import FIGURES
 from evaluation.federated_probe import outputs_of
 from evaluation.score_histogram import BINS
-from foundation.section import Section
 
 Step = Literal["moments", "gradient", "figures", "histogram"]
 STEPS: tuple[str, ...] = get_args(Step)
-ClassName = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=80)]
-
-
-class FederatedEvaluationConfig(Section):
-    """A logistic probe over all sites' labels, which stay where they are."""
-
-    label: str = Field(
-        default="label", min_length=1, description="Column of each site's manifest with the class; may have gaps."
-    )
-    classes: tuple[ClassName, ...] = Field(
-        min_length=2, max_length=100, description="All classes there are, in order; of two the second is the positive."
-    )
-    test_share: float = Field(
-        default=0.2,
-        gt=0.0,
-        lt=1.0,
-        description="Share of a site's labelled patients on whom its figures are computed. They are drawn at the site, "
-        "unless its manifest has a column `role`, and are never pretrained on.",
-    )
-    strength: float = Field(
-        default=0.01,
-        gt=0.0,
-        description="C of the probe, the same for every encoder; about what a central probe picks on validation "
-        "patients with some hundred pictures. Ten times as much takes three times as many gradients.",
-    )
-    steps: int = Field(
-        default=500, ge=1, le=100_000, description="Questions about one encoder that a site answers at most."
-    )
-    histogram: bool = Field(
-        default=False,
-        description="Also ask for histograms of scores, from which the AUROC over all sites' pictures is computed.",
-    )
-
-    @field_validator("classes")
-    @classmethod
-    def _each_once(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        for name in classes:
-            if classes.count(name) > 1:
-                raise ValueError(f"class {name!r} is there twice; name each once")
-        return classes
 
 
 @dataclass(frozen=True)

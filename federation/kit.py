@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from federation.certificates import CredentialError, certificate_pem, read_certificate
 from federation.site_names import SITE_NAME
+from federation.study_hash import training_hash_of
 from foundation.files import write_text
 from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
@@ -68,7 +69,7 @@ def read_kit(folder: Path) -> Kit:
         raise CredentialError(f"{folder}: is no kit (there is no {KIT}); give the folder that the study lead sent")
     kit = checked(Kit, read_yaml(folder / KIT), str(folder / KIT))
     kit_ca(folder)
-    if kit_study(folder).training_hash() != kit.study:
+    if training_hash_of(read_yaml(_study_file(folder))) != kit.study:  # checked whole when it is approved
         raise CredentialError(
             f"{folder / STUDY}: is not the study that {KIT} names; ask the study lead for the kit again"
         )
@@ -84,9 +85,14 @@ def kit_study(folder: Path) -> "Study":
     """The study in the kit."""
     from federation.study import load_study
 
-    if not (folder / STUDY).is_file():
-        raise CredentialError(f"{folder / STUDY}: is missing; ask the study lead for the kit again")
-    return load_study(folder / STUDY)
+    return load_study(_study_file(folder))
+
+
+def _study_file(folder: Path) -> Path:
+    path = folder / STUDY
+    if not path.is_file():
+        raise CredentialError(f"{path}: is missing; ask the study lead for the kit again")
+    return path
 
 
 def _text(path: Path) -> str:

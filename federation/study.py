@@ -1,6 +1,5 @@
 """The study file: the one place that decides what is trained. Composes the rooms' own sections."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -9,19 +8,18 @@ from pydantic import Field, model_validator
 
 from evaluation.config import EvaluationConfig
 from federation.algorithms import AnyAlgorithmConfig
-from federation.federated_evaluation import FederatedEvaluationConfig
+from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import AnyPrivacyConfig, PatientPrivacyConfig
 from federation.privacy.rules import check_mean_only, check_patient_level, check_private
 from federation.secure_aggregation.config import SecureAggregationConfig
+from federation.study_hash import hash_of, training_hash_of
 from federation.training_config import RoundsConfig, TrainingConfig
-from foundation.files import digest
 from foundation.overrides import override
 from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
 from imaging.config import ImageConfig
 from ssl_methods import AnyMethodConfig, check_method
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.per_sample import check_per_sample
+from ssl_methods.encoder_table import EncoderConfig
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
@@ -68,6 +66,8 @@ class Study(Section):
         if self.privacy is not None:
             check_private(self.training, self.federated_evaluation)
         if isinstance(self.privacy, PatientPrivacyConfig):
+            from ssl_methods.per_sample import check_per_sample  # builds the encoder: other studies load without timm
+
             check_per_sample(self.method, self.encoder, self.image)
             check_patient_level(self.training, self.privacy)
         elif self.privacy is not None or self.secure_aggregation is not None:
@@ -76,7 +76,7 @@ class Study(Section):
 
     def training_hash(self) -> str:
         """SHA-256 over what sites train, in canonical JSON: what a site approves and every message names."""
-        return _hash(self.model_dump(mode="json", exclude={"simulation", "evaluation", "title", "demonstration"}))
+        return training_hash_of(self.model_dump(mode="json"))
 
     def whole_hash(self) -> str:
         """SHA-256 over all of the study but the places of data and starting weights on this machine.
@@ -87,7 +87,7 @@ class Study(Section):
         if whole["simulation"]:
             places = ("root", "weights")
             whole["simulation"] = {key: value for key, value in whole["simulation"].items() if key not in places}
-        return _hash(whole)
+        return hash_of(whole)
 
     def facts(self) -> dict[str, Any]:
         """What a run's record says of the study."""
@@ -97,10 +97,6 @@ class Study(Section):
     def to_yaml(self) -> str:
         """The resolved study, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def _hash(value: Any) -> str:
-    return digest(json.dumps(value, sort_keys=True, separators=(",", ":")))
 
 
 def load_study(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:

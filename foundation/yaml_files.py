@@ -5,7 +5,9 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
+from foundation.by_name import ByName
 from foundation.errors import StudyError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -44,19 +46,19 @@ def checked(model: type[Model], raw: Any, place: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise StudyError(f"{place}: {_first(error, model)}") from error
+        raise StudyError(f"{place}: {_first(error, model, raw)}") from error
 
 
-def _first(error: ValidationError, model: type[BaseModel]) -> str:
+def _first(error: ValidationError, model: type[BaseModel], raw: Any) -> str:
     # An unknown key is told before a missing one: the first is usually the misspelling that causes the second.
     details = error.errors()
     detail = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
     path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
-        known, path = _keys_beside(model, path)
+        known, path = _keys_beside(model, path, raw)
         hint = nearest(path[-1], known) or (f"; known there: {', '.join(sorted(known))}" if known else "")
         return f"key {'.'.join(path)!r} is not known{hint}"
-    key = ".".join(_keys_beside(model, path)[1])
+    key = ".".join(_keys_beside(model, path, raw)[1])
     if detail["type"] == "missing":
         return f"key {key!r} is missing; add it"
     if detail["type"] == "union_tag_invalid":
@@ -71,24 +73,33 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{key}: {message}{shown}" if key else f"{message}{shown}"  # no key: a rule of the whole section
 
 
-def _keys_beside(model: type[BaseModel], path: list[str]) -> tuple[set[str], list[str]]:
+def _keys_beside(model: type[BaseModel], path: list[str], raw: Any) -> tuple[set[str], list[str]]:
     """Field names of the section that holds the last key of ``path``, and the path as it stands in the file.
 
-    Pydantic puts the chosen member of a union (``mae``) into its path. All sections that a union offers count.
+    Pydantic puts the chosen member of a union into its path. All sections that a union offers count, of ``ByName``
+    that which ``raw`` names.
     """
     sections: list[Any] = [model]
     shown: list[str] = []
     for part in path[:-1]:
         if part.isdigit():  # an entry of a list, whose sections are those found already
             shown.append(part)
+            raw = raw[int(part)] if isinstance(raw, list | tuple) and int(part) < len(raw) else None
             continue
         chosen = [s for s in sections if getattr(s.model_fields.get("name"), "default", None) == part]
         if not chosen:
             shown.append(part)
-            inside = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
-            chosen = [found for annotation in inside for found in _models_in(annotation)]
+            raw = raw.get(part) if isinstance(raw, dict) else None
+            inside = [s.model_fields[part] for s in sections if part in s.model_fields]
+            chosen = [found for field in inside for found in _models_of(field, raw)]
         sections = chosen
     return {name for section in sections for name in section.model_fields}, [*shown, *path[-1:]]
+
+
+def _models_of(field: FieldInfo, raw: Any) -> list[Any]:
+    """The models that ``raw`` may be of, in that field."""
+    named = [rule.model(raw) for rule in field.metadata if isinstance(rule, ByName)]
+    return [model for model in named if model is not None] or _models_in(field.annotation)
 
 
 def _models_in(annotation: Any) -> list[Any]:

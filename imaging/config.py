@@ -10,6 +10,10 @@ Modality = Literal[
     "x-ray", "ultrasound", "histopathology", "ct", "mri", "fundus", "dermoscopy", "endoscopy", "microscopy"
 ]
 
+Relation = Literal["patient", "study", "series", "neighbour", "placed", "dated"]
+"""How a partner is related: any other picture of the patient, study or series; the slice before or after in
+the series; a picture of the series at another position; another picture of the patient taken on another day."""
+
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:

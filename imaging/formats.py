@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from PIL import Image, ImageOps
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+
+if TYPE_CHECKING:
+    import pydicom
 
 Scale = Literal["8-bit", "stored", "physical"]
 FloatArray = npt.NDArray[np.float32]
@@ -208,6 +209,8 @@ def read_dicom(path: Path, channels: int | None, frame: int | None) -> Picture:
     Of several frames ``frame`` picks one. Window settings are ignored: they are a viewer's, and differ within
     a site.
     """
+    import pydicom  # half a second, like the other formats' libraries imported where it is read
+
     dataset = pydicom.dcmread(path)
     if "PixelData" not in dataset and "FloatPixelData" not in dataset:
         raise ValueError("has no pixel data")
@@ -217,8 +220,10 @@ def read_dicom(path: Path, channels: int | None, frame: int | None) -> Picture:
     return dicom_picture(dataset, array)
 
 
-def dicom_picture(dataset: pydicom.Dataset, array: AnyArray) -> Picture:
+def dicom_picture(dataset: "pydicom.Dataset", array: AnyArray) -> Picture:
     """One frame ``array`` ([H, W] or [H, W, C]) of ``dataset`` in the values it stands for."""
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+
     photometric = str(dataset.PhotometricInterpretation)
     bits = int(dataset.BitsStored)
     if photometric == "PALETTE COLOR":

@@ -4,16 +4,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pydicom
 
 from foundation.errors import DataError, nearest
 from foundation.files import write_with
 from imaging.formats import is_dicom, is_picture
+
+if TYPE_CHECKING:
+    import pydicom
 
 Unit = Literal["patient", "picture cluster"]
 
@@ -233,6 +235,8 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _dicom_tags(path: Path) -> dict[str, str]:
+    import pydicom  # half a second, which other lists do without
+
     names = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate"]
     places = ["ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber"]
     try:
@@ -246,7 +250,7 @@ def _dicom_tags(path: Path) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _position(header: pydicom.Dataset) -> str:
+def _position(header: "pydicom.Dataset") -> str:
     """Millimetres along the normal of the slice (DICOM PS3.3, C.7.6.2), else the number in the series, else nothing."""
     place, directions = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
     if place and directions:

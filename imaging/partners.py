@@ -1,7 +1,6 @@
 """A second picture for every picture of a batch: of the same patient, study or series, or the next slice."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +9,11 @@ import torch
 from torch import Tensor
 
 from foundation.errors import DataError
+from imaging.config import Relation
 from imaging.manifest import Manifest
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-Relation = Literal["patient", "study", "series", "neighbour", "placed", "dated"]
-"""How a partner is related: any other picture of the patient, study or series; the slice before or after in
-the series; a picture of the series at another position; another picture of the patient taken on another day."""
-
 _COLUMNS: dict[Relation, tuple[str, ...]] = {
     "patient": (),
     "study": ("study",),

@@ -16,6 +16,7 @@ from federation.study import Study, load_study
 from foundation.tensor_files import save_tensors
 from server.contact import GridContact
 from server.federated_evaluation import evaluate_federated
+from server.federation_folder import AUDIT, SERVER
 from server.fleet import Fleet
 from server.fleet_contact import FleetContact
 from server.initial import INITIAL_NAME, initial_weights
@@ -26,7 +27,6 @@ from server.site_noise import LEDGER_NAME
 from server.status_board import STATUS, Board
 
 app = ServerApp()
-SERVER, AUDIT = "server", "audit.jsonl"
 _DELIVERY_S = 600.0
 
 

@@ -152,7 +152,7 @@ def accept_restart(
 ) -> None:
     """Take a site's new audit log, or privacy ledger, after its disk was lost; without this it is refused."""
     from federation.audit import AuditLog
-    from server.app import AUDIT, SERVER
+    from server.federation_folder import AUDIT, SERVER
     from server.ledgers import ledger_party
 
     AuditLog(federation / AUDIT, SERVER).accept_restart(ledger_party(site) if ledger else site, reason)

@@ -9,7 +9,8 @@ from torch import Tensor
 from federation.algorithms.algorithm import Contribution, is_parameter
 from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder, layer_depths
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder, layer_depths
 
 _ENCODER = "encoder."
 HEAD = "head"

@@ -21,7 +21,8 @@ from evaluation.logistic import Standard
 from evaluation.results_schema import RESULTS, Role, Row
 from evaluation.score_histogram import Histogram, pooled_area
 from federation.algorithms.algorithm import Weights
-from federation.federated_evaluation import EvaluationRequest, FederatedEvaluationConfig, Statistics, Step, answer_like
+from federation.federated_evaluation import EvaluationRequest, Statistics, Step, answer_like
+from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.records import Failure, SiteInfo, all_finite, weights_digest
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError, RunError

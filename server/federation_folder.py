@@ -20,7 +20,9 @@ from foundation.files import write_text
 from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
 
-FEDERATION, SITES = "federation.yaml", "sites"
+FEDERATION, SITES, AUDIT = "federation.yaml", "sites", "audit.jsonl"
+SERVER = "server"
+"""The folder of the federation, and what stands for its servers where a site's name could stand too."""
 SERVERS = ("proxy", "superlink")
 """What has a server certificate: nginx, which sites reach, and Flower's SuperLink behind it."""
 

@@ -32,9 +32,12 @@ from federation.certificates import (
 )
 from federation.kit import CA, STUDY, Kit, host_and_port, write_kit
 from federation.secret_files import private_folder, read_secret, write_secret
+from federation.study_hash import training_hash_of
 from foundation.files import write_text
+from foundation.yaml_files import read_yaml
 from server.federation_folder import (
     FEDERATION,
+    SERVER,
     SERVERS,
     SITES,
     FederationFile,
@@ -47,7 +50,7 @@ from server.federation_folder import (
     record_path,
     write_section,
 )
-from server.provision_checks import SERVER, check_acceptable, check_free, check_names, check_settings
+from server.provision_checks import check_acceptable, check_free, check_names, check_settings
 from server.registry import Registry, standing
 
 CA_KEY = "ca.key"
@@ -70,7 +73,7 @@ def provision(
 
     The CA's key is protected by ``passphrase`` where there is one. Server and site certificates hold for ``days``.
     """
-    from federation.study import load_study  # with all the methods: seconds that revoking and renewing need not wait
+    from federation.study import load_study  # with torch: a second that revoking and renewing need not wait
 
     study = load_study(study_path, tuple(overrides)).model_copy(update={"simulation": None})
     check_names(sites, ())
@@ -238,9 +241,7 @@ def _built(path: Path) -> Iterator[Path]:
 
 
 def _make_kit(federation: Path, about: FederationFile, site: str, folder: Path) -> None:
-    from federation.study import load_study
-
-    if load_study(federation / STUDY).training_hash() != about.study:
+    if training_hash_of(read_yaml(federation / STUDY)) != about.study:
         raise CredentialError(f"{federation / STUDY}: is not the study that was provisioned; restore the file")
     kit = Kit(site=site, federation=about.name, server=about.server, study=about.study)
     write_kit(folder, kit, (federation / STUDY).read_text(), load_ca(federation))

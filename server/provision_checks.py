@@ -7,10 +7,7 @@ from pathlib import Path
 from federation.certificates import CredentialError
 from federation.kit import host_and_port
 from federation.site_names import SITE_NAME
-from server.federation_folder import SiteRecord
-
-SERVER = "server"
-"""The folder of the federation, and what stands for its servers where a site's name could stand too."""
+from server.federation_folder import SERVER, SiteRecord
 
 
 def check_names(names: Sequence[str], there: Iterable[str]) -> None:

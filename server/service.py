@@ -19,9 +19,10 @@ from foundation.exclusive import alone_in
 from foundation.files import read_json, write_json, write_text
 from foundation.machine import provenance, versions
 from foundation.service_log import ServiceLog
-from server.app import AUDIT, SERVER, app
+from server.app import app
 from server.export import TITLES, write_encoder
 from server.federated_evaluation import collect
+from server.federation_folder import AUDIT, SERVER
 from server.fleet import Fleet
 from server.initial import INITIAL_NAME, write_initial
 from server.metrics import MetricsEndpoint

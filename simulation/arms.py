@@ -17,17 +17,10 @@ from federation.study import Study
 from foundation.files import write_text
 from imaging.manifest import Manifest
 from server.export import TITLES, TrainingCost, write_encoder
-from server.initial import INITIAL_NAME, write_initial
-from server.rounds import write_study
 from simulation.budgets import RoundWork, round_work
-from simulation.checks import telling_reasons
 from simulation.config import SimulationConfig
-from simulation.run_keys import write_run_keys
-from simulation.runtimes import RUNTIMES
 from simulation.site_folders import Federation, write_site_folders
-from simulation.starting import kept_weights, source_of
 from ssl_methods import build_method
-from ssl_methods.starting_weights import start_from
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
 _POOLED, LEDGER_NAME = "pooled", "ledger.jsonl"
@@ -146,6 +139,12 @@ def is_done(run: Path, arm: Arm) -> bool:
 
 def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> None:
     """Pretrain an arm, from its last checkpoint if it has one, and write ``encoder.safetensors`` and ``.json``."""
+    from server.initial import write_initial
+    from simulation.checks import telling_reasons
+    from simulation.runtimes import RUNTIMES  # Flower and both of its ends, which a plan of arms does without
+    from simulation.starting import kept_weights, source_of
+    from ssl_methods.starting_weights import start_from
+
     folder, started = run / arm.place, time.monotonic()
     weights: dict[str, Tensor] | None = None
     if arm.sites is None:
@@ -167,6 +166,8 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
 
 def tidy(folder: Path) -> None:
     """Remove what only a resume needs. Encoder, all shared weights, curves and the sites' logs stay."""
+    from server.initial import INITIAL_NAME
+
     for log in folder.glob("sites/*/state/site.log"):
         log.replace(log.parents[1] / log.name)
     for done in (folder / "checkpoints", folder / "spool", *folder.glob("sites/*/state")):
@@ -175,6 +176,9 @@ def tidy(folder: Path) -> None:
 
 
 def _prepare(run: Path, arm: Arm, device: str) -> Federation:
+    from server.rounds import write_study
+    from simulation.run_keys import write_run_keys
+
     assert arm.sites is not None
     folder = run / arm.place
     write_study(folder, arm.study)

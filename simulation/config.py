@@ -47,6 +47,6 @@ class SimulationConfig(Section):
             raise ValueError(str(error)) from error
         return self
 
-    def load_dataset(self, workspace: Path, seed: int) -> Manifest:
-        """All pictures of the study's dataset; what is made or downloaded goes below ``workspace``."""
-        return dataset(self.dataset).load(self.root, workspace, seed, self.options)
+    def load_dataset(self, workspace: Path, seed: int, *, drawn: bool = True) -> Manifest:
+        """All pictures of the study's dataset; what is downloaded, or made where ``drawn``, goes below ``workspace``."""
+        return dataset(self.dataset).load(self.root, workspace, seed, self.options, drawn=drawn)

@@ -1,4 +1,4 @@
-"""Drawing of one phantom slice: an anatomy a patient keeps, and a lesion whose texture carries the class.
+"""Drawing of a patient's phantom slices: an anatomy they share, and a lesion each whose texture carries the class.
 
 Lengths are in half picture sides (the picture spans [-1, 1] both ways), so that any size shows the same anatomy.
 Both classes have lesions of the same outlines, areas, mean and spread of brightness, and the same radial power
@@ -10,18 +10,18 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
-Picture = NDArray[np.float64]
-"""One channel ``[size, size]``; a tissue's brightness lies within [0, 1]."""
+Picture = NDArray[np.float32]
+"""One channel ``[size, size]``, or ``[N, size, size]`` of N slices; a tissue's brightness lies within [0, 1]."""
 
-DRAWING_VERSION = 1  # raise it when any drawing changes, so that kept phantoms are drawn anew
+DRAWING_VERSION = 2  # raise it when any drawing changes, so that kept phantoms are drawn anew
 GREY, WHITE, FLUID, BONE = 0.42, 0.58, 0.14, 0.85
 LESION_BRIGHTNESS = 0.6
 LESION_RADIUS = (0.42, 0.52)
 TEXTURE_SPREAD = 0.1
 TEXTURE_CYCLES = (5.0, 6.5)  # per unit length: a wave is 5 to 6.4 pixels long at 64 pixels
 STRIATED_HALF_ANGLE = 0.2  # radians
+VESSELS = 4  # dark ones, and as many bright ones
 LEFT_LEANING = 0.1  # class 1 lies on the left this much more often: the little that raw pixels can tell
 
 
@@ -56,129 +56,154 @@ def draw_anatomy(generator: np.random.Generator) -> Anatomy:
     )
 
 
-def draw_slice(
-    anatomy: Anatomy, label: int, size: int, generator: np.random.Generator
+def draw_slices(
+    anatomy: Anatomy, labels: NDArray[np.int64], size: int, generator: np.random.Generator
 ) -> tuple[Picture, NDArray[np.bool_]]:
-    """One slice of a patient as an ideal scanner would see it, and the mask of its lesion (never empty)."""
-    rows, columns = np.meshgrid(*[(np.arange(size) + 0.5) * 2.0 / size - 1.0] * 2, indexing="ij")
-    level = generator.uniform(0.92, 1.0)  # slices further from the middle are smaller
-    y, x = _turned(rows, columns, anatomy.tilt + generator.normal(0.0, 0.03))
+    """Slices ``[N, size, size]`` of a patient as an ideal scanner would see them, and the masks of their lesions.
+
+    ``labels`` ``[N]`` says which texture each lesion has; no mask is empty.
+    """
+    count = len(labels)
+    side = ((np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0).astype(np.float32)
+    rows, columns = side[:, None], side[None, :]
+    level = _each(generator.uniform(0.92, 1.0, count))  # slices further from the middle are smaller
+    angle = _each(anatomy.tilt + generator.normal(0.0, 0.03, count))
+    y, x = rows * np.cos(angle) + columns * np.sin(angle), columns * np.cos(angle) - rows * np.sin(angle)
     depth = _depth_below_skin(y, x, anatomy, level)
     picture = _head(depth, anatomy, size, generator)
-    picture = _add_ventricles(picture, y, x, anatomy, level * generator.uniform(0.85, 1.15))
-    picture = _add_vessels(picture, depth, size, generator)
-    return _add_lesion(picture, rows, columns, _soft(depth - 0.14, size), anatomy, label, generator)
+    picture = _add_ventricles(picture, y, x, anatomy, level * _each(generator.uniform(0.85, 1.15, count)))
+    picture += _vessels(side, count, generator) * _soft(depth - 0.16, size)
+    return _add_lesions(picture, rows, columns, _soft(depth - 0.14, size), anatomy, labels, generator)
 
 
-def _turned(rows: Picture, columns: Picture, angle: float) -> tuple[Picture, Picture]:
-    return rows * np.cos(angle) + columns * np.sin(angle), columns * np.cos(angle) - rows * np.sin(angle)
+def _each(values: NDArray[np.float64]) -> Picture:
+    """A number a slice, ``[N]``, as ``[N, 1, 1]``."""
+    return values.astype(np.float32)[:, None, None]
 
 
 def _soft(distance: Picture, size: int) -> Picture:
     """0 outside, 1 inside, a ramp of about one pixel at distance 0: a drawn edge without stairs."""
-    return np.clip(distance * size / 2.0 + 0.5, 0.0, 1.0)
+    return np.clip(distance * np.float32(size / 2.0) + np.float32(0.5), 0.0, 1.0)
 
 
-def _depth_below_skin(y: Picture, x: Picture, anatomy: Anatomy, level: float) -> Picture:
+def _direction(y: Picture, x: Picture) -> tuple[NDArray[np.complex64], Picture]:
+    """exp(i angle) of a place, whose powers are the waves around an outline, and its distance from 0."""
+    place = x + np.complex64(1j) * y
+    distance = np.abs(place)
+    return place / np.maximum(distance, np.float32(1e-6)), distance
+
+
+def _depth_below_skin(y: Picture, x: Picture, anatomy: Anatomy, level: Picture) -> Picture:
     """Roughly the distance to the head's outline, positive inside."""
     third, fourth, phase = anatomy.outline
-    angle = np.arctan2(y, x)
-    wave = 1.0 + third * np.cos(3 * angle + phase) + fourth * np.cos(4 * angle - phase)
-    reach = np.hypot(y / anatomy.axes[0], x / anatomy.axes[1]) / (level * wave)
-    return (1.0 - reach) * level * min(anatomy.axes)
+    turn, _ = _direction(y, x)
+    cube = turn * turn * turn
+    wave = 1.0 + (np.complex64(third * np.exp(1j * phase)) * cube).real
+    wave += (np.complex64(fourth * np.exp(-1j * phase)) * cube * turn).real
+    reach = np.hypot(y / np.float32(anatomy.axes[0]), x / np.float32(anatomy.axes[1])) / (level * wave)
+    return (1.0 - reach) * level * np.float32(min(anatomy.axes))
 
 
 def _head(depth: Picture, anatomy: Anatomy, size: int, generator: np.random.Generator) -> Picture:
     """Scalp, bone, fluid, then a brain whose grey matter folds into the white; folds shift a little between slices."""
-    folds = band_noise(size, (1.5, 3.5), np.random.default_rng(anatomy.folds))
-    folds = 0.85 * folds + 0.5 * band_noise(size, (1.5, 3.5), generator)
+    folds = band_noise(1, size, (1.5, 3.5), np.random.default_rng(anatomy.folds)) * np.float32(0.85)
+    folds = folds + np.float32(0.5) * band_noise(len(depth), size, (1.5, 3.5), generator)
     white = _soft((depth - 0.27 + 0.06 * folds) * 0.5, size)
     brain = GREY + (WHITE - GREY) * white
     picture = 0.5 * _soft(depth, size)
     picture += (BONE - 0.5) * _soft(depth - 0.035, size)
     picture += (FLUID - BONE) * _soft(depth - 0.095, size)
-    inside = _soft(depth - 0.13 + 0.012 * folds, size)
-    return np.asarray(picture * (1 - inside) + brain * inside)
+    return picture + (brain - picture) * _soft(depth - 0.13 + 0.012 * folds, size)
 
 
-def _add_ventricles(picture: Picture, y: Picture, x: Picture, anatomy: Anatomy, scale: float) -> Picture:
+def _add_ventricles(picture: Picture, y: Picture, x: Picture, anatomy: Anatomy, scale: Picture) -> Picture:
     """Two dark horns beside the midline."""
-    size = picture.shape[0]
-    long, wide = anatomy.ventricle[0] * scale, anatomy.ventricle[1] * scale
+    long, wide = np.float32(anatomy.ventricle[0]) * scale, np.float32(anatomy.ventricle[1]) * scale
+    bow, along = 0.08 + 0.25 * np.abs(y), np.square((y + 0.04) / (2 * long))
     for side in (-1.0, 1.0):
-        across = x - side * (0.08 + 0.25 * np.abs(y))
-        horn = _soft((1.0 - np.hypot((y + 0.04) / (2 * long), across / wide)) * wide, size)
-        picture = picture * (1 - horn) + FLUID * horn
+        horn = _soft((1.0 - np.sqrt(along + np.square((x - side * bow) / wide))) * wide, picture.shape[-1])
+        picture = picture + (FLUID - picture) * horn
     return picture
 
 
-def _add_vessels(picture: Picture, depth: Picture, size: int, generator: np.random.Generator) -> Picture:
-    """Discs of MONAI's synthetic image as vessels and small cysts, darker or brighter than their surroundings."""
-    from monai.data.synthetic import create_test_image_2d  # slow to import
-
-    state = np.random.RandomState(int(generator.integers(2**31)))
-    largest = max(3, size // 16)
-    for sign in (-0.16, 0.16):
-        discs, _ = create_test_image_2d(
-            size,
-            size,
-            num_objs=4,
-            rad_max=largest,
-            rad_min=max(1, size // 40),
-            num_seg_classes=4,
-            random_state=state,
-        )
-        picture = picture + sign * gaussian_filter(discs, size / 120.0) * _soft(depth - 0.16, size)
-    return picture
+def _vessels(side: Picture, count: int, generator: np.random.Generator) -> Picture:
+    """Round soft spots as vessels and small cysts, darker or brighter than their surroundings, ``[N, size, size]``."""
+    size = len(side)
+    shape = (count, 2 * VESSELS, 1)
+    at = generator.uniform(-0.9, 0.9, (2, *shape)).astype(np.float32)
+    strength = 0.04 * generator.integers(1, 5, shape) * np.repeat((-1.0, 1.0), VESSELS)[:, None]
+    spread = generator.uniform(max(1.0, size / 40.0), max(3.0, size / 16.0), shape) * 1.2 / size
+    across, down = np.exp(-np.square((side - at) / spread.astype(np.float32)))
+    return np.asarray(np.swapaxes(down * strength.astype(np.float32), 1, 2) @ across)
 
 
-def _add_lesion(
-    picture: Picture,
-    rows: Picture,
-    columns: Picture,
-    brain: Picture,
-    anatomy: Anatomy,
-    label: int,
+def _add_lesions(
+    picture: Picture, rows: Picture, columns: Picture, brain: Picture, anatomy: Anatomy, labels: NDArray[np.int64],
     generator: np.random.Generator,
-) -> tuple[Picture, NDArray[np.bool_]]:
-    """Put a lobed lesion at a random place in one hemisphere; its texture alone depends on ``label``."""
-    size = picture.shape[0]
-    left = generator.random() < 0.5 + LEFT_LEANING * (2 * label - 1)
-    centre = (generator.uniform(-0.38, 0.38), generator.uniform(0.1, 0.32) * (-1.0 if left else 1.0))
-    dy, dx = rows - centre[0], columns - centre[1]
-    angle = np.arctan2(dy, dx)
-    radius = anatomy.lesion_radius * generator.uniform(0.85, 1.15)
-    edge = sum(generator.uniform(0.0, 0.09) * np.cos(k * angle + generator.uniform(0.0, 2 * np.pi)) for k in (2, 3, 5))
-    inside = brain * _soft(radius * (1.0 + edge) - np.hypot(dy, dx), size)
+) -> tuple[Picture, NDArray[np.bool_]]:  # fmt: skip
+    """Put a lobed lesion at a random place in one hemisphere of each slice; its texture alone depends on the label."""
+    count, size = len(labels), picture.shape[-1]
+    left = generator.random(count) < 0.5 + LEFT_LEANING * (2 * labels - 1)
+    down, across = generator.uniform(-0.38, 0.38, count), generator.uniform(0.1, 0.32, count) * np.where(left, -1, 1)
+    turn, distance = _direction(rows - _each(down), columns - _each(across))
+    radius = anatomy.lesion_radius * generator.uniform(0.85, 1.15, count)
+    lobes = generator.uniform(0.0, 0.09, (3, count)) * np.exp(1j * generator.uniform(0.0, 2 * np.pi, (3, count)))
+    second, third, fifth = lobes.astype(np.complex64)[:, :, None, None]
+    square = turn * turn
+    edge = 1.0 + (square * (second + turn * (third + square * fifth))).real
+    inside = brain * _soft(_each(radius) * edge - distance, size)
     mask = inside >= 0.5
-    texture = lesion_texture(size, label, generator)
-    texture = (texture - texture[mask].mean()) / texture[mask].std()
-    return picture * (1 - inside) + (LESION_BRIGHTNESS + TEXTURE_SPREAD * texture) * inside, mask
+    texture = _standardised(lesion_texture(size, labels, generator), mask)
+    return picture + (LESION_BRIGHTNESS + TEXTURE_SPREAD * texture - picture) * inside, mask
 
 
-def lesion_texture(size: int, label: int, generator: np.random.Generator) -> Picture:
+def _standardised(texture: Picture, mask: NDArray[np.bool_]) -> Picture:
+    """The texture with mean 0 and spread 1 within each slice's mask."""
+    sizes = mask.sum(axis=(1, 2), keepdims=True)
+    texture = texture - (texture * mask).sum(axis=(1, 2), keepdims=True) / sizes
+    spread = np.sqrt((np.square(texture) * mask).sum(axis=(1, 2), keepdims=True) / sizes)
+    return np.asarray(texture / spread, dtype=np.float32)
+
+
+def lesion_texture(size: int, labels: NDArray[np.int64], generator: np.random.Generator) -> Picture:
     """Noise of one band of wavelengths: of every direction (label 0) or of one random direction (label 1)."""
-    direction = generator.uniform(0.0, np.pi)
-    return band_noise(size, TEXTURE_CYCLES, generator, direction if label == 1 else None)
+    direction = generator.uniform(0.0, np.pi, len(labels))
+    return band_noise(len(labels), size, TEXTURE_CYCLES, generator, np.where(labels == 1, direction, np.nan))
 
 
 def band_noise(
-    size: int, band: tuple[float, float], generator: np.random.Generator, direction: float | None = None
-) -> Picture:
-    """White noise kept in a ring of frequencies (cycles per unit length), of spread 1; or in a wedge of that ring."""
-    fy, fx = _frequencies(size)
-    reach = np.hypot(fy, fx)
-    kept = (reach >= band[0]) & (reach <= band[1])
+    count: int, size: int, band: tuple[float, float], generator: np.random.Generator,
+    direction: NDArray[np.float64] | None = None,
+) -> Picture:  # fmt: skip
+    """``[count, size, size]`` of noise from a ring of frequencies (cycles per unit length), each of spread 1.
+
+    direction: ``[count]`` angles; noise is kept to a wedge of the ring around its angle, or not where it is NaN.
+    The spectrum itself is drawn, and only within the ring: the same random numbers as white noise would give there.
+    """
+    fy, fx, places = _ring(size, band)
+    drawn = generator.standard_normal((count, 2, len(fy)), dtype=np.float32)
+    spectrum = drawn[:, 0] + np.complex64(1j) * drawn[:, 1]
+    spectrum[:, fx == 0] *= np.float32(np.sqrt(2.0))  # irfft2 halves the power of this column, whose ends are conjugate
     if direction is not None:
-        turn = np.arctan2(fy, fx) - direction
-        kept &= np.abs(np.arctan(np.tan(turn))) <= STRIATED_HALF_ANGLE
-    noise = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((size, size))) * kept, s=(size, size))
-    return np.asarray(noise / noise.std())
+        along = np.abs(fy * np.sin(direction)[:, None] + fx * np.cos(direction)[:, None])
+        spectrum *= ~(along < np.cos(STRIATED_HALF_ANGLE) * np.hypot(fy, fx))
+    full = np.zeros((count, size * (size // 2 + 1)), np.complex64)
+    full[:, places] = spectrum
+    noise = np.fft.irfft2(full.reshape(count, size, -1), s=(size, size))
+    return np.asarray(noise / noise.std(axis=(1, 2), keepdims=True), dtype=np.float32)
 
 
 @cache
-def _frequencies(size: int) -> tuple[Picture, Picture]:
-    """Down and across, in cycles per unit length, as ``rfft2`` orders them."""
+def _ring(size: int, band: tuple[float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Frequencies down and across of the places that lie in a band, and these places in a flat ``rfft2``."""
+    fy, fx = (part.reshape(-1) for part in frequencies(size))
+    reach = np.hypot(fy, fx)
+    places = np.flatnonzero((reach >= band[0]) & (reach <= band[1]))
+    return fy[places], fx[places], places
+
+
+def frequencies(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Down and across, in cycles per unit length, ``[size, size // 2 + 1]`` each, as ``rfft2`` orders them."""
     down, across = np.fft.fftfreq(size, d=2.0 / size), np.fft.rfftfreq(size, d=2.0 / size)
     fy, fx = np.meshgrid(down, across, indexing="ij")
     return fy, fx

@@ -22,7 +22,7 @@ from foundation.progress import track
 from foundation.randomness import numpy_generator
 from imaging.manifest import FILES, Manifest
 from simulation.datasets.phantoms import PICTURES_PER_PATIENT, SITES
-from simulation.phantom_anatomy import draw_anatomy, draw_slice
+from simulation.phantom_anatomy import draw_anatomy, draw_slices
 from simulation.phantom_scanner import Scanner
 from simulation.pretend_dicom import SPACING_MM, write_series
 
@@ -102,12 +102,9 @@ def _drawn(
         patient = f"{letter}{start // each + 1:04}"
         generator = numpy_generator(0, "pretend hospitals", patient)
         anatomy = draw_anatomy(generator)
-        slices = []
-        for _ in range(min(each, pictures - start)):
-            label = int(generator.random() < anatomy.leaning)
-            ideal, _mask = draw_slice(anatomy, label, SIZE, generator)
-            slices.append(Slice(scanner.acquire(ideal, generator), label))
-        yield patient, slices
+        labels = (generator.random(each) < anatomy.leaning).astype(np.int64)
+        ideal, _masks = draw_slices(anatomy, labels, SIZE, generator)
+        yield patient, list(map(Slice, scanner.acquire(ideal, generator), labels.tolist()))[: pictures - start]
 
 
 def _write_png(folder: Path, drawn: Iterator[tuple[str, list[Slice]]], *, labelled: bool) -> None:

@@ -15,8 +15,6 @@ import pandas as pd
 from evaluation.arm_table import write_arms
 from evaluation.config import RunEvaluation
 from evaluation.inputs import check_outlines, write_settings
-from evaluation.report import write_report
-from evaluation.stage import evaluate
 from evaluation.targets import check_labels
 from federation.study import Study, load_study
 from foundation.errors import FedpretextError, RunError, StudyError
@@ -27,7 +25,6 @@ from foundation.progress import bar, say
 from foundation.yaml_files import checked
 from imaging.manifest import Manifest
 from imaging.splits import check_splits, draw_splits
-from server.federated_evaluation import collect
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
 from simulation.checks import check_runtime, check_sites, decode_pictures
 from simulation.config import SimulationConfig
@@ -60,6 +57,9 @@ def simulate(
 
     ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
     """
+    from evaluation.report import write_report
+    from evaluation.stage import evaluate
+
     folder = pretrain(study, overrides, runs=runs, resume=resume, device=device)
     with alone_in(folder, "lock", _BUSY), _saying_how_to_resume(folder):
         results = evaluate(folder)
@@ -77,6 +77,8 @@ def pretrain(
     device: DeviceName = "auto",
 ) -> Path:
     """Pretrain every arm of a study over simulated hospitals; the run folder, to be evaluated on any task."""
+    from server.federated_evaluation import collect
+
     chosen = _resolved(study if isinstance(study, Study) else load_study(Path(study), tuple(overrides)))
     choose_device(device)
     build_method(chosen.method, chosen.encoder, chosen.image, chosen.seed)  # refuses parts that do not fit
@@ -112,11 +114,16 @@ def _resolved(study: Study) -> Study:
     return study.model_copy(update={"simulation": config.model_dump(mode="json")})
 
 
-def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[Manifest, pd.DataFrame]:
-    """Load the dataset, give every picture a site, draw the split once; all are written, and read back on a resume."""
+def prepare_data(
+    folder: Path, study: Study, config: SimulationConfig, *, drawn: bool = True
+) -> tuple[Manifest, pd.DataFrame]:
+    """Load the dataset, give every picture a site, draw the split once; all are written, and read back on a resume.
+
+    ``drawn`` as ``Dataset.load`` takes it.
+    """
     place = folder / "evaluation"
     if not (place / "splits.csv").exists():
-        found = config.load_dataset(folder / "data", study.seed)
+        found = config.load_dataset(folder / "data", study.seed, drawn=drawn)
         assign_sites(found, config.partition, study.seed).write_located(place)
         pictures = Manifest.read(place / "manifest.csv", found.unit)
         splits = draw_splits(pictures, config.splits, study.seed)
@@ -131,10 +138,14 @@ def prepare_data(folder: Path, study: Study, config: SimulationConfig) -> tuple[
 SPLIT_TYPES = {"image": str, "patient": str, "site": str, "label": str, "role": str}
 
 
-def planned(folder: Path, study: Study, config: SimulationConfig) -> tuple[Manifest, list[Arm]]:
-    """All pictures and all arms, with what can be known to be wrong refused before anything is decoded or trained."""
+def planned(folder: Path, study: Study, config: SimulationConfig, *, drawn: bool = True) -> tuple[Manifest, list[Arm]]:
+    """All pictures and all arms, with what can be known to be wrong refused before anything is decoded or trained.
+
+    Not ``drawn``, pictures that are made on the spot are made only where the study's labels are read out of them.
+    """
+    drawn = drawn or study.evaluation.kind in ("segmentation", "detection")
     check_runtime(study, config)
-    pictures, splits = prepare_data(folder, study, config)
+    pictures, splits = prepare_data(folder, study, config, drawn=drawn)
     check_labels(pictures.table, splits, study.evaluation)
     check_outlines(pictures, splits, study.image, study.evaluation, folder)
     arms = plan_arms(study, config, pictures, splits)

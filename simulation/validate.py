@@ -7,10 +7,7 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from client.approval_page import label_statistics
-from client.privacy_page import plan_lines
 from federation.algorithms import build_algorithm
-from federation.privacy.plan import plan_of
 from federation.study import Study, load_study
 from imaging.manifest import Manifest
 from simulation.simulate import planned, simulation_config
@@ -29,7 +26,7 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
             config = identified(simulation_config(chosen), chosen)
             if config.weights is not None:
                 lines.append(look(config, chosen)[1].line(source_of(config)))
-            pictures, arms = planned(Path(place), chosen, config)
+            pictures, arms = planned(Path(place), chosen, config, drawn=False)
         federated = next(arm for arm in arms if arm.kind == "federated")
         sizes = federated.site_sizes()
         trained_by = len(sizes)
@@ -73,6 +70,11 @@ def _method_lines(study: Study) -> Iterator[str]:
 
 def _privacy_lines(study: Study, sites: int) -> Iterator[str]:
     """What the study promises and draws of noise; ``sites``: those that train, where a simulation says so, else 1."""
+    if study.privacy is None:
+        return
+    from client.privacy_page import plan_lines
+    from federation.privacy.plan import plan_of
+
     plan = plan_of(study)
     if plan is not None:
         yield from plan_lines(study, plan, sites)
@@ -81,6 +83,8 @@ def _privacy_lines(study: Study, sites: int) -> Iterator[str]:
 def _label_lines(study: Study) -> Iterator[str]:
     """What sites are asked about their labels after the last round."""
     if study.federated_evaluation is not None:
+        from client.approval_page import label_statistics
+
         method = build_method(study.method, study.encoder, study.image, study.seed)
         for line in label_statistics(study, feature_dim(method.encoder)):
             yield f"after the last round, of each site that permits it: {line}"

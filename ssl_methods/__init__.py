@@ -1,35 +1,33 @@
 """Pretext tasks, one file a paper.
 
-Adding one: its file, its name and section in ssl_methods/table.py, one test.
+Adding one: its file, its entry in ssl_methods/table.py, one test.
 """
 
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
-
-from foundation.errors import StudyError, look_up, nearest
-from foundation.randomness import seeded_torch
+from foundation.by_name import ByName
+from foundation.errors import StudyError, nearest
 from imaging.config import ImageConfig
-from ssl_methods.combine import Combine, CombineConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder, require_dimensions, require_kind
-from ssl_methods.method import Method, MethodConfig
-from ssl_methods.table import SINGLE_METHODS, SingleMethodConfig
+from ssl_methods.encoder_table import EncoderConfig, require_dimensions, require_kind
+from ssl_methods.method_config import MethodConfig
+from ssl_methods.table import METHODS, method_type
 
-METHODS: dict[str, type[Method]] = {**SINGLE_METHODS, "combine": Combine}
-AnyMethodConfig = Annotated[SingleMethodConfig | CombineConfig, Field(discriminator="name")]
+if TYPE_CHECKING:
+    from ssl_methods.method import Method
+
+AnyMethodConfig = Annotated[MethodConfig, ByName(lambda: METHODS, lambda name: method_type(name).Config)]
 
 
-def method_class(config: MethodConfig) -> type[Method]:
-    """The class that a method's section asks for."""
-    return look_up(METHODS, cast(Any, config).name, "method").declared_for(config)
+def method_class(config: MethodConfig) -> type["Method"]:
+    """The class that a method's section asks for, with what it declares under these settings."""
+    return method_type(config.name).declared_for(config)
 
 
 def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig) -> None:
     """StudyError when the method does not take such an encoder or picture or shares a part it has not got."""
-    if isinstance(config, CombineConfig):
-        for member in config.methods:
-            check_method(member.method, encoder, image)
-    method, name = method_class(config), cast(Any, config).name
+    for member in config.members().values():
+        check_method(member, encoder, image)
+    method, name = method_class(config), config.name
     require_kind(encoder.name, name, method.encoders)
     require_dimensions(encoder.name, image)
     if image.dimensions not in method.dimensions:
@@ -56,8 +54,11 @@ def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfi
         raise StudyError("method.share leaves out 'encoder', which is what the sites train together: add it")
 
 
-def build_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig, seed: int) -> Method:
+def build_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig, seed: int) -> "Method":
     """The method with fresh weights, the same for the same seed; StudyError when the pieces do not fit."""
+    from foundation.randomness import seeded_torch
+    from ssl_methods.encoders import build_encoder
+
     check_method(config, encoder, image)
     with seeded_torch(seed, "initialisation"):
         return method_class(config)(config, build_encoder(encoder, image), image)
@@ -66,9 +67,9 @@ def build_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfi
 __all__ = [
     "METHODS",
     "AnyMethodConfig",
-    "Method",
     "MethodConfig",
     "build_method",
     "check_method",
     "method_class",
+    "method_type",
 ]

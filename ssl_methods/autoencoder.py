@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from imaging.config import ImageConfig
 from ssl_methods.decoders import picture_decoder, restoration_loss
 from ssl_methods.encoder_outputs import feature_maps
-from ssl_methods.encoders import Kind
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 
 
 class AutoencoderConfig(MethodConfig):
@@ -24,7 +24,7 @@ class AutoencoderConfig(MethodConfig):
     )
 
 
-class Autoencoder(Method):
+class Autoencoder(Method, name="autoencoder"):
     """Encode a picture and restore all of it: the floor of the family, which the others must beat to be worth it.
 
     Nothing is hidden or corrupted (that is what MAE, SimMIM and Models Genesis add), so that the only pressure is the
@@ -33,13 +33,6 @@ class Autoencoder(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = AutoencoderConfig
-    summary: ClassVar[str] = "restores the whole picture from its feature map"
-    paper: ClassVar[str] = "Masci et al. 2011"
-    family: ClassVar[Family] = "reconstruction"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "decoder": "shared"}
     config: AutoencoderConfig
 
     def __init__(self, config: AutoencoderConfig, encoder: nn.Module, image: ImageConfig) -> None:

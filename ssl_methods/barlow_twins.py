@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
+from ssl_methods.method import TwoViewMethod, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.similarity import exact
 
 
@@ -55,7 +55,7 @@ class BarlowTwinsConfig(TwoViewConfig):
     )
 
 
-class BarlowTwins(TwoViewMethod):
+class BarlowTwins(TwoViewMethod, name="barlow_twins"):
     """Make the channels of two views' projections agree one by one and differ from each other.
 
     Deviations: a projector of 256 channels where the paper has 8192 (see ``projection``); the loss is not scaled
@@ -65,14 +65,6 @@ class BarlowTwins(TwoViewMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = BarlowTwinsConfig
-    summary: ClassVar[str] = "makes the channels of two views agree and differ from each other"
-    paper: ClassVar[str] = "Zbontar et al. 2021"
-    family: ClassVar[Family] = "non-contrastive"
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    # As in SimCLR: the loss reaches the encoder only through the projector.
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "projector": "shared"}
     config: BarlowTwinsConfig
 
     def __init__(self, config: BarlowTwinsConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from foundation.schedules import cosine, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
+from ssl_methods.method import TwoViewMethod, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.momentum import follow, follower
 from ssl_methods.similarity import negative_cosine
 
@@ -53,7 +53,7 @@ class BYOLConfig(TwoViewConfig):
     )
 
 
-class BYOL(TwoViewMethod):
+class BYOL(TwoViewMethod, name="byol"):
     """Predict from one view how a network that follows slowly sees the other.
 
     Deviations: heads are scaled with the encoder; views are those of the modality, alike for both sides (the paper
@@ -65,21 +65,6 @@ class BYOL(TwoViewMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = BYOLConfig
-    summary: ClassVar[str] = "predicts how a slowly following network sees another view"
-    paper: ClassVar[str] = "Grill et al. 2020"
-    family: ClassVar[Family] = "non-contrastive"
-    per_sample: ClassVar[bool] = False  # because of the heads' BatchNorm
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    # The online network is averaged whole and the target stays: so FedU (Zhuang et al. 2021, ICCV), which found
-    # the online encoder the better one to send and the target best kept.
-    parts: ClassVar[dict[str, Role]] = {
-        "encoder": "shared",
-        "projector": "shared",
-        "predictor": "shared",
-        "target_encoder": "local",
-        "target_projector": "local",
-    }
     config: BYOLConfig
 
     def __init__(self, config: BYOLConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -1,26 +1,33 @@
 """Any weighted sum of methods over one encoder."""
 
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from foundation.by_name import ByName
 from foundation.section import Section
-from imaging.config import ImageConfig
-from imaging.partners import Relation
-from ssl_methods.encoders import Kind
+from imaging.config import ImageConfig, Relation
 from ssl_methods.mae import MAEConfig
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.simclr import SimCLRConfig
-from ssl_methods.table import SINGLE_METHODS, SingleMethodConfig
+from ssl_methods.table import METHODS, Kind, Role, method_type
+
+
+def _single() -> list[str]:
+    """Methods that stand by themselves: a sum of sums would be one."""
+    return [name for name in METHODS if name != "combine"]
 
 
 class MemberConfig(Section):
     """One method of a sum."""
 
     weight: float = Field(default=1.0, gt=0.0, description="Factor on this method's loss.")
-    method: SingleMethodConfig = Field(discriminator="name", description="The method's own section.")
+    method: Annotated[MethodConfig, ByName(_single, lambda name: method_type(name).Config)] = Field(
+        description="The method's own section."
+    )
 
 
 class CombineConfig(MethodConfig):
@@ -65,6 +72,10 @@ class CombineConfig(MethodConfig):
                 )
         return self
 
+    def members(self) -> dict[str, MethodConfig]:
+        """The methods' own sections, by what they are called."""
+        return {label: member.method for label, member in self.labelled().items()}
+
     def labelled(self) -> dict[str, MemberConfig]:
         """The members by what they are called."""
         called: dict[str, MemberConfig] = {}
@@ -75,7 +86,7 @@ class CombineConfig(MethodConfig):
         return called
 
 
-class Combine(Method):
+class Combine(Method, name="combine"):
     """Train one encoder by several methods at once: the loss is the weighted sum of theirs.
 
     Every member draws its own views and runs the encoder on them; the members share nothing but the encoder, and each
@@ -84,21 +95,12 @@ class Combine(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = CombineConfig
-    summary: ClassVar[str] = "weighted sum of other methods over one encoder"
-    paper: ClassVar[str] = "combined strategies: Huang et al. 2023"
-    family: ClassVar[Family] = "hybrid"
-    # These hold for the default sum; any other is declared by its members (declared_for).
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit",)
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "mae.decoder": "shared", "simclr.projector": "shared"}
-    fewest_patients: ClassVar[int] = 2
     config: CombineConfig
 
     @classmethod
     def declared_for(cls, config: Any) -> type[Method]:
         """``Combine`` with what its members have in common, and the parts of them all."""
-        members = {label: SINGLE_METHODS[member.method.name] for label, member in config.labelled().items()}
+        members = {label: method_type(member.method.name) for label, member in config.labelled().items()}
         classes = list(members.values())
         own: dict[str, Role] = {"encoder": "shared"}
         for label, member in members.items():
@@ -123,7 +125,7 @@ class Combine(Method):
         super().__init__(config, encoder, image)
         self.members = nn.ModuleDict()
         for label, member in config.labelled().items():
-            method = SINGLE_METHODS[member.method.name](member.method, encoder, image)
+            method = method_type(member.method.name)(member.method, encoder, image)
             # The member goes on using the encoder, but it is a submodule of the sum alone: its state is there once.
             del method.encoder
             object.__setattr__(method, "encoder", encoder)

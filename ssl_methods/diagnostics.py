@@ -8,6 +8,7 @@ from torch import Tensor
 from ssl_methods.encoder_outputs import features
 from ssl_methods.method import Method
 from ssl_methods.similarity import exact, unit
+from ssl_methods.watched import FEATURE_SPREAD, OUTPUT_RANK, OUTPUT_SPREAD
 
 
 def rankme(features: Tensor) -> float:
@@ -47,7 +48,6 @@ def feature_std(features: Tensor) -> float:
     return float(unit(features).std(dim=0).mean())
 
 
-FEATURE_SPREAD, OUTPUT_SPREAD, OUTPUT_RANK = "feature_spread", "output_spread", "output_rank"
 # Chosen by training methods with and without what keeps them from collapse (tests/ssl_methods/test_collapse.py).
 COLLAPSED_SPREAD, LOST_SPREAD = 0.1, 0.25
 COLLAPSED_RANK, LOST_RANK = 0.3, 0.6

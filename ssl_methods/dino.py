@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from foundation.schedules import cosine, linear, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim
-from ssl_methods.encoders import Kind
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.momentum import follow, follower
 from ssl_methods.multi_crop import MultiCropConfig, crop_features, draw_crops, small_side, view_features
 from ssl_methods.similarity import exact, unit
@@ -195,7 +195,7 @@ class DINOConfig(DistillationConfig):
     name: Literal["dino"] = "dino"
 
 
-class DINO(Method):
+class DINO(Method, name="dino"):
     """Predict from every crop of a picture how a slowly following teacher classifies its large crops.
 
     The classes are the teacher's own; that it does not put all pictures in one is due to the centre, that it does not
@@ -210,19 +210,6 @@ class DINO(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = DINOConfig
-    summary: ClassVar[str] = "predicts a slow teacher's view of large crops from small ones"
-    paper: ClassVar[str] = "Caron et al. 2021"
-    family: ClassVar[Family] = "non-contrastive"
-    # Without BatchNorm a batch's own gradients are independent, but the centre carries each picture into later steps.
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    parts: ClassVar[dict[str, Role]] = {
-        "encoder": "shared",
-        "head": "shared",
-        "prototypes": "shared",
-        "teacher": "local",
-        "centre": "local",
-    }
     config: DistillationConfig
     temperature: Tensor
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from foundation.vision_import import timm
+from foundation import vision_import
 
 EPSILON = 1e-3
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -56,6 +56,6 @@ def _epsilon(encoder: nn.Module, layer: str) -> float:
 
 def padding_note(encoder: nn.Module) -> str:
     """What to say where the encoder pads otherwise than the weights' own model; "" where it pads the same."""
-    if isinstance(cast(Any, encoder).conv_stem, cast(Any, timm.layers).Conv2dSame):
+    if isinstance(cast(Any, encoder).conv_stem, cast(Any, vision_import.timm.layers).Conv2dSame):
         return ""
     return "made with TensorFlow's padding, which timm's 'tf_efficientnet_lite0' has and this encoder has not"

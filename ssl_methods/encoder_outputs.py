@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foundation.vision_import import VisionTransformer
+from foundation import vision_import
 from ssl_methods.heads import take
 from ssl_methods.volume_encoders import (
     is_volume_encoder,
@@ -31,7 +31,7 @@ def features(encoder: nn.Module, pictures: Tensor) -> Tensor:
     """
     if is_volume_encoder(encoder):
         return volume_features(encoder, pictures)
-    if isinstance(encoder, VisionTransformer) and _grid_of(encoder, pictures) != grid_shape(encoder):
+    if isinstance(encoder, vision_import.VisionTransformer) and _grid_of(encoder, pictures) != grid_shape(encoder):
         return patch_tokens(encoder, pictures).mean(dim=1)
     return cast(Tensor, encoder(pictures))
 
@@ -44,7 +44,7 @@ def feature_maps(encoder: nn.Module, pictures: Tensor) -> Tensor:
     """
     if is_volume_encoder(encoder):
         return volume_maps(encoder, pictures)
-    if isinstance(encoder, VisionTransformer):
+    if isinstance(encoder, vision_import.VisionTransformer):
         tokens = patch_tokens(encoder, pictures)
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *_grid_of(encoder, pictures))
     found = cast(Tensor, cast(Any, encoder).forward_features(pictures))
@@ -111,7 +111,7 @@ def masked_maps(encoder: nn.Module, pictures: Tensor, mask: Tensor, mask_token: 
 
     mask ``[B, N]`` bool over the patches that the encoder embeds, row-major; mask_token one vector of ``token_dim``.
     """
-    if isinstance(encoder, VisionTransformer):
+    if isinstance(encoder, vision_import.VisionTransformer):
         tokens = masked_tokens(encoder, pictures, mask, mask_token)
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *_grid_of(encoder, pictures))
     model = cast(Any, encoder)

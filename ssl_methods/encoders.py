@@ -1,166 +1,24 @@
 """Encoders: plain timm models, so that what a study exports loads in timm without this project."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field, field_validator
 from torch import nn
 
-from foundation.errors import StudyError, nearest
-from foundation.section import Section
-from foundation.vision_import import VisionTransformer, timm
+from foundation import vision_import
+from foundation.errors import StudyError
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import grid_shape
+from ssl_methods.encoder_table import VOLUME_ENCODERS, EncoderConfig, encoder_kind, require_dimensions
 from ssl_methods.heads import grid_positions
 from ssl_methods.volume_encoders import (
     STAGES,
-    VOLUME_ENCODERS,
-    Patch,
     build_volume_encoder,
     is_volume_encoder,
     monai_arguments,
     monai_line,
     volume_layers,
 )
-
-Kind = Literal["vit", "convolutional", "swin"]
-
-VIT_FAMILY = "vision_transformer"
-CONVOLUTIONAL_FAMILIES = ("resnet", "resnetv2", "convnext", "densenet", "efficientnet", "regnet")
-SWIN_FAMILIES = ("swin_transformer", "swin_transformer_v2")
-"""timm's model files of which models were tried here (tests/ssl_methods/test_encoders.py)."""
-
-
-class EncoderConfig(Section):
-    """Which encoder is pretrained."""
-
-    name: str = Field(
-        description="A timm model name, or monai_vit or monai_swin_unetr for volumes; `fedpretext encoders` lists "
-        "recommended ones."
-    )
-    patch_size: Patch | None = Field(
-        default=None,
-        description="Side of a patch in pixels (ViT and Swin), in 3-D also [depth, height, width]; default: the "
-        "model's own.",
-    )
-    depth: int | None = Field(
-        default=None,
-        ge=1,
-        description="Transformer blocks (ViT), or blocks of each stage (Swin); default: the model's own.",
-    )
-    width: int | None = Field(
-        default=None,
-        ge=4,
-        description="Channels of a patch token (Swin: in the first stage), a multiple of 4 (ViT in 3-D: of 6) and of "
-        "heads.",
-    )
-    heads: int | None = Field(
-        default=None, ge=1, description="Attention heads (Swin: of the first stage); default: the model's own."
-    )
-    drop_path: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Share of residual branches dropped in training, at the last block.",
-    )
-    frozen_blocks: int = Field(
-        default=0,
-        ge=0,
-        description="Lowest blocks of a ViT that keep their starting weights, with the patch embedding; 0: all are "
-        "trained.",
-    )
-
-    @field_validator("patch_size")
-    @classmethod
-    def _patches_have_a_side(cls, patch: Patch | None) -> Patch | None:
-        sides = patch if isinstance(patch, tuple) else (patch,)
-        if any(side is not None and side < 1 for side in sides):
-            raise ValueError(f"{patch}: a patch has 1 pixel or more on each side")
-        return patch
-
-
-@dataclass(frozen=True)
-class Recommended:
-    """An encoder worth starting from."""
-
-    summary: str
-    paper: str
-
-
-VIT_PAPER = "Dosovitskiy et al. 2021"
-DEIT_PAPER = "Touvron et al. 2021"
-RESNET_PAPER = "He et al. 2016"
-ENCODERS: dict[str, Recommended] = {
-    "vit_tiny_patch16_224": Recommended("ViT, 12 blocks of 192: 5.5 M weights, runs on a CPU", DEIT_PAPER),
-    "vit_small_patch16_224": Recommended("ViT, 12 blocks of 384: 21.7 M weights, one small GPU", DEIT_PAPER),
-    "vit_base_patch16_224": Recommended("ViT, 12 blocks of 768: 85.8 M weights", VIT_PAPER),
-    "resnet10t": Recommended("ResNet, 10 layers, tiered stem: 4.9 M weights, runs on a CPU", RESNET_PAPER),
-    "resnet18": Recommended("ResNet, 18 layers: 11.2 M weights", RESNET_PAPER),
-    "resnet50": Recommended("ResNet, 50 layers: 23.5 M weights", RESNET_PAPER),
-    "swin_tiny_patch4_window7_224": Recommended(
-        "Swin, windows of 7 x 7 patches: 27.5 M weights, one small GPU", "Liu et al. 2021"
-    ),
-    "monai_vit": Recommended(
-        "for volumes: MONAI's ViT, 12 blocks of 768: 88.4 M weights at 96 voxels a side", VIT_PAPER
-    ),
-    "monai_swin_unetr": Recommended(
-        "for volumes: MONAI's Swin UNETR encoder, 48 channels: 8.1 M weights, a GPU", "Hatamizadeh et al. 2022"
-    ),
-    "convnext_atto": Recommended("ConvNeXt, no BatchNorm: 3.4 M weights", "Liu et al. 2022; Wightman"),
-}
-
-
-def encoder_kind(name: str) -> Kind:
-    """Whether the encoder ``name`` is a plain ViT, convolutional or a Swin; StudyError for any other name."""
-    if name in VOLUME_ENCODERS:
-        return VOLUME_ENCODERS[name]
-    if not timm.is_model(name):
-        known = [*timm.list_models(), *VOLUME_ENCODERS]
-        raise StudyError(
-            f"encoder {name!r} is not a timm model{nearest(name, known)}; `fedpretext encoders` lists recommended ones"
-        )
-    family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-    if family == VIT_FAMILY:
-        return "vit"
-    if family in CONVOLUTIONAL_FAMILIES:
-        return "convolutional"
-    if family in SWIN_FAMILIES:
-        return "swin"
-    raise StudyError(
-        f"encoder {name!r} is of timm's family {family!r}; taken are {VIT_FAMILY}, "
-        f"{', '.join((*CONVOLUTIONAL_FAMILIES, *SWIN_FAMILIES))}: choose a name from `fedpretext encoders`"
-    )
-
-
-def require_kind(name: str, method: str, kinds: Sequence[Kind]) -> None:
-    """StudyError when the encoder ``name`` is of a kind that the method ``method`` does not take."""
-    kind = encoder_kind(name)
-    if kind not in kinds:
-        suits = [known for known in ENCODERS if encoder_kind(known) in kinds]
-        suits = [known for known in suits if encoder_dimensions(known) == encoder_dimensions(name)] or suits
-        raise StudyError(
-            f"encoder {name!r} is {kind}, but method {method!r} takes {' or '.join(kinds)} encoders: "
-            f"choose for example {suits[0]!r}"
-        )
-
-
-def encoder_dimensions(name: str) -> int:
-    """3 for the encoders of volumes, 2 for all others."""
-    return 3 if name in VOLUME_ENCODERS else 2
-
-
-def require_dimensions(name: str, image: ImageConfig) -> None:
-    """StudyError when the encoder ``name`` is for volumes and the study's pictures are not, or the other way."""
-    if encoder_dimensions(name) == image.dimensions:
-        return
-    if image.depth is None:
-        raise StudyError(f"encoder {name!r} is for volumes, but pictures are 2-D: set image.depth, or a 2-D encoder")
-    raise StudyError(
-        f"encoder {name!r} is for 2-D pictures, but image.depth {image.depth} says volumes: "
-        f"choose {' or '.join(VOLUME_ENCODERS)}, or leave image.depth out"
-    )
 
 
 def timm_arguments(config: EncoderConfig, image: ImageConfig) -> dict[str, Any]:
@@ -243,10 +101,10 @@ def build_encoder(config: EncoderConfig, image: ImageConfig) -> nn.Module:
     if encoder_kind(config.name) == "vit":
         _check_vit(config, image)
     try:
-        encoder: nn.Module = timm.create_model(config.name, **arguments)
+        encoder: nn.Module = vision_import.timm.create_model(config.name, **arguments)
     except (TypeError, AssertionError) as error:
         raise StudyError(f"encoder {config.name!r} cannot be built as the study says: {error}") from error
-    if isinstance(encoder, VisionTransformer):
+    if isinstance(encoder, vision_import.VisionTransformer):
         _fix_positions(encoder)
         cast(Any, encoder.patch_embed).strict_img_size = False  # the small crops of multi-crop: see patch_tokens
     return _frozen(encoder, config)
@@ -275,7 +133,7 @@ def _frozen(encoder: nn.Module, config: EncoderConfig) -> nn.Module:
 def _check_vit(config: EncoderConfig, image: ImageConfig) -> None:
     """StudyError when patches do not tile the picture or heads do not divide the width."""
     with torch.device("meta"):
-        plain: Any = timm.create_model(config.name, num_classes=0)
+        plain: Any = vision_import.timm.create_model(config.name, num_classes=0)
     patch = cast(int, config.patch_size or plain.patch_embed.patch_size[0])
     if image.size % patch or image.size == patch:
         fitting = [side for side in range(2, image.size) if image.size % side == 0]
@@ -308,7 +166,7 @@ def layer_depths(encoder: nn.Module) -> dict[str, float]:
     if is_volume_encoder(encoder):
         return {name: float(layer) for name, layer in volume_layers(encoder).items()}
     matcher = cast(Any, encoder).group_matcher(coarse=False)
-    groups: dict[str, Any] = timm.models.group_parameters(encoder, matcher, reverse=True)
+    groups: dict[str, Any] = vision_import.timm.models.group_parameters(encoder, matcher, reverse=True)
     return {name: float(layer) for name, layer in groups.items()}
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from imaging.augment import exact
 from imaging.saliency import entropy_map
 from ssl_methods.encoder_outputs import patch_embeddings
-from ssl_methods.method import Focus
+from ssl_methods.method_config import Focus
 
 
 def patch_weights(

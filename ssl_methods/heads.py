@@ -8,8 +8,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from foundation import vision_import
 from foundation.errors import StudyError
-from foundation.vision_import import Block
 
 
 def grid_positions(grid: Sequence[int], width: int) -> Tensor:
@@ -90,7 +90,7 @@ class TokenPredictor(nn.Module):
         self.embed = nn.Linear(width_in, width)
         self.mask_token = nn.Embedding(1, width)
         self.register_buffer("positions", grid_positions(grid, width), persistent=False)  # [N, width]
-        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(vision_import.Block(width, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out = nn.Linear(width, width_out)
         self.apply(_xavier)

@@ -12,12 +12,12 @@ from foundation.schedules import momentum_for_batch
 from imaging.config import AreaRange, ImageConfig
 from ssl_methods.dino import DINO, Centre, DistillationConfig, teacher_targets
 from ssl_methods.encoder_outputs import feature_dim, grid_shape, masked_tokens, patch_shape, patch_tokens
-from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.heads import take
 from ssl_methods.koleo import koleo
 from ssl_methods.mae import only_patches
-from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.momentum import follow, follower
 from ssl_methods.multi_crop import by_view, crop_features
 from ssl_methods.similarity import unit
@@ -129,7 +129,7 @@ class IBOTConfig(DistillationConfig):
     )
 
 
-class IBOT(DINO):
+class IBOT(DINO, name="ibot"):
     """DINO on pictures and on patches: the student says what the teacher sees at the places hidden from it.
 
     Deviations: the mean of the patch tokens stands for the picture, where the paper has a class token; the rest as in
@@ -144,12 +144,6 @@ class IBOT(DINO):
     """
 
     Config: ClassVar[type[MethodConfig]] = IBOTConfig
-    summary: ClassVar[str] = "DINO, and what a slow teacher sees at hidden patches"
-    paper: ClassVar[str] = "Zhou et al. 2022"
-    family: ClassVar[Family] = "hybrid"
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit",)
-    attends: ClassVar[bool] = True
-    parts: ClassVar[dict[str, Role]] = {**DINO.parts, "mask_token": "shared", "patch_centre": "local"}
     config: IBOTConfig
 
     def __init__(self, config: IBOTConfig, encoder: nn.Module, image: ImageConfig) -> None:

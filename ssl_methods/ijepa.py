@@ -11,11 +11,11 @@ from foundation.schedules import linear, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.block_masks import BlockRanges, block_masks
 from ssl_methods.encoder_outputs import feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
-from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.heads import TokenPredictor, check_width, take
 from ssl_methods.mae import only_patches
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.momentum import follow, follower
 from ssl_methods.similarity import exact
 from ssl_methods.token_masks import counted
@@ -86,7 +86,7 @@ class IJEPAConfig(MethodConfig):
         return self
 
 
-class IJEPA(Method):
+class IJEPA(Method, name="ijepa"):
     """Predict from part of a picture how an encoder that follows slowly sees hidden blocks of it.
 
     Deviations: blocks are drawn uniformly over all places, size and aspect independently (their code drives
@@ -96,15 +96,6 @@ class IJEPA(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = IJEPAConfig
-    summary: ClassVar[str] = "predicts the features of hidden blocks"
-    paper: ClassVar[str] = "Assran et al. 2023"
-    family: ClassVar[Family] = "predictive"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit",)
-    attends: ClassVar[bool] = True
-    # The predictor is averaged with the encoder, as Yan et al. (2023) do with the decoder. The target encoder
-    # follows the site's own encoder over the rounds, so that it costs no bytes.
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "predictor": "shared", "target_encoder": "local"}
     config: IJEPAConfig
 
     def __init__(self, config: IJEPAConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from imaging.config import ImageConfig
 from ssl_methods.classification import ClassifyingMethod, class_loss
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.tiles import check_tiles, cut, mosaic, multiple_below, standardised, tile_unit
 
 GRID = 3
@@ -80,7 +80,7 @@ class JigsawConfig(MethodConfig):
     )
 
 
-class Jigsaw(ClassifyingMethod):
+class Jigsaw(ClassifyingMethod, name="jigsaw"):
     """Cut a picture into nine tiles, shuffle them, encode each by itself and tell the order.
 
     The encoder never sees two tiles together: only the head compares them (the paper's siamese context-free
@@ -90,12 +90,6 @@ class Jigsaw(ClassifyingMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = JigsawConfig
-    summary: ClassVar[str] = "guesses how the nine tiles of a picture were shuffled"
-    paper: ClassVar[str] = "Noroozi and Favaro 2016"
-    family: ClassVar[Family] = "predictive"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "head": "shared"}
     config: JigsawConfig
     permutations: Tensor
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, grid_shape, patch_shape, patch_tokens
-from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
 from ssl_methods.heads import TokenPredictor, check_width, take
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.similarity import exact
 from ssl_methods.token_masks import counted, random_masks
 
@@ -109,18 +109,10 @@ class MAEConfig(MethodConfig):
         return self
 
 
-class MAE(Method):
+class MAE(Method, name="mae"):
     """Hide most patches, encode the rest, restore the hidden pixels with a small decoder."""
 
     Config: ClassVar[type[MethodConfig]] = MAEConfig
-    summary: ClassVar[str] = "restores the pixels of hidden patches"
-    paper: ClassVar[str] = "He et al. 2022; federated: Yan et al. 2023"
-    family: ClassVar[Family] = "reconstruction"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit",)
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    # The decoder is averaged with the encoder, as Yan et al. do.
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "decoder": "shared"}
     config: MAEConfig
 
     def __init__(self, config: MAEConfig, encoder: nn.Module, image: ImageConfig) -> None:

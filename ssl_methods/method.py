@@ -1,22 +1,19 @@
 """What every pretext task is to the rest of the house."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from foundation.section import Section
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
-from imaging.partners import Relation
+from ssl_methods.method_config import MethodConfig
+from ssl_methods.table import METHODS, Family, Kind, Role
 
-Family = Literal["contrastive", "non-contrastive", "predictive", "reconstruction", "hybrid"]
-Role = Literal["shared", "local", "derived"]
-Focus = Literal["none", "entropy", "attention"]
 Views = dict[str, Tensor]
 """Named tensors of one batch: what ``Method.loss`` reads. First dimension B, or ``[B, V, ...]`` for V crops."""
 
@@ -40,67 +37,35 @@ class Batch:
     gaps: Tensor | None = None
 
 
-class MethodConfig(Section):
-    """What every method's section has."""
-
-    share: tuple[str, ...] | None = Field(
-        default=None, description="Parts sent to the server; default: what the method declares as shared."
-    )
-    focus: Focus = Field(
-        default="none",
-        description="What crops and masks look at: none; entropy: of 8 places of a crop one is taken that keeps at "
-        "least .9 of the local entropy that the best keeps, masks leave at least the usual share of the most varied "
-        "patches visible (blocks as far as they allow), and empty background need not be predicted; attention: masks "
-        "look at the teacher's attention instead, crops at nothing (ijepa and ibot).",
-    )
-
-    @property
-    def partner(self) -> Relation | None:
-        """Which second picture a site gives for each one (``Batch.partners``); None: none."""
-        return None
-
-
-class TwoViewConfig(MethodConfig):
-    """What every method has that compares two views."""
-
-    positives: Literal["view", "patient", "study", "series", "neighbour"] = Field(
-        default="view",
-        description="Where the second view comes from: the same picture, another one of the patient, study or series, "
-        "or the slice before or after; all but view harm where the task's label varies within the group.",
-    )
-
-    @property
-    def partner(self) -> Relation | None:
-        """The relation that ``positives`` names."""
-        return None if self.positives == "view" else self.positives
-
-
 class Method(nn.Module, ABC):
     """One pretext task over one encoder.
 
     A subclass names its top-level submodules (and buffers) in ``parts``: a part's name is the first component of its
     ``state_dict`` keys. ``encoder`` is a plain timm model and always shared. A part that is ``derived`` is rebuilt from
     other parts and neither sent nor stored; a part that is ``local`` is stored at the site and never sent.
+    Facts that can be known without this class are in the table: ``class MAE(Method, name="mae")`` has them from there.
     """
 
     Config: ClassVar[type[MethodConfig]]
+    # What these say is with ``MethodFacts``.
     summary: ClassVar[str]
     paper: ClassVar[str]
     family: ClassVar[Family]
     per_sample: ClassVar[bool]
-    """True when, by the defaults, one picture's gradient depends on no other picture: neither of the batch nor of
-    what the method remembers of earlier ones."""
-    encoders: ClassVar[tuple[Literal["vit", "convolutional", "swin"], ...]]
-    parts: ClassVar[dict[str, Role]]
+    encoders: ClassVar[tuple[Kind, ...]]
+    parts: ClassVar[Mapping[str, Role]]
     fewest_patients: ClassVar[int] = 1
-    """Patients a site needs for the loss to mean something."""
     never_shared: ClassVar[frozenset[str]] = frozenset()
-    """Local parts that no study may share: they hold something of single pictures or patients."""
     attends: ClassVar[bool] = False
-    """Whether masks can look at a teacher's attention (``MethodConfig.focus``)."""
     dimensions: ClassVar[tuple[int, ...]] = (2,)
-    """2 for pictures, 3 for volumes."""
     encoder: nn.Module
+
+    def __init_subclass__(cls, name: str | None = None, **keywords: Any) -> None:
+        """Take the facts of ``METHODS[name]``; a class without a name states them itself or inherits them."""
+        super().__init_subclass__(**keywords)
+        if name is not None:
+            for fact in fields(METHODS[name]):
+                setattr(cls, fact.name, getattr(METHODS[name], fact.name))
 
     def __init__(self, config: Any, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__()

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from foundation.schedules import momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
+from ssl_methods.method import Batch, TwoViewMethod, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.momentum import follow, follower
 from ssl_methods.similarity import info_nce, unit
 
@@ -103,7 +103,7 @@ class MoCoConfig(TwoViewConfig):
     )
 
 
-class MoCoV2(TwoViewMethod):
+class MoCoV2(TwoViewMethod, name="moco_v2"):
     """Find a picture's key, made by an encoder that follows slowly, among the keys of other patients.
 
     Deviations: the queue starts empty and not with random vectors, and the first step has no gradient; keys of a
@@ -117,24 +117,6 @@ class MoCoV2(TwoViewMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = MoCoConfig
-    summary: ClassVar[str] = "finds a picture's key in a queue of other patients' keys"
-    paper: ClassVar[str] = "He et al. 2020; Chen, Fan et al. 2020"
-    family: ClassVar[Family] = "contrastive"
-    # Over a ViT a batch's own gradients are independent, but the queue carries each picture into later steps.
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    # The projector is averaged with the encoder, as in SimCLR. What makes the keys follows the site's own
-    # encoder over the rounds: it costs no bytes, and keys of one queue come from one slowly moving network.
-    parts: ClassVar[dict[str, Role]] = {
-        "encoder": "shared",
-        "projector": "shared",
-        "key_encoder": "local",
-        "key_projector": "local",
-        "queue": "local",
-    }
-    fewest_patients: ClassVar[int] = 2
-    never_shared: ClassVar[frozenset[str]] = frozenset({"queue"})
     config: MoCoConfig
 
     def __init__(self, config: MoCoConfig, encoder: nn.Module, image: ImageConfig) -> None:
@@ -173,7 +155,7 @@ class MoCoV2(TwoViewMethod):
         self._fresh.append((keys, patients))
 
     # Outside of a compiled loss, of which the length of the list would be a constant. torch gives this no types.
-    _remember = cast(Any, torch.compiler).disable(_note)
+    _remember = cast(Any, torch)._disable_dynamo(_note)  # torch.compiler.disable, not imported before a first call
 
     def before_step(self, progress: float) -> None:
         """Forget keys of a step that was not finished."""

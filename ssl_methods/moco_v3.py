@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from foundation import vision_import
 from foundation.schedules import cosine, momentum_for_batch
-from foundation.vision_import import VisionTransformer
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
+from ssl_methods.method import Batch, TwoViewMethod, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.momentum import follow, follower
 from ssl_methods.similarity import info_nce, unit
 
@@ -67,7 +67,7 @@ class MoCoV3Config(TwoViewConfig):
     )
 
 
-class MoCoV3(TwoViewMethod):
+class MoCoV3(TwoViewMethod, name="moco_v3"):
     """Find a picture's key, made by an encoder that follows slowly, among the keys of the batch's other patients.
 
     Deviations: keys of a query's own patient are no negatives; heads are scaled with the encoder. The paper's batch of
@@ -78,25 +78,11 @@ class MoCoV3(TwoViewMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = MoCoV3Config
-    summary: ClassVar[str] = "finds a picture's key among those of the batch's other patients"
-    paper: ClassVar[str] = "Chen, Xie and He 2021"
-    family: ClassVar[Family] = "contrastive"
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    # The whole online network is averaged (FedU: Zhuang et al. 2021, who also keep what follows it at the site).
-    parts: ClassVar[dict[str, Role]] = {
-        "encoder": "shared",
-        "projector": "shared",
-        "predictor": "shared",
-        "key_encoder": "local",
-        "key_projector": "local",
-    }
-    fewest_patients: ClassVar[int] = 2
     config: MoCoV3Config
 
     def __init__(self, config: MoCoV3Config, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
-        vit = isinstance(encoder, VisionTransformer)
+        vit = isinstance(encoder, vision_import.VisionTransformer)
         if vit and config.freeze_patches:
             encoder.get_submodule("patch_embed").requires_grad_(False)
         width = feature_dim(encoder)

@@ -11,8 +11,8 @@ from imaging.config import Fraction, ImageConfig
 from ssl_methods.corruptions import Chances, corrupt, draw
 from ssl_methods.decoders import picture_decoder, restoration_loss
 from ssl_methods.encoder_outputs import feature_maps
-from ssl_methods.encoders import Kind
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 
 
 class ModelsGenesisConfig(MethodConfig):
@@ -34,7 +34,7 @@ class ModelsGenesisConfig(MethodConfig):
     )
 
 
-class ModelsGenesis(Method):
+class ModelsGenesis(Method, name="models_genesis"):
     """Restore a picture whose intensities, texture and parts were changed.
 
     Deviations: flips (their .4) are the modality preset's, since a mirrored CT is no anatomy, and crops are the
@@ -45,13 +45,6 @@ class ModelsGenesis(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = ModelsGenesisConfig
-    summary: ClassVar[str] = "restores pictures from changed intensities, shuffled pixels and painted parts"
-    paper: ClassVar[str] = "Zhou et al. 2021"
-    family: ClassVar[Family] = "reconstruction"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "decoder": "shared"}
     config: ModelsGenesisConfig
 
     def __init__(self, config: ModelsGenesisConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -8,7 +8,8 @@ from foundation.errors import StudyError
 from imaging.augment import Augmentation
 from imaging.config import AreaRange, ImageConfig
 from ssl_methods.encoder_outputs import features, patch_side
-from ssl_methods.method import Batch, TwoViewConfig, Views, second_pictures
+from ssl_methods.method import Batch, Views, second_pictures
+from ssl_methods.method_config import TwoViewConfig
 
 SMALL_SHARE = 96 / 224
 """Side of a small view as a share of the large ones', in SwAV and DINO."""

@@ -1,17 +1,15 @@
 """Which methods and encoders have exact per-picture gradients; nothing else may be trained with privacy by patient."""
 
 import functools
-from collections.abc import Iterator
-from typing import Any, cast
 
 import torch
 from torch import nn
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
-from ssl_methods.combine import CombineConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder, encoder_kind
-from ssl_methods.method import MethodConfig
+from ssl_methods.encoder_table import EncoderConfig, encoder_kind
+from ssl_methods.encoders import build_encoder
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.sample_gradients import trained_layers
 
 EXACT = (
@@ -39,18 +37,9 @@ def check_per_sample(method: MethodConfig, encoder: EncoderConfig, image: ImageC
 
     ``check_method`` is assumed to have passed: method, encoder and image fit each other.
     """
-    for name in _names(method):
-        _check_method(name)
+    for single in method.members().values() or (method,):
+        _check_method(single.name)
     _check_encoder(encoder, image)
-
-
-def _names(method: MethodConfig) -> Iterator[str]:
-    """The method's name, or those of a sum's members."""
-    if isinstance(method, CombineConfig):
-        for member in method.methods:
-            yield cast(Any, member.method).name
-    else:
-        yield cast(Any, method).name
 
 
 def _check_method(name: str) -> None:

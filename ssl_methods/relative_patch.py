@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from imaging.config import ImageConfig
 from ssl_methods.classification import ClassifyingMethod, class_loss
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.tiles import check_tiles, cut, mosaic, multiple_below, standardised, tile_unit
 
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -61,7 +61,7 @@ class RelativePatchConfig(MethodConfig):
     head_width: int = Field(default=256, ge=1, description="Hidden channels of the classifier.")
 
 
-class RelativePatch(ClassifyingMethod):
+class RelativePatch(ClassifyingMethod, name="relative_patch"):
     """Cut a patch and its neighbours from a picture, encode each by itself and tell where each neighbour lies.
 
     The first patch stands where all eight neighbours fit: its own place says nothing about the answer. Against
@@ -70,12 +70,6 @@ class RelativePatch(ClassifyingMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = RelativePatchConfig
-    summary: ClassVar[str] = "guesses on which side of one patch another one lies"
-    paper: ClassVar[str] = "Doersch et al. 2015"
-    family: ClassVar[Family] = "predictive"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "head": "shared"}
     config: RelativePatchConfig
 
     def __init__(self, config: RelativePatchConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -11,9 +11,9 @@ from imaging.augment import Augmentation
 from imaging.config import ImageConfig
 from ssl_methods.classification import ClassifyingMethod, class_loss
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Views
+from ssl_methods.method_config import MethodConfig
 
 TURNS = 4
 
@@ -53,7 +53,7 @@ class RotationConfig(MethodConfig):
     )
 
 
-class Rotation(ClassifyingMethod):
+class Rotation(ClassifyingMethod, name="rotation"):
     """Turn pictures by right angles and tell by how many.
 
     It can be learned where pictures have an up and a down. A microscope slide, a skin lesion or a fundus photograph
@@ -64,13 +64,6 @@ class Rotation(ClassifyingMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = RotationConfig
-    summary: ClassVar[str] = "guesses by how many right angles a picture was turned"
-    paper: ClassVar[str] = "Gidaris et al. 2018"
-    family: ClassVar[Family] = "predictive"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "head": "shared"}
     config: RotationConfig
 
     def __init__(self, config: RotationConfig, encoder: nn.Module, image: ImageConfig) -> None:

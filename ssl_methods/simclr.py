@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
+from ssl_methods.method import Batch, TwoViewMethod, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.similarity import info_nce, unit
 
 
@@ -76,21 +76,10 @@ class SimCLRConfig(TwoViewConfig):
     projection: int = Field(default=128, ge=2, description="Channels of the projection in which views are compared.")
 
 
-class SimCLR(TwoViewMethod):
+class SimCLR(TwoViewMethod, name="simclr"):
     """Draw two views of a picture together and push views of other patients away."""
 
     Config: ClassVar[type[MethodConfig]] = SimCLRConfig
-    summary: ClassVar[str] = "tells views of one picture from those of other patients"
-    paper: ClassVar[str] = "Chen et al. 2020"
-    family: ClassVar[Family] = "contrastive"
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    # The loss reaches the encoder only through the projector: were it personal, every site would pull the
-    # common encoder towards its own space. FedAvg over SimCLR averages the whole online network for that
-    # reason.
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "projector": "shared"}
-    fewest_patients: ClassVar[int] = 2
     config: SimCLRConfig
 
     def __init__(self, config: SimCLRConfig, encoder: nn.Module, image: ImageConfig) -> None:

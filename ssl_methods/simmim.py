@@ -7,13 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foundation import vision_import
 from foundation.errors import StudyError
-from foundation.vision_import import VisionTransformer
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, grid_side, masked_maps, patch_side, token_dim
-from ssl_methods.encoders import Kind
 from ssl_methods.focus import patch_weights
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.similarity import exact
 from ssl_methods.token_masks import counted, random_masks
 from ssl_methods.volume_encoders import STAGES
@@ -69,7 +69,7 @@ class SimMIMConfig(MethodConfig):
     )
 
 
-class SimMIM(Method):
+class SimMIM(Method, name="simmim"):
     """Replace most of a picture by a mask token and predict the hidden pixels with one linear layer.
 
     The encoder sees all places, hidden ones as the mask token plus their position, so that it also takes Swin
@@ -78,17 +78,12 @@ class SimMIM(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = SimMIMConfig
-    summary: ClassVar[str] = "predicts the pixels of hidden blocks with a linear head"
-    paper: ClassVar[str] = "Xie et al. 2022"
-    family: ClassVar[Family] = "reconstruction"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "swin")
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "mask_token": "shared", "head": "shared"}
     config: SimMIMConfig
 
     def __init__(self, config: SimMIMConfig, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
-        self.stride = patch_side(encoder) * (1 if isinstance(encoder, VisionTransformer) else 2 ** (STAGES - 1))
+        vit = isinstance(encoder, vision_import.VisionTransformer)
+        self.stride = patch_side(encoder) * (1 if vit else 2 ** (STAGES - 1))
         self.unit = mask_unit(config.mask_unit, image.size, self.stride)
         self.mask_token = nn.Embedding(1, token_dim(encoder))
         nn.init.normal_(self.mask_token.weight, std=0.02)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
+from ssl_methods.method import TwoViewMethod, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.similarity import negative_cosine
 
 
@@ -40,7 +40,7 @@ class SimSiamConfig(TwoViewConfig):
     )
 
 
-class SimSiam(TwoViewMethod):
+class SimSiam(TwoViewMethod, name="simsiam"):
     """Predict one view's projection from the other's, without a second network.
 
     Deviation: heads of 512 and 128 channels where the paper has 2048 and 512. Heads without BatchNorm, which would make
@@ -50,14 +50,6 @@ class SimSiam(TwoViewMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = SimSiamConfig
-    summary: ClassVar[str] = "predicts one view's projection from the other's"
-    paper: ClassVar[str] = "Chen and He 2021"
-    family: ClassVar[Family] = "non-contrastive"
-    per_sample: ClassVar[bool] = False  # because of the heads' BatchNorm
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    # The whole network is averaged, as FedU and FedEMA do with SimSiam (Zhuang et al. 2022, ICLR).
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "projector": "shared", "predictor": "shared"}
     config: SimSiamConfig
 
     def __init__(self, config: SimSiamConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -7,12 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imaging.config import ImageConfig
-from imaging.partners import Relation
+from imaging.config import ImageConfig, Relation
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.similarity import exact
 
 
@@ -57,7 +56,7 @@ class SliceOrderConfig(MethodConfig):
         return "placed" if self.by == "position" else "dated"
 
 
-class SliceOrder(Method):
+class SliceOrder(Method, name="slice_order"):
     """Show two pictures of one patient and tell which comes first, and if wished how far they are apart.
 
     How far is a regression of log(1 + gap) and not of the gap, since a mistake of a week means much between two weeks
@@ -69,13 +68,6 @@ class SliceOrder(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = SliceOrderConfig
-    summary: ClassVar[str] = "guesses which of two pictures of a patient comes first, by slice position or date"
-    paper: ClassVar[str] = "Zhang et al. 2017; in time: Rivail et al. 2019"
-    family: ClassVar[Family] = "predictive"
-    per_sample: ClassVar[bool] = True
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "head": "shared"}
     config: SliceOrderConfig
 
     def __init__(self, config: SliceOrderConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foundation import vision_import
 from foundation.errors import RunError, StudyError
 from foundation.tensor_files import load_tensors
-from foundation.vision_import import timm
 from foundation.wording import words
 from ssl_methods import efficientnet_names
 from ssl_methods.encoder_outputs import grid_shape
@@ -114,7 +114,7 @@ def timm_weights(name: str) -> dict[str, Tensor]:
     StudyError when there are none for this name or they cannot be downloaded.
     """
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True)
+        model: nn.Module = vision_import.timm.create_model(name, pretrained=True)
     except Exception as error:  # of timm, the hub, the network and the disk alike
         what = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0][:200]
         raise StudyError(
@@ -258,7 +258,7 @@ def _none_matched(encoder: nn.Module, tensors: dict[str, Tensor], source: str) -
     scores = {}
     with torch.device("meta"):
         for example in _EXAMPLES:
-            model = timm.create_model(example, num_classes=0)
+            model = vision_import.timm.create_model(example, num_classes=0)
             named, _ = _best_names(model, {name: value.to("meta") for name, value in tensors.items()})
             own = model.state_dict()
             scores[example] = sum(name in own and own[name].shape == value.shape for name, value in named.items())

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from imaging.config import AreaRange, ImageConfig
 from ssl_methods.encoder_outputs import feature_dim
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.multi_crop import MultiCropConfig, draw_crops, small_side, view_features
 from ssl_methods.similarity import exact, unit
 
@@ -123,7 +123,7 @@ class SwAVConfig(MultiCropConfig):
     )
 
 
-class SwAV(Method):
+class SwAV(Method, name="swav"):
     """Predict from one view of a picture to which prototypes another view of it was assigned.
 
     The paper trains with LARS; with AdamW at batches of 32 start from training.learning_rate .004.
@@ -135,19 +135,6 @@ class SwAV(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = SwAVConfig
-    summary: ClassVar[str] = "predicts a view's cluster from other views"
-    paper: ClassVar[str] = "Caron et al. 2020"
-    family: ClassVar[Family] = "non-contrastive"
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    # The clusters are what the sites have in common: with prototypes of their own they would number them differently.
-    parts: ClassVar[dict[str, Role]] = {
-        "encoder": "shared",
-        "projector": "shared",
-        "prototypes": "shared",
-        "queue": "local",
-    }
-    never_shared: ClassVar[frozenset[str]] = frozenset({"queue"})
     config: SwAVConfig
 
     def __init__(self, config: SwAVConfig, encoder: nn.Module, image: ImageConfig) -> None:

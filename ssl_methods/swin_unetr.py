@@ -12,9 +12,9 @@ from imaging.config import ImageConfig
 from ssl_methods.classification import class_loss
 from ssl_methods.decoders import picture_decoder
 from ssl_methods.encoder_outputs import feature_dim, feature_maps
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, TwoViewConfig, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.rotation import TURNS, all_turns, upright_augmentation
 from ssl_methods.simclr import nt_xent, positive_groups
 
@@ -77,7 +77,7 @@ class SwinUNETRConfig(TwoViewConfig):
     )
 
 
-class SwinUNETR(Method):
+class SwinUNETR(Method, name="swin_unetr"):
     """Two copies of a sub-volume, each turned and partly cut out: tell the turn, find the other copy, restore.
 
     A copy is turned about the slice axis by 0, 90, 180 or 270 degrees, drawn for itself; then boxes of noise of the
@@ -95,19 +95,6 @@ class SwinUNETR(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = SwinUNETRConfig
-    summary: ClassVar[str] = "tells turns, finds the other copy and restores cut-out boxes of volumes"
-    paper: ClassVar[str] = "Tang et al. 2022"
-    family: ClassVar[Family] = "hybrid"
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("swin", "vit")
-    dimensions: ClassVar[tuple[int, ...]] = (3,)
-    parts: ClassVar[dict[str, Role]] = {
-        "encoder": "shared",
-        "rotation_head": "shared",
-        "contrast_head": "shared",
-        "decoder": "shared",
-    }
-    fewest_patients: ClassVar[int] = 2
     config: SwinUNETRConfig
 
     def __init__(self, config: SwinUNETRConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -1,72 +1,294 @@
-"""The table of pretext tasks that stand by themselves.
+"""The table of pretext tasks: what is known of each without importing it (torch alone costs a second).
 
-Adding one: its file, its name in ``SINGLE_METHODS`` and in ``SingleMethodConfig``, one test.
+Adding one: its file, its entry here, one test.
 """
 
-from ssl_methods.autoencoder import Autoencoder, AutoencoderConfig
-from ssl_methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
-from ssl_methods.byol import BYOL, BYOLConfig
-from ssl_methods.dino import DINO, DINOConfig
-from ssl_methods.ibot import IBOT, IBOTConfig
-from ssl_methods.ijepa import IJEPA, IJEPAConfig
-from ssl_methods.jigsaw import Jigsaw, JigsawConfig
-from ssl_methods.mae import MAE, MAEConfig
-from ssl_methods.method import Method
-from ssl_methods.moco import MoCoConfig, MoCoV2
-from ssl_methods.moco_v3 import MoCoV3, MoCoV3Config
-from ssl_methods.models_genesis import ModelsGenesis, ModelsGenesisConfig
-from ssl_methods.relative_patch import RelativePatch, RelativePatchConfig
-from ssl_methods.rotation import Rotation, RotationConfig
-from ssl_methods.simclr import SimCLR, SimCLRConfig
-from ssl_methods.simmim import SimMIM, SimMIMConfig
-from ssl_methods.simsiam import SimSiam, SimSiamConfig
-from ssl_methods.slice_order import SliceOrder, SliceOrderConfig
-from ssl_methods.swav import SwAV, SwAVConfig
-from ssl_methods.swin_unetr import SwinUNETR, SwinUNETRConfig
-from ssl_methods.vicreg import VICReg, VICRegConfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-SINGLE_METHODS: dict[str, type[Method]] = {
-    "simclr": SimCLR,
-    "mae": MAE,
-    "ijepa": IJEPA,
-    "autoencoder": Autoencoder,
-    "simmim": SimMIM,
-    "models_genesis": ModelsGenesis,
-    "moco_v2": MoCoV2,
-    "moco_v3": MoCoV3,
-    "byol": BYOL,
-    "simsiam": SimSiam,
-    "barlow_twins": BarlowTwins,
-    "vicreg": VICReg,
-    "swav": SwAV,
-    "dino": DINO,
-    "ibot": IBOT,
-    "rotation": Rotation,
-    "jigsaw": Jigsaw,
-    "relative_patch": RelativePatch,
-    "slice_order": SliceOrder,
-    "swin_unetr": SwinUNETR,
+from foundation.by_name import imported
+from foundation.errors import look_up
+
+if TYPE_CHECKING:
+    from ssl_methods.method import Method
+
+Kind = Literal["vit", "convolutional", "swin"]
+Family = Literal["contrastive", "non-contrastive", "predictive", "reconstruction", "hybrid"]
+Role = Literal["shared", "local", "derived"]
+EVERY_KIND: tuple[Kind, ...] = ("vit", "convolutional", "swin")
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What a method is; its class has every one of these as an attribute of the same name."""
+
+    path: str
+    """Module and class, as ``ssl_methods.mae.MAE``: imported by ``method_type`` when it is first used."""
+    summary: str
+    paper: str
+    family: Family
+    per_sample: bool
+    """True when, by the defaults, one picture's gradient depends on no other picture: neither of the batch nor of
+    what the method remembers of earlier ones."""
+    parts: Mapping[str, Role]
+    """The role of every top-level part of its state (``Method``)."""
+    encoders: tuple[Kind, ...] = EVERY_KIND
+    dimensions: tuple[int, ...] = (2,)
+    """2 for pictures, 3 for volumes."""
+    fewest_patients: int = 1
+    """Patients a site needs for the loss to mean something."""
+    never_shared: frozenset[str] = frozenset()
+    """Local parts that no study may share: they hold something of single pictures or patients."""
+    attends: bool = False
+    """Whether masks can look at a teacher's attention (``MethodConfig.focus``)."""
+
+
+METHODS: dict[str, MethodFacts] = {
+    "simclr": MethodFacts(
+        path="ssl_methods.simclr.SimCLR",
+        summary="tells views of one picture from those of other patients",
+        paper="Chen et al. 2020",
+        family="contrastive",
+        per_sample=False,
+        dimensions=(2, 3),
+        # The loss reaches the encoder only through the projector: were it personal, every site would pull the
+        # common encoder towards its own space. FedAvg over SimCLR averages the whole online network for that
+        # reason.
+        parts={"encoder": "shared", "projector": "shared"},
+        fewest_patients=2,
+    ),
+    "mae": MethodFacts(
+        path="ssl_methods.mae.MAE",
+        summary="restores the pixels of hidden patches",
+        paper="He et al. 2022; federated: Yan et al. 2023",
+        family="reconstruction",
+        per_sample=True,
+        encoders=("vit",),
+        dimensions=(2, 3),
+        parts={"encoder": "shared", "decoder": "shared"},  # averaged with the encoder, as Yan et al. do
+    ),
+    "ijepa": MethodFacts(
+        path="ssl_methods.ijepa.IJEPA",
+        summary="predicts the features of hidden blocks",
+        paper="Assran et al. 2023",
+        family="predictive",
+        per_sample=True,
+        encoders=("vit",),
+        # The predictor is averaged with the encoder, as Yan et al. (2023) do with the decoder. The target encoder
+        # follows the site's own encoder over the rounds, so that it costs no bytes.
+        parts={"encoder": "shared", "predictor": "shared", "target_encoder": "local"},
+        attends=True,
+    ),
+    "autoencoder": MethodFacts(
+        path="ssl_methods.autoencoder.Autoencoder",
+        summary="restores the whole picture from its feature map",
+        paper="Masci et al. 2011",
+        family="reconstruction",
+        per_sample=True,
+        dimensions=(2, 3),
+        parts={"encoder": "shared", "decoder": "shared"},
+    ),
+    "simmim": MethodFacts(
+        path="ssl_methods.simmim.SimMIM",
+        summary="predicts the pixels of hidden blocks with a linear head",
+        paper="Xie et al. 2022",
+        family="reconstruction",
+        per_sample=True,
+        encoders=("vit", "swin"),
+        parts={"encoder": "shared", "mask_token": "shared", "head": "shared"},
+    ),
+    "models_genesis": MethodFacts(
+        path="ssl_methods.models_genesis.ModelsGenesis",
+        summary="restores pictures from changed intensities, shuffled pixels and painted parts",
+        paper="Zhou et al. 2021",
+        family="reconstruction",
+        per_sample=True,
+        dimensions=(2, 3),
+        parts={"encoder": "shared", "decoder": "shared"},
+    ),
+    "moco_v2": MethodFacts(
+        path="ssl_methods.moco.MoCoV2",
+        summary="finds a picture's key in a queue of other patients' keys",
+        paper="He et al. 2020; Chen, Fan et al. 2020",
+        family="contrastive",
+        # Over a ViT a batch's own gradients are independent, but the queue carries each picture into later steps.
+        per_sample=False,
+        dimensions=(2, 3),
+        # The projector is averaged with the encoder, as in SimCLR. What makes the keys follows the site's own
+        # encoder over the rounds: it costs no bytes, and keys of one queue come from one slowly moving network.
+        parts={
+            "encoder": "shared",
+            "projector": "shared",
+            "key_encoder": "local",
+            "key_projector": "local",
+            "queue": "local",
+        },
+        fewest_patients=2,
+        never_shared=frozenset({"queue"}),
+    ),
+    "moco_v3": MethodFacts(
+        path="ssl_methods.moco_v3.MoCoV3",
+        summary="finds a picture's key among those of the batch's other patients",
+        paper="Chen, Xie and He 2021",
+        family="contrastive",
+        per_sample=False,
+        # The whole online network is averaged (FedU: Zhuang et al. 2021, who also keep what follows it at the site).
+        parts={
+            "encoder": "shared",
+            "projector": "shared",
+            "predictor": "shared",
+            "key_encoder": "local",
+            "key_projector": "local",
+        },
+        fewest_patients=2,
+    ),
+    "byol": MethodFacts(
+        path="ssl_methods.byol.BYOL",
+        summary="predicts how a slowly following network sees another view",
+        paper="Grill et al. 2020",
+        family="non-contrastive",
+        per_sample=False,  # because of the heads' BatchNorm
+        dimensions=(2, 3),
+        # The online network is averaged whole and the target stays: so FedU (Zhuang et al. 2021, ICCV), which found
+        # the online encoder the better one to send and the target best kept.
+        parts={
+            "encoder": "shared",
+            "projector": "shared",
+            "predictor": "shared",
+            "target_encoder": "local",
+            "target_projector": "local",
+        },
+    ),
+    "simsiam": MethodFacts(
+        path="ssl_methods.simsiam.SimSiam",
+        summary="predicts one view's projection from the other's",
+        paper="Chen and He 2021",
+        family="non-contrastive",
+        per_sample=False,  # because of the heads' BatchNorm
+        dimensions=(2, 3),
+        # The whole network is averaged, as FedU and FedEMA do with SimSiam (Zhuang et al. 2022, ICLR).
+        parts={"encoder": "shared", "projector": "shared", "predictor": "shared"},
+    ),
+    "barlow_twins": MethodFacts(
+        path="ssl_methods.barlow_twins.BarlowTwins",
+        summary="makes the channels of two views agree and differ from each other",
+        paper="Zbontar et al. 2021",
+        family="non-contrastive",
+        per_sample=False,
+        dimensions=(2, 3),
+        # As in SimCLR: the loss reaches the encoder only through the projector.
+        parts={"encoder": "shared", "projector": "shared"},
+    ),
+    "vicreg": MethodFacts(
+        path="ssl_methods.vicreg.VICReg",
+        summary="draws views together, keeps channels varying and uncorrelated",
+        paper="Bardes et al. 2022",
+        family="non-contrastive",
+        per_sample=False,
+        dimensions=(2, 3),
+        # As in SimCLR: the loss reaches the encoder only through the projector.
+        parts={"encoder": "shared", "projector": "shared"},
+    ),
+    "swav": MethodFacts(
+        path="ssl_methods.swav.SwAV",
+        summary="predicts a view's cluster from other views",
+        paper="Caron et al. 2020",
+        family="non-contrastive",
+        per_sample=False,
+        # The clusters are what the sites have in common: with prototypes of their own they would number them
+        # differently.
+        parts={"encoder": "shared", "projector": "shared", "prototypes": "shared", "queue": "local"},
+        never_shared=frozenset({"queue"}),
+    ),
+    "dino": MethodFacts(
+        path="ssl_methods.dino.DINO",
+        summary="predicts a slow teacher's view of large crops from small ones",
+        paper="Caron et al. 2021",
+        family="non-contrastive",
+        # Without BatchNorm a batch's own gradients are independent, but the centre carries each picture into later
+        # steps.
+        per_sample=False,
+        parts={"encoder": "shared", "head": "shared", "prototypes": "shared", "teacher": "local", "centre": "local"},
+    ),
+    "ibot": MethodFacts(
+        path="ssl_methods.ibot.IBOT",
+        summary="DINO, and what a slow teacher sees at hidden patches",
+        paper="Zhou et al. 2022",
+        family="hybrid",
+        per_sample=False,
+        encoders=("vit",),
+        parts={
+            "encoder": "shared",
+            "head": "shared",
+            "prototypes": "shared",
+            "teacher": "local",
+            "centre": "local",
+            "mask_token": "shared",
+            "patch_centre": "local",
+        },
+        attends=True,
+    ),
+    "rotation": MethodFacts(
+        path="ssl_methods.rotation.Rotation",
+        summary="guesses by how many right angles a picture was turned",
+        paper="Gidaris et al. 2018",
+        family="predictive",
+        per_sample=True,
+        dimensions=(2, 3),
+        parts={"encoder": "shared", "head": "shared"},
+    ),
+    "jigsaw": MethodFacts(
+        path="ssl_methods.jigsaw.Jigsaw",
+        summary="guesses how the nine tiles of a picture were shuffled",
+        paper="Noroozi and Favaro 2016",
+        family="predictive",
+        per_sample=True,
+        parts={"encoder": "shared", "head": "shared"},
+    ),
+    "relative_patch": MethodFacts(
+        path="ssl_methods.relative_patch.RelativePatch",
+        summary="guesses on which side of one patch another one lies",
+        paper="Doersch et al. 2015",
+        family="predictive",
+        per_sample=True,
+        parts={"encoder": "shared", "head": "shared"},
+    ),
+    "slice_order": MethodFacts(
+        path="ssl_methods.slice_order.SliceOrder",
+        summary="guesses which of two pictures of a patient comes first, by slice position or date",
+        paper="Zhang et al. 2017; in time: Rivail et al. 2019",
+        family="predictive",
+        per_sample=True,
+        dimensions=(2, 3),
+        parts={"encoder": "shared", "head": "shared"},
+    ),
+    "swin_unetr": MethodFacts(
+        path="ssl_methods.swin_unetr.SwinUNETR",
+        summary="tells turns, finds the other copy and restores cut-out boxes of volumes",
+        paper="Tang et al. 2022",
+        family="hybrid",
+        per_sample=False,
+        encoders=("swin", "vit"),
+        dimensions=(3,),
+        parts={"encoder": "shared", "rotation_head": "shared", "contrast_head": "shared", "decoder": "shared"},
+        fewest_patients=2,
+    ),
+    "combine": MethodFacts(
+        path="ssl_methods.combine.Combine",
+        summary="weighted sum of other methods over one encoder",
+        paper="combined strategies: Huang et al. 2023",
+        family="hybrid",
+        per_sample=False,  # by the default sum, as encoders and parts are; of any other its members say (declared_for)
+        encoders=("vit",),
+        dimensions=(2, 3),
+        parts={"encoder": "shared", "mae.decoder": "shared", "simclr.projector": "shared"},
+        fewest_patients=2,
+    ),
 }
-SingleMethodConfig = (
-    MoCoConfig
-    | MoCoV3Config
-    | BYOLConfig
-    | SimSiamConfig
-    | BarlowTwinsConfig
-    | VICRegConfig
-    | SwAVConfig
-    | DINOConfig
-    | IBOTConfig
-    | SimCLRConfig
-    | MAEConfig
-    | IJEPAConfig
-    | AutoencoderConfig
-    | SimMIMConfig
-    | ModelsGenesisConfig
-    | RotationConfig
-    | JigsawConfig
-    | RelativePatchConfig
-    | SliceOrderConfig
-    | SwinUNETRConfig
-)
-"""Their sections, told apart by ``name``."""
+
+
+def method_type(name: str) -> type["Method"]:
+    """The class of the method ``name``, imported; StudyError where there is none."""
+    found: type[Method] = imported(look_up(METHODS, name, "method").path)
+    return found

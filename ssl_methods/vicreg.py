@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import Kind
 from ssl_methods.heads import projector
-from ssl_methods.method import Family, MethodConfig, Role, TwoViewConfig, TwoViewMethod, Views
+from ssl_methods.method import TwoViewMethod, Views
+from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.similarity import exact
 
 
@@ -71,7 +71,7 @@ class VICRegConfig(TwoViewConfig):
     )
 
 
-class VICReg(TwoViewMethod):
+class VICReg(TwoViewMethod, name="vicreg"):
     """Draw two views together while every channel keeps varying over the batch and says something of its own.
 
     Deviation: a projector of 256 channels where the paper has 8192 (see ``projection``).
@@ -80,14 +80,6 @@ class VICReg(TwoViewMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = VICRegConfig
-    summary: ClassVar[str] = "draws views together, keeps channels varying and uncorrelated"
-    paper: ClassVar[str] = "Bardes et al. 2022"
-    family: ClassVar[Family] = "non-contrastive"
-    per_sample: ClassVar[bool] = False
-    encoders: ClassVar[tuple[Kind, ...]] = ("vit", "convolutional", "swin")
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
-    # As in SimCLR: the loss reaches the encoder only through the projector.
-    parts: ClassVar[dict[str, Role]] = {"encoder": "shared", "projector": "shared"}
     config: VICRegConfig
 
     def __init__(self, config: VICRegConfig, encoder: nn.Module, image: ImageConfig) -> None:

@@ -2,20 +2,18 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
+from ssl_methods.encoder_table import VOLUME_ENCODERS, Patch
 from ssl_methods.heads import grid_positions, take
 
-VOLUME_ENCODERS: dict[str, Literal["vit", "swin"]] = {"monai_vit": "vit", "monai_swin_unetr": "swin"}
 STAGES = 4
 """Of a Swin transformer; each doubles the channels and the attention heads of the one before."""
-
-Patch = int | tuple[int, int, int]
 
 
 def monai_arguments(

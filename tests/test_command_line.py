@@ -18,7 +18,7 @@ from foundation.files import read_jsonl
 from server.provision import provision
 from server.status_board import Board
 from ssl_methods import METHODS
-from ssl_methods.encoders import ENCODERS
+from ssl_methods.encoder_table import ENCODERS
 
 Call = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]

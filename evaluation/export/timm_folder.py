@@ -18,7 +18,8 @@ from foundation.files import read_json, write_json, write_text
 from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_dim
-from ssl_methods.encoders import EncoderConfig, encoder_kind, timm_arguments, timm_line
+from ssl_methods.encoder_table import EncoderConfig, encoder_kind
+from ssl_methods.encoders import timm_arguments, timm_line
 from ssl_methods.volume_encoders import monai_arguments
 
 CONFIG_NAME = "config.json"

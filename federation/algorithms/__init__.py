@@ -1,26 +1,71 @@
-"""All federated algorithms, by the name a study uses. Adding one: a file here, a line here, a test."""
+"""All federated algorithms, by the name a study uses. Adding one: a file here, an entry here, a test.
 
-from typing import Annotated
+The table is what can be known of each without importing it: Flower's strategies take a second.
+"""
 
-from pydantic import Field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from federation.algorithms.algorithm import Algorithm, AlgorithmConfig
-from federation.algorithms.fedavg import FedAvg, FedAvgConfig
-from federation.algorithms.fedprox import FedProx, FedProxConfig
-from federation.algorithms.flower_strategies import FedAdam, FedAdamConfig, FedMedian, FedMedianConfig
+from foundation.by_name import ByName, imported
+from foundation.errors import look_up
+from foundation.section import Section
 
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "fedavg": FedAvg,
-    "fedprox": FedProx,
-    "fedadam": FedAdam,
-    "fedmedian": FedMedian,
+if TYPE_CHECKING:
+    from federation.algorithms.algorithm import Algorithm
+
+
+@dataclass(frozen=True)
+class AlgorithmFacts:
+    """What an algorithm is; its class has every one of these as an attribute of the same name."""
+
+    path: str
+    """Module and class, imported by ``algorithm_type`` when it is first used."""
+    summary: str
+    paper: str
+    fewest_replies: int = 1
+    """Replies of sites that the server half needs."""
+
+
+ALGORITHMS: dict[str, AlgorithmFacts] = {
+    "fedavg": AlgorithmFacts(
+        path="federation.algorithms.fedavg.FedAvg",
+        summary="average of the sites' weights, each counted by its pictures",
+        paper="McMahan et al. 2017",
+    ),
+    "fedprox": AlgorithmFacts(
+        path="federation.algorithms.fedprox.FedProx",
+        summary="FedAvg with a proximal term that keeps each site near the global weights",
+        paper="Li et al. 2020",
+    ),
+    "fedadam": AlgorithmFacts(
+        path="federation.algorithms.flower_strategies.FedAdam",
+        summary="Adam at the server on the sites' averaged update (Flower's strategy)",
+        paper="Reddi et al. 2021",
+    ),
+    "fedmedian": AlgorithmFacts(
+        path="federation.algorithms.flower_strategies.FedMedian",
+        summary="median of the sites' weights, one number at a time (Flower's strategy)",
+        paper="Yin et al. 2018",
+        fewest_replies=3,
+    ),
 }
 
-AnyAlgorithmConfig = Annotated[
-    FedAvgConfig | FedProxConfig | FedAdamConfig | FedMedianConfig, Field(discriminator="name")
-]
+
+class AlgorithmConfig(Section):
+    """What every algorithm's section has."""
+
+    name: str
 
 
-def build_algorithm(config: AlgorithmConfig) -> Algorithm:
+def algorithm_type(name: str) -> type["Algorithm"]:
+    """The class of the algorithm ``name``, imported; StudyError where there is none."""
+    found: type[Algorithm] = imported(look_up(ALGORITHMS, name, "algorithm").path)
+    return found
+
+
+AnyAlgorithmConfig = Annotated[AlgorithmConfig, ByName(lambda: ALGORITHMS, lambda name: algorithm_type(name).Config)]
+
+
+def build_algorithm(config: AlgorithmConfig) -> "Algorithm":
     """The algorithm that a study's section names."""
-    return next(kind(config) for kind in ALGORITHMS.values() if isinstance(config, kind.Config))
+    return algorithm_type(config.name)(config)

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from foundation.section import Section
+from federation.algorithms import ALGORITHMS, AlgorithmConfig
 
 Weights = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -36,17 +37,21 @@ class Contribution(Protocol):
         ...
 
 
-class AlgorithmConfig(Section):
-    """What every algorithm's section has: its name, in the subclass."""
-
-
 class Algorithm(ABC):
     """Both halves of one federated algorithm."""
 
     Config: ClassVar[type[AlgorithmConfig]]
+    # What these say is with ``AlgorithmFacts``.
     summary: ClassVar[str]
     paper: ClassVar[str]
     fewest_replies: ClassVar[int] = 1
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        """Take the facts of ``ALGORITHMS[name]``; a class without a name states or inherits them."""
+        super().__init_subclass__()
+        if name is not None:
+            for fact, value in asdict(ALGORITHMS[name]).items():
+                setattr(cls, fact, value)
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from federation.algorithms.algorithm import Algorithm, AlgorithmConfig, Contribution, State, Weights, average
+from federation.algorithms import AlgorithmConfig
+from federation.algorithms.algorithm import Algorithm, Contribution, State, Weights, average
 
 
 class FedAvgConfig(AlgorithmConfig):
@@ -12,12 +13,10 @@ class FedAvgConfig(AlgorithmConfig):
     name: Literal["fedavg"] = "fedavg"
 
 
-class FedAvg(Algorithm):
+class FedAvg(Algorithm, name="fedavg"):
     """w <- sum_k (n_k / n) w_k, with n_k the pictures of site k."""
 
     Config = FedAvgConfig
-    summary = "average of the sites' weights, each counted by its pictures"
-    paper = "McMahan et al. 2017"
     config: FedAvgConfig
 
     def fold(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:

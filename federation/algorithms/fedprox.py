@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from federation.algorithms.algorithm import AlgorithmConfig
+from federation.algorithms import AlgorithmConfig
 from federation.algorithms.fedavg import FedAvg
 
 
@@ -22,12 +22,10 @@ class FedProxConfig(AlgorithmConfig):
     )
 
 
-class FedProx(FedAvg):
+class FedProx(FedAvg, name="fedprox"):
     """FedAvg whose sites add mu/2 |w - w_t|^2 to their loss."""
 
     Config = FedProxConfig  # type: ignore[assignment]  # the config differs, the fold does not
-    summary = "FedAvg with a proximal term that keeps each site near the global weights"
-    paper = "Li et al. 2020"
     config: FedProxConfig  # type: ignore[assignment]
 
     def penalty(self, trained: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensor | None:

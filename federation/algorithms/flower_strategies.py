@@ -17,9 +17,9 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedMedian as FlowerFedMedian
 from pydantic import Field
 
+from federation.algorithms import AlgorithmConfig
 from federation.algorithms.algorithm import (
     Algorithm,
-    AlgorithmConfig,
     Contribution,
     State,
     Weights,
@@ -86,12 +86,10 @@ class FedAdamConfig(AlgorithmConfig):
     tau: float = Field(default=1e-3, gt=0, description="Added to the root of the second moment: adaptivity.")
 
 
-class FedAdam(FlowerStrategy):
+class FedAdam(FlowerStrategy, name="fedadam"):
     """Flower's FedAdam."""
 
     Config = FedAdamConfig
-    summary = "Adam at the server on the sites' averaged update (Flower's strategy)"
-    paper = "Reddi et al. 2021"
     state_names = ("m_t", "v_t")
     config: FedAdamConfig
 
@@ -107,13 +105,10 @@ class FedMedianConfig(AlgorithmConfig):
     name: Literal["fedmedian"] = "fedmedian"
 
 
-class FedMedian(FlowerStrategy):
+class FedMedian(FlowerStrategy, name="fedmedian"):
     """Flower's FedMedian."""
 
     Config = FedMedianConfig
-    summary = "median of the sites' weights, one number at a time (Flower's strategy)"
-    paper = "Yin et al. 2018"
-    fewest_replies = 3
     config: FedMedianConfig
 
     def strategy(self) -> FlowerFedAvg:

@@ -1,6 +1,6 @@
 """What goes with what in a private study: everything else is refused at load, with the reason and the alternatives."""
 
-from federation.federated_evaluation import FederatedEvaluationConfig
+from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import PatientPrivacyConfig
 from federation.training_config import TrainingConfig
 from foundation.errors import StudyError

@@ -6,7 +6,8 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from simulation.advisor.evidence import DATA
-from ssl_methods import METHODS, AnyMethodConfig, Method, MethodConfig, method_class
+from ssl_methods import METHODS, AnyMethodConfig, MethodConfig, method_class
+from ssl_methods.method import Method
 
 _SECTION: TypeAdapter[Any] = TypeAdapter(AnyMethodConfig)
 TWO_VIEWS = 2.0

@@ -32,6 +32,9 @@ class Dataset(Generic[Options]):
     """Where it comes from and its licence, one line."""
     options: type[Options]
     listing: Callable[[Path | None, Path, int, Options], Manifest]
+    foresee: Callable[[int, Options], Manifest] | None = None
+    """Of pictures that are made on the spot: the listing for a seed and options without making them. Its files are not
+    there, nor its boxes."""
 
     def check_options(self, options: Mapping[str, Any]) -> Options:
         """The options as the dataset's own model; StudyError with the key, the reason and what there is."""
@@ -46,13 +49,19 @@ class Dataset(Generic[Options]):
                 f"simulation.options.{key} = {first['input']!r}: {first['msg']}; {there}{nearest(key, known)}"
             ) from error
 
-    def load(self, root: Path | None, workspace: Path, seed: int, options: Mapping[str, Any]) -> Manifest:
+    def load(
+        self, root: Path | None, workspace: Path, seed: int, options: Mapping[str, Any], *, drawn: bool = True
+    ) -> Manifest:
         """All pictures of the dataset.
 
         ``root``: the folder the user keeps it in, None for datasets that need none. ``workspace``: a folder of
-        the program's own, for what is made or downloaded. ``seed`` matters to datasets made on the spot.
+        the program's own, for what is made or downloaded. ``seed`` matters to datasets made on the spot; not
+        ``drawn``, these are only foreseen.
         """
-        return self.listing(root, workspace, seed, self.check_options(options))
+        chosen = self.check_options(options)
+        if self.foresee is not None and not drawn:
+            return self.foresee(seed, chosen)
+        return self.listing(root, workspace, seed, chosen)
 
 
 def needed_root(root: Path | None, name: str, holds: str) -> Path:

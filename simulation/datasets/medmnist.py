@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from medmnist import INFO
 from pydantic import Field
 
 from foundation.errors import DataError, look_up
@@ -40,10 +39,17 @@ def list_medmnist(root: Path | None, workspace: Path, seed: int, options: MedMni
     MedMNIST publishes no patient ids, so the unit is the picture cluster; its own split is in the column
     published_split and not used.
     """
-    info = look_up(INFO, options.set, "MedMNIST set")
+    info = look_up(_published(), options.set, "MedMNIST set")
     folder = root if root is not None else workspace / "medmnist"
     file = checked_file(options.set, options.size, folder, download=root is None)
     return with_clusters(_unpack(file, workspace / f"{file.stem}-pictures", info))
+
+
+def _published() -> dict[str, Any]:
+    """What the package knows of each set."""
+    from medmnist import INFO  # with scikit-learn, over a second
+
+    return dict(INFO)
 
 
 def checked_file(name: str, size: int, folder: Path, *, download: bool) -> Path:
@@ -53,7 +59,7 @@ def checked_file(name: str, size: int, folder: Path, *, download: bool) -> Path:
     used).
     """
     flag = "" if size == 28 else f"_{size}"
-    info = INFO[name]
+    info = _published()[name]
     path = folder / f"{name}{flag}.npz"
     if f"MD5{flag}" not in info:
         raise DataError(f"MedMNIST set {name!r} is not published at {size} pixels")
@@ -76,7 +82,7 @@ def _download(name: str, size: int, folder: Path, path: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        getattr(medmnist, INFO[name]["python_class"])(split="train", download=True, root=str(folder), size=size)
+        getattr(medmnist, _published()[name]["python_class"])(split="train", download=True, root=str(folder), size=size)
     except (RuntimeError, OSError, AssertionError) as error:
         raise DataError(
             f"{path.name} could not be downloaded; check the network, or put the file into a folder yourself"

@@ -7,6 +7,7 @@ simulation/phantom_anatomy.py, what the scanners do to it in simulation/phantom_
 import json
 import shutil
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from foundation.randomness import numpy_generator
 from foundation.section import Section
 from imaging.manifest import Manifest
 from simulation.datasets.dataset import Dataset
-from simulation.phantom_anatomy import DRAWING_VERSION, draw_anatomy, draw_slice
+from simulation.phantom_anatomy import DRAWING_VERSION, Anatomy, draw_anatomy, draw_slices
 from simulation.phantom_scanner import Scanner
 
 LISTING = "manifest.csv"
@@ -81,6 +82,45 @@ def patients_of(site: Site, pictures: int) -> int:
     return site.few_patients or max(2, round(site.share * pictures / PICTURES_PER_PATIENT))
 
 
+def foresee_phantoms(seed: int, options: PhantomOptions) -> Manifest:
+    """What ``list_phantoms`` lists, without drawing anything: neither files nor boxes are there."""
+    rows = [row for site, number in _patients(options) for row in _patient(site, number, seed).rows()]
+    return Manifest(pd.DataFrame(rows), Path())
+
+
+def _patients(options: PhantomOptions) -> list[tuple[str, int]]:
+    """Site and number of every patient."""
+    return [(name, number) for name, site in SITES.items() for number in range(patients_of(site, options.pictures))]
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """What is known of a patient before the slices are drawn, and where the patient's draws go on."""
+
+    name: str
+    site: str
+    anatomy: Anatomy
+    labels: NDArray[np.int64]
+    generator: np.random.Generator
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The patient's part of the manifest, but for the boxes."""
+        rows: list[dict[str, Any]] = []
+        for index, label in enumerate(self.labels.tolist()):
+            file = f"{self.name}_{index}.png"
+            known = {"patient": self.name, "position": index, "site": self.site, "label": label}
+            rows.append({"image": f"images/{file}", "mask": f"masks/{file}", **known})
+        return rows
+
+
+def _patient(site: str, number: int, seed: int) -> _Patient:
+    name = f"{site}{number:04d}"
+    generator = numpy_generator(seed, "phantoms", name)
+    anatomy = draw_anatomy(generator)
+    labels = (generator.random(PICTURES_PER_PATIENT) < anatomy.leaning).astype(np.int64)
+    return _Patient(name, site, anatomy, labels, generator)
+
+
 def _whole(folder: Path) -> bool:
     if not (folder / LISTING).is_file():
         return False
@@ -94,31 +134,23 @@ def _draw_all(folder: Path, seed: int, options: PhantomOptions) -> None:
     shutil.rmtree(part, ignore_errors=True)
     (part / "images").mkdir(parents=True)
     (part / "masks").mkdir()
-    rows = [
-        row
-        for name, site in SITES.items()
-        for number in range(patients_of(site, options.pictures))
-        for row in _draw_patient(part, name, number, seed, options.size)
-    ]
+    rows = [row for site, number in _patients(options) for row in _draw_patient(part, site, number, seed, options.size)]
     Manifest(pd.DataFrame(rows), part).write(part / LISTING)
     replace_folder(part, folder)
 
 
 def _draw_patient(folder: Path, site: str, number: int, seed: int, size: int) -> list[dict[str, Any]]:
-    patient = f"{site}{number:04d}"
-    generator = numpy_generator(seed, "phantoms", patient)
-    anatomy = draw_anatomy(generator)
-    rows: list[dict[str, Any]] = []
-    for index in range(PICTURES_PER_PATIENT):
-        label = int(generator.random() < anatomy.leaning)
-        ideal, mask = draw_slice(anatomy, label, size, generator)
-        stored = SITES[site].scanner.acquire(ideal, generator)
-        name = f"{patient}_{index}.png"
-        Image.fromarray(stored).save(folder / "images" / name, compress_level=1)
-        Image.fromarray(mask).save(folder / "masks" / name)
-        files = {"image": f"images/{name}", "mask": f"masks/{name}"}
-        known = {"patient": patient, "position": index, "site": site, "label": label}
-        rows.append({**files, **known, "boxes": json.dumps([[*box_around(mask), label]])})
+    patient = _patient(site, number, seed)
+    generator, anatomy, labels = patient.generator, patient.anatomy, patient.labels
+    ideal, masks = draw_slices(anatomy, labels, size, generator)
+    stored = SITES[site].scanner.acquire(ideal, generator)
+    rows = patient.rows()
+    for index, row in enumerate(rows):
+        for place, drawn in (("images", stored[index]), ("masks", masks[index])):
+            png = BytesIO()  # Pillow writes in many small pieces, which cost more than the drawing does
+            Image.fromarray(drawn).save(png, "png", compress_level=1)
+            (folder / place / Path(row["image"]).name).write_bytes(png.getvalue())
+        row["boxes"] = json.dumps([[*box_around(masks[index]), row["label"]]])
     return rows
 
 
@@ -131,7 +163,8 @@ def box_around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 PHANTOMS = Dataset(
     name="phantoms",
     summary="Head phantoms made on the spot; 6 sites (D shifted, E tiny, F to leave out); granular or striated lesion.",
-    source="made by this program with MONAI's synthetic images; free of rights",
+    source="made by this program; free of rights",
     options=PhantomOptions,
     listing=list_phantoms,
+    foresee=foresee_phantoms,
 )

@@ -18,7 +18,8 @@ from federation.study import Study, study_from
 from foundation.tensor_files import load_tensors
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
-from ssl_methods import METHODS, Method, build_method, method_class
+from ssl_methods import METHODS, build_method, method_class
+from ssl_methods.method import Method
 
 from ..tiers import slow
 

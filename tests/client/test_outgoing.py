@@ -48,7 +48,7 @@ from federation.records import (
     WithheldError,
 )
 from federation.study import Study, study_from
-from ssl_methods import METHODS, build_method
+from ssl_methods import METHODS, build_method, method_type
 from ssl_methods.mae import MAE
 from ssl_methods.method import Batch
 
@@ -522,7 +522,7 @@ EXTRAS: dict[str, dict[str, Any]] = {"ibot": {"koleo_weight": 0.1, "gram_weight"
 @pytest.mark.parametrize("name", SINGLE)
 def test_every_method_s_metrics_are_in_the_table(name: str) -> None:
     flat = 2 in METHODS[name].dimensions
-    fields = METHODS[name].Config.model_fields
+    fields = method_type(name).Config.model_fields
     extras = {key: value for key, value in EXTRAS.get(name, {}).items() if key in fields}
     swin = {"name": "monai_swin_unetr", "width": 12, "depth": 1, "heads": 1}
     study = tiny(method={"name": name} | extras) if flat else tiny(

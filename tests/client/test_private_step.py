@@ -22,8 +22,10 @@ from federation.privacy.config import PatientPrivacyConfig
 from imaging.config import ImageConfig
 from imaging.store import TensorStore
 from ssl_methods import build_method
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.sample_gradients import ClippedSum, clipped_sum
+from ssl_methods.table import Family, Role
 
 from ..conftest import STUDY
 from ..tiers import examples
@@ -302,7 +304,7 @@ IJEPA = {"name": "ijepa", "predictor_width": 24, "predictor_depth": 1, "predicto
 
 
 def real(raw: dict[str, Any]) -> Method:
-    from ssl_methods.encoders import EncoderConfig
+    from ssl_methods.encoder_table import EncoderConfig
     from ssl_methods.ijepa import IJEPAConfig
     from ssl_methods.mae import MAEConfig
 

@@ -20,7 +20,9 @@ from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
+from ssl_methods.table import Family, Role
 
 CPU = torch.device("cpu")
 MakeStudy = Callable[..., Study]

@@ -19,7 +19,8 @@ from foundation.errors import StudyError
 from foundation.randomness import numpy_generator, seeded_torch
 from imaging.boxes import Boxes
 from imaging.config import ImageConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 from ..tiers import slow
 

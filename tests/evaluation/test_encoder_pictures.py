@@ -19,7 +19,8 @@ from evaluation.encoder_pictures import (
 )
 from foundation.randomness import numpy_generator, seeded_torch
 from imaging.config import ImageConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 GREY = ImageConfig(modality="mri", size=24, channels=1)
 COLOUR = ImageConfig(modality="fundus", size=32, channels=3)

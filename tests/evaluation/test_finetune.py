@@ -10,7 +10,8 @@ from evaluation.metrics import auroc
 from evaluation.trial import Trial
 from foundation.randomness import numpy_generator, seeded_torch
 from imaging.config import ImageConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 IMAGE = ImageConfig(modality="mri", size=16, channels=1)
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=3, width=32, heads=2)

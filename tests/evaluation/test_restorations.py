@@ -22,7 +22,7 @@ from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
 from ssl_methods import build_method
 from ssl_methods.autoencoder import AutoencoderConfig
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 from ssl_methods.mae import MAEConfig
 from ssl_methods.simclr import SimCLRConfig
 

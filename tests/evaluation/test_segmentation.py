@@ -17,7 +17,8 @@ from evaluation.trial import Trial
 from foundation.randomness import numpy_generator, seeded_torch
 from imaging.config import AugmentConfig, ImageConfig
 from imaging.presets import resolve
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 from ..tiers import slow
 

@@ -13,7 +13,8 @@ from evaluation.token_maps import attention_received, last_attention, likeness, 
 from foundation.randomness import numpy_generator, seeded_torch
 from foundation.vision_import import timm
 from imaging.config import ImageConfig
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 FLAT = ImageConfig(modality="mri", size=24, channels=2)
 VOLUME = ImageConfig(modality="mri", size=16, depth=8, channels=1)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.errors import DataError
-from imaging.partners import Partners, Relation
+from imaging.config import Relation
+from imaging.partners import Partners
 
 from ..tiers import examples
 

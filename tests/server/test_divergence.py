@@ -18,7 +18,7 @@ from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
 from server import divergence as module
 from server.divergence import LayerDivergence, divergence, layers_of
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 
 IMAGE = ImageConfig(modality="mri", size=32, channels=1)
 LAYERS = {"encoder.stem": "stem", "encoder.one": "block 1"}

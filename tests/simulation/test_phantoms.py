@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from imaging.manifest import Manifest
 from simulation.datasets import phantoms
 from simulation.datasets.phantoms import PHANTOMS, SITES, box_around
-from simulation.phantom_anatomy import LESION_BRIGHTNESS, band_noise, draw_anatomy, draw_slice
+from simulation.phantom_anatomy import LESION_BRIGHTNESS, band_noise, draw_anatomy, draw_slices, frequencies
 
 
 def load(workspace: Path, seed: int = 0, **options: Any) -> Manifest:
@@ -147,11 +147,12 @@ def test_the_shifted_scanner_is_really_shifted(family: Manifest, pixels: NDArray
 
 def test_both_classes_have_lesions_of_the_same_brightness_spread_and_area() -> None:
     found: dict[int, list[tuple[float, float, float]]] = {0: [], 1: []}
-    for number in range(120):
+    labels = np.arange(4) % 2
+    for number in range(60):
         generator = np.random.default_rng(number)
         anatomy = draw_anatomy(generator)
-        picture, mask = draw_slice(anatomy, number % 2, 64, generator)
-        found[number % 2].append((picture[mask].mean(), picture[mask].std(), mask.mean()))
+        for label, picture, mask in zip(labels, *draw_slices(anatomy, labels, 64, generator), strict=True):
+            found[int(label)].append((picture[mask].mean(), picture[mask].std(), mask.mean()))
     first, second = (np.array(found[label]) for label in (0, 1))
     standard_error = np.sqrt(first.var(axis=0) / len(first) + second.var(axis=0) / len(second))
     assert (np.abs(first.mean(axis=0) - second.mean(axis=0)) < 4 * standard_error + 1e-3).all()
@@ -160,10 +161,15 @@ def test_both_classes_have_lesions_of_the_same_brightness_spread_and_area() -> N
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_band_noise_holds_its_frequencies_and_its_direction(size: int) -> None:
-    noise = band_noise(size, (4.0, 6.0), np.random.default_rng(0), direction=0.5)
-    power = np.abs(np.fft.fftshift(np.fft.fft2(noise))) ** 2
+    along, around = band_noise(2, size, (4.0, 6.0), np.random.default_rng(0), np.array([0.5, np.nan]))
+    power = np.abs(np.fft.fftshift(np.fft.fft2(along))) ** 2
     fy, fx = np.meshgrid(*[np.fft.fftshift(np.fft.fftfreq(size, 2.0 / size))] * 2, indexing="ij")
     inside = (np.hypot(fy, fx) >= 4.0) & (np.hypot(fy, fx) <= 6.0)
     off = np.abs((np.arctan2(fy, fx) - 0.5 + np.pi / 2) % np.pi - np.pi / 2)  # angle to the direction, either way
     assert power[inside & (off < 0.201)].sum() > 0.999 * power.sum()
-    assert noise.std() == pytest.approx(1.0)
+    assert along.std() == pytest.approx(1.0) and around.std() == pytest.approx(1.0)
+    # without a direction every one has its share, the frequencies straight down among them
+    many = np.abs(np.fft.fft2(band_noise(400, size, (4.0, 6.0), np.random.default_rng(1)))) ** 2
+    ring = (np.hypot(*frequencies(size)) >= 4.0) & (np.hypot(*frequencies(size)) <= 6.0)
+    shares = many.mean(axis=0)[:, : size // 2 + 1][ring]
+    assert shares.min() > 0.7 * shares.mean() and shares.max() < 1.3 * shares.mean()

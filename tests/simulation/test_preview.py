@@ -21,8 +21,8 @@ from simulation import preview as subject
 from simulation.findings import findings_of
 from simulation.picture_sheet import Block, Panel
 from simulation.preview import preview
-from ssl_methods import METHODS, build_method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods import METHODS, build_method, method_type
+from ssl_methods.encoder_table import EncoderConfig
 from ssl_methods.mae import only_patches
 from ssl_methods.method import Batch
 
@@ -127,16 +127,16 @@ def test_two_views_have_two_outlines_and_their_frames(
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_shows_pictures(name: str) -> None:
     """Some ``[C, ...]`` picture with a title of its own; NaN is the only number that is not finite."""
-    method_type = METHODS[name]
-    volumes = 2 not in method_type.dimensions
+    facts = METHODS[name]
+    volumes = 2 not in facts.dimensions
     image = ImageConfig(modality="mri", size=32, channels=2, depth=32 if volumes else None)
     if volumes:
         encoder = EncoderConfig(name="monai_swin_unetr", width=12)
-    elif "vit" in method_type.encoders:
+    elif "vit" in facts.encoders:
         encoder = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=1, width=24, heads=2)
     else:
         encoder = EncoderConfig(name="resnet10t")
-    method = build_method(method_type.Config(), encoder, image, seed=0)
+    method = build_method(method_type(name).Config(), encoder, image, seed=0)
     pictures = torch.rand(3, *image.shape, generator=torch_generator(0))
     codes = torch.arange(3)
     others = None if method.config.partner is None else pictures.flip(0)

@@ -26,7 +26,8 @@ from simulation.arms import Arm, plan_arms, tidy
 from simulation.config import SimulationConfig
 from simulation.runtimes import RUNTIMES
 from simulation.simulate import planned, simulate, simulation_config
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 TRAINED = {"federated", "pooled", "alone-north", "alone-south"}
 

@@ -26,7 +26,8 @@ from simulation.config import SimulationConfig
 from simulation.simulate import simulate
 from simulation.starting import WEIGHTS_NAME
 from ssl_methods import build_method, starting_weights
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 from ssl_methods.starting_weights import adapt_channels, adapt_positions, file_digest
 
 FILE = "secret-place.safetensors"
@@ -91,8 +92,8 @@ def started(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Started:
 @pytest.fixture
 def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end after pretraining."""
-    monkeypatch.setattr("simulation.simulate.evaluate", lambda folder: pd.DataFrame())
-    monkeypatch.setattr("simulation.simulate.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("evaluation.stage.evaluate", lambda folder: pd.DataFrame())
+    monkeypatch.setattr("evaluation.report.write_report", lambda folder: folder / "report.html")
 
 
 def fitted() -> dict[str, Tensor]:

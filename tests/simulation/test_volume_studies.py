@@ -19,7 +19,8 @@ from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from simulation.simulate import simulate, simulation_config
 from simulation.validate import validate
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 
 nib: Any = import_module("nibabel")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

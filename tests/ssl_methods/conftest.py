@@ -9,9 +9,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from imaging.config import ImageConfig
-from ssl_methods import AnyMethodConfig, Method, build_method
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch
+from ssl_methods import AnyMethodConfig, build_method
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method
 
 IMAGE = ImageConfig(modality="mri", size=32, channels=1)
 TINY_VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=2, width=48, heads=3)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_methods import Method, barlow_twins
+from ssl_methods import barlow_twins
 from ssl_methods.barlow_twins import barlow_loss
-from ssl_methods.method import Batch
+from ssl_methods.method import Batch, Method
 
 
 def slow_loss(first: Tensor, second: Tensor, weight: float) -> float:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_methods import Method, byol
+from ssl_methods import byol
 from ssl_methods.byol import BYOL, byol_loss
-from ssl_methods.method import Batch
+from ssl_methods.method import Batch, Method
 from ssl_methods.similarity import unit
 
 Build = Callable[..., Method]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_methods import Method, simsiam
+from ssl_methods import simsiam
 from ssl_methods.diagnostics import collapsing, feature_std, watch
 from ssl_methods.encoder_outputs import features
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method
 from ssl_methods.similarity import unit
 
 Build = Callable[..., Method]

@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from foundation.errors import StudyError
-from ssl_methods import METHODS, AnyMethodConfig, Method, method_class
+from ssl_methods import METHODS, AnyMethodConfig, method_class
 from ssl_methods.combine import Combine
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]

@@ -10,11 +10,12 @@ from torch import nn
 
 from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
-from ssl_methods import Method, autoencoder
+from ssl_methods import autoencoder
 from ssl_methods.decoders import GROUP, ConvDecoder, map_grid, picture_decoder, restoration_loss
 from ssl_methods.encoder_outputs import feature_maps
-from ssl_methods.encoders import EncoderConfig, build_encoder
-from ssl_methods.method import Batch
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
+from ssl_methods.method import Batch, Method
 
 FLAT = ImageConfig(modality="mri", size=40, channels=2)
 DEEP = ImageConfig(modality="ct", size=32, depth=16, channels=1)

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssl_methods import Method
 from ssl_methods.diagnostics import alignment, collapsing, feature_std, rankme, uniformity, watch
-from ssl_methods.method import Batch
+from ssl_methods.method import Batch, Method
 
 
 def test_rankme_counts_equal_directions() -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from foundation.schedules import cosine
 from foundation.tensor_files import load_tensors, save_tensors
-from ssl_methods import Method, dino
+from ssl_methods import dino
 from ssl_methods.dino import DINO, Centre, UnitPrototypes, dino_loss, moved_centre
 from ssl_methods.encoder_outputs import features
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]

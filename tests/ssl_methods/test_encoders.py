@@ -11,16 +11,10 @@ from foundation.randomness import seeded_torch
 from foundation.tensor_files import save_tensors
 from foundation.vision_import import timm
 from imaging.config import ImageConfig
-from ssl_methods import Method
 from ssl_methods.encoder_outputs import feature_dim, features, patch_tokens
-from ssl_methods.encoders import (
-    ENCODERS,
-    EncoderConfig,
-    build_encoder,
-    encoder_dimensions,
-    encoder_kind,
-    timm_line,
-)
+from ssl_methods.encoder_table import ENCODERS, EncoderConfig, encoder_dimensions, encoder_kind
+from ssl_methods.encoders import build_encoder, timm_line
+from ssl_methods.method import Method
 
 TWO_CHANNELS = ImageConfig(modality="mri", size=32, channels=2)
 OF_EACH_FAMILY = ["resnet10t", "resnetv2_18", "convnext_atto", "densenet121", "efficientnet_b0", "regnetx_002"]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
 from ssl_methods.encoder_outputs import feature_maps
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 from ssl_methods.pyramid import PyramidDecoder, feature_pyramid, pyramid_shapes
 
 from ..tiers import examples

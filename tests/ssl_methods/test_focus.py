@@ -11,14 +11,14 @@ from torch import Tensor
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
-from ssl_methods import METHODS, AnyMethodConfig, Method, build_method, token_masks
+from ssl_methods import METHODS, AnyMethodConfig, build_method, token_masks
 from ssl_methods.block_masks import BlockRanges, block_masks
 from ssl_methods.encoder_outputs import patch_tokens
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 from ssl_methods.focus import attention_received, patch_weights
 from ssl_methods.ijepa import ijepa_loss
 from ssl_methods.mae import mae_loss
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.token_masks import EMPTY, ORDINARY, SALIENT, counted, random_masks, spared, strata
 
 PAPER = BlockRanges(4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), 0.25)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_methods import Method, ibot
+from ssl_methods import ibot
 from ssl_methods.encoder_outputs import masked_tokens, patch_tokens
 from ssl_methods.ibot import IBOT, blockwise_masks, gram_loss, patch_loss
 from ssl_methods.koleo import koleo
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Method, Views
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]

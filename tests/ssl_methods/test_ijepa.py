@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ssl_methods import Method, ijepa
+from ssl_methods import ijepa
 from ssl_methods.ijepa import IJEPA, IJEPAConfig, ijepa_loss
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Method, Views
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import ssl_methods.jigsaw
-from ssl_methods import Method
 from ssl_methods.encoder_outputs import features
 from ssl_methods.jigsaw import Jigsaw, permutation_set
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Method, Views
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]

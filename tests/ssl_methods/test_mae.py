@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssl_methods import Method, mae
+from ssl_methods import mae
 from ssl_methods.mae import MAE, mae_loss, patchify, unpatchify
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.token_masks import random_masks
 
 

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from foundation.errors import StudyError
-from ssl_methods import METHODS, AnyMethodConfig, Method
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods import METHODS, AnyMethodConfig, method_type
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 
 ALL = sorted(METHODS)
 EVERY = [(name, dimensions) for name in ALL for dimensions in METHODS[name].dimensions]
@@ -32,7 +32,7 @@ def views_of(method: Method, batch: Batch, seed: int = 0) -> Views:
 @pytest.mark.parametrize("name", ALL)
 def test_config_default_is_accepted_and_names_its_method(name: str) -> None:
     config: Any = TypeAdapter(AnyMethodConfig).validate_python({"name": name})
-    assert type(config) is METHODS[name].Config
+    assert type(config) is method_type(name).Config
     assert all(field.description for key, field in type(config).model_fields.items() if key != "name")
 
 

@@ -16,9 +16,9 @@ from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
-from ssl_methods import Method, moco
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch
+from ssl_methods import moco
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method
 from ssl_methods.moco import NOBODY, KeyQueue, MoCoV2, moco_loss
 
 Build = Callable[..., Method]

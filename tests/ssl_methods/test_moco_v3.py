@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_methods import Method, moco_v3
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch
+from ssl_methods import moco_v3
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method
 from ssl_methods.moco_v3 import MoCoV3, key_contrast
 
 Build = Callable[..., Method]

@@ -8,10 +8,10 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from ssl_methods import AnyMethodConfig, Method, build_method
+from ssl_methods import AnyMethodConfig, build_method
 from ssl_methods.autoencoder import Autoencoder
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.models_genesis import ModelsGenesis
 
 FLAT = ImageConfig(modality="mri", size=32, channels=1)

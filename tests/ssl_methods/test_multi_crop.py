@@ -14,11 +14,11 @@ from foundation.errors import StudyError
 from foundation.randomness import seeded_torch
 from imaging.augment import Augmentation
 from imaging.config import ImageConfig
-from ssl_methods import Method
 from ssl_methods.encoder_outputs import feature_maps, features, patch_tokens
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 from ssl_methods.heads import grid_positions
-from ssl_methods.method import Batch
+from ssl_methods.method import Batch, Method
 from ssl_methods.multi_crop import MultiCropConfig, by_view, crop_features, draw_crops, small_side
 
 Build = Callable[..., Method]

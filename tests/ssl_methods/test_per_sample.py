@@ -9,9 +9,10 @@ from pydantic import TypeAdapter
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
-from ssl_methods import METHODS, AnyMethodConfig, Method
-from ssl_methods.encoders import EncoderConfig, build_encoder
-from ssl_methods.method import Batch
+from ssl_methods import METHODS, AnyMethodConfig
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
+from ssl_methods.method import Batch, Method
 from ssl_methods.per_sample import EXACT, check_per_sample
 
 IMAGE = ImageConfig(modality="mri", size=32, channels=1)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 import ssl_methods.relative_patch
-from ssl_methods import Method
 from ssl_methods.encoder_outputs import features
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.relative_patch import DIRECTIONS, RelativePatch
 
 Build = Callable[..., Method]

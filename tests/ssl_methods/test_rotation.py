@@ -11,10 +11,10 @@ from torch.nn import functional
 import ssl_methods.rotation
 from foundation.errors import StudyError
 from imaging.config import AugmentConfig, ImageConfig
-from ssl_methods import Method, build_method
+from ssl_methods import build_method
 from ssl_methods.classification import class_loss
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.rotation import RotationConfig, all_turns
 
 Build = Callable[..., Method]

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from foundation.vision_import import timm
 from imaging.config import ImageConfig
 from ssl_methods import METHODS
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 from ssl_methods.layer_gradients import grouping
-from ssl_methods.method import Batch, Family, Method, MethodConfig, Role, Views
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
 from ssl_methods.per_sample import EXACT
 from ssl_methods.sample_gradients import clipped_sum
+from ssl_methods.table import Family, Role
 
 from ..tiers import examples
 

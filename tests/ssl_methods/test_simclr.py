@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_methods import Method, simclr
-from ssl_methods.method import Batch
+from ssl_methods import simclr
+from ssl_methods.method import Batch, Method
 from ssl_methods.simclr import nt_xent
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
-from ssl_methods import AnyMethodConfig, Method, build_method, simmim
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods import AnyMethodConfig, build_method, simmim
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.simmim import SimMIM, enlarged, mask_unit, simmim_loss
 
 LARGE = ImageConfig(modality="mri", size=64, channels=1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_methods import Method, simsiam
-from ssl_methods.method import Batch
+from ssl_methods import simsiam
+from ssl_methods.method import Batch, Method
 from ssl_methods.similarity import unit
 from ssl_methods.simsiam import simsiam_loss
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_methods import Method
 from ssl_methods.encoder_outputs import features
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.slice_order import SliceOrderConfig, gap_loss, order_loss
 
 Build = Callable[..., Method]

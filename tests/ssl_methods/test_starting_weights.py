@@ -17,8 +17,10 @@ from torch.nn import functional
 from foundation.errors import StudyError
 from foundation.vision_import import timm
 from imaging.config import ImageConfig
-from ssl_methods import Method, efficientnet_names, starting_weights
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods import efficientnet_names, starting_weights
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
+from ssl_methods.method import Method
 from ssl_methods.starting_weights import (
     adapt_channels,
     adapt_positions,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foundation.tensor_files import load_tensors, save_tensors
-from ssl_methods import Method, swav
-from ssl_methods.method import Batch, Views
+from ssl_methods import swav
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.swav import Queue, SwAV, sinkhorn, swav_loss
 
 Build = Callable[..., Method]

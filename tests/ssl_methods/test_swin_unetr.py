@@ -13,10 +13,10 @@ from torch import Tensor
 
 from foundation.errors import StudyError
 from imaging.config import AugmentConfig, ImageConfig
-from ssl_methods import Method, build_method, swin_unetr
+from ssl_methods import build_method, swin_unetr
 from ssl_methods.encoder_outputs import feature_maps
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch, Views
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method, Views
 from ssl_methods.swin_unetr import SwinUNETRConfig, cut_boxes, inpainting_loss
 
 Build = Callable[..., Method]

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
-from ssl_methods import Method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 from ssl_methods.jigsaw import tile_side
-from ssl_methods.method import Batch
+from ssl_methods.method import Batch, Method
 from ssl_methods.relative_patch import layout
 from ssl_methods.tiles import check_tiles, cut, standardised, tile_unit
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_methods import Method
-from ssl_methods.encoders import EncoderConfig
-from ssl_methods.method import Batch
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.method import Batch, Method
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]

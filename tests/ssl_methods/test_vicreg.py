@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_methods import Method, vicreg
-from ssl_methods.method import Batch
+from ssl_methods import vicreg
+from ssl_methods.method import Batch, Method
 from ssl_methods.vicreg import covariance, invariance, variance, vicreg_loss
 
 

@@ -18,12 +18,13 @@ from foundation.randomness import seeded_torch
 from foundation.tensor_files import save_tensors
 from foundation.vision_import import timm
 from imaging.config import ImageConfig
-from ssl_methods import Method, build_method
+from ssl_methods import build_method
 from ssl_methods.encoder_outputs import feature_dim, feature_maps, features, grid_shape, patch_shape, patch_tokens
-from ssl_methods.encoders import EncoderConfig, build_encoder, encoder_kind, layer_depths, timm_line
+from ssl_methods.encoder_table import EncoderConfig, encoder_kind
+from ssl_methods.encoders import build_encoder, layer_depths, timm_line
 from ssl_methods.heads import TokenPredictor, grid_positions
 from ssl_methods.mae import MAE, MAEConfig, mae_loss, patchify, unpatchify
-from ssl_methods.method import Batch
+from ssl_methods.method import Batch, Method
 from ssl_methods.simclr import SimCLRConfig
 
 VOLUME = ImageConfig(modality="mri", size=16, depth=8, channels=2)

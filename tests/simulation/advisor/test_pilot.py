@@ -30,7 +30,8 @@ from simulation.advisor.pilot_plan import (
 from simulation.advisor.verdict import RULE, Findings, PilotEstimate, read_findings
 from simulation.simulate import simulation_config
 from simulation.validate import validate
-from ssl_methods.encoders import EncoderConfig, build_encoder
+from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders import build_encoder
 from tests.simulation.advisor.conftest import setting
 
 Advise = Callable[..., list[str]]

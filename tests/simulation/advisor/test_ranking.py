@@ -15,7 +15,7 @@ from simulation.advisor.candidates import CANDIDATES
 from simulation.advisor.evidence import CELLS, DATA, FINDINGS, NOTES, SWEEP, UNKNOWN
 from simulation.advisor.ranking import best, left_out, rank, why_not
 from ssl_methods import METHODS, build_method
-from ssl_methods.encoders import EncoderConfig
+from ssl_methods.encoder_table import EncoderConfig
 from tests.simulation.advisor.conftest import PAIRS, setting
 
 SETTINGS = st.builds(
