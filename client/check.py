@@ -18,7 +18,7 @@ from federation.kit import CA, KIT, STUDY, read_kit
 from federation.study import Study, load_study
 from foundation.errors import DataError, StudyError
 from foundation.machine import DeviceName
-from foundation.progress import say
+from foundation.messages import logger
 from imaging.config import ImageConfig
 from imaging.examine import Look, look_at
 from imaging.finding import Finding, Level, Table, counted, with_examples
@@ -180,7 +180,7 @@ def _pictures(data: Path, image: ImageConfig | None, sample: int, full: bool) ->
 def _first_words(found: _Pictures, image: ImageConfig | None) -> None:
     """The quick verdict: what a sample shows already."""
     broken = [look for look in found.looks if look.problem]
-    say(
+    logger.info(
         f"first look: {counted(len(found.looks), 'picture')} of {found.listed:,} files, "
         f"{len(found.looks) - len(broken):,} usable"
     )
@@ -190,7 +190,7 @@ def _first_words(found: _Pictures, image: ImageConfig | None) -> None:
 def _say(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.level != "note":
-            say(f"{finding.level}: {finding.line}")
+            logger.info(f"{finding.level}: {finding.line}")
 
 
 def _sampled(data: Path, count: int) -> tuple[Manifest, int]:

@@ -50,7 +50,7 @@ from federation.study import Study
 from foundation.errors import RunError, StudyError
 from foundation.files import append_jsonl, replace_folder, write_json, write_text
 from foundation.machine import choose_device
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.tensor_files import load_tensors, save_tensors
 from foundation.vault import PLAIN, LockedError, Vault
 from imaging.manifest import Manifest
@@ -117,7 +117,7 @@ class Site:
             check_site(self._study, store)
             check_work(policy, self._study, counts.values())
             if said := fewer_patients(self._study, len(counts)):
-                say(f"site {self.name}: {said}")
+                logger.warning(f"site {self.name}: {said}")
             self._store = store
         return self._store
 
@@ -346,7 +346,7 @@ class Site:
             vault.load_tensors(folder / "local.safetensors")
             vault.load_tensors(folder / "optimiser.safetensors")
             if received is not None and metadata["received"] != received:
-                say(f"site {self.name}: round {round_} is asked for from other weights and is trained again")
+                logger.warning(f"site {self.name}: round {round_} is asked for from other weights and is trained again")
                 return None
             return TrainReply(
                 self.study_hash,
@@ -359,7 +359,7 @@ class Site:
         except LockedError:
             raise
         except (RunError, KeyError, ValueError):
-            say(f"site {self.name}: the stored round {round_} is damaged and is trained again")
+            logger.warning(f"site {self.name}: the stored round {round_} is damaged and is trained again")
             shutil.rmtree(folder)
             return None
 
@@ -374,7 +374,7 @@ class Site:
                 except LockedError:
                     raise
                 except RunError as error:
-                    say(f"site {self.name}: {error}; an older round's state is used")
+                    logger.warning(f"site {self.name}: {error}; an older round's state is used")
         return {}, {}
 
     def _keep(self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:

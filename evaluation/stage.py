@@ -34,7 +34,8 @@ from evaluation.scoring import (
 )
 from foundation.errors import StudyError, look_up
 from foundation.files import write_json, write_text
-from foundation.progress import say, track
+from foundation.messages import logger
+from foundation.progress import track
 from imaging.splits import HELD
 
 Key = tuple[str, str, str]
@@ -82,7 +83,7 @@ def _screened(inputs: Inputs, show: bool) -> Inputs:
         held = np.unique(np.concatenate([pictures.where(fold, *HELD) for fold in pictures.roles]))
         lines += one_class_sites(pictures.site[held].tolist(), pictures.label[held].tolist())
     for line in lines if show else ():
-        say(line)
+        logger.warning(line)
     return replace(inputs, pictures=pictures)
 
 

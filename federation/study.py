@@ -1,6 +1,7 @@
 """The study file: the one place that decides what is trained. Composes the rooms' own sections."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +15,7 @@ from federation.privacy.config import AnyPrivacyConfig
 from federation.privacy.rules import check_privacy
 from federation.secure_aggregation.config import SecureAggregationConfig
 from foundation.errors import StudyError
-from foundation.files import digest
+from foundation.files import AnyPath, digest
 from foundation.yaml_files import checked, read_yaml
 from imaging.config import ImageConfig, Section
 from ssl_methods import AnyMethodConfig, check_method
@@ -167,9 +168,9 @@ def _hash(value: Any) -> str:
     return digest(json.dumps(value, sort_keys=True, separators=(",", ":")))
 
 
-def load_study(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:
+def load_study(path: AnyPath, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and apply ``key.sub=value`` overrides (values in YAML); StudyError in one line."""
-    raw = read_yaml(path)
+    raw = read_yaml(Path(path))
     for override in overrides:
         _override(raw, override)
     return study_from(raw, str(path))

@@ -32,7 +32,7 @@ from federation.secure_flower import SecureAnswer, SecureRequest, content_to_ans
 from federation.signing import Signer
 from federation.study import Study
 from foundation.errors import RunError, StudyError
-from foundation.progress import say
+from foundation.messages import logger
 from server.fleet import Fleet
 from server.heads import SiteHeads
 from server.quorum import needed_replies
@@ -153,7 +153,7 @@ class GridContact:
         try:
             take(answer)
         except SecureAggregationError as error:
-            say(str(error))
+            logger.warning(str(error))
             return str(error)
         return ""
 

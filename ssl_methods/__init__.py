@@ -3,20 +3,60 @@
 Adding one: its file, its name and section in ssl_methods/table.py, one test.
 """
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
 from foundation.errors import StudyError, look_up, nearest
 from foundation.randomness import seeded_torch
+from foundation.yaml_files import checked
 from imaging.config import ImageConfig
 from ssl_methods.combine import Combine, CombineConfig
 from ssl_methods.encoders import EncoderConfig, build_encoder, require_dimensions, require_kind
-from ssl_methods.method import Method, MethodConfig
+from ssl_methods.method import Batch, Method, MethodConfig, Views
 from ssl_methods.table import SINGLE_METHODS, SingleMethodConfig
 
 METHODS: dict[str, type[Method]] = {**SINGLE_METHODS, "combine": Combine}
-AnyMethodConfig = Annotated[SingleMethodConfig | CombineConfig, Field(discriminator="name")]
+INSTALLED = frozenset(METHODS)
+"""Names that every site of this version knows; others are of this process alone (``register_method``)."""
+_Method = TypeVar("_Method", bound=Method)
+
+
+def _section(value: Any, installed: ValidatorFunctionWrapHandler) -> Any:
+    """A section ``method``, by its name: of a registered method or of an installed one."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    if name in METHODS and name not in INSTALLED:
+        return checked(METHODS[name].Config, value, "method")
+    return installed(value)
+
+
+AnyMethodConfig = Annotated[
+    SerializeAsAny[SingleMethodConfig | CombineConfig], Field(discriminator="name"), WrapValidator(_section)
+]
+
+
+def register_method(method: type[_Method]) -> type[_Method]:
+    """Make a method of one's own known in this process, by the name in its ``Config``; a class decorator.
+
+    For simulations in this process: a site and the command line know what is installed, and refuse a study with any
+    other name. To register a class of the same name again replaces it. StudyError where it is not declared in full, or
+    an installed method has the name.
+    """
+    lacking = [name for name in _DECLARED if not hasattr(method, name)]
+    if lacking:
+        raise StudyError(f"{method.__name__}: does not declare {', '.join(lacking)}; see ssl_methods.method.Method")
+    field = method.Config.model_fields.get("name")
+    name = None if field is None else field.default
+    if not isinstance(name, str) or name in INSTALLED:
+        raise StudyError(
+            f"{method.Config.__name__}.name is {name!r}: give it a default of its own that no installed method has, "
+            'such as name: Literal["mine"] = "mine"'
+        )
+    METHODS[name] = method
+    return method
+
+
+_DECLARED = ("Config", "summary", "paper", "family", "per_sample", "encoders", "parts")
 
 
 def method_class(config: MethodConfig) -> type[Method]:
@@ -64,11 +104,15 @@ def build_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfi
 
 
 __all__ = [
+    "INSTALLED",
     "METHODS",
     "AnyMethodConfig",
+    "Batch",
     "Method",
     "MethodConfig",
+    "Views",
     "build_method",
     "check_method",
     "method_class",
+    "register_method",
 ]

@@ -17,10 +17,13 @@ from hypothesis import settings
 from PIL import Image
 
 from federation.study import study_from
-from fedpretext import main as command_line
+from fedpretext.cli import main as command_line
+from foundation.messages import print_messages
 from server.rounds import write_study
 from simulation.runtimes import Federation
 from simulation.simulate import simulate
+
+print_messages()  # as the programs do: tests read them
 
 # A busy machine must not fail a test: hypothesis otherwise gives each example 200 ms.
 settings.register_profile("house", deadline=None)
