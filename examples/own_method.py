@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedpretext as fp
-from ssl_methods import Batch, Method, MethodConfig, Views, register_method
+from ssl_methods import MethodConfig, register_method
 from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.method import Batch, Method, Views
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 

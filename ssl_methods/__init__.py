@@ -13,7 +13,7 @@ from foundation.yaml_files import checked
 from imaging.config import ImageConfig
 from ssl_methods.combine import Combine, CombineConfig
 from ssl_methods.encoders import EncoderConfig, build_encoder, require_dimensions, require_kind
-from ssl_methods.method import Batch, Method, MethodConfig, Views
+from ssl_methods.method import Method, MethodConfig
 from ssl_methods.table import SINGLE_METHODS, SingleMethodConfig
 
 METHODS: dict[str, type[Method]] = {**SINGLE_METHODS, "combine": Combine}
@@ -107,10 +107,8 @@ __all__ = [
     "INSTALLED",
     "METHODS",
     "AnyMethodConfig",
-    "Batch",
     "Method",
     "MethodConfig",
-    "Views",
     "build_method",
     "check_method",
     "method_class",
