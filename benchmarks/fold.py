@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.measure import interleaved, judged, median_ratio, peak_mib, table, write_result
 from federation.algorithms.algorithm import Contribution
 from federation.algorithms.fedavg import FedAvg, FedAvgConfig
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.randomness import torch_generator
 from foundation.tensor_files import TensorFile, save_tensors
 from server.spool import Spooled
@@ -165,7 +165,7 @@ def one_count(folder: Path, weights: dict[str, Tensor], sites: int, repetitions:
     roomy = 1.3 * bytes_each * (sites + 4) < _available()
     flower = peak("flower", folder, sites) if roomy else None
     own, other = (statistics.median(seconds[kind]) for kind in ("ours", "flower"))
-    say(f"{sites} sites: {own:.2f} s and {other:.2f} s")
+    logger.info(f"{sites} sites: {own:.2f} s and {other:.2f} s")
     return own, other, median_ratio(seconds["ours"], seconds["flower"]), peak("ours", folder, sites), flower
 
 

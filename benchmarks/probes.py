@@ -32,7 +32,7 @@ from benchmarks.measure import interleaved, judged, median_ratio, table, write_r
 from evaluation.intervals import FloatArray, IntArray
 from evaluation.knn import NEIGHBOURS, knn_scores, nearest, unit_rows
 from evaluation.logistic import STRENGTHS, Standard, log_loss, path
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.randomness import numpy_generator
 
 WIDTH = 384
@@ -139,7 +139,7 @@ def compared(
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     fastest = min((name for name in medians if name != OURS), key=lambda name: medians[name])
     for name, taken in medians.items():
-        say(f"{name}: {taken:.1f} s")
+        logger.info(f"{name}: {taken:.1f} s")
     rows = [
         [
             name,

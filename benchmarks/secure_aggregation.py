@@ -32,7 +32,7 @@ from federation.secure_aggregation.server_session import ServerSession
 from federation.secure_aggregation.site_session import SiteSession
 from federation.secure_aggregation.store import Kind
 from federation.secure_aggregation.thresholds import threshold
-from foundation.progress import say
+from foundation.messages import logger
 
 BYTES, SECONDS = 1.3, 1.0
 FIXED = FixedPoint(largest_value=1.0, largest_count=1000)
@@ -209,7 +209,7 @@ def median_round(count: int, numbers: int, repetitions: int) -> Cost:
     """The median of each figure."""
     found = [one_round(count, numbers) for _ in range(repetitions)]
     cost = Cost(*(statistics.median(getattr(one, key) for one in found) for key in Cost.__dataclass_fields__))
-    say(f"{count} sites: {cost.site:.2f} s a site, {cost.server:.2f} s the server, {cost.plain:.2f} s plain")
+    logger.info(f"{count} sites: {cost.site:.2f} s a site, {cost.server:.2f} s the server, {cost.plain:.2f} s plain")
     return cost
 
 

@@ -23,7 +23,7 @@ import torch
 from benchmarks.measure import table, write_result
 from benchmarks.simulation import SIDE, Laps, Measured, write_pictures
 from foundation.files import write_text
-from foundation.progress import say
+from foundation.messages import logger
 
 PICTURES = 8
 STUDY: dict[str, Any] = {
@@ -81,7 +81,7 @@ def main() -> None:
     for count in arguments.sites:
         plain, masked = (rounds_of(count, arguments.rounds, secure=secure) for secure in (False, True))
         before, after = (statistics.median(run.round_cpu) for run in (plain, masked))
-        say(f"{count} sites: a plain round {before:.2f} CPU s, a secure one {after:.2f}")
+        logger.info(f"{count} sites: a plain round {before:.2f} CPU s, a secure one {after:.2f}")
         figures = [f"{before:.2f}", f"{after:.2f}", f"{after / before:.2f}"]
         rows.append([str(count), *figures, f"{(after - before) / count:.2f}"])
     head = ["sites", "plain, CPU s", "secure, CPU s", "ratio", "more a site, CPU s"]

@@ -33,7 +33,7 @@ from PIL import Image
 from benchmarks import bare_loop
 from benchmarks.measure import judged, median_ratio, peak_mib, table, write_result
 from foundation.files import read_json, write_json, write_text
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.randomness import numpy_generator
 from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
@@ -191,7 +191,7 @@ def measure(sites: int, pictures: int, depth: int, repetitions: int, ray: int) -
             kinds = [kind for kind in found if kind != "ray" or number < ray]
             for kind in kinds if number % 2 == 0 else reversed(kinds):
                 measured, weights = in_a_process(kind, work, depth, number)
-                say(f"{number + 1}/{repetitions} {kind}: {measured.wall:.1f} s, CPU {measured.cpu:.1f} s")
+                logger.info(f"{number + 1}/{repetitions} {kind}: {measured.wall:.1f} s, CPU {measured.cpu:.1f} s")
                 reference = reference or weights
                 assert same_bits(weights, reference), f"the {kind} run ended in other weights than the one before"
                 found[kind].append(measured)

@@ -19,7 +19,7 @@ from federation.audit import AuditLog
 from federation.study import Study, load_study
 from foundation.errors import StudyError
 from foundation.files import write_text
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
 
@@ -86,7 +86,7 @@ def approvals(site_file: SiteFile) -> list[Approval]:
         try:
             whole.append(_read(path))
         except StudyError as error:
-            say(f"{error}")
+            logger.warning(f"{error}")
     return sorted(whole, key=lambda approval: (approval.study.name, approval.training_hash))
 
 

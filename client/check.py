@@ -18,7 +18,7 @@ from federation.kit import CA, KIT, STUDY, read_kit
 from federation.study import Study, load_study
 from foundation.errors import DataError, StudyError
 from foundation.machine import DeviceName
-from foundation.progress import say
+from foundation.messages import logger
 from imaging.config import ImageConfig
 from imaging.examine import Look, look_at
 from imaging.finding import Finding, Level, Table, counted, with_examples
@@ -167,14 +167,14 @@ def _pictures(data: Path, image: ImageConfig | None, sample: int) -> _Pictures:
 def _first_words(looks: list[Look], listed: int, image: ImageConfig | None) -> None:
     """The quick verdict: what a sample shows already."""
     usable = sum(not look.problem for look in looks)
-    say(f"first look: {counted(len(looks), 'picture')} of {listed:,} files, {usable:,} usable")
+    logger.info(f"first look: {counted(len(looks), 'picture')} of {listed:,} files, {usable:,} usable")
     _say(picture_findings(looks, image))
 
 
 def _say(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.level != "note":
-            say(f"{finding.level}: {finding.line}")
+            logger.info(f"{finding.level}: {finding.line}")
 
 
 def _sampled(data: Path, count: int) -> tuple[Manifest, int]:

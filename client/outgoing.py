@@ -15,7 +15,7 @@ from federation.records import CATEGORIES, Failure, SiteInfo, TrainReply, Withhe
 from federation.site_names import SITE_NAME
 from federation.study import Study
 from foundation.errors import RunError
-from foundation.progress import say
+from foundation.messages import logger
 
 Answer = TypeVar("Answer", TrainReply, Failure, SiteInfo)
 _MOST_ROUNDS = 100_000  # RoundsConfig's
@@ -102,7 +102,7 @@ def _permitted(study: Study, metrics: Mapping[str, float], policy: Policy) -> di
         if policy.metrics != "all" and base not in policy.metrics:
             continue
         if not math.isfinite(value) or abs(value) > OUTGOING_METRICS[base].most:
-            say(f"metric {name} is not finite or beyond {OUTGOING_METRICS[base].most:g}, and is not sent")
+            logger.warning(f"metric {name} is not finite or beyond {OUTGOING_METRICS[base].most:g}, and is not sent")
             continue
         sent[name] = rounded(value)
     return sent

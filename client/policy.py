@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from client.private_rules import work_of_round
 from foundation.errors import DataError, FedpretextError, StudyError, nearest
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.section import Section
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def wait_for_quiet_hours(
     quiet, told = quiet_minutes(policy.quiet_hours), False
     while _minute_of_week(moment := now()) in quiet:
         if not told:
-            say("policy.quiet_hours: the round is held until they end")
+            logger.info("policy.quiet_hours: the round is held until they end")
             told = True
         sleep(60 - moment.second)
 

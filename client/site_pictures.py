@@ -8,7 +8,7 @@ from client.policy import check_pictures, check_work
 from client.private_rules import check_patients, fewer_patients
 from client.site_study import SiteStudy
 from client.training import check_site
-from foundation.progress import say
+from foundation.messages import logger
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 
@@ -49,7 +49,7 @@ class SitePictures:
         check_site(here.study, store)
         check_work(policy, here.study, counts.values())
         if said := fewer_patients(here.study, len(counts)):
-            say(f"site {here.name}: {said}")
+            logger.warning(f"site {here.name}: {said}")
         return store
 
     def _held_out(self, manifest: Manifest) -> HeldOut:

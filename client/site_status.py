@@ -13,7 +13,7 @@ from client.site_file import AUDIT, CLIENT_LOCK, SiteFile, find_site_file, load_
 from federation.audit import Row, verify
 from foundation.errors import StudyError
 from foundation.files import read_jsonl
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.wording import mebibytes, one_line, span
 
 _LABEL = 10
@@ -106,7 +106,7 @@ class _Records:
             try:
                 found.append(approved_name(path))
             except StudyError as error:
-                say(f"{error}")
+                logger.warning(f"{error}")
         return sorted(found)
 
     def _doing(self, running: bool) -> str:

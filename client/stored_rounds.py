@@ -19,7 +19,7 @@ from client.site_study import SiteStudy
 from federation.records import TrainReply
 from foundation.errors import RunError
 from foundation.files import replace_folder, write_text
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.vault import LockedError
 
 
@@ -61,14 +61,14 @@ class StoredRounds:
             vault.load_tensors(folder / "local.safetensors")
             vault.load_tensors(folder / "optimiser.safetensors")
             if received is not None and metadata["received"] != received:
-                say(f"site {here.name}: round {round_} is asked for from other weights and is trained again")
+                logger.warning(f"site {here.name}: round {round_} is asked for from other weights and is trained again")
                 return None
             pictures, metrics = int(metadata["pictures"]), json.loads(metadata["metrics"])
             return TrainReply(here.hash, round_, here.name, pictures, weights, metrics)
         except LockedError:
             raise
         except (RunError, KeyError, ValueError):
-            say(f"site {here.name}: the stored round {round_} is damaged and is trained again")
+            logger.warning(f"site {here.name}: the stored round {round_} is damaged and is trained again")
             shutil.rmtree(folder)
             return None
 
@@ -83,7 +83,7 @@ class StoredRounds:
                 except LockedError:
                     raise
                 except RunError as error:
-                    say(f"site {self._here.name}: {error}; an older round's state is used")
+                    logger.warning(f"site {self._here.name}: {error}; an older round's state is used")
         return {}, {}
 
     def keep(self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from federation.flower import said, signature_of
 from federation.flower_private import Bundle, ClientTask, Endpoint, TaskQueue, client_task, context_for
 from federation.signing import Authority
 from foundation.errors import FedpretextError
-from foundation.progress import say
+from foundation.messages import logger
 
 _POLL_S = 0.2
 
@@ -41,7 +41,7 @@ def serve(endpoint: Endpoint, secret: bytes, site_file: Path, authority: Authori
                     task.answer(answer_to(task, site_file, authority))
             except FedpretextError as error:
                 # The update is on this site's disk: when the server asks again it is sent, not trained again.
-                say(f"the answer could not be handed over ({error}); waiting for the server to ask again")
+                logger.warning(f"the answer could not be handed over ({error}); waiting for the server to ask again")
     finally:
         queue.close()
 
@@ -93,4 +93,4 @@ def _keep(site_file: Path) -> None:
     try:
         log_error(load_site_file(site_file).state, 0)
     except FedpretextError:
-        say(text)
+        logger.warning(text)

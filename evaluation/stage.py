@@ -28,7 +28,8 @@ from evaluation.scoring import score_encoder, score_floors, score_leakage
 from evaluation.started_from import bases, shown_as, supervised_arms
 from foundation.errors import StudyError, look_up
 from foundation.files import digest, read_json, write_json, write_text
-from foundation.progress import say, track
+from foundation.messages import logger
+from foundation.progress import track
 from imaging.splits import HELD
 
 Key = tuple[str, str, str]
@@ -77,7 +78,7 @@ def _screened(inputs: Inputs, show: bool) -> Inputs:
         held = np.unique(np.concatenate([pictures.where(fold, *HELD) for fold in pictures.roles]))
         lines += one_class_sites(pictures.site[held].tolist(), pictures.label[held].tolist())
     for line in lines if show else ():
-        say(line)
+        logger.warning(line)
     return replace(inputs, pictures=pictures)
 
 

@@ -1,5 +1,6 @@
 """The study file: the one place that decides what is trained. Composes the rooms' own sections."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,6 +15,7 @@ from federation.privacy.rules import check_mean_only, check_patient_level, check
 from federation.secure_aggregation.config import SecureAggregationConfig
 from federation.study_hash import hash_of, training_hash_of
 from federation.training_config import RoundsConfig, TrainingConfig
+from foundation.files import AnyPath
 from foundation.overrides import override
 from foundation.section import Section
 from foundation.yaml_files import checked, read_yaml
@@ -99,9 +101,9 @@ class Study(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def load_study(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:
+def load_study(path: AnyPath, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and apply ``key.sub=value`` overrides (values in YAML); StudyError in one line."""
-    raw = read_yaml(path)
+    raw = read_yaml(Path(path))
     for setting in overrides:
         override(raw, setting)
     return study_from(raw, str(path))

@@ -11,6 +11,9 @@ from typing import Any
 
 from foundation.errors import RunError
 
+AnyPath = str | os.PathLike[str]
+"""A path as a person or a program gives it."""
+
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a temporary file beside ``path``, flush it to disk, then rename it to ``path``."""

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -74,6 +75,11 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def command_line(otherwise: str) -> str:
+    """The command that this process is, as it was typed; ``otherwise`` in a notebook or a script."""
+    return " ".join(["fedpretext", *sys.argv[1:]]) if sys.argv[0].endswith("fedpretext") else otherwise
 
 
 def commit() -> str:

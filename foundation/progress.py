@@ -1,13 +1,13 @@
 """One progress display a process: bars with rate and time left on a terminal, a plain line a finished bar in a log."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from foundation.messages import console, logger
 
 T = TypeVar("T")
 _LOGGED_AFTER_S = 10.0  # a bar shorter than this leaves no line in a log: hundreds of them would hide the rest
@@ -37,30 +37,29 @@ class Bar:
         """Take the bar off the display."""
         self._display.remove(self._task)
         seconds = time.monotonic() - self._started
-        if not self._display.console.is_terminal and seconds >= _LOGGED_AFTER_S:
+        if not console.is_terminal and seconds >= _LOGGED_AFTER_S:
             rate = f", {self._done / seconds:,.0f} {self._unit}/s" if self._unit else ""
-            print(f"{self._description}: {seconds:.0f} s{rate}", file=sys.stderr, flush=True)
+            logger.info(f"{self._description}: {seconds:.0f} s{rate}")
 
 
 class _Display:
     """The shared rich display; live only while it has bars, because rich allows one at a time."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
-            console=self.console,
+            console=console,
             expand=True,
             transient=True,
         )
         self._open = 0
 
     def add(self, description: str, total: float | None) -> TaskID:
-        if self._open == 0 and self.console.is_terminal:
+        if self._open == 0 and console.is_terminal:
             self.progress.start()
         self._open += 1
         return self.progress.add_task(description, total=total, rate="")
@@ -68,7 +67,7 @@ class _Display:
     def remove(self, task: TaskID) -> None:
         self.progress.remove_task(task)
         self._open -= 1
-        if self._open == 0 and self.console.is_terminal:
+        if self._open == 0 and console.is_terminal:
             self.progress.stop()
 
 
@@ -86,11 +85,6 @@ def bar(description: str, total: float | None, unit: str = "") -> Iterator[Bar]:
         yield line
     finally:
         line.close()
-
-
-def say(text: str) -> None:
-    """Print a line above the bars, on standard error."""
-    (_display.console if _display else Console(stderr=True)).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None, show: bool = True) -> Iterator[T]:

@@ -1,13 +1,13 @@
 """What a long-running program says: a line for a person on standard error, the same as JSON in a file for machines."""
 
-from contextlib import suppress
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from foundation.errors import RunError
 from foundation.files import append_jsonl
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.wording import one_line
 
 Level = Literal["info", "warning", "error"]
@@ -23,8 +23,7 @@ class ServiceLog:
     def write(self, level: Level, text: str, **fields: str | int | float) -> None:
         """Say ``text``, as one line, and keep it with its fields. A full disk silences the file, never the program."""
         event, now = one_line(text), datetime.now(UTC).isoformat(timespec="milliseconds")
-        with suppress(OSError):  # standard error may be a file on the same disk
-            say(event)
+        logger.log(logging.getLevelNamesMapping()[level.upper()], event)
         try:
             rotate(self.path)
             append_jsonl(self.path, {"time": now, "level": level, "event": event, **fields})

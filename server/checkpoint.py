@@ -12,7 +12,7 @@ import torch
 
 from foundation.errors import RunError
 from foundation.files import read_json, replace_folder, write_json
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.vault import PLAIN, LockedError, Vault
 
 _FILES = ("weights.safetensors", "algorithm.safetensors")
@@ -91,7 +91,7 @@ def latest_checkpoint(folder: Path, study_hash: str, vault: Vault = PLAIN) -> Ch
         except (_OtherStudyError, LockedError):
             raise
         except (RunError, OSError, KeyError, TypeError, ValueError) as error:
-            say(f"{path}: checkpoint not usable ({error}); going back to the one before it")
+            logger.warning(f"{path}: checkpoint not usable ({error}); going back to the one before it")
             path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
     return None
 

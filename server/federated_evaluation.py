@@ -27,7 +27,7 @@ from federation.records import Failure, SiteInfo, all_finite, weights_digest
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError, RunError
 from foundation.files import read_json, write_json
-from foundation.progress import say
+from foundation.messages import logger
 from ssl_methods import build_method
 from ssl_methods.encoder_outputs import feature_dim
 
@@ -79,7 +79,7 @@ class _Probe:
             try:
                 return minimise(partial(self._gradient, shared), shape, self.config.strength, most), shared
             except _LeftOutError as dropped:
-                say(f"federated evaluation: begun anew without site {dropped}")
+                logger.warning(f"federated evaluation: begun anew without site {dropped}")
 
     def _gradient(self, shared: Standard, weights: FloatArray) -> tuple[float, FloatArray]:
         before = len(self.taking_part)
@@ -160,7 +160,7 @@ def _evaluated(probe: _Probe, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         table = probe.figures(*probe.fit(tensors))
     except (QuorumError, RunError) as error:
         why = str(error)
-        say(f"no federated evaluation: {why}")
+        logger.warning(f"no federated evaluation: {why}")
     plain = [{key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()} for row in table]
     facts = {"sites": probe.taking_part, "left_out": probe.left_out, "gradients": probe.asked}
     return {**facts, "not_evaluated": why, "rows": plain}

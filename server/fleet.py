@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from federation.audit import AuditLog
 from federation.flower_private_control import ControlPlane
-from foundation.progress import say
+from foundation.messages import logger
 from server.registry import Registry
 
 _EVERY_S = 1.0
@@ -41,10 +41,12 @@ class Fleet:
             if key not in site_of:
                 self._control.unregister(node.node_id)
                 self._audit.append("site revoked", site=node.name or "unknown", node=str(node.node_id))
-                say(f"site {node.name or 'unknown'}: is no longer admitted (revoked, expired or another key)")
+                logger.warning(
+                    f"site {node.name or 'unknown'}: is no longer admitted (revoked, expired or another key)"
+                )
         for key, site in site_of.items():
             if key not in nodes:
                 self._control.register(site, key + b"\n")
                 self._audit.append("site enrolled", site=site)
-                say(f"site {site}: is admitted")
+                logger.info(f"site {site}: is admitted")
         self._online = {site_of[key]: node.node_id for key, node in nodes.items() if key in site_of and node.online}

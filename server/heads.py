@@ -8,7 +8,7 @@ from federation.flower import confirmed_weights, content_to_note
 from federation.records import AuditNote, Category, Failure, TrainInstruction, TrainReply, noted_tensors, weights_digest
 from federation.secure_flower import SecureAnswer, SecureRequest
 from foundation.errors import RunError
-from foundation.progress import say
+from foundation.messages import logger
 from server.ledgers import Ledgers, ledger_party
 
 _Answer = TrainReply | Statistics | SecureAnswer
@@ -94,7 +94,7 @@ class SiteHeads:
 
     def _refused(self, site: str, round_: int, category: Category, error: RunError) -> Failure:
         """The failure in an answer's place; why stands on the screen and, as a category, in the log."""
-        say(f"site {site}: {error}")
+        logger.warning(f"site {site}: {error}")
         self._audit.append("update refused", site=site, round=round_, category=category)
         return Failure("", round_, site, category)
 
@@ -139,7 +139,7 @@ class SiteHeads:
                 self._acknowledged[site] = note.known
             confirmed = note is not None and confirmed_weights(content) == digest
         except RunError as error:
-            say(f"site {site}: {error}")
+            logger.warning(f"site {site}: {error}")
             confirmed = False
         if confirmed:
             self._audit.append("weights delivered", site=site, study=self._hash, weights=digest)

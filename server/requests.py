@@ -15,7 +15,7 @@ from federation.records import Failure
 from federation.secure_aggregation.messages import SecureAggregationError
 from federation.secure_flower import SecureAnswer, SecureRequest, content_to_answer, request_to_content
 from foundation.errors import RunError
-from foundation.progress import say
+from foundation.messages import logger
 from server.heads import SiteHeads
 
 _Told = TypeVar("_Told")
@@ -101,7 +101,7 @@ class Requests:
         try:
             take(answer)
         except SecureAggregationError as error:
-            say(str(error))
+            logger.warning(str(error))
             return str(error)
         return ""
 

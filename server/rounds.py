@@ -18,7 +18,8 @@ from federation.study import Study
 from foundation import events
 from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import write_text
-from foundation.progress import Bar, bar, say
+from foundation.messages import logger
+from foundation.progress import Bar, bar
 from foundation.vault import PLAIN, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint, write_snapshot
 from server.divergence import divergence, layers_of
@@ -216,7 +217,7 @@ class RoundLoop:
     ) -> None:
         weights, accepted = folded.weights, folded.accepted
         for site, reason in sorted(reasons.items()):
-            say(f"round {number}: site {site} was left out ({reason})")
+            logger.warning(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
             self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
         self._tell(number, accepted, norms)
@@ -257,7 +258,7 @@ class RoundLoop:
             self._journal.metrics(number, reply.site, counted, reply.metrics | seen)
             if self._journal.is_collapsing(reply.site):
                 if reply.site not in self._warned:
-                    say(f"round {number}: {COLLAPSING.format(site=reply.site)}")
+                    logger.warning(f"round {number}: {COLLAPSING.format(site=reply.site)}")
                 self._warned.add(reply.site)
                 self._journal.event(number, events.COLLAPSING, reply.site, "features lose their spread")
         if norms:

@@ -16,10 +16,11 @@ from federation.secure_aggregation.thresholds import check_sites as check_secure
 from federation.site_names import SITE_NAME
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError, QuorumError, StudyError
-from foundation.progress import say
+from foundation.messages import logger
 from imaging.manifest import Manifest
 from imaging.store import TensorStore
 from simulation.config import SimulationConfig
+from ssl_methods import INSTALLED
 
 _LOG_OF_SITES = "sites/*/state/site.log"
 
@@ -30,6 +31,11 @@ def check_runtime(study: Study, config: SimulationConfig) -> None:
         raise StudyError(
             "simulation.runtime ray: a site's keys live in its process from stage to stage of a secure sum, and Ray "
             "moves sites from process to process: set in-process, or leave out secure_aggregation"
+        )
+    if study.method.name not in INSTALLED and config.runtime == "ray":
+        raise StudyError(
+            f"simulation.runtime ray: method {study.method.name!r} is registered in this process, and Ray's know what "
+            "is installed: set in-process"
         )
 
 
@@ -74,7 +80,9 @@ def decode_pictures(study: Study, training: Manifest, pictures: Manifest, store:
             check_site(study, own)
         if own.skipped:
             listed = own.folder / "skipped.csv"
-            say(f"site {site}: {len(own.skipped)} pictures cannot be read and are left out; listed in {listed}")
+            logger.warning(
+                f"site {site}: {len(own.skipped)} pictures cannot be read and are left out; listed in {listed}"
+            )
     TensorStore.build(pictures, study.image, store)
 
 

@@ -48,5 +48,5 @@ class SimulationConfig(Section):
         return self
 
     def load_dataset(self, workspace: Path, seed: int, *, drawn: bool = True) -> Manifest:
-        """All pictures of the study's dataset; what is downloaded, or made where ``drawn``, goes below ``workspace``."""
+        """All pictures of the study's dataset; what is downloaded, or ``drawn``, goes below ``workspace``."""
         return dataset(self.dataset).load(self.root, workspace, seed, self.options, drawn=drawn)

@@ -27,8 +27,9 @@ from federation.study import load_study
 from foundation import errors
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import read_jsonl, write_text
+from foundation.messages import logger
 from foundation.process_group import ProcessGroup, flower_environment, free_port, options
-from foundation.progress import bar, say
+from foundation.progress import bar
 from simulation.site_folders import Federation
 
 _START_S, _POLL_S = 120.0, 0.3
@@ -173,7 +174,7 @@ def _follow(federation: Federation, running: Callable[[], bool]) -> None:
                     if "event" in row and row not in told:
                         told.append(row)
                         site = f", site {row['site']}" if row["site"] else ""
-                        say(f"round {row['round']}: {row['event']}{site} ({row['reason']})")
+                        logger.info(f"round {row['round']}: {row['event']}{site} ({row['reason']})")
             if more:
                 time.sleep(_POLL_S)
 
@@ -186,7 +187,8 @@ def _write_app(app: Path, federation: Federation) -> None:
         '[project]\nname = "simulation"\nversion = "1.0.0"\ndescription = "A federation simulated by fedpretext"\n'
         'license = { text = "Apache-2.0" }\ndependencies = []\n\n'
         '[tool.flwr.app]\npublisher = "fedpretext"\n\n'
-        '[tool.flwr.app.components]\nserverapp = "server.app:app"\nclientapp = "client.app:app"\n\n'
+        "[tool.flwr.app.components]\n"
+        'serverapp = "simulation.ray_apps:server"\nclientapp = "simulation.ray_apps:client"\n\n'
         f"[tool.flwr.app.config]\n{config}",
     )
 

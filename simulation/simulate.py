@@ -2,13 +2,11 @@
 
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,9 +17,10 @@ from evaluation.targets import check_labels
 from federation.study import Study, load_study
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.exclusive import alone_in
-from foundation.files import read_json, write_json, write_text
-from foundation.machine import DeviceName, choose_device, provenance
-from foundation.progress import bar, say
+from foundation.files import AnyPath, read_json, write_json, write_text
+from foundation.machine import DeviceName, choose_device, command_line, provenance
+from foundation.messages import logger
+from foundation.progress import bar
 from foundation.yaml_files import checked
 from imaging.manifest import Manifest
 from imaging.splits import check_splits, draw_splits
@@ -33,30 +32,26 @@ from simulation.spent import record_privacy
 from simulation.starting import identified, keep_weights
 from ssl_methods import build_method
 
+if TYPE_CHECKING:
+    from evaluation.judge import Run
+
 _BUSY = "another process is working in this run folder; wait for it or stop it"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, the results table, and the report."""
-
-    folder: Path
-    results: pd.DataFrame
-    report: Path
-
-
 def simulate(
-    study: Study | Path | str,
+    study: Study | AnyPath,
     overrides: Sequence[str] = (),
     *,
-    runs: Path = Path("runs"),
-    resume: Path | None = None,
+    runs: AnyPath = "runs",
+    resume: AnyPath | None = None,
     device: DeviceName = "auto",
-) -> Run:
+) -> "Run":
     """Run a study over simulated hospitals: pretrain every arm, evaluate, report.
 
-    ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
+    study: a study file or a study. overrides: ``key.sub=value``, as ``--set`` takes them. runs: where run folders are
+    made. ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
     """
+    from evaluation.judge import Run
     from evaluation.report import write_report
     from evaluation.stage import evaluate
 
@@ -69,20 +64,20 @@ def simulate(
 
 
 def pretrain(
-    study: Study | Path | str,
+    study: Study | AnyPath,
     overrides: Sequence[str] = (),
     *,
-    runs: Path = Path("runs"),
-    resume: Path | None = None,
+    runs: AnyPath = "runs",
+    resume: AnyPath | None = None,
     device: DeviceName = "auto",
 ) -> Path:
     """Pretrain every arm of a study over simulated hospitals; the run folder, to be evaluated on any task."""
     from server.federated_evaluation import collect
 
-    chosen = _resolved(study if isinstance(study, Study) else load_study(Path(study), tuple(overrides)))
+    chosen = _resolved(study if isinstance(study, Study) else load_study(study, overrides))
     choose_device(device)
     build_method(chosen.method, chosen.encoder, chosen.image, chosen.seed)  # refuses parts that do not fit
-    folder = _open_run(chosen, runs, resume)
+    folder = _open_run(chosen, Path(runs), None if resume is None else Path(resume))
     with alone_in(folder, "lock", _BUSY), _saying_how_to_resume(folder):
         resolved = load_study(folder / "study.yaml")
         config = simulation_config(resolved)
@@ -175,13 +170,12 @@ def _open_run(study: Study, runs: Path, resume: Path | None) -> Path:
                 f"--resume {resume}: is of another study ({_first_difference(recorded, study)}); give the study file "
                 "and --set options it was made with"
             )
-        say(f"resuming {resume}")
+        logger.info(f"resuming {resume}")
         return resume
     folder = runs / f"{study.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     if folder.exists():
         raise RunError(f"{folder}: exists already; wait a second, or --resume it")
-    command = " ".join(["fedpretext", *sys.argv[1:]]) if sys.argv[0].endswith("fedpretext") else "simulate(study)"
-    facts = study.facts() | {"started": _now()} | provenance(command)
+    facts = study.facts() | {"started": _now()} | provenance(command_line("simulate(study)"))
     with _no_trace_of_failure(folder):
         write_json(folder / "run.json", facts)
         write_text(folder / "study.yaml", study.to_yaml())  # last: with it the folder can be resumed
@@ -220,7 +214,7 @@ def _saying_how_to_resume(folder: Path) -> Iterator[None]:
     except (KeyboardInterrupt, FedpretextError, OSError):
         if (folder / "study.yaml").exists():
             study, run = shlex.quote(str(folder / "study.yaml")), shlex.quote(str(folder))
-            say(f"stopped; what is finished is kept. Go on with: fedpretext simulate {study} --resume {run}")
+            logger.warning(f"stopped; what is finished is kept. Go on with: fedpretext simulate {study} --resume {run}")
         raise
 
 

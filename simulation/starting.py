@@ -8,7 +8,7 @@ from federation.records import weights_digest
 from federation.study import Study
 from foundation.errors import StudyError
 from foundation.files import read_json, write_json
-from foundation.progress import say
+from foundation.messages import logger
 from foundation.tensor_files import load_tensors, save_tensors
 from simulation.config import SimulationConfig
 from ssl_methods import build_method
@@ -58,7 +58,7 @@ def keep_weights(folder: Path, config: SimulationConfig, study: Study) -> None:
         return
     tensors, fitted = look(config, study)
     line = fitted.line(source_of(config))
-    say(line)
+    logger.info(line)
     write_json(folder / "run.json", read_json(folder / "run.json") | {"starting_weights": line})
     save_tensors(folder / WEIGHTS_NAME, tensors)
 

@@ -10,7 +10,7 @@ from foundation.errors import StudyError, nearest
 from imaging.config import ImageConfig
 from ssl_methods.encoder_table import EncoderConfig, require_dimensions, require_kind
 from ssl_methods.method_config import MethodConfig
-from ssl_methods.table import METHODS, method_type
+from ssl_methods.table import INSTALLED, METHODS, method_type, register_method
 
 if TYPE_CHECKING:
     from ssl_methods.method import Method
@@ -65,6 +65,7 @@ def build_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfi
 
 
 __all__ = [
+    "INSTALLED",
     "METHODS",
     "AnyMethodConfig",
     "MethodConfig",
@@ -72,4 +73,5 @@ __all__ = [
     "check_method",
     "method_class",
     "method_type",
+    "register_method",
 ]

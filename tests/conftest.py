@@ -18,10 +18,13 @@ from hypothesis import settings
 from PIL import Image
 
 from federation.study import study_from
-from fedpretext import main as command_line
+from fedpretext.cli import main as command_line
+from foundation.messages import print_messages
 from server.rounds import write_study
 from simulation.simulate import simulate
 from simulation.site_folders import Federation
+
+print_messages()  # as the programs do: tests read them
 
 # Examples of each property, chosen by --hypothesis-profile. A busy machine must not fail a test: no deadline.
 for profile, examples in {"quick": 20, "thorough": 100, "soak": 500}.items():

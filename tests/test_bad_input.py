@@ -238,7 +238,9 @@ def test_evaluate_refuses(fedpretext: Call, finished: Any, tmp_path: Path) -> No
     said = fedpretext("evaluate", run, "--protocol", "ridge")
     assert said.error.startswith("protocol 'ridge' does nothing for classification; there are: knn, logistic, svm")
     said = fedpretext("evaluate", run, run)
-    assert said.error == "Invalid value: several encoders, and --out, need a task to be judged on: add --task FILE"
+    assert said.error == (
+        "several encoders, and a folder to write, need a task to be judged on: give a task file (--task FILE)"
+    )
     assert contents(run) == before
     assert fedpretext("evaluate", "nowhere").error == (
         "nowhere: there is no such run folder; give the folder that simulate or server printed"
@@ -273,7 +275,7 @@ def test_resume_refuses_another_study(fedpretext: Call, finished: Any, tmp_path:
 def test_as_a_process(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
     arguments = [str(study_file) if part == "STUDY" else part for part in arguments]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "fedpretext.py"), *arguments],
+        [sys.executable, "-m", "fedpretext", *arguments],
         capture_output=True, text=True, cwd=tmp_path, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60"},
     )  # fmt: skip

@@ -32,9 +32,9 @@ def environment() -> dict[str, str]:
 HELP = f"""
 import sys
 sys.argv = ["fedpretext", *sys.argv[1:]]
-import fedpretext
+from fedpretext.cli import main
 try:
-    fedpretext.main()
+    main()
 except SystemExit as done:
     assert not done.code, done.code
 loaded = [name for name in {HEAVY!r} if name in sys.modules]
@@ -237,7 +237,7 @@ def test_ctrl_c_for_real(fedpretext: Call, study_file: Path, tmp_path: Path) -> 
     raw["simulation"]["arms"] = []
     study_file.write_text(yaml.safe_dump(raw))
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "fedpretext.py"), "simulate", str(study_file), "--device", "cpu"],
+        [sys.executable, "-m", "fedpretext", "simulate", str(study_file), "--device", "cpu"],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

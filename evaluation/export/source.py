@@ -79,7 +79,7 @@ def find_encoder(run: Path, arm: str = "federated", fold: int = 0, seed: int | N
     chosen = min(seeds) if seed is None else seed
     if chosen not in seeds:
         raise RunError(_absent(run, f"seed {chosen} of {arm!r}, fold {fold}", map(str, sorted(seeds))))
-    return _read(run, seeds[chosen])
+    return read_source(run, seeds[chosen])
 
 
 def _absent(run: Path, what: str, there: Iterable[str], named: str = "") -> str:
@@ -87,7 +87,8 @@ def _absent(run: Path, what: str, there: Iterable[str], named: str = "") -> str:
     return f"{run}: has no {what}; there are: {', '.join(known)}{nearest(named, known) if named else ''}"
 
 
-def _read(run: Path, described: Path) -> Source:
+def read_source(run: Path, described: Path) -> Source:
+    """The encoder of an ``encoder.json`` of the run. RunError where it or its weights are missing or damaged."""
     weights = described.with_name(WEIGHTS_NAME)
     if not weights.is_file():
         raise RunError(f"{weights}: is missing beside its {DESCRIPTION_NAME}; resume the run to make it again")

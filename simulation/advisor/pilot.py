@@ -14,7 +14,8 @@ from federation.study import Study
 from foundation.errors import DataError, QuorumError, RunError, TrainingError
 from foundation.files import write_json
 from foundation.machine import DeviceName, commit, machine, versions
-from foundation.progress import bar, say
+from foundation.messages import logger
+from foundation.progress import bar
 from foundation.wording import one_line
 from simulation.advisor.pilot_plan import Plan, Trained, plan_pilot
 from simulation.advisor.pilot_report import lines, write_record, write_winner
@@ -86,6 +87,6 @@ def _pretrain(plan: Plan, arm: Arm, device: DeviceName) -> Trained:
         decode_pictures(arm.study, arm.sites, plan.pictures, plan.folder / "store")
         make_encoder(plan.folder, arm, plan.config, device)
     except (DataError, TrainingError, QuorumError) as error:
-        say(f"{arm.name}: {one_line(str(error))}")
+        logger.warning(f"{arm.name}: {one_line(str(error))}")
         return Trained(time.monotonic() - started, one_line(str(error)))
     return Trained(time.monotonic() - started)

@@ -15,7 +15,7 @@ from federation.privacy.accounting import Release, epsilon_of
 from federation.privacy.ledger import Ledger
 from federation.privacy.plan import plan_of
 from federation.study import Study, study_from
-from fedpretext import main
+from fedpretext.cli import main
 from foundation.errors import RunError, StudyError
 
 PRIVACY = {"unit": "patient", "epsilon": 8, "delta": 1e-3, "patients": 36, "patients_per_step": 8}

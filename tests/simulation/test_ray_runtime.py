@@ -238,4 +238,4 @@ def test_the_flower_app_holds_only_names_and_any_path(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
     app = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert app["config"] == prepared.run_config()
-    assert app["components"] == {"serverapp": "server.app:app", "clientapp": "client.app:app"}
+    assert app["components"] == {"serverapp": "simulation.ray_apps:server", "clientapp": "simulation.ray_apps:client"}

@@ -5,7 +5,6 @@ import os
 import sys
 import textwrap
 import traceback
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -104,39 +103,29 @@ def evaluate(
     ] = False,
 ) -> None:
     """Score encoders on labelled pictures and write the report: a run's own again, or any on a task file."""
-    from evaluation.report import write_report
-    from evaluation.stage import evaluate
+    from evaluation.judge import evaluate
     from evaluation.summary import summary_lines
 
-    run = _to_evaluate(checkpoints, task, out, data, label)
-    evaluate(run, protocol or None)
-    report = write_report(run, pictures=pictures)
-    for line in summary_lines(run):
+    _label(checkpoints, task, data, label)
+    run = evaluate(checkpoints, protocol or None, task=task, out=out, pictures=pictures)
+    for line in summary_lines(run.folder):
         print(line)
-    print(f"\nreport: {report}")
+    print(f"\nreport: {run.report}")
 
 
-def _to_evaluate(
-    checkpoints: list[str], task: Path | None, out: Path | None, data: Path | None, label: str | None
-) -> Path:
-    """The folder to evaluate: gathered for a task file, else the one run itself."""
-    if task is not None:
-        from evaluation.gather import gather
+def _label(checkpoints: list[str], task: Path | None, data: Path | None, label: str | None) -> None:
+    """Give a run that hospitals made the labelled pictures of ``--data``."""
+    if task is not None and (data is not None or label is not None):
+        raise typer.BadParameter("--data and --label do nothing with --task: the task file says where pictures are")
+    if data is None:
+        if label is not None:
+            raise typer.BadParameter("--label names a column of --data: give --data too, or leave it out")
+        return
+    if len(checkpoints) > 1:
+        raise typer.BadParameter("--data is for one run: give one, or judge several on a task file with --task FILE")
+    from server.central_evaluation import prepare
 
-        if data is not None or label is not None:
-            raise typer.BadParameter("--data and --label do nothing with --task: the task file says where pictures are")
-        default = Path("runs") / f"{task.stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-        return gather(checkpoints, task, out or default, " ".join(["fedpretext", *sys.argv[1:]]))
-    if len(checkpoints) > 1 or out is not None:
-        raise typer.BadParameter("several encoders, and --out, need a task to be judged on: add --task FILE")
-    run = Path(checkpoints[0])
-    if data is not None:
-        from server.central_evaluation import prepare
-
-        prepare(run, data, label=label)
-    elif label is not None:
-        raise typer.BadParameter("--label names a column of --data: give --data too, or leave it out")
-    return run
+    prepare(Path(checkpoints[0]), data, label=label)
 
 
 @app.command()
@@ -253,7 +242,9 @@ def _print_entry(name: str, text: str) -> None:
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2; Ctrl-C is 130."""
     from foundation.errors import FedpretextError
+    from foundation.messages import print_messages
 
+    print_messages()
     try:
         # --debug is taken anywhere on the line, not only before the command.
         # Of Ctrl-C typer makes the exit code 130, and returns it.
@@ -289,7 +280,3 @@ def program() -> None:
         main()
     finally:
         gc.freeze()
-
-
-if __name__ == "__main__":
-    program()
