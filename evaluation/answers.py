@@ -5,8 +5,10 @@ A difference is above nought, below it, or around it: its 95 % interval decides,
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from evaluation.arm_kinds import floor_wording
+from evaluation.equal_budgets import equal_in, trained_arms
 from evaluation.figures import (
     LESS_IS_BETTER,
     Figure,
@@ -158,7 +160,7 @@ def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list
         return [line for line in (_against_bases(found, folder), _among_each_other(found, folder)) if line]
     by_kind = {contrast.kind: contrast for contrast in reversed(found)}
     lines = [by_kind[BASELINE].sentence if BASELINE in by_kind else _no_answer(folder, question)]
-    if together := tally(found):
+    if together := tally(found, equal_in(trained_arms(folder.arms))):
         lines.append(together)
     if "pixels" in by_kind:
         lines.append(by_kind["pixels"].sentence)
@@ -238,8 +240,11 @@ def worth_telling(found: list[Contrast]) -> list[Contrast]:
     return [item for item in found if item.kind != "majority" or item.verdict is not Verdict.BETTER]
 
 
-def tally(found: list[Contrast]) -> str:
-    """Whether doing it together paid: the federated encoder against each site alone; "" without such arms."""
+def tally(found: list[Contrast], equal: Literal["pictures", "passes", ""]) -> str:
+    """Whether doing it together paid: the federated encoder against each site alone; "" without such arms.
+
+    equal: in what the pretraining of both was.
+    """
     alone = [contrast for contrast in found if contrast.kind == "alone"]
     if not alone:
         return ""
@@ -257,7 +262,8 @@ def tally(found: list[Contrast]) -> str:
         lead = "Doing it together paid"
     else:
         lead = "Whether doing it together paid is not clear"
-    return f"{lead}: against each site on its own, at the same budget, the federated encoder is {'; '.join(said)}."
+    ways = {"pictures": ", with as many pictures seen,", "passes": ", with each picture seen as often,", "": ""}
+    return f"{lead}: against each site on its own{ways[equal]} the federated encoder is {'; '.join(said)}."
 
 
 def _listed(names: list[str]) -> str:

@@ -38,7 +38,8 @@ _OVERALL_NAMES = {"", "all", "overall"}
 class Arm:
     """One way of getting an encoder, and what it cost. ``kind`` says which: see ``arm_kind``.
 
-    base: the arm that its training started from, "" where the run does not say.
+    passes: how often a picture was seen on average. base: the arm that its training started from, "" where the run
+    does not say.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Arm:
     pictures: int | None = None
     optimiser_steps: int | None = None
     sequential_steps: int | None = None
+    passes: float | None = None
     seconds: float | None = None
     folds: int | None = None
     seeds: int | None = None
@@ -228,7 +230,7 @@ def _read_arms(path: Path, told: Mapping[str, Any]) -> tuple[Arm, ...]:
             name=name,
             title=title if shorts[_short(title)] == 1 else f"{_short(title)} ({name}){title[len(_short(title)) :]}",
             kind=arm_kind(name, str(row.get("kind", ""))),
-            **{key: row.get(key) for key in ("pictures", "optimiser_steps", "sequential_steps", "seconds")},
+            **{key: row.get(key) for key in ("pictures", "optimiser_steps", "sequential_steps", "passes", "seconds")},
             folds=_count(row.get("folds")),
             seeds=_count(row.get("seeds")),
             base=bases.get(name, ""),

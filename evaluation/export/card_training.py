@@ -132,7 +132,7 @@ def _told_pictures(source: Source) -> str:
 def cost(source: Source, info: Mapping[str, Any]) -> str:
     """What this encoder cost, and the machine where one machine did it all."""
     counts = [("Pictures seen, repeats counted", "pictures"), ("Optimiser steps, all sites", "optimiser_steps"),
-              ("Steps one after another", "sequential_steps")]  # fmt: skip
+              ("Steps one after another", "sequential_steps"), ("Passes over the pictures", "passes")]  # fmt: skip
     known = [(title, f"{source.facts[key]:,}") for title, key in counts if source.facts.get(key) is not None]
     seconds = source.facts.get("seconds")
     return (
