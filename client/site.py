@@ -163,7 +163,7 @@ class Site:
         if self._ledger is not None:
             self._ledger.extension(instruction.ledger)  # a ledger that lost rows is told before more is spent
         with self._job(instruction.round):
-            received = weights_digest(instruction.weights)
+            received = instruction.digest
             stored = self._stored(instruction.round, received)
             if self._secure is not None:
                 self._secure.forget_before(instruction.round)

@@ -55,7 +55,7 @@ class SiteLog:
         """A round is asked for."""
         self._log.note(
             "instruction received", study=instruction.study_hash, round=instruction.round,
-            weights=weights_digest(instruction.weights),
+            weights=instruction.digest,
         )  # fmt: skip
 
     def released(self, reply: TrainReply, again: bool) -> None:
@@ -65,7 +65,7 @@ class SiteLog:
         self._log.note(
             event, study=reply.study_hash, round=reply.round, tensors=len(reply.weights),
             bytes=sum(value.numel() * value.element_size() for value in reply.weights.values()),
-            weights=weights_digest(reply.weights), metrics=", ".join(sorted(reply.metrics)),
+            weights=reply.digest, metrics=", ".join(sorted(reply.metrics)),
             code=_code(), **ledger,
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 from federation.audit import NOTHING, Extension, Head
@@ -73,6 +74,11 @@ class TrainInstruction:
     weights: "dict[str, Tensor]"
     ledger: Head = NOTHING
 
+    @cached_property
+    def digest(self) -> str:
+        """``weights_digest`` of the weights, computed once: several ask for it, and it costs as much as a file."""
+        return weights_digest(self.weights)
+
 
 @dataclass(frozen=True)
 class TrainReply:
@@ -90,6 +96,11 @@ class TrainReply:
     weights: "dict[str, Tensor]"
     metrics: dict[str, float] = field(default_factory=dict)
     ledger: Extension | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """``weights_digest`` of the weights, computed once."""
+        return weights_digest(self.weights)
 
 
 @dataclass(frozen=True)
