@@ -101,7 +101,7 @@ def _site_rows(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _budget_rows(arms: list[dict[str, object]]) -> pd.DataFrame:
-    columns = ["arm", "pictures", "optimiser_steps", "sequential_steps", "folds", "seeds", "seconds"]
+    columns = ["arm", "pictures", "passes", "optimiser_steps", "sequential_steps", "folds", "seeds", "seconds"]
     return pd.DataFrame([{column: arm[column] for column in columns} for arm in arms])
 
 

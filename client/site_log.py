@@ -8,7 +8,7 @@ from pathlib import Path
 from client.site_file import AUDIT, SiteFile
 from federation.audit import AuditLog, Event, Head, verify
 from federation.federated_evaluation import Statistics
-from federation.records import AuditNote, Category, TrainInstruction, TrainReply, noted_tensors, weights_digest
+from federation.records import AuditNote, Category, TrainInstruction, TrainReply, noted_tensors
 from federation.secure_flower import SecureAnswer, SecureRequest
 from foundation.errors import RunError
 from foundation.machine import versions
@@ -53,14 +53,14 @@ class SiteLog:
 
     def instructed(self, instruction: TrainInstruction) -> None:
         """A round is asked for."""
-        received = weights_digest(instruction.weights)
-        self._log.note("instruction received", study=instruction.study_hash, round=instruction.round, weights=received)
+        study, received = instruction.study_hash, instruction.digest
+        self._log.note("instruction received", study=study, round=instruction.round, weights=received)
 
     def released(self, reply: TrainReply, again: bool) -> None:
         """An update is about to leave; ``again``: it was trained before and is sent another time."""
         event: Event = "update sent again" if again else "update released"
         ledger = {} if reply.ledger is None else {"ledger": reply.ledger.head.hash}
-        noted = {"tensors": len(reply.weights), **noted_tensors(reply.weights)}
+        noted = {"tensors": len(reply.weights), **noted_tensors(reply.weights, reply.digest)}
         noted |= {"metrics": ", ".join(sorted(reply.metrics)), "code": _code(), **ledger}
         self._log.note(event, study=reply.study_hash, round=reply.round, **noted)
 

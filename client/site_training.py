@@ -16,7 +16,7 @@ from client.stored_rounds import StoredRounds
 from client.training import TrainingContext, train_round
 from federation.algorithms import build_algorithm
 from federation.privacy.config import PatientPrivacyConfig
-from federation.records import TrainInstruction, TrainReply, weights_digest
+from federation.records import TrainInstruction, TrainReply
 from foundation.errors import RunError, StudyError
 from foundation.files import append_jsonl
 from foundation.machine import choose_device
@@ -55,7 +55,7 @@ class SiteTraining:
         if here.ledger is not None:
             here.ledger.extension(instruction.ledger)  # a ledger that lost rows is told before more is spent
         with self._rounds.alone(instruction.round):
-            received = weights_digest(instruction.weights)
+            received = instruction.digest
             stored = self._rounds.reply_of(instruction.round, received)
             if self._secure is not None:
                 self._secure.forget_before(instruction.round)

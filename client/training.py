@@ -25,7 +25,7 @@ from ssl_methods import method_class
 from ssl_methods.diagnostics import watch
 from ssl_methods.method import Batch, Method
 
-_WATCHED = 32  # pictures: enough to see a collapse, about a step's worth of time
+_WATCHED = 16  # images: enough to see a collapse, and no more than a fifth of a step of 32
 _CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
 
 

@@ -5,7 +5,9 @@ A difference is above zero, below it, or around it: its 95 % interval decides, n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from evaluation.equal_budgets import equal_in, trained_arms
 from evaluation.figures import (
     LESS_IS_BETTER,
     MetricValue,
@@ -167,7 +169,7 @@ def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list
         return [line for line in (_against_bases(found, folder), _among_each_other(found, folder)) if line]
     by_kind = {contrast.kind: contrast for contrast in reversed(found)}
     lines = [by_kind[BASELINE].sentence if BASELINE in by_kind else _no_answer(folder, question)]
-    if together := tally(found):
+    if together := tally(found, equal_in(trained_arms(folder.arms))):
         lines.append(together)
     if "pixels" in by_kind:
         lines.append(by_kind["pixels"].sentence)
@@ -245,8 +247,11 @@ def worth_telling(found: list[Contrast]) -> list[Contrast]:
     return [item for item in found if item.kind != "majority" or item.verdict is not Verdict.BETTER]
 
 
-def tally(found: list[Contrast]) -> str:
-    """Whether training together helped: the federated encoder against each site alone; "" without such arms."""
+def tally(found: list[Contrast], equal: Literal["pictures", "passes", ""]) -> str:
+    """Whether training together helped: the federated encoder against each site alone; "" without such arms.
+
+    equal: in what the pretraining of both was.
+    """
     alone = [contrast for contrast in found if contrast.kind == "alone"]
     if not alone:
         return ""
@@ -268,7 +273,8 @@ def tally(found: list[Contrast]) -> str:
         lead = f"Training together was {'better' if Verdict.BETTER in verdicts else 'worse'} than some sites only"
     else:
         lead = "Whether training together helped is not clear"
-    return f"{lead}: against each site on its own, at the same budget, the federated encoder is {'; '.join(said)}."
+    ways = {"pictures": ", with as many pictures seen,", "passes": ", with each picture seen as often,", "": ""}
+    return f"{lead}: against each site on its own{ways[equal]} the federated encoder is {'; '.join(said)}."
 
 
 def _listed(names: list[str]) -> str:

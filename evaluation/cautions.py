@@ -175,7 +175,7 @@ def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]
     if "pooled" in kinds:
         yield (
             "Pooled is a reference, not a ceiling.",
-            "It saw the same number of pictures in one place. It is not the best that pooling could do, and a "
+            "It saw each picture about as often, in one place. It is not the best that pooling could do, and a "
             "federated encoder may come out above it.",
         )
     if (folder.results["protocol"] == "knn").any():

@@ -22,7 +22,7 @@ from ssl_methods.starting_weights import fit_weights, read_weights, timm_weights
 
 PRETRAINED = "pretrained"
 RANDOM = "random"
-_COST = ("pictures", "optimiser_steps", "sequential_steps", "seconds", "method")
+_COST = ("pictures", "optimiser_steps", "sequential_steps", "passes", "seconds", "method")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def untrained(like: Candidate, name: str) -> Candidate:
         fold=None,
         seed=like.seed,
         source="drawn for this evaluation",
-        facts={"pictures": 0, "optimiser_steps": 0, "sequential_steps": 0, "seconds": 0.0},
+        facts={"pictures": 0, "optimiser_steps": 0, "sequential_steps": 0, "passes": 0.0, "seconds": 0.0},
     )
 
 

@@ -29,7 +29,8 @@ _CURVES = "arms/*/fold-*/seed-*/metrics.jsonl"
 class Arm:
     """One way of getting an encoder, and what it cost. ``kind`` says which.
 
-    base: the arm that its training started from, "" where the run does not say.
+    passes: how often a picture was seen on average. base: the arm that its training started from, "" where the run
+    does not say.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Arm:
     pictures: int | None = None
     optimiser_steps: int | None = None
     sequential_steps: int | None = None
+    passes: float | None = None
     seconds: float | None = None
     folds: int | None = None
     seeds: int | None = None
@@ -233,7 +235,7 @@ def _read_arms(path: Path, told: Mapping[str, Any]) -> tuple[Arm, ...]:
             name=name,
             title=title if shorts[_short(title)] == 1 else f"{_short(title)} ({name}){title[len(_short(title)) :]}",
             kind=Role(row["kind"]),
-            **{key: row.get(key) for key in ("pictures", "optimiser_steps", "sequential_steps", "seconds")},
+            **{key: row.get(key) for key in ("pictures", "optimiser_steps", "sequential_steps", "passes", "seconds")},
             folds=len(row["folds"]),
             seeds=len(row["seeds"]),
             base=bases.get(name, ""),

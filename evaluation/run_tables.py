@@ -1,19 +1,17 @@
 """Tables of the report about the run: budgets, settings, and what is needed to do it again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.cautions import study_settings
+from evaluation.equal_budgets import equal_in, trained_arms
 from evaluation.figures import arm_order
 from evaluation.run_folder import RunFolder
 from foundation.wording import mebibytes
 
 GPU_WATTS, CPU_WATTS = 300, 65
 """What a machine is assumed to draw while it computes; nothing was measured."""
-_TRAINED_KINDS = ("federated", "pooled", "alone")
-# Batches do not divide every site's pictures evenly; a difference below this share is no difference in budget.
-_EQUAL_WITHIN = 0.02
 _EXPECTED = (
     " With privacy by patient, who takes part in a step is drawn anew each time and written down nowhere: the private "
     "encoder's figure is the number that was to be expected."
@@ -39,7 +37,7 @@ def facts(folder: RunFolder) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """What an arm cost, as printed: folds, seeds, pictures, optimiser steps, sequential steps, time."""
+    """What an arm cost, as printed: folds, seeds, pictures, passes, optimiser steps, sequential steps, time."""
 
     title: str
     detail: str
@@ -58,6 +56,7 @@ def budget_rows(folder: RunFolder) -> list[BudgetRow]:
                 _thousands(arm.folds),
                 _thousands(arm.seeds),
                 _thousands(arm.pictures),
+                "–" if arm.passes is None else f"{arm.passes:.3g}",
                 _thousands(arm.optimiser_steps),
                 _thousands(arm.sequential_steps),
                 duration(arm.seconds),
@@ -81,23 +80,36 @@ def duration(seconds: float | None) -> str:
 
 
 def budget_statement(folder: RunFolder) -> str:
-    """Whether the trained arms saw equally many pictures; "" when fewer than two of them say."""
-    arms = [arm for arm in folder.arms if arm.kind in _TRAINED_KINDS and arm.pictures]
-    counts = [arm.pictures for arm in arms if arm.pictures is not None]
-    if len(counts) < 2:
+    """What was equal for the trained arms: pictures seen, or passes over their own; "" when fewer than two say."""
+    arms = trained_arms(folder.arms)
+    if len(arms) < 2:
         return ""
-    low, high = min(counts), max(counts)
+    pictures = _range([f"{arm.pictures:,}" for arm in sorted(arms, key=lambda arm: arm.pictures or 0)])
+    passes = _range([f"{each:.3g}" for each in sorted(arm.passes or 0.0 for arm in arms)])
     drawn = _EXPECTED if folder.privacy.get("unit") == "patient" else ""
-    if high - low <= _EQUAL_WITHIN * high:
-        about = f"{high:,}" if low == high else f"{low:,} to {high:,}"
-        return (
-            f"Every pretrained encoder saw the same number of pictures over the whole study ({about}, repeats "
-            f"counted): a site alone trains for the full budget on its own pictures.{drawn}"
-        )
+    alone = any(arm.kind == "alone" for arm in arms)
+    match equal_in(arms):
+        case "pictures":
+            also = "; a site alone saw its own the more often" if alone else ""
+            return (
+                f"Every pretrained encoder saw the same number of pictures over the whole study ({pictures}, repeats "
+                f"counted){also}.{drawn}"
+            )
+        case "passes":
+            also = f" A site alone has fewer pictures and so saw fewer: {pictures} in all." if alone else ""
+            return (
+                f"Every pretrained encoder saw each of its pictures about equally often ({passes} times over the whole "
+                f"study; only whole batches are counted).{also}{drawn}"
+            )
     return (
-        f"Budgets were not equal: the pretrained encoders saw {low:,} to {high:,} pictures. "
+        f"Budgets were not equal: the pretrained encoders saw {pictures} pictures. "
         f"A difference between them may come from that alone.{drawn}"
     )
+
+
+def _range(ordered: Sequence[str]) -> str:
+    """``30,208 to 30,240``, or the one value that there is."""
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
 
 
 def traffic_statement(folder: RunFolder) -> str:

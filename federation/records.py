@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 from federation.audit import NOTHING, Extension, Head
@@ -49,10 +50,10 @@ def weights_digest(weights: "dict[str, Tensor]") -> str:
     return digest(*parts)
 
 
-def noted_tensors(tensors: "dict[str, Tensor]") -> dict[str, str | int]:
-    """What the audit logs say of tensors that leave or arrive: their bytes, and their digest."""
+def noted_tensors(tensors: "dict[str, Tensor]", known: str = "") -> dict[str, str | int]:
+    """What the audit logs say of tensors that leave or arrive: their bytes, and their digest, where it is not known."""
     count = sum(value.numel() * value.element_size() for value in tensors.values())
-    return {"bytes": count, "weights": weights_digest(tensors)}
+    return {"bytes": count, "weights": known or weights_digest(tensors)}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class TrainInstruction:
     weights: "dict[str, Tensor]"
     ledger: Head = NOTHING
 
+    @cached_property
+    def digest(self) -> str:
+        """``weights_digest`` of the weights, computed once: several ask for it, and it costs as much as a file."""
+        return weights_digest(self.weights)
+
 
 @dataclass(frozen=True)
 class TrainReply:
@@ -96,6 +102,11 @@ class TrainReply:
     weights: "dict[str, Tensor]"
     metrics: dict[str, float] = field(default_factory=dict)
     ledger: Extension | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """``weights_digest`` of the weights, computed once."""
+        return weights_digest(self.weights)
 
 
 @dataclass(frozen=True)

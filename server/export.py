@@ -25,12 +25,13 @@ _PREFIX = "encoder."
 class TrainingCost:
     """What an arm costs: pictures seen and optimiser steps by all sites together, and steps one after another.
 
-    None where a site keeps its counts to itself.
+    passes: how often a picture was seen on average. None where a site keeps its counts to itself.
     """
 
     pictures: int | None = 0
     optimiser_steps: int | None = 0
     sequential_steps: int | None = 0
+    passes: float | None = 0.0
 
 
 def write_encoder(
@@ -65,6 +66,7 @@ def write_encoder(
         "pictures": cost.pictures,
         "optimiser_steps": cost.optimiser_steps,
         "sequential_steps": cost.sequential_steps,
+        "passes": None if cost.passes is None else round(cost.passes, 2),
         "seconds": None if seconds is None else round(seconds, 1),
         "load": timm_line(study.encoder, study.image),
     }
@@ -80,10 +82,13 @@ def spent(folder: Path) -> TrainingCost:
     steps: dict[int, list[float | None]] = {}
     for row in rows:
         steps.setdefault(row["round"], []).append(row.get("steps"))
+    seen = _told(sum, [row.get("pictures_seen") for row in rows])
+    there = _told(sum, list({row["site"]: row.get("pictures") for row in rows}.values()))
     return TrainingCost(
-        _told(sum, [row.get("pictures_seen") for row in rows]),
+        seen,
         _told(sum, [row.get("steps") for row in rows]),
         _told(sum, [_told(max, each) for each in steps.values()]),
+        None if seen is None or not there else seen / there,
     )
 
 

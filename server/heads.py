@@ -25,7 +25,6 @@ class SiteHeads:
         self._audit, self._hash, self._private = audit, study_hash, private
         self._ledgers = Ledgers(audit)
         self._acknowledged: dict[str, Head] = {}
-        self._digested: tuple[TrainInstruction, str] | None = None
         audit.append("run started", study=study_hash)
         verdict = verify(audit.path, self._see)
         if verdict.fault:
@@ -33,10 +32,8 @@ class SiteHeads:
 
     def note_for(self, site: str, instruction: TrainInstruction) -> AuditNote:
         """Write that an instruction is sent; what goes with it."""
-        if self._digested is None or self._digested[0] is not instruction:
-            self._digested = instruction, weights_digest(instruction.weights)
-        round_, digest = instruction.round, self._digested[1]
-        self._audit.note("instruction sent", site=site, study=self._hash, round=round_, weights=digest)
+        round_ = instruction.round
+        self._audit.note("instruction sent", site=site, study=self._hash, round=round_, weights=instruction.digest)
         return self._note(site)
 
     def note_of_delivery(self, site: str, digest: str) -> AuditNote:
@@ -64,7 +61,7 @@ class SiteHeads:
             charged = self._ledgers.receive(answer) if self._private else {}
         except RunError as error:
             return self._refused(answer.site, answer.round, "ledger-not-continued", error)
-        noted = noted_tensors(answer.weights) | _of(note.known) | charged
+        noted = noted_tensors(answer.weights, answer.digest) | _of(note.known) | charged
         self._audit.note("update received", site=answer.site, study=answer.study_hash, round=answer.round, **noted)
         return answer
 

@@ -1,4 +1,4 @@
-"""The arms of the comparison: who trains on what, at an equal budget of pictures seen."""
+"""The arms of the comparison: who trains on what, and for how long (``simulation.budget``)."""
 
 import shutil
 import time
@@ -13,17 +13,20 @@ from torch import Tensor
 from evaluation.arm_table import DESCRIPTION_NAME
 from federation.algorithms.fedavg import FedAvgConfig
 from federation.local_work import steps_for_budget
+from federation.privacy.config import PatientPrivacyConfig
 from federation.study import Study
+from federation.training_config import TrainingConfig
 from foundation.files import write_text
 from imaging.manifest import Manifest
 from server.export import TITLES, TrainingCost, write_encoder
 from simulation.budgets import RoundWork, round_work
-from simulation.config import SimulationConfig
+from simulation.config import BudgetRule, SimulationConfig
 from simulation.site_folders import Federation, write_site_folders
 from ssl_methods import build_method
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
 _POOLED, LEDGER_NAME = "pooled", "ledger.jsonl"
+_SAME = {"passes": "same passes over its pictures", "images": "same number of pictures seen"}
 _FEWEST = dict.fromkeys(("min_pictures", "min_patients", "smallest_count"), 1)
 OPEN_POLICY = {"studies": "any", **_FEWEST, "allow_label_statistics": True, "allow_score_histogram": True}
 """A simulated hospital's: its pictures are public, and it is the study's to say who takes part."""
@@ -69,10 +72,12 @@ class Arm:
         works, rounds = self.works(), self.study.rounds.count
         if not works:
             return TrainingCost()
+        seen = rounds * sum(w.pictures for w in works)
         return TrainingCost(
-            rounds * sum(w.pictures for w in works),
+            seen,
             rounds * sum(w.steps for w in works),
             rounds * max(w.steps for w in works),
+            seen / sum(self.site_sizes().values()),
         )
 
 
@@ -100,16 +105,15 @@ def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config
     arms = [Arm("random", TITLES["random"], "random", fold, study.seed, study, None), federated]
     if config.weights is not None:
         arms.append(Arm("natural", TITLES["natural"], "natural", fold, study.seed, study, None))
-    a_round = sum(work.pictures for work in federated.works())
+    told = f"{_SAME[config.budget]}{_open(study)}"
     if "alone" in config.arms:
         for site in sorted(set(held.table["site"])):
             own = training.where(training.table["site"] == site)
-            title = f"{site} alone, same budget{_open(study)}"
-            arms.append(_single(f"alone-{site}", title, "alone", federated, own, a_round))
+            arms.append(_single(f"alone-{site}", f"{site} alone, {told}", "alone", federated, own, config.budget))
     if "pooled" in config.arms:
         everything = replace(training, table=training.table.assign(site=_POOLED))
-        title = f"Pooled: all pictures in one place, same budget{_open(study)}"
-        arms.append(_single("pooled", title, "pooled", federated, everything, a_round))
+        title = f"Pooled: all pictures in one place, {told}"
+        arms.append(_single("pooled", title, "pooled", federated, everything, config.budget))
     return arms
 
 
@@ -118,18 +122,35 @@ def _open(study: Study) -> str:
     return ", without privacy" if study.privacy is not None else ""
 
 
-def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifest, budget: int) -> Arm:
-    """An arm of one site: the same study, steps for the federation's budget, no federated algorithm to choose.
+def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifest, budget: BudgetRule) -> Arm:
+    """An arm of one site: the same study, as much work as ``budget`` says, no federated algorithm to choose.
 
     Nothing of it leaves the place where it is trained, so that it has neither noise nor secure aggregation; it is what
     a site could have without the federation, and says nothing of how well its weights could be given away.
     """
     study = federated.study
-    steps = steps_for_budget(study.training, len(pictures), budget)
-    training = study.training.model_copy(update={"steps": steps, "epochs": None})
+    training = _training(federated, len(pictures), budget)
     absent = dict.fromkeys(("federated_evaluation", "privacy", "secure_aggregation"))
     alone = study.model_copy(update={"training": training, "algorithm": FedAvgConfig(), **absent})
     return Arm(name, title, kind, federated.fold, federated.seed, alone, pictures)
+
+
+def _training(federated: Arm, pictures: int, budget: BudgetRule) -> TrainingConfig:
+    """How an arm of one site with so many ``pictures`` trains in each round.
+
+    "passes": each of its pictures is seen as often as in the federated arm. With ``training.epochs`` it trains for the
+    same epochs of its own pictures. With ``training.steps``, and with privacy by patient, whose steps are drawn, the
+    federated arm decides: a picture is seen there on average p times a round (pictures seen by all sites over pictures
+    at all sites), and the arm gets the steps, to the nearest and at least one, in which its pictures are seen p times.
+    "images": it sees as many pictures a round as all sites of the federated arm together, however few it has.
+    Whole batches are counted everywhere, so that a round may be up to a batch short or, of steps, half a batch apart.
+    """
+    training, seen = federated.study.training, sum(work.pictures for work in federated.works())
+    if budget == "passes":
+        if training.epochs is not None and not isinstance(federated.study.privacy, PatientPrivacyConfig):
+            return training
+        seen = round(seen * pictures / sum(federated.site_sizes().values()))
+    return training.model_copy(update={"steps": steps_for_budget(training, pictures, seen), "epochs": None})
 
 
 def is_done(run: Path, arm: Arm) -> bool:

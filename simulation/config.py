@@ -12,6 +12,8 @@ from imaging.splits import SplitConfig
 from simulation.datasets import DATASETS, dataset
 from simulation.partition import BySite, PartitionConfig
 
+BudgetRule = Literal["passes", "images"]
+
 
 class SimulationConfig(Section):
     """Which pictures stand for the hospitals, and how they are divided."""
@@ -24,6 +26,12 @@ class SimulationConfig(Section):
     arms: tuple[Literal["alone", "pooled"], ...] = Field(
         default=("alone", "pooled"),
         description="References beside random and federated: every tested site alone, all pictures in one place.",
+    )
+    budget: BudgetRule = Field(
+        default="passes",
+        description="How long these references train. passes: each of their pictures is seen as often as in the "
+        "federated arm (the same epochs); images: each sees as many pictures as all sites of the federated arm "
+        "together, so that a small site sees its own over and over.",
     )
     weights: Literal["timm"] | Path | None = Field(
         default=None,

@@ -83,14 +83,14 @@ def _each(values: NDArray[np.float64]) -> Picture:
 
 def _soft(distance: Picture, size: int) -> Picture:
     """0 outside, 1 inside, a ramp of about one pixel at distance 0: a drawn edge without stairs."""
-    return np.clip(distance * np.float32(size / 2.0) + np.float32(0.5), 0.0, 1.0)
+    return np.asarray(np.clip(distance * np.float32(size / 2.0) + np.float32(0.5), 0.0, 1.0))
 
 
 def _direction(y: Picture, x: Picture) -> tuple[NDArray[np.complex64], Picture]:
     """exp(i angle) of a place, whose powers are the waves around an outline, and its distance from 0."""
-    place = x + np.complex64(1j) * y
-    distance = np.abs(place)
-    return place / np.maximum(distance, np.float32(1e-6)), distance
+    place = np.asarray(x + np.complex64(1j) * y, dtype=np.complex64)
+    distance = np.asarray(np.abs(place), dtype=np.float32)
+    return np.asarray(place / np.maximum(distance, np.float32(1e-6)), dtype=np.complex64), distance
 
 
 def _depth_below_skin(y: Picture, x: Picture, anatomy: Anatomy, level: Picture) -> Picture:
@@ -101,19 +101,20 @@ def _depth_below_skin(y: Picture, x: Picture, anatomy: Anatomy, level: Picture) 
     wave = 1.0 + (np.complex64(third * np.exp(1j * phase)) * cube).real
     wave += (np.complex64(fourth * np.exp(-1j * phase)) * cube * turn).real
     reach = np.hypot(y / np.float32(anatomy.axes[0]), x / np.float32(anatomy.axes[1])) / (level * wave)
-    return (1.0 - reach) * level * np.float32(min(anatomy.axes))
+    return np.asarray((1.0 - reach) * level * np.float32(min(anatomy.axes)))
 
 
 def _head(depth: Picture, anatomy: Anatomy, size: int, generator: np.random.Generator) -> Picture:
     """Scalp, bone, fluid, then a brain whose grey matter folds into the white; folds shift a little between slices."""
     folds = band_noise(1, size, (1.5, 3.5), np.random.default_rng(anatomy.folds)) * np.float32(0.85)
     folds = folds + np.float32(0.5) * band_noise(len(depth), size, (1.5, 3.5), generator)
-    white = _soft((depth - 0.27 + 0.06 * folds) * 0.5, size)
+    white = _soft(np.asarray((depth - 0.27 + 0.06 * folds) * 0.5, dtype=np.float32), size)
     brain = GREY + (WHITE - GREY) * white
     picture = 0.5 * _soft(depth, size)
     picture += (BONE - 0.5) * _soft(depth - 0.035, size)
     picture += (FLUID - BONE) * _soft(depth - 0.095, size)
-    return picture + (brain - picture) * _soft(depth - 0.13 + 0.012 * folds, size)
+    inside = _soft(np.asarray(depth - 0.13 + 0.012 * folds, dtype=np.float32), size)
+    return np.asarray(picture + (brain - picture) * inside, dtype=np.float32)
 
 
 def _add_ventricles(picture: Picture, y: Picture, x: Picture, anatomy: Anatomy, scale: Picture) -> Picture:

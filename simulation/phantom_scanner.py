@@ -46,7 +46,7 @@ class Scanner:
         real, imaginary = generator.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(self.noise)
         gain = self.gain * generator.normal(1.0, 0.04, (count, 1, 1)).astype(np.float32)
         reading = np.sqrt(np.square(signal + real) + np.square(imaginary)) * gain
-        levels = np.round(np.clip(reading, 0.0, 1.0) * np.float32(255 if self.bits == 8 else 65535))
+        levels = np.asarray(np.round(np.clip(reading, 0.0, 1.0) * np.float32(255 if self.bits == 8 else 65535)))
         return levels.astype(np.uint8) if self.bits == 8 else levels.astype(np.uint16)
 
 

@@ -37,9 +37,13 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
             lines.append(f"site {site}: {count} pictures of {patients} {pictures.unit}s to pretrain on")
         budget = federated.budget()
         trained = [arm for arm in arms if arm.sites is not None]
+        how = (
+            f"on {budget.pictures:,} pictures seen" if config.budget == "images" else "by the same passes over its own"
+        )
         lines.append(
-            f"arms: {len(arms)} encoders, {len(trained)} of them pretrained, each on {budget.pictures:,} pictures seen "
-            f"({budget.sequential_steps:,} steps one after another when federated)"
+            f"arms: {len(arms)} encoders, {len(trained)} of them pretrained, each {how}; federated: "
+            f"{budget.pictures:,} pictures seen, each {budget.passes:.3g} times "
+            f"({budget.sequential_steps:,} steps one after another)"
         )
         lines += _warnings(chosen, pictures)
     lines += _privacy_lines(chosen, trained_by)

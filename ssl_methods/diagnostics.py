@@ -52,6 +52,7 @@ def feature_std(features: Tensor) -> float:
 COLLAPSED_SPREAD, LOST_SPREAD = 0.1, 0.25
 COLLAPSED_RANK, LOST_RANK = 0.3, 0.6
 MENDING, PATIENCE = 1.1, 10
+_ALIGNED = 8  # images: alignment is a mean of one number an image, the others need many images to be anything
 
 
 @torch.no_grad()
@@ -59,7 +60,7 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
     """What the method's features of a site's ``pictures`` ``[N, C, ...]`` (N at least 2) look like after a round.
 
     ``feature_spread``, ``rankme`` and ``uniformity`` of the encoder's features of the plain pictures, ``alignment``
-    of these with the features of one strong view each; ``output_spread`` and ``output_rank`` of what the loss
+    of the first eight with the features of one strong view each; ``output_spread`` and ``output_rank`` of what the loss
     compares, where it compares pictures (``Method.output``): collapse shows there rounds before it reaches the
     encoder. A spread is ``feature_std`` times sqrt(D): 1 when all directions are used alike, 0 when all pictures look
     the same. ``output_rank`` is RankMe of the unit outputs as a share of min(N, P).
@@ -67,13 +68,13 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
     training = method.training
     method.eval()
     plain = features(method.encoder, method.augmentation.plain(pictures))  # [N, D]
-    changed = features(method.encoder, method.augmentation.strong(pictures, generator))
+    changed = features(method.encoder, method.augmentation.strong(pictures[:_ALIGNED], generator))
     output = method.output(plain)
     method.train(training)
     seen = {
         FEATURE_SPREAD: feature_std(plain) * plain.shape[1] ** 0.5,
         "rankme": rankme(plain),
-        "alignment": alignment(plain, changed),
+        "alignment": alignment(plain[:_ALIGNED], changed),
         "uniformity": uniformity(plain),
     }
     if output is None:

@@ -118,7 +118,8 @@ def test_validate_prints_facts(fedpretext: Call, study_file: Path, tmp_path: Pat
     assert not any("site away" in fact for fact in facts)
     # random, federated, pooled, north and south alone; 12, 12 and 8 of 9 pictures in whole batches of 4, two rounds.
     assert (
-        "arms: 5 encoders, 4 of them pretrained, each on 64 pictures seen (6 steps one after another when federated)"
+        "arms: 5 encoders, 4 of them pretrained, each by the same passes over its own; federated: 64 pictures seen, "
+        "each 1.94 times (6 steps one after another)"
     ) in facts
     assert any(fact.startswith("a round: ") and fact.endswith("; 2 rounds") for fact in facts)
     assert any(fact.startswith("memory at a site: about ") for fact in facts)

@@ -131,8 +131,8 @@ def _told_pictures(source: Source) -> str:
 
 def cost(source: Source, info: Mapping[str, Any]) -> str:
     """What this encoder cost, and the machine where one machine did it all."""
-    titles = ("Pictures seen, repeats counted", "Optimiser steps, all sites", "Steps one after another")
-    counts = zip(titles, ("pictures", "optimiser_steps", "sequential_steps"), strict=True)
+    titles = ("Pictures seen, repeats counted", "Optimiser steps, all sites", "Steps one after another", "Passes")
+    counts = zip(titles, ("pictures", "optimiser_steps", "sequential_steps", "passes"), strict=True)
     known = [(title, f"{source.facts[key]:,}") for title, key in counts if source.facts.get(key) is not None]
     seconds = source.facts.get("seconds")
     return (

@@ -102,11 +102,18 @@ def full_run(run: Path, demonstration: bool = True) -> Path:
     bare_run(run, rows, [*differences, comparison("random", 0.06, (-0.01, 0.13), site="CS", n=26)])
     arms = [
         {"arm": "federated", "title": "Federated: pictures stay home", "kind": "federated", "pictures": 30240},
-        {"arm": "pooled", "title": "Pooled: one place, same budget", "kind": "pooled", "pictures": 30240},
-        {"arm": "alone-DU", "title": "DU alone, same budget", "kind": "alone", "pictures": 30208},
+        {"arm": "pooled", "title": "Pooled: one place, same passes", "kind": "pooled", "pictures": 30240},
+        {"arm": "alone-DU", "title": "DU alone, same passes", "kind": "alone", "pictures": 30208},
         {"arm": "random", "title": "Random initialisation: no pretraining", "kind": "random", "pictures": 0},
     ]
-    more = {"folds": [0], "seeds": [0], "optimiser_steps": 1000, "sequential_steps": 945, "seconds": 183.2}
+    more = {
+        "folds": [0],
+        "seeds": [0],
+        "optimiser_steps": 1000,
+        "sequential_steps": 945,
+        "passes": 560.0,
+        "seconds": 183.2,
+    }
     (run / "arms.json").write_text(json.dumps([arm | more for arm in arms]))
     facts = {
         "name": "brain", "title": "Brain MRI at three hospitals", "demonstration": demonstration, "seed": 0,
@@ -202,8 +209,7 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
         (
             "alone-DU",
             (-0.09, -0.02),
-            "Training together did harm: against each site on its own, at the same budget, the federated encoder is "
-            "worse than alone-DU.",
+            "Training together did harm: against each site on its own the federated encoder is worse than alone-DU.",
         ),
         ("alone-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from alone-DU."),
         ("pooled", (-0.09, -0.02), "Pooling all pictures in one place did better: the federated encoder is 0.03 below"),
@@ -405,7 +411,7 @@ def test_the_tables_say_who_was_where_and_what_it_cost(tmp_path: Path) -> None:
     assert "Every pretrained encoder saw the same number of pictures over the whole study (30,208 to 30,240" in text
     assert "DU 3 / 6 3 / 6 3 / 6 – 1" in text  # 3 patients with 2 pictures in each role, one unreadable picture
     assert "CS left out of training – – – 9 / 18 0" in text
-    assert "Federated pictures stay home 1 1 30,240 1,000 945 3 min" in text
+    assert "Federated pictures stay home 1 1 30,240 560 1,000 945 3 min" in text
     assert "FG, round 2 (federated): norm 83 is 112 times the median" in text
     assert "Not measured: 1 % of the labels (1 of 74 training patients)." in text
     assert "fedpretext simulate brain.yaml" in text
@@ -428,6 +434,24 @@ def test_unequal_budgets_are_said(tmp_path: Path) -> None:
     ]
     (run / "arms.json").write_text(json.dumps(arms))
     assert "Budgets were not equal: the pretrained encoders saw 1,000 to 1,500 pictures." in report_text(run)
+
+
+def test_equal_passes_are_said(tmp_path: Path) -> None:
+    """Also where the federated encoder is held against a site alone, which saw fewer pictures, each as often."""
+    run = full_run(tmp_path)
+    arms = json.loads((run / "arms.json").read_text())
+    for row, (pictures, passes) in zip(arms, [(1000, 8.0), (1010, 8.08), (250, 7.2), (0, 0.0)], strict=True):
+        row |= {"pictures": pictures, "passes": passes}
+    (run / "arms.json").write_text(json.dumps(arms))
+    text = report_text(run)
+    assert (
+        "Every pretrained encoder saw each of its pictures about equally often (7.2 to 8.08 times over the whole "
+        "study; only whole batches are counted). A site alone has fewer pictures and so saw fewer: 250 to 1,010 in all."
+    ) in text
+    assert "against each site on its own, with each picture seen as often, the federated encoder is" in text
+    arms[2]["passes"] = 28.8
+    (run / "arms.json").write_text(json.dumps(arms))
+    assert "Budgets were not equal: the pretrained encoders saw 250 to 1,010 pictures." in report_text(run)
 
 
 def test_a_point_without_interval_is_hollow_and_says_why(tmp_path: Path) -> None:

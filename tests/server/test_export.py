@@ -53,16 +53,16 @@ ROUNDS = [
 def test_the_cost_is_that_of_the_updates_that_were_used(tmp_path: Path) -> None:
     """36 pictures and 9 steps in all; one after another the busiest site's: 3 in the first round, 2 in the second."""
     write_rows(tmp_path / "arm", ROUNDS)
-    assert spent(tmp_path / "arm") == TrainingCost(8 + 12 + 8 + 4 + 4, 2 + 3 + 2 + 1 + 1, 3 + 2)
+    assert spent(tmp_path / "arm") == TrainingCost(8 + 12 + 8 + 4 + 4, 2 + 3 + 2 + 1 + 1, 3 + 2, 36 / (3 * 9))
 
 
 @pytest.mark.parametrize(
     ("rows", "cost"),
     [
-        ([*ROUNDS, used(3, "A", 8.0, None)], TrainingCost(44, None, None)),
-        ([*ROUNDS, used(3, "A", None, 2.0)], TrainingCost(None, 11, 7)),
-        (ROUNDS[2:3], TrainingCost(None, None, None)),
-        ([], TrainingCost(None, None, None)),
+        ([*ROUNDS, used(3, "A", 8.0, None)], TrainingCost(44, None, None, 44 / 27)),
+        ([*ROUNDS, used(3, "A", None, 2.0)], TrainingCost(None, 11, 7, None)),
+        (ROUNDS[2:3], TrainingCost(None, None, None, None)),
+        ([], TrainingCost(None, None, None, None)),
     ],
     ids=["no steps", "no pictures", "no update", "nothing"],
 )
@@ -82,9 +82,10 @@ def test_the_encoder_of_the_shared_weights_loads_by_the_line_beside_it(
     facts, (tensors, _) = read_json(folder / "encoder.json"), load_tensors(folder / "encoder.safetensors")
     assert len(shared) > len(tensors) > 0  # the decoder stays behind
     assert all(torch.equal(value, shared[f"encoder.{name}"]) for name, value in tensors.items())
-    known = ("arm", "title", "kind", "fold", "seed", "pictures", "optimiser_steps", "sequential_steps", "seconds")
+    known = ("arm", "title", "kind", "fold", "seed", "pictures", "optimiser_steps", "sequential_steps", "passes")
+    assert facts["seconds"] is None
     assert [facts[key] for key in known] == [
-        "federated", "Federated: all together", "federated", 0, SEED, 36, 9, 5, None,
+        "federated", "Federated: all together", "federated", 0, SEED, 36, 9, 5, 1.33,
     ]  # fmt: skip
     assert facts["training_hash"] == study.training_hash()
     monkeypatch.chdir(folder)
@@ -100,7 +101,7 @@ def test_given_weights_and_costs_come_before_the_folders(tmp_path: Path, raw_stu
     write_rows(folder, ROUNDS)
     weights = {"encoder.w": torch.ones(2), "decoder.w": torch.zeros(2)}
     save_tensors(folder / "global.safetensors", {"encoder.w": torch.zeros(2)})
-    write_encoder(folder, study, "alone", "A alone", weights=weights, budget=TrainingCost(7, 5, 5), seconds=1.26)
+    write_encoder(folder, study, "alone", "A alone", weights=weights, budget=TrainingCost(7, 5, 5, 0.5), seconds=1.26)
     assert load_tensors(folder / "encoder.safetensors")[0]["w"].tolist() == [1, 1]
     facts = read_json(folder / "encoder.json")
     assert (facts["arm"], facts["fold"], facts["pictures"], facts["seconds"]) == ("alone-A", 2, 7, 1.3)
@@ -118,11 +119,11 @@ def test_what_a_federation_records_is_what_it_planned(
     """9, 6 and 4 pictures in batches of 4, an epoch a round: 2, 1 and 1 steps, three rounds."""
     made = federation(raw_study)
     run_in_process(made)
-    assert spent(made.folder) == TrainingCost(3 * (8 + 4 + 4), 3 * (2 + 1 + 1), 3 * 2)
+    assert spent(made.folder) == TrainingCost(3 * (8 + 4 + 4), 3 * (2 + 1 + 1), 3 * 2, 3 * 16 / 19)
 
 
 def test_the_table_of_arms_adds_up_folds_and_seeds(tmp_path: Path, raw_study: dict[str, Any]) -> None:
-    weights, cost = {"encoder.w": torch.ones(2)}, TrainingCost(7, 5, 5)
+    weights, cost = {"encoder.w": torch.ones(2)}, TrainingCost(7, 5, 5, 0.5)
     places = [place(Path(), "federated", fold, seed) for fold, seed in ((0, 3), (0, 4), (1, 3))]
     for number, each in enumerate(places):
         study = study_of(raw_study, int(each.name.removeprefix("seed-")))
@@ -131,7 +132,7 @@ def test_the_table_of_arms_adds_up_folds_and_seeds(tmp_path: Path, raw_study: di
     random = place(Path(), "random")
     write_encoder(tmp_path / random, study_of(raw_study), "random", "R", weights=weights, budget=TrainingCost())
     write_arms(tmp_path, [random, *places])
-    counts = {"pictures": 7, "optimiser_steps": 5, "sequential_steps": 5}
+    counts = {"pictures": 7, "optimiser_steps": 5, "sequential_steps": 5, "passes": 0.5}
     nothing = dict.fromkeys(counts, 0)
     assert read_json(tmp_path / "arms.json") == [
         {"arm": "random", "title": "R", "kind": "random", "folds": [0], "seeds": [3], "seconds": None, **nothing},

@@ -122,7 +122,8 @@ def test_the_other_arms_share_nothing_and_have_no_privacy(run: Run) -> None:
     assert study.privacy is None
     assert not list(pooled.glob("sites/*/ledger.jsonl"))
     assert (
-        read_json(pooled / "encoder.json")["title"] == "Pooled: all pictures in one place, same budget, without privacy"
+        read_json(pooled / "encoder.json")["title"]
+        == "Pooled: all pictures in one place, same passes over its pictures, without privacy"
     )
     assert all("loss" in row for row in read_jsonl(pooled / "metrics.jsonl"))
 
@@ -157,7 +158,7 @@ def test_alone_is_called_what_it_is(finished: Any, tmp_path: Path) -> None:
     splits = pd.read_csv(tmp_path / "evaluation" / "splits.csv", dtype=str, keep_default_na=False)
     splits["fold"] = splits["fold"].astype(int)
     arms = {arm.name: arm for arm in plan_arms(study, config, pictures, splits)}
-    assert arms["alone-north"].title == "north alone, same budget, without privacy"
+    assert arms["alone-north"].title == "north alone, same passes over its pictures, without privacy"
     assert arms["alone-north"].study.privacy is None
     assert arms["federated"].study.privacy == study.privacy
 

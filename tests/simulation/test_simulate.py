@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from federation.study import load_study, study_from
+from federation.study import TrainingConfig, load_study, study_from
 from foundation.errors import RunError
 from foundation.files import digest, read_json, read_jsonl
 from foundation.tensor_files import load_tensors
@@ -99,13 +99,14 @@ def test_the_encoder_loads_in_plain_timm(finished: Any, monkeypatch: pytest.Monk
         assert features.std(dim=0).max() > 0
 
 
-def test_equal_budgets(finished: Any) -> None:
-    """Every pretrained arm sees as many pictures as the federated one, give or take a batch a round."""
+def test_equal_passes(finished: Any) -> None:
+    """Two rounds of one epoch of an arm's own pictures in every pretrained arm, in whole batches of 4."""
     described = {arm: read_json(finished.folder / place(arm) / "encoder.json") for arm in TRAINED}
-    budget = described["federated"]["pictures"]
-    assert budget == 2 * (12 + 12 + 8)  # whole batches of 4, two rounds
+    assert {arm: facts["pictures"] for arm, facts in described.items()} == {
+        "federated": 2 * (12 + 12 + 8), "alone-north": 2 * 12, "alone-south": 2 * 12, "pooled": 2 * 32,
+    }  # fmt: skip
     for arm, facts in described.items():
-        assert abs(facts["pictures"] - budget) <= 2 * 4
+        assert facts["passes"] == (2.0 if arm.startswith("alone") else 1.94)  # 64 of 33 pictures
         seen = [row["pictures_seen"] for row in read_jsonl(finished.folder / place(arm) / "metrics.jsonl")]
         steps = [row["steps"] for row in read_jsonl(finished.folder / place(arm) / "metrics.jsonl")]
         assert (sum(seen), sum(steps)) == (facts["pictures"], facts["optimiser_steps"])
@@ -216,9 +217,10 @@ def listed(tmp_path: Path) -> tuple[Manifest, Callable[..., list[Arm]]]:
     ]
     manifest = Manifest(pd.DataFrame(rows), tmp_path)
 
-    def plan(**settings: Any) -> list[Arm]:
+    def plan(training: dict[str, Any] | None = None, **settings: Any) -> list[Arm]:
         config = SimulationConfig.model_validate({"dataset": "folder"} | settings)
-        return plan_arms(STUDY, config, manifest, draw_splits(manifest, config.splits, 0))
+        study = STUDY.model_copy(update={"training": TrainingConfig.model_validate({"batch": 4} | (training or {}))})
+        return plan_arms(study, config, manifest, draw_splits(manifest, config.splits, 0))
 
     return manifest, plan
 
@@ -262,9 +264,9 @@ def test_the_plan_of_folds_and_seeds(listed: Any) -> None:
     assert set(tested.index) == {p for p in manifest.table["patient"] if p[0] != "C"}
 
 
-def test_single_site_arms_are_ordinary_studies_at_the_same_budget(listed: Any) -> None:
+def test_single_site_arms_are_ordinary_studies_that_see_as_many_images(listed: Any) -> None:
     _, plan = listed
-    arms = {arm.name: arm for arm in plan()}
+    arms = {arm.name: arm for arm in plan(budget="images")}
     budget = arms["federated"].budget()
     assert arms["federated"].study.algorithm.name == "fedprox"
     for name in ("alone-A", "alone-B", "pooled"):
@@ -274,6 +276,34 @@ def test_single_site_arms_are_ordinary_studies_at_the_same_budget(listed: Any) -
     # By hand: A trains 6 of 10 patients, 18 pictures, 4 batches; B 5 of 7, 15, 3; C 2, 6, 1: 8 batches of 4 a round.
     assert arms["federated"].site_sizes() == {"A": 18, "B": 15, "C": 6}
     assert (budget.pictures, budget.optimiser_steps, budget.sequential_steps) == (3 * 32, 3 * 8, 3 * 4)
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "seen"),
+    [
+        # A 18 pictures, B 15, C 6: in batches of 4 whole epochs are 4, 3 and 1 steps, and 9 of all 39.
+        ({"epochs": 1}, {"alone-A": 4, "alone-B": 3, "pooled": 9}, {"alone-A": 48, "alone-B": 36, "pooled": 108}),
+        # 3 sites x 5 steps x 4 pictures: each is seen 60 / 39 times. A sees 27.7, 7 steps; B 23.1, 6; all 60, 15.
+        (
+            {"epochs": None, "steps": 5},
+            {"alone-A": 7, "alone-B": 6, "pooled": 15},
+            {"alone-A": 84, "alone-B": 72, "pooled": 180},
+        ),
+    ],
+)
+def test_single_site_arms_see_each_picture_as_often(
+    listed: Any, training: dict[str, Any], steps: dict[str, int], seen: dict[str, int]
+) -> None:
+    _, plan = listed
+    arms = {arm.name: arm for arm in plan(training=training)}
+    assert {name: arms[name].works()[0].steps for name in steps} == steps
+    assert {name: arms[name].budget().pictures for name in seen} == seen
+    federated = arms["federated"].budget()
+    for name in steps:
+        count = sum(arms[name].site_sizes().values())
+        assert arms[name].budget().passes == pytest.approx(seen[name] / count)
+        assert abs(seen[name] - federated.passes * count) <= 3 * 4  # a batch a round
+        assert arms[name].title.endswith(", same passes over its pictures")
 
 
 def test_every_simulation_setting_does_something(
@@ -305,6 +335,9 @@ def test_every_simulation_setting_does_something(
     assert set(away.site_sizes()) == {"away", "north", "south"}
     assert {arm.name for arm in plan(arms=["pooled"])} == {"random", "federated", "pooled"}
     assert {arm.seed for arm in plan(seeds=2)} == {5, 6}
+    alone = [next(arm for arm in plan(budget=rule) if arm.name == "alone-A") for rule in ("passes", "images")]
+    assert [arm.works()[0].steps for arm in alone] == [4, 8]
+    assert alone[1].title == "A alone, same number of pictures seen"
 
     class Chosen(Exception):
         pass
@@ -316,7 +349,7 @@ def test_every_simulation_setting_does_something(
     with pytest.raises(Chosen):
         simulate(finished.study, ["simulation.runtime=ray"], runs=tmp_path / "runs", device="cpu")
     weights = {"weights", "weights_sha256"}  # tests/simulation/test_starting.py
-    assert tried | {"arms", "seeds", "runtime"} | weights == set(SimulationConfig.model_fields)
+    assert tried | {"arms", "budget", "seeds", "runtime"} | weights == set(SimulationConfig.model_fields)
 
 
 def test_a_finished_arm_keeps_what_a_person_needs(tmp_path: Path) -> None:
