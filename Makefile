@@ -50,15 +50,15 @@ benchmarks: $(STAMP) ## measure speed and memory (about 20 minutes); writes benc
 
 sweep: $(STAMP) ## every method against no pretraining, cell by cell: make sweep DATA=FOLDER [CELLS=1]
 	@test -n "$(DATA)" || { echo "make sweep DATA=FOLDER: the folder that holds lgg_mri_128 and busi_224" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.sweep --root $(DATA) $(if $(CELLS),--cells $(CELLS))
+	$(BIN)/python -m benchmarks.comparisons.sweep --root $(DATA) $(if $(CELLS),--cells $(CELLS))
 
 downstream: $(STAMP) ## two encoders a dataset on downstream tasks: make downstream DATA=FOLDER [ONLY=retina]
 	@test -n "$(DATA)" || { echo "make downstream DATA=FOLDER: the folder that holds the datasets' folders" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.downstream --root $(DATA) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m benchmarks.comparisons.downstream --root $(DATA) $(if $(ONLY),--only $(ONLY))
 
 reproduce: $(STAMP) ## make one published comparison again, under 15 minutes: make reproduce DATA=FOLDER
 	@test -n "$(DATA)" || { echo "make reproduce DATA=FOLDER: the folder that holds busi_224" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.downstream --root $(DATA) --only breast-ultrasound
+	$(BIN)/python -m benchmarks.comparisons.downstream --root $(DATA) --only breast-ultrasound
 
 clean: ## remove the virtual environment and caches (run folders stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
 from foundation.randomness import torch_generator
-from imaging.augment import Augmentation
 from imaging.config import ImageConfig
-from imaging.presets import Preset
-from imaging.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
+from imaging.reading.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
+from imaging.views.augment import Augmentation
+from imaging.views.presets import Preset
 
 # isort: split
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]  # it ships no types

@@ -1,6 +1,6 @@
 """What a person would write for one experiment: the same training and averaging in one loop in memory, nothing else.
 
-No Flower, no message, no spool, no checkpoint, no file. Written from the formulas, not from client/training.py: that
+No Flower, no message, no spool, no checkpoint, no file. Written from the formulas, not from client/training/round.py: that
 both end in the same bits is what ``benchmarks.simulation`` asserts.
 """
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.mae import MAEConfig
+from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
+from ssl_methods.reconstruction.mae import MAEConfig
 
 SEED, ROUNDS, BATCH, RATE, WARMUP, DECAY, BETAS = 0, 3, 32, 1e-3, 0.1, 0.05, (0.9, 0.95)
 IMAGE = {"modality": "mri", "size": 64, "channels": 1}

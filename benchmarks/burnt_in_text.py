@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.measure import table, write_result
 from foundation.randomness import numpy_generator
-from imaging.burnt_in_text import find_text
-from imaging.formats import FloatArray
-from imaging.readers import decode
+from imaging.inspection.burnt_in_text import find_text
+from imaging.reading.formats import FloatArray
+from imaging.reading.readers import decode
 from simulation.datasets.phantoms import PhantomOptions, list_phantoms
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -24,8 +24,8 @@ from client.site_file import load_site_file
 from federation.study import study_from
 from foundation.files import write_text
 from foundation.process_group import flower_environment, free_port, options
-from server.provision import accept, provision
-from server.status_board import latest_status, read_status
+from server.enrolment.provision import accept, provision
+from server.monitoring.status_writer import latest_status, read_status
 
 ROUNDS, TARGET_S = 6, 5.0
 SITES = ("north", "south")

@@ -29,7 +29,7 @@ from federation.algorithms.fedavg import FedAvg, FedAvgConfig
 from foundation.messages import logger
 from foundation.randomness import torch_generator
 from foundation.tensor_files import TensorFile, save_tensors
-from server.spool import Spooled
+from server.reply_store import Spooled
 
 TARGET, GROWTH = 0.5, 1.1
 DISTINCT = 4
@@ -60,8 +60,8 @@ def messages(contributions: list[Spooled], names: list[str], shared: bool) -> li
     """The same replies as Flower's messages; ``shared``: sites with the same tensors share the memory of them."""
     from flwr.app import MetricRecord, RecordDict
 
-    from federation.flower import tensors_to_arrays
-    from federation.flower_private_identity import reply_as_received
+    from federation.flower.private_identity import reply_as_received
+    from federation.flower.records import tensors_to_arrays
 
     kept: list[Any] = []
     replies = []

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
-from evaluation.intervals import FloatArray, IntArray
-from evaluation.knn import NEIGHBOURS, knn_scores, nearest, unit_rows
-from evaluation.logistic import STRENGTHS, Standard, log_loss, path
+from evaluation.protocols.knn import NEIGHBOURS, knn_scores, nearest, unit_rows
+from evaluation.protocols.logistic import STRENGTHS, Standard, log_loss, path
+from evaluation.statistics.intervals import FloatArray, IntArray
 from foundation.messages import logger
 from foundation.randomness import numpy_generator
 

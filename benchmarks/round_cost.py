@@ -19,21 +19,21 @@ from unittest import mock
 import torch
 
 import client.site
-import client.training
+import client.training.round
 import federation.records
 import server.rounds
 from benchmarks.simulation import write_pictures
 from federation.study import study_from
 from foundation.files import write_text
-from server.spool import Spool
+from server.reply_store import Spool
 from simulation.arms import OPEN_POLICY
-from simulation.runtimes import run_in_process
-from simulation.site_folders import Federation
+from simulation.runtimes.table import run_in_process
+from simulation.sites.site_folders import Federation
 
 TARGET = 0.15
 WATCHED: dict[str, list[tuple[Any, str]]] = {
-    "steps": [(client.training._Step, "take")],
-    "watch": [(client.training, "look")],
+    "steps": [(client.training.round._Step, "take")],
+    "watch": [(client.training.round, "look")],
     "files": [
         (client.site.Site, "_keep"), (Spool, "write"), (server.rounds, "write_checkpoint"),
         (server.rounds, "write_snapshot"),

@@ -11,14 +11,14 @@ import sys
 from foundation.wording import words
 
 BENCHMARKS = words("""
-    startup augmentation fold throughput simulation deployment burnt_in_text probes secure_aggregation secure_rounds
-    private_step privacy_audit
+    startup augmentation fold throughput simulation deployment burnt_in_text probes secure.sums secure.rounds
+    privacy.step privacy.audit round_cost
 """)
 
 
 def main() -> int:
     """Run them; 1 when one of them failed (not when a target was missed: the result says so)."""
-    chosen = [*BENCHMARKS, *(["interval_coverage"] if "--coverage" in sys.argv[1:] else [])]
+    chosen = [*BENCHMARKS, *(["statistics.interval_coverage"] if "--coverage" in sys.argv[1:] else [])]
     failed = [name for name in chosen if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode]
     for name in failed:
         print(f"{name}: failed", file=sys.stderr)

@@ -37,7 +37,7 @@ from foundation.messages import logger
 from foundation.randomness import numpy_generator
 from foundation.tensor_files import load_tensors, save_tensors
 from imaging.config import ImageConfig
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 
 WHOLE, STEADY, MEMORY = 1.10, 1.05, 1.3
@@ -78,8 +78,8 @@ def federated(kind: str, folder: Path, data: dict[str, Path], cache: Path, depth
     from server.checkpoint import write_checkpoint
     from server.rounds import write_study
     from simulation.arms import OPEN_POLICY
-    from simulation.runtimes import RUNTIMES
-    from simulation.site_folders import Federation
+    from simulation.runtimes.table import RUNTIMES
+    from simulation.sites.site_folders import Federation
 
     study = study_from(
         {

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
 from client.kit_keys import site_init
-from federation.audit import AuditLog
-from server.provision import provision
-from server.status_board import Board
+from federation.audit.log import AuditLog
+from server.enrolment.provision import provision
+from server.monitoring.status_writer import Board
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"

@@ -26,8 +26,8 @@ from foundation.machine import choose_device
 from foundation.randomness import torch_generator
 from imaging.config import ImageConfig
 from ssl_methods import METHODS, AnyMethodConfig, build_method
-from ssl_methods.encoder_outputs import features
-from ssl_methods.encoder_table import EncoderConfig, encoder_kind
+from ssl_methods.encoders.outputs import features
+from ssl_methods.encoders.table import EncoderConfig, encoder_kind
 from ssl_methods.method import Batch, Method
 
 TARGET = 0.6

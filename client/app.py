@@ -17,7 +17,8 @@ from client.site_file import SiteFile, load_site_file
 from client.site_identity import keys_of
 from client.site_log import SiteLog, log_error
 from client.sites import Sites, site_file_path
-from federation.flower import (
+from federation.flower.permitted import Permitted, check_record_dict
+from federation.flower.records import (
     confirmation_to_content,
     content_to_instruction,
     content_to_note,
@@ -27,8 +28,7 @@ from federation.flower import (
     statistics_to_content,
     with_note,
 )
-from federation.flower_permitted import Permitted, check_record_dict
-from federation.secure_flower import answer_to_content, check_answer_record, content_to_request
+from federation.flower.secure_records import answer_to_content, check_answer_record, content_to_request
 
 
 @dataclass(frozen=True)

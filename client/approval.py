@@ -15,13 +15,13 @@ from client.approval_page import page
 from client.approved import check_record, record_path, record_paths
 from client.policy import check_study
 from client.site_file import AUDIT, SiteFile
-from federation.audit import AuditLog
+from federation.audit.log import AuditLog
 from federation.study import Study, load_study
+from foundation.configuration.section import Section
+from foundation.configuration.yaml_files import checked, read_yaml
 from foundation.errors import StudyError
 from foundation.files import write_text
 from foundation.messages import logger
-from foundation.section import Section
-from foundation.yaml_files import checked, read_yaml
 
 _FEWEST_DIGITS = 12
 

@@ -6,25 +6,25 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
-from client.held_out import held_out
-from client.labelled import MOST_ENCODERS
-from client.outgoing_metrics import OUTGOING_METRICS
+from client.labels.held_out import held_out
+from client.labels.labelled_images import MOST_ENCODERS
+from client.outgoing.metrics import OUTGOING_METRICS
 from client.policy import Policy, check_pictures, check_work
-from client.private_page import ledger_lines, promise
-from client.private_rules import check_patients, fewer_patients, work_of_round
+from client.privacy.approval_lines import ledger_lines, promise
+from client.privacy.rules import check_patients, fewer_patients, work_of_round
 from client.site_file import SiteFile
-from client.training import check_amount
-from evaluation.federated_figures import FIGURES
-from evaluation.federated_probe import outputs_of
-from evaluation.score_histogram import BINS
+from client.training.round import check_amount
+from evaluation.federated.figures import FIGURES
+from evaluation.federated.logistic import outputs_of
+from evaluation.federated.score_histogram import BINS
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import CATEGORIES
 from federation.study import Study
 from foundation.errors import FedpretextError
-from imaging.finding import counted
-from imaging.manifest import Manifest
+from imaging.inspection.finding import counted
+from imaging.listing.manifest import Manifest
 from ssl_methods import build_method, method_class
-from ssl_methods.encoder_outputs import feature_dim
+from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.method import Method
 
 _MIB = 2**20

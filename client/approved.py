@@ -4,8 +4,8 @@ from pathlib import Path
 
 from client.site_file import SiteFile
 from federation.study_hash import training_hash_of
+from foundation.configuration.yaml_files import read_yaml
 from foundation.errors import StudyError
-from foundation.yaml_files import read_yaml
 
 
 def record_path(site_file: SiteFile, training_hash: str) -> Path:

@@ -54,8 +54,8 @@ def check(
     sample: Annotated[int, typer.Option(help="Pictures to look at first.")] = 50,
 ) -> None:
     """Look at the pictures and the machine before joining; the report stays here."""
-    from client.check import check_kit
-    from client.check_report import lines, write_check
+    from client.checks.report import lines, write_check
+    from client.checks.site_check import check_kit
 
     found = check_kit(site, data, study, sample=sample)
     print(*lines(found, 80), sep="\n")
@@ -112,7 +112,7 @@ def status(site: Site = HERE) -> None:
 @site_app.command()
 def key() -> None:
     """Print a new key for encryption at rest (64 hex digits); keep it where the state folder is not."""
-    from federation.key_source import new_key_text
+    from federation.keys.key_source import new_key_text
 
     print(new_key_text())
 
@@ -123,7 +123,7 @@ def client(
     service: Annotated[bool, typer.Option("--service", help="Print a systemd unit instead of starting.")] = False,
 ) -> None:
     """Join the federation of a kit and stay in it; reconnects by itself."""
-    from client.service import join, unit
+    from client.processes.service import join, unit
     from foundation.passphrase import passphrase as given
     from foundation.process_group import end_well_on_sigterm
 
@@ -142,7 +142,7 @@ def audit(
 ) -> None:
     """Show what left this site, when, how big, under which study and code; verify the chain."""
     from client.site_file import audit_log_at
-    from federation.audit_report import report
+    from federation.audit.report import report
 
     found = report(*[audit_log_at(log) for log in logs or [HERE]])
     print(*found.lines, sep="\n")
@@ -158,6 +158,6 @@ def privacy(
     check: Annotated[bool, typer.Option("--check", help="Also ask a second accountant.")] = False,
 ) -> None:
     """Show what was spent on these patients, what a study would add, what is left, and what it means."""
-    from client.privacy_page import privacy_lines
+    from client.privacy.page import privacy_lines
 
     print(*privacy_lines(place, study, check), sep="\n")

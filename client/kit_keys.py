@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from client.site_file import SITE_FILE, SiteFile, load_site_file
-from federation.certificates import (
+from federation.keys.certificates import (
     CredentialError,
     PrivateKey,
     fingerprint,
@@ -15,8 +15,8 @@ from federation.certificates import (
     read_key,
     request_pem,
 )
-from federation.kit import kit_ca, read_kit
-from federation.secret_files import private_folder, read_secret, write_secret
+from federation.keys.kit import kit_ca, read_kit
+from federation.keys.secret_files import private_folder, read_secret, write_secret
 from foundation.files import write_bytes, write_text
 from foundation.machine import DeviceName
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from client.private_rules import work_of_round
+from client.privacy.rules import work_of_round
+from foundation.configuration.section import Section
 from foundation.errors import DataError, FedpretextError, StudyError, nearest
 from foundation.messages import logger
-from foundation.section import Section
 
 if TYPE_CHECKING:
     from federation.study import Study
@@ -55,7 +55,7 @@ def _methods(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 def _encoders(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    from ssl_methods.encoder_table import encoder_kind
+    from ssl_methods.encoders.table import encoder_kind
 
     for name in names or ():
         try:
@@ -68,7 +68,7 @@ def _encoders(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 def _metrics(given: Any) -> Any:
     if isinstance(given, str) and given != "all":
         raise ValueError(f"neither all nor a list of metric names{nearest(given, ['all'])}")
-    from client.outgoing_metrics import OUTGOING_METRICS
+    from client.outgoing.metrics import OUTGOING_METRICS
 
     for name in given if isinstance(given, list | tuple) else ():
         if name not in OUTGOING_METRICS:
@@ -143,7 +143,7 @@ class Policy(Section):
     metrics: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_metrics)] = Field(
         default="all",
         description="Numbers about a round that may leave, by name (of a sum every member's of that name); all: those "
-        "of client/outgoing_metrics.py. Each has six digits and is about many pictures together.",
+        "of client/outgoing/metrics.py. Each has six digits and is about many pictures together.",
     )
     smallest_count: int = Field(
         default=5,

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
-from client.labelled import TooFewLabelsError
-from client.outgoing import checked_reply
+from client.labels.labelled_images import TooFewLabelsError
+from client.outgoing.answers import checked_reply
 from client.policy import LabelsNotPermittedError, Policy
+from client.privacy.ledger import LedgerNotContinuedError
 from client.site_file import SiteFile
-from client.site_ledger import LedgerNotContinuedError
 from client.site_log import LogNotContinuedError, SiteLog, log_error
-from federation.flower import reply_to_content, with_note
-from federation.flower_permitted import Permitted, check_record_dict
+from federation.flower.permitted import Permitted, check_record_dict
+from federation.flower.records import reply_to_content, with_note
 from federation.privacy.ledger import BudgetSpentError
 from federation.records import UNKNOWN_SITE, Category, Failure
 from federation.secure_aggregation.messages import SecureAggregationError

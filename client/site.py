@@ -6,26 +6,26 @@ What it does is in files of one subject each: ``site_study`` (permission), ``sit
 
 from torch import Tensor
 
-from client.outgoing import Answer, checked_reply
-from client.secure_round import SecureRounds
+from client.labels.site_labels import ENCODER, SiteLabels
+from client.outgoing.answers import Answer, checked_reply
 from client.site_file import SiteFile
 from client.site_identity import SiteKeys
-from client.site_labels import ENCODER, SiteLabels
-from client.site_pictures import SitePictures
+from client.site_images import SitePictures
 from client.site_study import SiteStudy
-from client.site_training import SiteTraining
-from client.stored_rounds import StoredRounds
-from client.workbench import Workbench
+from client.training.secure_round import SecureRounds
+from client.training.site_training import SiteTraining
+from client.training.stored_rounds import StoredRounds
+from client.training.workbench import Workbench
+from federation.flower.secure_records import SecureAnswer, SecureRequest
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.secure_aggregation.update import numbers_of
-from federation.secure_flower import SecureAnswer, SecureRequest
 from federation.study import Study
 from foundation.errors import StudyError
 from foundation.files import write_json
 from foundation.tensor_files import load_tensors, save_tensors
 from foundation.vault import PLAIN, Vault
 from imaging.store import TensorStore
-from ssl_methods.encoders import timm_line
+from ssl_methods.encoders.timm_encoders import timm_line
 
 
 class Site:

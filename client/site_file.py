@@ -5,11 +5,11 @@ from pathlib import Path
 from pydantic import Field
 
 from client.policy import Policy
-from federation.key_source import KeySource
+from federation.keys.key_source import KeySource
 from federation.site_names import SITE_NAME
+from foundation.configuration.section import Section
+from foundation.configuration.yaml_files import checked, read_yaml
 from foundation.machine import DeviceName
-from foundation.section import Section
-from foundation.yaml_files import checked, read_yaml
 
 
 class SiteFile(Section):

@@ -7,8 +7,8 @@ from pathlib import Path
 from cryptography import x509
 
 from client.kit_keys import load_site_key
-from federation.certificates import PrivateKey, not_certified, not_now, read_certificate
-from federation.kit import kit_ca
+from federation.keys.certificates import PrivateKey, not_certified, not_now, read_certificate
+from federation.keys.kit import kit_ca
 from federation.secure_aggregation.identity import KeyIdentity
 from federation.secure_aggregation.messages import SecureAggregationError
 

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 
 from client.site_file import AUDIT, SiteFile
-from federation.audit import AuditLog, Event, Head, verify
+from federation.audit.log import AuditLog, Event, Head, verify
 from federation.federated_evaluation import Statistics
+from federation.flower.secure_records import SecureAnswer, SecureRequest
 from federation.records import AuditNote, Category, TrainInstruction, TrainReply, noted_tensors
-from federation.secure_flower import SecureAnswer, SecureRequest
 from foundation.errors import RunError
 from foundation.machine import versions
 

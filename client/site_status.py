@@ -10,7 +10,7 @@ from pathlib import Path
 
 from client.approved import approved_name, record_path, record_paths
 from client.site_file import AUDIT, CLIENT_LOCK, SiteFile, find_site_file, load_site_file
-from federation.audit import Row, verify
+from federation.audit.log import Row, verify
 from foundation.errors import StudyError
 from foundation.files import read_jsonl
 from foundation.messages import logger

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from client.approval import approved_study
 from client.policy import check_study
+from client.privacy.ledger import SiteLedger
 from client.site_file import SiteFile
-from client.site_ledger import SiteLedger
-from client.workbench import Workbench
+from client.training.workbench import Workbench
 from federation.study import Study
 from foundation.vault import Vault
 from ssl_methods.method import Method

@@ -7,9 +7,9 @@ from flwr.app import Context, Message
 from client.approval import approved_study
 from client.site import Site
 from client.site_file import SiteFile
-from client.workbench import Workbench
-from federation.flower import study_asked_for
-from federation.key_source import open_vault
+from client.training.workbench import Workbench
+from federation.flower.records import study_asked_for
+from federation.keys.key_source import open_vault
 from federation.study import Study, load_study
 from foundation.errors import StudyError
 

@@ -16,9 +16,9 @@ from foundation.files import read_json
 from foundation.randomness import seeded_torch
 from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder
-from ssl_methods.starting_weights import fit_weights, read_weights, timm_weights
+from ssl_methods.encoders.starting_weights import fit_weights, read_weights, timm_weights
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 PRETRAINED = "pretrained"
 RANDOM = "random"

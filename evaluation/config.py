@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from foundation.section import Section
+from foundation.configuration.section import Section
 
 TaskKind = Literal["classification", "multilabel", "regression", "segmentation", "detection"]
 _Labels = Literal["knn", "logistic", "svm", "ridge", "attention", "finetune", "finetune_last"]

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.diagnostics import alignment
 from evaluation.inputs import Encoder, Inputs, View
-from evaluation.intervals import FloatArray, IntArray
+from evaluation.statistics.diagnostics import alignment
+from evaluation.statistics.intervals import FloatArray, IntArray
 from foundation.files import digest, write_with
 from foundation.machine import choose_device
 from foundation.randomness import torch_generator
-from imaging.augment import Augmentation
-from imaging.splits import HELD
-from ssl_methods.encoder_outputs import features
+from imaging.listing.splits import HELD
+from imaging.views.augment import Augmentation
+from ssl_methods.encoders.outputs import features
 
 PICTURES_AT_ONCE = 128
 

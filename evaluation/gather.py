@@ -11,19 +11,19 @@ import pandas as pd
 from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME, write_arms
 from evaluation.checkpoints import RANDOM, Candidate, find_candidates, untrained
 from evaluation.config import EvaluationConfig, RunEvaluation
-from evaluation.floors import MAJORITY, PIXELS
 from evaluation.inputs import write_settings
-from evaluation.leaks import patient_leak, write_seen
+from evaluation.protocols.baselines import MAJORITY, PIXELS
 from evaluation.started_from import SUPERVISED, UNTRAINED
-from evaluation.targets import check_labels, labelled_rows, target_column
-from evaluation.task_file import TaskFile, read_task
+from evaluation.tasks.leaks import patient_leak, write_seen
+from evaluation.tasks.targets import check_labels, labelled_rows, target_column
+from evaluation.tasks.task_file import TaskFile, read_task
 from foundation.errors import DataError, RunError
 from foundation.files import digest, read_json, write_json, write_text
 from foundation.machine import provenance
 from foundation.tensor_files import save_tensors
-from imaging.manifest import Manifest
-from imaging.splits import HELD, draw_splits
-from ssl_methods.encoders import timm_line
+from imaging.listing.manifest import Manifest
+from imaging.listing.splits import HELD, draw_splits
+from ssl_methods.encoders.timm_encoders import timm_line
 
 RECORD = "evaluation/gathered.json"
 ONE_SITE = "central"

@@ -12,19 +12,19 @@ from pydantic import ValidationError
 from torch import nn
 
 from evaluation.config import EvaluationConfig, RunEvaluation
-from evaluation.intervals import IntArray
-from evaluation.results_schema import Role
-from evaluation.targets import Pictures, label_pictures, patient_roles
+from evaluation.statistics.intervals import IntArray
+from evaluation.statistics.results_schema import Role
+from evaluation.tasks.targets import Pictures, label_pictures, patient_roles
 from foundation.errors import RunError
 from foundation.files import digest, read_json, write_json, write_text
 from foundation.tensor_files import load_tensors
-from imaging.boxes import read_boxes
+from imaging.annotations.boxes import read_boxes
+from imaging.annotations.masks import read_masks
 from imaging.config import ImageConfig
-from imaging.manifest import Manifest
-from imaging.masks import read_masks
+from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder, drops_paths
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder, drops_paths
 
 
 @dataclass(frozen=True)

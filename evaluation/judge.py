@@ -10,7 +10,7 @@ import pandas as pd
 
 from evaluation import stage
 from evaluation.gather import gather
-from evaluation.report import write_report
+from evaluation.report.page import write_report
 from foundation.errors import StudyError
 from foundation.files import AnyPath
 from foundation.machine import command_line

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from evaluation.inputs import Inputs
-from evaluation.intervals import IntArray
-from evaluation.predictions import kept_columns
+from evaluation.statistics.intervals import IntArray
+from evaluation.tasks.predictions import kept_columns
 from foundation.files import digest, write_with
 
 VERSION = "2"

@@ -8,18 +8,18 @@ import pandas as pd
 
 from evaluation.config import DEFAULT_PROTOCOLS
 from evaluation.features import features_of
-from evaluation.floors import FLOORS, Roles, Seen
 from evaluation.inputs import Encoder, Inputs
-from evaluation.intervals import FloatArray, IntArray
-from evaluation.label_draws import Labels
-from evaluation.logistic import logistic_scores
-from evaluation.protocols import PROTOCOLS, RoleSamples
+from evaluation.protocols.baselines import FLOORS, Roles, Seen
+from evaluation.protocols.logistic import logistic_scores
+from evaluation.protocols.table import PROTOCOLS, RoleSamples
+from evaluation.protocols.trial import Trial
 from evaluation.score_frames import chosen, frame_of, kept_frame
 from evaluation.started_from import shown_as
-from evaluation.trial import Trial
+from evaluation.statistics.intervals import FloatArray, IntArray
+from evaluation.tasks.label_draws import Labels
 from foundation.machine import choose_device
 from foundation.randomness import stream_seed
-from imaging.splits import HELD
+from imaging.listing.splits import HELD
 
 
 def score_encoder(inputs: Inputs, labels: Labels, encoder: Encoder, name: str) -> pd.DataFrame:

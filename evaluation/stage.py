@@ -10,27 +10,27 @@ import numpy as np
 import pandas as pd
 
 from evaluation.config import PROTOCOLS_OF
-from evaluation.diagnostics import feature_spread, rankme, uniformity
 from evaluation.features import alignment_of, features_of
-from evaluation.floors import MAJORITY, PIXELS
-from evaluation.held import Scores
 from evaluation.inputs import Encoder, Inputs, read_inputs
-from evaluation.intervals import IntArray, Scored, jackknife, mean
-from evaluation.kinds import KINDS, main_metric
-from evaluation.label_checks import one_class_sites
-from evaluation.label_draws import Labels, draw_labels
-from evaluation.leaks import check_leaks
-from evaluation.metrics import balanced_accuracy
-from evaluation.protocols import PROTOCOLS
-from evaluation.results import comparison_rows, rows_of, table_row
-from evaluation.results_schema import ALL, BESIDE, COMPARISONS, LEADS, RESULTS, Role, Row, Statistic, records
+from evaluation.protocols.baselines import MAJORITY, PIXELS
+from evaluation.protocols.table import PROTOCOLS
 from evaluation.scoring import score_encoder, score_floors, score_leakage
 from evaluation.started_from import bases, shown_as, supervised_arms
+from evaluation.statistics.diagnostics import feature_spread, rankme, uniformity
+from evaluation.statistics.held_scores import Scores
+from evaluation.statistics.intervals import IntArray, Scored, jackknife, mean
+from evaluation.statistics.results import comparison_rows, rows_of, table_row
+from evaluation.statistics.results_schema import ALL, BESIDE, COMPARISONS, LEADS, RESULTS, Role, Row, Statistic, records
+from evaluation.tasks.kinds import KINDS, main_metric
+from evaluation.tasks.label_checks import one_class_sites
+from evaluation.tasks.label_draws import Labels, draw_labels
+from evaluation.tasks.leaks import check_leaks
+from evaluation.tasks.metrics import balanced_accuracy
 from foundation.errors import StudyError, look_up
 from foundation.files import digest, read_json, write_json, write_text
 from foundation.messages import logger
 from foundation.progress import track
-from imaging.splits import HELD
+from imaging.listing.splits import HELD
 
 Key = tuple[str, str, str]
 """Encoder, protocol, label fraction."""

@@ -1,7 +1,7 @@
 """Which arm an encoder's training started from, and what that arm is called when a protocol trains it."""
 
 from evaluation.inputs import Encoder, Inputs
-from evaluation.protocols import PROTOCOLS
+from evaluation.protocols.table import PROTOCOLS
 
 SUPERVISED = "supervised"
 UNTRAINED = ("random", "natural")

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import fedpretext as fp
 from ssl_methods import MethodConfig, register_method
-from ssl_methods.encoder_outputs import feature_dim, features
+from ssl_methods.encoders.outputs import feature_dim, features
 from ssl_methods.method import Batch, Method, Views
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"

@@ -2,7 +2,7 @@
 
 Each site keeps some of its labelled patients out of its pretraining. After the last round the server asks for the
 moments of the training pictures' features, then, again and again, for the gradient of a logistic probe's loss, and in
-the end for figures of the probe on the site's own test patients (evaluation/federated_probe.py has the mathematics).
+the end for figures of the probe on the site's own test patients (evaluation/federated/logistic.py has the mathematics).
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from evaluation.federated_figures import FIGURES
-from evaluation.federated_probe import outputs_of
-from evaluation.score_histogram import BINS
+from evaluation.federated.figures import FIGURES
+from evaluation.federated.logistic import outputs_of
+from evaluation.federated.score_histogram import BINS
 
 Step = Literal["moments", "gradient", "figures", "histogram"]
 STEPS: tuple[str, ...] = get_args(Step)

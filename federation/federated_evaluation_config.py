@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from foundation.section import Section
+from foundation.configuration.section import Section
 
 ClassName = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=80)]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
-from federation.audit import NOTHING, Extension, Head
+from federation.audit.log import NOTHING, Extension, Head
 from foundation.errors import FedpretextError, RunError
 from foundation.files import digest
 
@@ -58,7 +58,7 @@ def noted_tensors(tensors: "dict[str, Tensor]", known: str = "") -> dict[str, st
 
 @dataclass(frozen=True)
 class AuditNote:
-    """What goes with each message about the two parties' audit logs (federation/audit.py).
+    """What goes with each message about the two parties' audit logs (federation/audit/log.py).
 
     extension: the sender's head, proved from the head that the receiver holds; known: the receiver's head that the
     sender holds, from which the receiver will prove its own.

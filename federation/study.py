@@ -15,13 +15,13 @@ from federation.privacy.rules import check_mean_only, check_patient_level, check
 from federation.secure_aggregation.config import SecureAggregationConfig
 from federation.study_hash import hash_of, training_hash_of
 from federation.training_config import RoundsConfig, TrainingConfig
+from foundation.configuration.overrides import override
+from foundation.configuration.section import Section
+from foundation.configuration.yaml_files import checked, read_yaml
 from foundation.files import AnyPath
-from foundation.overrides import override
-from foundation.section import Section
-from foundation.yaml_files import checked, read_yaml
 from imaging.config import ImageConfig
 from ssl_methods import AnyMethodConfig, check_method
-from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders.table import EncoderConfig
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
@@ -68,7 +68,9 @@ class Study(Section):
         if self.privacy is not None:
             check_private(self.training, self.federated_evaluation)
         if isinstance(self.privacy, PatientPrivacyConfig):
-            from ssl_methods.per_sample import check_per_sample  # builds the encoder: other studies load without timm
+            from ssl_methods.per_sample.rules import (
+                check_per_sample,  # builds the encoder: other studies load without timm
+            )
 
             check_per_sample(self.method, self.encoder, self.image)
             check_patient_level(self.training, self.privacy)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from foundation.section import Section
+from foundation.configuration.section import Section
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 

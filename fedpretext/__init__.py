@@ -8,14 +8,14 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from advisor.advise import advise
     from evaluation.export.load import load_encoder
     from evaluation.judge import evaluate
     from federation.algorithms import ALGORITHMS
     from federation.study import load_study
-    from simulation.advisor.advise import advise
     from simulation.simulate import pretrain, simulate
     from ssl_methods import METHODS
-    from ssl_methods.encoder_table import ENCODERS
+    from ssl_methods.encoders.table import ENCODERS
 
     __version__: str
 
@@ -25,10 +25,10 @@ _ROOMS = {
     "evaluate": "evaluation.judge",
     "load_study": "federation.study",
     "load_encoder": "evaluation.export.load",
-    "advise": "simulation.advisor.advise",
+    "advise": "advisor.advise",
     "METHODS": "ssl_methods",
     "ALGORITHMS": "federation.algorithms",
-    "ENCODERS": "ssl_methods.encoder_table",
+    "ENCODERS": "ssl_methods.encoders.table",
 }
 __all__ = [
     "ALGORITHMS",

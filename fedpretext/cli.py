@@ -10,11 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+import advisor.commands
+import attacks.commands
 import client.commands
 import evaluation.export.commands
 import server.commands
-import simulation.advisor.commands
-import simulation.attacks.commands
 
 # Flower reports usage and looks for updates by default; a hospital's machine must not.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -56,7 +56,7 @@ def simulate(
     ] = False,
 ) -> None:
     """Pretrain over simulated hospitals, compare with the alternatives, write the report."""
-    from evaluation.summary import summary_lines
+    from evaluation.report.summary import summary_lines
     from foundation.machine import checked_device
     from simulation.simulate import pretrain, simulate
 
@@ -104,7 +104,7 @@ def evaluate(
 ) -> None:
     """Score encoders on labelled pictures and write the report: a run's own again, or any on a task file."""
     from evaluation.judge import evaluate
-    from evaluation.summary import summary_lines
+    from evaluation.report.summary import summary_lines
 
     _label(checkpoints, task, data, label)
     run = evaluate(checkpoints, protocol or None, task=task, out=out, pictures=pictures)
@@ -135,8 +135,8 @@ def report(
     pictures: Annotated[bool, typer.Option("--pictures", help="One run: show test pictures, of patients.")] = False,
 ) -> None:
     """Write one run's report again, or one page that compares several runs."""
-    from evaluation.many_runs import write_comparison
-    from evaluation.report import write_report
+    from evaluation.report.many_runs import write_comparison
+    from evaluation.report.page import write_report
 
     if len(runs) == 1:
         if out is not None:
@@ -169,7 +169,7 @@ def preview(
     channel: Annotated[int | None, typer.Option(help="Channel to show, from 1; default: the middle one.")] = None,
 ) -> None:
     """Show what the method makes of real pictures: views, masks, targets, restorations."""
-    from simulation.preview import preview
+    from simulation.preview.sheet import preview
 
     shown = preview(study, overrides or (), site=site, out=out, pictures=pictures, weights=weights, channel=channel)
     for line in shown:
@@ -182,7 +182,7 @@ def pretend_hospitals(
     pictures: Annotated[int, typer.Option(help="Pictures of each hospital, at least 40.")] = 48,
 ) -> None:
     """Draw three small pretend hospitals and an evaluator, for the walk-through (docs/walkthrough.md)."""
-    from simulation.pretend_hospitals import make_hospitals
+    from simulation.walkthrough.pretend_hospitals import make_hospitals
 
     print(*make_hospitals(out, pictures), sep="\n")
 
@@ -220,7 +220,7 @@ def algorithms() -> None:
 @app.command()
 def encoders() -> None:
     """List encoders that are tried with this; any other timm name of these kinds works too."""
-    from ssl_methods.encoder_table import ENCODERS
+    from ssl_methods.encoders.table import ENCODERS
 
     for name, about in ENCODERS.items():
         _print_entry(name, f"{about.summary} ({about.paper})")
@@ -229,8 +229,8 @@ def encoders() -> None:
 evaluation.export.commands.mount(app)
 server.commands.mount(app)
 client.commands.mount(app)
-simulation.advisor.commands.mount(app)
-simulation.attacks.commands.mount(app)
+advisor.commands.mount(app)
+attacks.commands.mount(app)
 
 
 def _print_entry(name: str, text: str) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from foundation.section import Section
+from foundation.configuration.section import Section
 
 Modality = Literal[
     "x-ray", "ultrasound", "histopathology", "ct", "mri", "fundus", "dermoscopy", "endoscopy", "microscopy"

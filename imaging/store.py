@@ -21,9 +21,9 @@ from foundation.errors import DataError, RunError
 from foundation.files import append_jsonl, digest, read_json, read_jsonl, write_json, write_text
 from foundation.progress import track
 from imaging.config import ImageConfig
-from imaging.formats import FloatArray
-from imaging.manifest import Manifest, slices
-from imaging.readers import prepare
+from imaging.listing.manifest import Manifest, slices
+from imaging.reading.formats import FloatArray
+from imaging.reading.readers import prepare
 
 TOP = 65535
 BROKEN_SHARE = 0.05

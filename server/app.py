@@ -7,24 +7,24 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from federation.algorithms.algorithm import Weights
-from federation.audit import AuditLog
-from federation.flower_private import Endpoint
-from federation.flower_private_control import ControlPlane
-from federation.key_source import open_vault
-from federation.signing import Signer
+from federation.audit.log import AuditLog
+from federation.flower.private import Endpoint
+from federation.flower.private_control import ControlPlane
+from federation.keys.key_source import open_vault
+from federation.keys.signing import Signer
 from federation.study import Study, load_study
 from foundation.tensor_files import save_tensors
-from server.contact import GridContact
+from server.enrolment.federation_folder import AUDIT, SERVER
+from server.enrolment.fleet import Fleet
+from server.enrolment.registry import Registry
 from server.federated_evaluation import evaluate_federated
-from server.federation_folder import AUDIT, SERVER
-from server.fleet import Fleet
-from server.fleet_contact import FleetContact
+from server.fleet_channel import FleetContact
 from server.initial import INITIAL_NAME, initial_weights
-from server.registry import Registry
+from server.monitoring.status_writer import STATUS, Board
 from server.rounds import RoundLoop, RunRecords
 from server.secure_round import SecureMean, SiteCertificates, certificates_in, certificates_of
+from server.site_channel import GridContact
 from server.site_noise import LEDGER_NAME
-from server.status_board import STATUS, Board
 
 app = ServerApp()
 _DELIVERY_S = 600.0

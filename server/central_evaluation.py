@@ -9,14 +9,14 @@ from torch import Tensor
 from evaluation.arm_table import DESCRIPTION_NAME, write_arms
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.inputs import write_settings
-from evaluation.targets import check_labels, has_label
+from evaluation.tasks.targets import check_labels, has_label
 from federation.study import Study, load_study
 from foundation.errors import DataError, RunError
 from foundation.files import digest, read_json, write_json
 from foundation.progress import track
 from foundation.tensor_files import load_tensors
-from imaging.manifest import Manifest
-from imaging.splits import SplitConfig, draw_splits
+from imaging.listing.manifest import Manifest
+from imaging.listing.splits import SplitConfig, draw_splits
 from server.export import TITLES, TrainingCost, write_encoder
 from server.initial import INITIAL_NAME
 from ssl_methods import build_method

@@ -40,7 +40,7 @@ def provision(
 ) -> None:
     """Make a federation for a study: CA, the server's certificates, and a kit for each site."""
     from foundation.passphrase import passphrase as given
-    from server.provision import provision as make
+    from server.enrolment.provision import provision as make
 
     names = [name.strip() for each in sites for name in each.split(",") if name.strip()]
     secret = given(passphrase, "the CA's key", new=True)
@@ -54,7 +54,7 @@ def add_site(
     again: Annotated[bool, typer.Option("--again", help="Invite a site anew that was revoked.")] = False,
 ) -> None:
     """Make a kit for one more site; no other site is touched."""
-    from server.provision import add_site as add
+    from server.enrolment.provision import add_site as add
 
     _print(add(federation, site, out, again=again))
 
@@ -70,7 +70,7 @@ def accept(
 ) -> None:
     """Enrol a site by its request; the same request again renews its certificate."""
     from foundation.passphrase import passphrase as given
-    from server.provision import accept as enrol
+    from server.enrolment.provision import accept as enrol
 
     _print(enrol(federation, request, fingerprint, given(passphrase, "the CA's key"), replace=replace))
 
@@ -79,7 +79,7 @@ def revoke(
     federation: FederationArgument, site: Site, reason: Annotated[str, typer.Option(help="Why; kept on record.")]
 ) -> None:
     """Exclude a site; a running server cuts it off within seconds."""
-    from server.provision import revoke as exclude
+    from server.enrolment.provision import revoke as exclude
 
     _print(exclude(federation, site, reason))
 
@@ -92,14 +92,14 @@ def renew(
 ) -> None:
     """Renew the server's certificates, or a site's."""
     from foundation.passphrase import passphrase as given
-    from server.provision import renew as again
+    from server.enrolment.provision import renew as again
 
     _print(again(federation, what, given(passphrase, "the CA's key"), new_server_keys=new_keys))
 
 
 def expiry(federation: FederationArgument = DEFAULT) -> None:
     """Say how long each certificate still holds."""
-    from server.provision import expiry as report
+    from server.enrolment.provision import expiry as report
 
     _print(report(federation))
 
@@ -115,7 +115,7 @@ def server(
 ) -> None:
     """Run a study with the admitted sites: SuperLink, proxy and round loop; goes on by itself after a crash."""
     from foundation.process_group import end_well_on_sigterm
-    from server.service import ServerOptions, serve, unit
+    from server.processes.service import ServerOptions, serve, unit
 
     if service:
         print(unit(federation, study, Path(sys.argv[0]).resolve()), end="")
@@ -132,8 +132,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as it is.")] = False,
 ) -> None:
     """Show a live table: sites, round, progress, last loss, bytes, who is late."""
-    from server.status_board import latest_status
-    from server.status_table import show
+    from server.monitoring.status_table import show
+    from server.monitoring.status_writer import latest_status
 
     path = latest_status(folder)
     if as_json:
@@ -151,8 +151,8 @@ def accept_restart(
     ] = False,
 ) -> None:
     """Take a site's new audit log, or privacy ledger, after its disk was lost; without this it is refused."""
-    from federation.audit import AuditLog
-    from server.federation_folder import AUDIT, SERVER
+    from federation.audit.log import AuditLog
+    from server.enrolment.federation_folder import AUDIT, SERVER
     from server.ledgers import ledger_party
 
     AuditLog(federation / AUDIT, SERVER).accept_restart(ledger_party(site) if ledger else site, reason)

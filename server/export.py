@@ -10,7 +10,7 @@ from evaluation.arm_table import DESCRIPTION_NAME
 from federation.study import Study
 from foundation.files import read_jsonl, write_json
 from foundation.tensor_files import load_tensors, save_tensors
-from ssl_methods.encoders import timm_line
+from ssl_methods.encoders.timm_encoders import timm_line
 
 GLOBAL_NAME = "global.safetensors"
 TITLES = {

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.federated_figures import FIGURES, PROTOCOL, SiteEstimate, SiteFigures, rows
-from evaluation.federated_probe import Moments, minimise, outputs_of, standard_of, summed
-from evaluation.intervals import FloatArray
-from evaluation.logistic import Standard
-from evaluation.results_schema import RESULTS, Role, Row
-from evaluation.score_histogram import Histogram, pooled_area
+from evaluation.federated.figures import FIGURES, PROTOCOL, SiteEstimate, SiteFigures, rows
+from evaluation.federated.logistic import Moments, minimise, outputs_of, standard_of, summed
+from evaluation.federated.score_histogram import Histogram, pooled_area
+from evaluation.protocols.logistic import Standard
+from evaluation.statistics.intervals import FloatArray
+from evaluation.statistics.results_schema import RESULTS, Role, Row
 from federation.algorithms.algorithm import Weights
 from federation.federated_evaluation import EvaluationRequest, Statistics, Step, answer_like
 from federation.federated_evaluation_config import FederatedEvaluationConfig
@@ -29,7 +29,7 @@ from foundation.errors import FedpretextError, QuorumError, RunError
 from foundation.files import read_json, write_json
 from foundation.messages import logger
 from ssl_methods import build_method
-from ssl_methods.encoder_outputs import feature_dim
+from ssl_methods.encoders.outputs import feature_dim
 
 RECORD_NAME, TABLE_NAME = "federated-evaluation.json", "federated.csv"
 _ENCODER = "encoder."

@@ -10,7 +10,7 @@ from federation.study import Study
 from foundation.errors import RunError
 from foundation.tensor_files import load_tensors, save_tensors
 from ssl_methods import build_method
-from ssl_methods.starting_weights import Fitted, start_from
+from ssl_methods.encoders.starting_weights import Fitted, start_from
 
 INITIAL_NAME = "initial.safetensors"
 

@@ -8,7 +8,7 @@ every next head has to go on from there.
 
 from dataclasses import dataclass
 
-from federation.audit import NOTHING, AuditLog, Row
+from federation.audit.log import NOTHING, AuditLog, Row
 from federation.records import TrainReply
 from foundation.errors import RunError
 

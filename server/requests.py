@@ -10,13 +10,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from federation.federated_evaluation import EvaluationRequest, Statistics
-from federation.flower import content_to_note, content_to_statistics, question_to_content, weights_to_record
+from federation.flower.records import content_to_note, content_to_statistics, question_to_content, weights_to_record
+from federation.flower.secure_records import SecureAnswer, SecureRequest, content_to_answer, request_to_content
 from federation.records import Failure
 from federation.secure_aggregation.messages import SecureAggregationError
-from federation.secure_flower import SecureAnswer, SecureRequest, content_to_answer, request_to_content
 from foundation.errors import RunError
 from foundation.messages import logger
-from server.heads import SiteHeads
+from server.audit_exchange import SiteHeads
 
 _Told = TypeVar("_Told")
 POLL_S = 0.2

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import State, Weights
-from federation.audit import AuditLog
+from federation.audit.log import AuditLog
 from federation.privacy.config import SitePrivacyConfig
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.secure_aggregation.thresholds import check_sites as check_secure_sites
@@ -22,13 +22,13 @@ from foundation.messages import logger
 from foundation.progress import Bar, bar
 from foundation.vault import PLAIN, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint, write_snapshot
-from server.divergence import divergence, layers_of
-from server.journal import Journal
 from server.judge import UpdateScreening, judge_clipped, judge_together
+from server.monitoring.divergence import divergence, layers_of
+from server.monitoring.journal import Journal
 from server.quorum import needed_replies
+from server.reply_store import Content, Spool, Spooled
 from server.secure_round import SecureMean, StageFailedError
 from server.site_noise import LEDGER_NAME, TOLERANCE, site_noise
-from server.spool import Content, Spool, Spooled
 
 COLLAPSING = (
     "site {site}: the features of its pictures are becoming all alike (collapse); what is trained on will be worth "

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 from cryptography import x509
 
 from federation.algorithms.algorithm import Weights
-from federation.kit import kit_ca
+from federation.flower.secure_records import Answered, Asked, SecureAnswer, SecureRequest, Stage
+from federation.keys.kit import kit_ca
 from federation.privacy.ledger import Ledger
 from federation.privacy.plan import plan_of
 from federation.records import weights_digest
@@ -36,12 +37,11 @@ from federation.secure_aggregation.messages import (
 from federation.secure_aggregation.server_session import ServerSession, Total
 from federation.secure_aggregation.thresholds import FEWEST
 from federation.secure_aggregation.update import fewest_survivors, fixed_point, grid_of, moved, numbers_of
-from federation.secure_flower import Answered, Asked, SecureAnswer, SecureRequest, Stage
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError
 from foundation.files import read_json, write_json
-from server.federation_folder import load_ca
-from server.registry import Registry
+from server.enrolment.federation_folder import load_ca
+from server.enrolment.registry import Registry
 from ssl_methods import build_method
 
 STATE_NAME = "secure-rounds.json"

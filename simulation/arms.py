@@ -17,11 +17,11 @@ from federation.privacy.config import PatientPrivacyConfig
 from federation.study import Study
 from federation.training_config import TrainingConfig
 from foundation.files import write_text
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from server.export import TITLES, TrainingCost, write_encoder
 from simulation.budgets import RoundWork, round_work
 from simulation.config import BudgetRule, SimulationConfig
-from simulation.site_folders import Federation, write_site_folders
+from simulation.sites.site_folders import Federation, write_site_folders
 from ssl_methods import build_method
 
 Kind = Literal["random", "natural", "federated", "alone", "pooled"]
@@ -161,10 +161,10 @@ def is_done(run: Path, arm: Arm) -> bool:
 def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> None:
     """Pretrain an arm, from its last checkpoint if it has one, and write ``encoder.safetensors`` and ``.json``."""
     from server.initial import write_initial
-    from simulation.checks import telling_reasons
-    from simulation.runtimes import RUNTIMES  # Flower and both of its ends, which a plan of arms does without
+    from simulation.runtimes.table import RUNTIMES  # Flower and both of its ends, which a plan of arms does without
+    from simulation.sites.checks import telling_reasons
     from simulation.starting import kept_weights, source_of
-    from ssl_methods.starting_weights import start_from
+    from ssl_methods.encoders.starting_weights import start_from
 
     folder, started = run / arm.place, time.monotonic()
     weights: dict[str, Tensor] | None = None
@@ -198,7 +198,7 @@ def tidy(folder: Path) -> None:
 
 def _prepare(run: Path, arm: Arm, device: str) -> Federation:
     from server.rounds import write_study
-    from simulation.run_keys import write_run_keys
+    from simulation.sites.run_keys import write_run_keys
 
     assert arm.sites is not None
     folder = run / arm.place

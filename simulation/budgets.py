@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from client.private_rules import work_of_round
+from client.privacy.rules import work_of_round
 from federation.study import Study
 
 

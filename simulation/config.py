@@ -5,12 +5,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from foundation.configuration.section import Section
 from foundation.errors import StudyError
-from foundation.section import Section
-from imaging.manifest import Manifest
-from imaging.splits import SplitConfig
+from imaging.listing.manifest import Manifest
+from imaging.listing.splits import SplitConfig
 from simulation.datasets import DATASETS, dataset
-from simulation.partition import BySite, PartitionConfig
+from simulation.sites.partition import BySite, PartitionConfig
 
 BudgetRule = Literal["passes", "images"]
 

@@ -13,21 +13,21 @@ import pandas as pd
 from evaluation.arm_table import write_arms
 from evaluation.config import RunEvaluation
 from evaluation.inputs import check_outlines, write_settings
-from evaluation.targets import check_labels
+from evaluation.tasks.targets import check_labels
 from federation.study import Study, load_study
+from foundation.configuration.yaml_files import checked
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.exclusive import alone_in
 from foundation.files import AnyPath, read_json, write_json, write_text
 from foundation.machine import DeviceName, choose_device, command_line, provenance
 from foundation.messages import logger
 from foundation.progress import bar
-from foundation.yaml_files import checked
-from imaging.manifest import Manifest
-from imaging.splits import check_splits, draw_splits
+from imaging.listing.manifest import Manifest
+from imaging.listing.splits import check_splits, draw_splits
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
-from simulation.checks import check_runtime, check_sites, decode_pictures
 from simulation.config import SimulationConfig
-from simulation.partition import assign_sites
+from simulation.sites.checks import check_runtime, check_sites, decode_pictures
+from simulation.sites.partition import assign_sites
 from simulation.spent import record_privacy
 from simulation.starting import identified, keep_weights
 from ssl_methods import build_method
@@ -52,7 +52,7 @@ def simulate(
     made. ``resume`` goes on in an existing run folder (of the same study) with whatever is not finished there.
     """
     from evaluation.judge import Run
-    from evaluation.report import write_report
+    from evaluation.report.page import write_report
     from evaluation.stage import evaluate
 
     folder = pretrain(study, overrides, runs=runs, resume=resume, device=device)

@@ -12,7 +12,7 @@ from foundation.messages import logger
 from foundation.tensor_files import load_tensors, save_tensors
 from simulation.config import SimulationConfig
 from ssl_methods import build_method
-from ssl_methods.starting_weights import Fitted, file_digest, read_weights, start_from, timm_weights
+from ssl_methods.encoders.starting_weights import Fitted, file_digest, read_weights, start_from, timm_weights
 
 WEIGHTS_NAME = "weights.safetensors"
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from federation.algorithms import build_algorithm
 from federation.study import Study, load_study
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.simulate import planned, simulation_config
 from simulation.starting import identified, look, source_of
 from ssl_methods import build_method
-from ssl_methods.encoder_outputs import feature_dim
+from ssl_methods.encoders.outputs import feature_dim
 
 
 def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[str]:
@@ -76,7 +76,7 @@ def _privacy_lines(study: Study, sites: int) -> Iterator[str]:
     """What the study promises and draws of noise; ``sites``: those that train, where a simulation says so, else 1."""
     if study.privacy is None:
         return
-    from client.privacy_page import plan_lines
+    from client.privacy.page import plan_lines
     from federation.privacy.plan import plan_of
 
     plan = plan_of(study)

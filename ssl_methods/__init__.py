@@ -5,10 +5,10 @@ Adding one: its file, its entry in ssl_methods/table.py, one test.
 
 from typing import TYPE_CHECKING, Annotated
 
-from foundation.by_name import ByName
+from foundation.configuration.by_name import ByName
 from foundation.errors import StudyError, nearest
 from imaging.config import ImageConfig
-from ssl_methods.encoder_table import EncoderConfig, require_dimensions, require_kind
+from ssl_methods.encoders.table import EncoderConfig, require_dimensions, require_kind
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.table import INSTALLED, METHODS, method_type, register_method
 
@@ -57,7 +57,7 @@ def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfi
 def build_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig, seed: int) -> "Method":
     """The method with fresh weights, the same for the same seed; StudyError when the pieces do not fit."""
     from foundation.randomness import seeded_torch
-    from ssl_methods.encoders import build_encoder
+    from ssl_methods.encoders.timm_encoders import build_encoder
 
     check_method(config, encoder, image)
     with seeded_torch(seed, "initialisation"):

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ssl_methods.encoder_outputs import features
+from ssl_methods.components.similarity import exact, unit
+from ssl_methods.encoders.outputs import features
 from ssl_methods.method import Method
-from ssl_methods.similarity import exact, unit
 from ssl_methods.watched import FEATURE_SPREAD, OUTPUT_RANK, OUTPUT_SPREAD
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from imaging.augment import Augmentation
 from imaging.config import ImageConfig
+from imaging.views.augment import Augmentation
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.table import METHODS, Family, Kind, Role
 
@@ -26,7 +26,7 @@ class Batch:
     patients, studies, series: ``[B]`` int64 codes, equal exactly where the patient (study, series) is the same.
     partners: as ``pictures``: of each picture another one that ``MethodConfig.partner`` relates to it, or itself
     where it has none; None where the method asks for none. gaps: ``[B]`` float32, how much later each partner lies
-    (imaging.partners).
+    (imaging.listing.partners).
     """
 
     pictures: Tensor
@@ -91,7 +91,7 @@ class Method(nn.Module, ABC):
         """``[B]``: each picture's own loss, whose mean is ``loss``. Every per-sample method has it.
 
         Everything that a layer sees of picture b is in rows b * k to b * k + k - 1 of B * k
-        (ssl_methods/sample_gradients.py).
+        (ssl_methods/per_sample/sample_gradients.py).
         """
         raise NotImplementedError(f"{type(self).__name__} has no loss of single pictures")
 

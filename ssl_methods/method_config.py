@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from foundation.section import Section
+from foundation.configuration.section import Section
 from imaging.config import Relation
 
 Focus = Literal["none", "entropy", "attention"]

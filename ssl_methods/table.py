@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from foundation.by_name import imported
+from foundation.configuration.by_name import imported
 from foundation.errors import StudyError, look_up
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class MethodFacts:
     """What a method is; its class has every one of these as an attribute of the same name."""
 
     path: str
-    """Module and class, as ``ssl_methods.mae.MAE``: imported by ``method_type`` when it is first used."""
+    """Module and class, as ``ssl_methods.reconstruction.mae.MAE``: imported by ``method_type`` when it is first used."""
     summary: str
     paper: str
     family: Family
@@ -46,7 +46,7 @@ class MethodFacts:
 
 METHODS: dict[str, MethodFacts] = {
     "simclr": MethodFacts(
-        path="ssl_methods.simclr.SimCLR",
+        path="ssl_methods.contrastive.simclr.SimCLR",
         summary="tells views of one picture from those of other patients",
         paper="Chen et al. 2020",
         family="contrastive",
@@ -59,7 +59,7 @@ METHODS: dict[str, MethodFacts] = {
         fewest_patients=2,
     ),
     "mae": MethodFacts(
-        path="ssl_methods.mae.MAE",
+        path="ssl_methods.reconstruction.mae.MAE",
         summary="restores the pixels of hidden patches",
         paper="He et al. 2022; federated: Yan et al. 2023",
         family="reconstruction",
@@ -69,7 +69,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "decoder": "shared"},  # averaged with the encoder, as Yan et al. do
     ),
     "ijepa": MethodFacts(
-        path="ssl_methods.ijepa.IJEPA",
+        path="ssl_methods.predictive.ijepa.IJEPA",
         summary="predicts the features of hidden blocks",
         paper="Assran et al. 2023",
         family="predictive",
@@ -81,7 +81,7 @@ METHODS: dict[str, MethodFacts] = {
         attends=True,
     ),
     "autoencoder": MethodFacts(
-        path="ssl_methods.autoencoder.Autoencoder",
+        path="ssl_methods.reconstruction.autoencoder.Autoencoder",
         summary="restores the whole picture from its feature map",
         paper="Masci et al. 2011",
         family="reconstruction",
@@ -90,7 +90,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "decoder": "shared"},
     ),
     "simmim": MethodFacts(
-        path="ssl_methods.simmim.SimMIM",
+        path="ssl_methods.reconstruction.simmim.SimMIM",
         summary="predicts the pixels of hidden blocks with a linear head",
         paper="Xie et al. 2022",
         family="reconstruction",
@@ -99,7 +99,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "mask_token": "shared", "head": "shared"},
     ),
     "models_genesis": MethodFacts(
-        path="ssl_methods.models_genesis.ModelsGenesis",
+        path="ssl_methods.reconstruction.models_genesis.ModelsGenesis",
         summary="restores pictures from changed intensities, shuffled pixels and painted parts",
         paper="Zhou et al. 2021",
         family="reconstruction",
@@ -108,7 +108,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "decoder": "shared"},
     ),
     "moco_v2": MethodFacts(
-        path="ssl_methods.moco.MoCoV2",
+        path="ssl_methods.contrastive.moco.MoCoV2",
         summary="finds a picture's key in a queue of other patients' keys",
         paper="He et al. 2020; Chen, Fan et al. 2020",
         family="contrastive",
@@ -128,7 +128,7 @@ METHODS: dict[str, MethodFacts] = {
         never_shared=frozenset({"queue"}),
     ),
     "moco_v3": MethodFacts(
-        path="ssl_methods.moco_v3.MoCoV3",
+        path="ssl_methods.contrastive.moco_v3.MoCoV3",
         summary="finds a picture's key among those of the batch's other patients",
         paper="Chen, Xie and He 2021",
         family="contrastive",
@@ -144,7 +144,7 @@ METHODS: dict[str, MethodFacts] = {
         fewest_patients=2,
     ),
     "byol": MethodFacts(
-        path="ssl_methods.byol.BYOL",
+        path="ssl_methods.non_contrastive.byol.BYOL",
         summary="predicts how a slowly following network sees another view",
         paper="Grill et al. 2020",
         family="non-contrastive",
@@ -161,7 +161,7 @@ METHODS: dict[str, MethodFacts] = {
         },
     ),
     "simsiam": MethodFacts(
-        path="ssl_methods.simsiam.SimSiam",
+        path="ssl_methods.non_contrastive.simsiam.SimSiam",
         summary="predicts one view's projection from the other's",
         paper="Chen and He 2021",
         family="non-contrastive",
@@ -171,7 +171,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "projector": "shared", "predictor": "shared"},
     ),
     "barlow_twins": MethodFacts(
-        path="ssl_methods.barlow_twins.BarlowTwins",
+        path="ssl_methods.non_contrastive.barlow_twins.BarlowTwins",
         summary="makes the channels of two views agree and differ from each other",
         paper="Zbontar et al. 2021",
         family="non-contrastive",
@@ -181,7 +181,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "projector": "shared"},
     ),
     "vicreg": MethodFacts(
-        path="ssl_methods.vicreg.VICReg",
+        path="ssl_methods.non_contrastive.vicreg.VICReg",
         summary="draws views together, keeps channels varying and uncorrelated",
         paper="Bardes et al. 2022",
         family="non-contrastive",
@@ -191,7 +191,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "projector": "shared"},
     ),
     "swav": MethodFacts(
-        path="ssl_methods.swav.SwAV",
+        path="ssl_methods.non_contrastive.swav.SwAV",
         summary="predicts a view's cluster from other views",
         paper="Caron et al. 2020",
         family="non-contrastive",
@@ -202,7 +202,7 @@ METHODS: dict[str, MethodFacts] = {
         never_shared=frozenset({"queue"}),
     ),
     "dino": MethodFacts(
-        path="ssl_methods.dino.DINO",
+        path="ssl_methods.non_contrastive.dino.DINO",
         summary="predicts a slow teacher's view of large crops from small ones",
         paper="Caron et al. 2021",
         family="non-contrastive",
@@ -212,7 +212,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "head": "shared", "prototypes": "shared", "teacher": "local", "centre": "local"},
     ),
     "ibot": MethodFacts(
-        path="ssl_methods.ibot.IBOT",
+        path="ssl_methods.hybrid.ibot.IBOT",
         summary="DINO, and what a slow teacher sees at hidden patches",
         paper="Zhou et al. 2022",
         family="hybrid",
@@ -230,7 +230,7 @@ METHODS: dict[str, MethodFacts] = {
         attends=True,
     ),
     "rotation": MethodFacts(
-        path="ssl_methods.rotation.Rotation",
+        path="ssl_methods.predictive.rotation.Rotation",
         summary="guesses by how many right angles a picture was turned",
         paper="Gidaris et al. 2018",
         family="predictive",
@@ -239,7 +239,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "head": "shared"},
     ),
     "jigsaw": MethodFacts(
-        path="ssl_methods.jigsaw.Jigsaw",
+        path="ssl_methods.predictive.jigsaw.Jigsaw",
         summary="guesses how the nine tiles of a picture were shuffled",
         paper="Noroozi and Favaro 2016",
         family="predictive",
@@ -247,7 +247,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "head": "shared"},
     ),
     "relative_patch": MethodFacts(
-        path="ssl_methods.relative_patch.RelativePatch",
+        path="ssl_methods.predictive.relative_patch.RelativePatch",
         summary="guesses on which side of one patch another one lies",
         paper="Doersch et al. 2015",
         family="predictive",
@@ -255,7 +255,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "head": "shared"},
     ),
     "slice_order": MethodFacts(
-        path="ssl_methods.slice_order.SliceOrder",
+        path="ssl_methods.predictive.slice_order.SliceOrder",
         summary="guesses which of two pictures of a patient comes first, by slice position or date",
         paper="Zhang et al. 2017; in time: Rivail et al. 2019",
         family="predictive",
@@ -264,7 +264,7 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "head": "shared"},
     ),
     "swin_unetr": MethodFacts(
-        path="ssl_methods.swin_unetr.SwinUNETR",
+        path="ssl_methods.hybrid.swin_unetr.SwinUNETR",
         summary="tells turns, finds the other copy and restores cut-out boxes of volumes",
         paper="Tang et al. 2022",
         family="hybrid",
@@ -275,7 +275,7 @@ METHODS: dict[str, MethodFacts] = {
         fewest_patients=2,
     ),
     "combine": MethodFacts(
-        path="ssl_methods.combine.Combine",
+        path="ssl_methods.hybrid.combine.Combine",
         summary="weighted sum of other methods over one encoder",
         paper="combined strategies: Huang et al. 2023",
         family="hybrid",

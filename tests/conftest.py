@@ -22,7 +22,7 @@ from fedpretext.cli import main as command_line
 from foundation.messages import print_messages
 from server.rounds import write_study
 from simulation.simulate import simulate
-from simulation.site_folders import Federation
+from simulation.sites.site_folders import Federation
 
 print_messages()  # as the programs do: tests read them
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _LONGEST = (
     "deployment/test_survival.py", "deployment/test_walkthrough.py", "simulation/test_ray_runtime.py",
-    "deployment/test_private_deployment.py", "client/test_every_method.py", "simulation/advisor/test_study_file.py",
+    "deployment/test_private_deployment.py", "client/test_every_method.py", "advisor/test_study_file.py",
     "deployment/test_security.py", "evaluation/test_stage.py", "test_command_line.py", "test_readme.py",
 )  # fmt: skip
 

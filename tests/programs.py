@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    "client.service", "client.supernode", "client.worker", "dp_accounting", "server.commands", "server.service",
-    "simulation.runtimes", "ssl_methods", "torch.utils.tensorboard",
+    "client.processes.service", "client.processes.supernode", "client.processes.worker", "dp_accounting", "server.commands", "server.processes.service",
+    "simulation.runtimes.table", "ssl_methods", "torch.utils.tensorboard",
 ]  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks import sweep
+from benchmarks.comparisons import sweep
 from benchmarks.throughput import batch_of, passes_a_picture, suits
 from imaging.config import ImageConfig
 from ssl_methods import METHODS, AnyMethodConfig, build_method
-from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders.table import EncoderConfig
 
 IMAGE = ImageConfig(modality="mri", size=32, channels=1)
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=24, heads=2)

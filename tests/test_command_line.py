@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from federation.algorithms import ALGORITHMS
-from federation.audit import AuditLog
+from federation.audit.log import AuditLog
 from foundation.files import read_jsonl
-from server.provision import provision
-from server.status_board import Board
+from server.enrolment.provision import provision
+from server.monitoring.status_writer import Board
 from ssl_methods import METHODS
-from ssl_methods.encoder_table import ENCODERS
+from ssl_methods.encoders.table import ENCODERS
 
 Call = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,7 +218,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, fedpretext: Call, study_file: P
 
     brief = ("--device", "cpu", "--set", "simulation.arms=[]")
     with monkeypatch.context() as patched:
-        patched.setattr("client.site_training.train_round", interrupted)
+        patched.setattr("client.training.site_training.train_round", interrupted)
         said = fedpretext("simulate", study_file, *brief)
     assert said.code == 130
     assert "Traceback" not in said.err

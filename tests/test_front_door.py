@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+import advisor.commands
 import fedpretext as fp
-import simulation.advisor.commands
 from evaluation.export.export import export
 from evaluation.export.source import find_encoder
 from foundation.errors import DataError, RunError, StudyError
@@ -150,5 +150,5 @@ def test_advice_as_data() -> None:
         assert each.candidate.section["name"] in fp.METHODS
     with pytest.raises(StudyError, match=r"modality 'ultrasond' is not known; there are: .*did you mean 'ultrasound'"):
         fp.advise(modality="ultrasond", task="segmentation", labels=40, sites=5, patients_per_site=200)  # type: ignore[arg-type]
-    asked = inspect.signature(simulation.advisor.commands.advise).parameters
+    asked = inspect.signature(advisor.commands.advise).parameters
     assert set(inspect.signature(fp.advise).parameters) <= set(asked)

@@ -18,32 +18,35 @@ LEVELS = {
     "client": 5,
     "server": 5,
     "simulation": 6,
-    "fedpretext": 7,
+    "advisor": 7,
+    "attacks": 7,
+    "fedpretext": 8,
 }
 KNOW_PRIVATE_FLOWER = {
-    "federation/flower_private.py",
-    "federation/flower_private_control.py",
-    "federation/flower_private_identity.py",
+    "federation/flower/private.py",
+    "federation/flower/private_control.py",
+    "federation/flower/private_identity.py",
 }
 KNOW_FLOWER = {
-    "federation/flower.py",
-    "federation/flower_permitted.py",
+    "federation/flower/records.py",
+    "federation/flower/permitted.py",
     *KNOW_PRIVATE_FLOWER,
-    "federation/secure_flower.py",
-    "client/worker.py",
-    "server/contact.py",
-    "server/fleet_contact.py",
+    "federation/flower/secure_records.py",
+    "client/processes/worker.py",
+    "server/site_channel.py",
+    "server/fleet_channel.py",
     "server/requests.py",
-    "server/heads.py",
-    "server/service.py",
+    "server/audit_exchange.py",
+    "server/processes/service.py",
     "federation/algorithms/flower_strategies.py",
     "client/app.py",
     "client/refusals.py",
     "client/sites.py",
     "server/app.py",
-    "simulation/grid.py",
-    "simulation/runtimes.py",
-    "simulation/ray_runtime.py",
+    "simulation/runtimes/grid.py",
+    "simulation/runtimes/table.py",
+    "simulation/runtimes/ray.py",
+    "simulation/runtimes/ray_apps.py",
 }
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 SEEDING = {
@@ -155,7 +158,7 @@ assert "ray" not in sys.modules, "Ray was imported, which takes seconds and is o
 
 def test_importing_the_rooms_draws_nothing() -> None:
     modules = [name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files()]
-    modules = [module for module in modules if module != "simulation.ray_runtime"]
+    modules = [module for module in modules if module != "simulation.runtimes.ray"]
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, *modules], capture_output=True, text=True, cwd=ROOT, check=False
     )

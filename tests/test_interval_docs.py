@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from benchmarks.interval_coverage import CASES, MARKS, NUMBERS, OF_NUMBERS, OURS, on_page, tables
+from benchmarks.statistics.interval_coverage import CASES, MARKS, NUMBERS, OF_NUMBERS, OURS, on_page, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "intervals.md").read_text()

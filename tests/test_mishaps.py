@@ -13,9 +13,9 @@ from PIL import Image
 
 from foundation.files import read_jsonl
 from foundation.tensor_files import load_tensors
-from simulation.runtimes import run_in_process
-from simulation.site_folders import Federation
-from ssl_methods.mae import MAE
+from simulation.runtimes.table import run_in_process
+from simulation.sites.site_folders import Federation
+from ssl_methods.reconstruction.mae import MAE
 
 Call = Callable[..., Any]
 
@@ -85,9 +85,9 @@ def test_mixed_channels(fedpretext: Call, study_file: Path, pictures: Any, tmp_p
 
 def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
     """Make the loss NaN at these sites."""
-    import client.site_training
+    import client.training.site_training
 
-    train_round, loss = client.site_training.train_round, MAE.loss
+    train_round, loss = client.training.site_training.train_round, MAE.loss
     now = {"at": ""}
 
     def told(context: Any, *rest: Any) -> Any:
@@ -98,7 +98,7 @@ def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
         value, scalars = loss(self, views)
         return value * (float("nan") if now["at"] in sites else 1.0), scalars
 
-    monkeypatch.setattr("client.site_training.train_round", told)
+    monkeypatch.setattr("client.training.site_training.train_round", told)
     monkeypatch.setattr(MAE, "loss", poisoned)
 
 

@@ -1,9 +1,10 @@
 """The parts of a model card on what the encoder is worth: the answer, the tables, what not to conclude from them."""
 
-from evaluation.answers import answer, contrasts
-from evaluation.cautions import cautions, left_out_sites
 from evaluation.export.markdown import plain, table
-from evaluation.figures import (
+from evaluation.report.answers import answer, contrasts
+from evaluation.report.cautions import cautions, left_out_sites
+from evaluation.report.run_folder import RunFolder
+from evaluation.statistics.metric_values import (
     MetricValue,
     Question,
     arm_figures,
@@ -21,8 +22,7 @@ from evaluation.figures import (
     select,
     sites_of,
 )
-from evaluation.results_schema import ALL, Statistic
-from evaluation.run_folder import RunFolder
+from evaluation.statistics.results_schema import ALL, Statistic
 
 UNJUDGED = (
     "Nothing is known of what this encoder is worth: the run was not evaluated. Judge it on labelled pictures of your "

@@ -10,12 +10,12 @@ import yaml
 from evaluation.export.card_privacy import privacy_line, run_privacy
 from evaluation.export.markdown import bullets, plain
 from evaluation.export.source import Source
-from evaluation.run_tables import described, duration
+from evaluation.report.tables.run import described, duration
 from evaluation.started_from import UNTRAINED
 from foundation.files import read_json, read_jsonl
 from foundation.machine import versions
-from ssl_methods.encoder_outputs import feature_dim
-from ssl_methods.starting_weights import file_digest
+from ssl_methods.encoders.outputs import feature_dim
+from ssl_methods.encoders.starting_weights import file_digest
 
 _TOLD = ("study_hash", "commit", "started", "finished", "seed")
 

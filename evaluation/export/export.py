@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.export import monai_bundle, onnx_file, timm_folder
+from evaluation.export.model_card import model_card
 from evaluation.export.source import Source, find_encoder
-from evaluation.model_card import model_card
 from foundation.errors import RunError, look_up
 from foundation.files import replace_folder
 

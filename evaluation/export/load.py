@@ -9,8 +9,8 @@ from evaluation.export.source import Source, find_encoder, read_source
 from evaluation.export.timm_folder import CONFIG_NAME, read_folder
 from foundation.errors import RunError
 from foundation.files import AnyPath
-from imaging.augment import Augmentation
-from ssl_methods.encoder_outputs import feature_dim, features
+from imaging.views.augment import Augmentation
+from ssl_methods.encoders.outputs import feature_dim, features
 
 
 class FrozenEncoder(nn.Module):

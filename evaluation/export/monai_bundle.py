@@ -12,8 +12,8 @@ from evaluation.export.source import Source
 from evaluation.export.timm_folder import network_arguments, network_name, pooled_code
 from foundation.files import write_json, write_text, write_with
 from imaging.config import ImageConfig
-from ssl_methods.encoder_outputs import feature_dim
-from ssl_methods.encoders import timm_arguments
+from ssl_methods.encoders.outputs import feature_dim
+from ssl_methods.encoders.timm_encoders import timm_arguments
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 VERSION = "0.1.0"

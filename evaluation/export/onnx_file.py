@@ -18,8 +18,8 @@ from foundation.errors import RunError
 from foundation.files import write_bytes, write_text
 from foundation.randomness import torch_generator
 from foundation.vision_import import VisionTransformer
-from ssl_methods.encoder_outputs import feature_maps, features, grid_shape, patch_tokens
-from ssl_methods.volume_encoders import is_volume_encoder, is_volume_vit
+from ssl_methods.encoders.outputs import feature_maps, features, grid_shape, patch_tokens
+from ssl_methods.encoders.volume_encoders import is_volume_encoder, is_volume_vit
 
 FILE_NAME = "encoder.onnx"
 CARD_NAME = "README.md"

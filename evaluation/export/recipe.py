@@ -5,9 +5,9 @@ nothing in a ``config.json`` can say so; this code does.
 """
 
 from imaging.config import ImageConfig
-from imaging.presets import Standardisation, resolve
-from imaging.readers import HU_WINDOW, PERCENTILES
-from imaging.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
+from imaging.reading.readers import HU_WINDOW, PERCENTILES
+from imaging.reading.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
+from imaging.views.presets import Standardisation, resolve
 
 _WHOLE: dict[Standardisation, str] = {
     "picture": "each picture to mean 0 and deviation 1",

@@ -13,8 +13,8 @@ from foundation.files import read_json
 from foundation.randomness import seeded_torch
 from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 
 @dataclass(frozen=True)

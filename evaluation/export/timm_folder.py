@@ -17,10 +17,10 @@ from foundation.errors import RunError
 from foundation.files import read_json, write_json, write_text
 from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
-from ssl_methods.encoder_outputs import feature_dim
-from ssl_methods.encoder_table import EncoderConfig, encoder_kind
-from ssl_methods.encoders import timm_arguments, timm_line
-from ssl_methods.volume_encoders import monai_arguments
+from ssl_methods.encoders.outputs import feature_dim
+from ssl_methods.encoders.table import EncoderConfig, encoder_kind
+from ssl_methods.encoders.timm_encoders import timm_arguments, timm_line
+from ssl_methods.encoders.volume_encoders import monai_arguments
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

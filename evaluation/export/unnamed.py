@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from evaluation.held import LEFT_OUT
-from evaluation.results_schema import ALL
-from evaluation.run_folder import Arm, RunFolder
+from evaluation.report.run_folder import Arm, RunFolder
+from evaluation.statistics.held_scores import LEFT_OUT
+from evaluation.statistics.results_schema import ALL
 
 _NO_SITES = {ALL, LEFT_OUT}
 _ALONE = "alone-"

@@ -6,9 +6,9 @@ The table is what can be known of each without importing it: Flower's strategies
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from foundation.by_name import ByName, imported
+from foundation.configuration.by_name import ByName, imported
+from foundation.configuration.section import Section
 from foundation.errors import look_up
-from foundation.section import Section
 
 if TYPE_CHECKING:
     from federation.algorithms.algorithm import Algorithm

@@ -26,8 +26,8 @@ from federation.algorithms.algorithm import (
     average,
     is_parameter,
 )
-from federation.flower import tensors_to_arrays
-from federation.flower_private_identity import reply_as_received
+from federation.flower.private_identity import reply_as_received
+from federation.flower.records import tensors_to_arrays
 
 _ROUNDS = "rounds"
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from foundation.section import Section
+from foundation.configuration.section import Section
 
 _Epsilon = Annotated[float, Field(gt=0, le=1000)]
 _Delta = Annotated[float, Field(gt=0, lt=0.01)]

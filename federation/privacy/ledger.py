@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from federation.audit import AuditLog, Event, Extension, Head, Row, Value, verify
-from federation.audit_chain import locked
+from federation.audit.chain import locked
+from federation.audit.log import AuditLog, Event, Extension, Head, Row, Value, verify
 from federation.privacy.accounting import Release, epsilon_of
 from foundation.errors import FedpretextError, RunError, StudyError
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from federation.study import Study
     from imaging.config import ImageConfig
     from ssl_methods import AnyMethodConfig
-    from ssl_methods.encoder_table import EncoderConfig
+    from ssl_methods.encoders.table import EncoderConfig
 
 _LEAST_DEVIATION, _MOST_DEVIATION = 2**16, 2**22
 _ROUNDING = 0.01  # share by which rounding to the grid may lengthen an update

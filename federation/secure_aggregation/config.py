@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from foundation.section import Section
+from foundation.configuration.section import Section
 
 
 class SecureAggregationConfig(Section):

@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from federation.certificates import CredentialError, PrivateKey, key_of, not_certified, not_now, read_certificate
+from federation.keys.certificates import CredentialError, PrivateKey, key_of, not_certified, not_now, read_certificate
 
 _SCHEME = ec.ECDSA(hashes.SHA384())
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from foundation.errors import DataError
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.datasets.busi import with_clusters
 from simulation.datasets.dataset import Dataset, NoOptions, needed_root
 

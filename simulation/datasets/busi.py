@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from foundation.errors import DataError
-from imaging.clusters import picture_clusters
-from imaging.manifest import Manifest
+from imaging.listing.clusters import picture_clusters
+from imaging.listing.manifest import Manifest
 from simulation.datasets.dataset import Dataset, NoOptions, needed_root
 from simulation.datasets.lgg_mri import read_index
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field
 
+from foundation.configuration.section import Section
 from foundation.errors import DataError
-from foundation.section import Section
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.datasets.dataset import Dataset, needed_root
 
 PICTURE = re.compile(r"Image_(\d{2})([LR])\.jpg")

@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from foundation.configuration.section import Section
 from foundation.errors import DataError, StudyError, nearest
-from foundation.section import Section
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 
 Options = TypeVar("Options", bound=Section)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from foundation.section import Section
-from imaging.manifest import Manifest
+from foundation.configuration.section import Section
+from imaging.listing.manifest import Manifest
 from simulation.datasets.busi import with_clusters
 from simulation.datasets.dataset import Dataset, needed_root
 from simulation.datasets.lgg_mri import read_index

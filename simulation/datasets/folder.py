@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from foundation.errors import DataError
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.datasets.dataset import Dataset, NoOptions
 
 

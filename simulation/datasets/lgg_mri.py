@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from foundation.errors import DataError
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.datasets.dataset import Dataset, NoOptions, needed_root
 
 COLUMNS = {"image", "mask", "patient", "site", "slice", "tumor"}

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from foundation.configuration.section import Section
 from foundation.errors import DataError, look_up
 from foundation.files import replace_folder
-from foundation.section import Section
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.datasets.busi import with_clusters
 from simulation.datasets.dataset import Dataset
 

@@ -1,7 +1,7 @@
 """Made on the spot: head phantoms of six sites whose scanners differ, with a class, a mask and a box each.
 
 The default of the demonstration, so that every stage of the product can be tried offline. What is drawn is in
-simulation/phantom_anatomy.py, what the scanners do to it in simulation/phantom_scanner.py.
+simulation/datasets/phantom_anatomy.py, what the scanners do to it in simulation/datasets/phantom_scanner.py.
 """
 
 import json
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
+from foundation.configuration.section import Section
 from foundation.files import digest, replace_folder
 from foundation.randomness import numpy_generator
-from foundation.section import Section
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.datasets.dataset import Dataset
-from simulation.phantom_anatomy import DRAWING_VERSION, Anatomy, draw_anatomy, draw_slices
-from simulation.phantom_scanner import Scanner
+from simulation.datasets.phantom_anatomy import DRAWING_VERSION, Anatomy, draw_anatomy, draw_slices
+from simulation.datasets.phantom_scanner import Scanner
 
 LISTING = "manifest.csv"
 PICTURES_PER_PATIENT = 8

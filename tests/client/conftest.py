@@ -10,11 +10,11 @@ import yaml
 from flwr.app import RecordDict
 
 import client.app
-import client.worker
+import client.processes.worker
 from client.site import Site
 from client.site_file import load_site_file
-from federation.audit import NOTHING, AuditLog
-from federation.flower import instruction_to_content
+from federation.audit.log import NOTHING, AuditLog
+from federation.flower.records import instruction_to_content
 from federation.records import AuditNote, TrainInstruction
 from federation.study import Study, study_from
 from ssl_methods import build_method
@@ -39,7 +39,7 @@ def restart(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def forget() -> None:
         fresh = client.app.build_app()
         monkeypatch.setattr(client.app, "app", fresh)
-        monkeypatch.setattr(client.worker, "app", fresh)
+        monkeypatch.setattr(client.processes.worker, "app", fresh)
 
     return forget
 

@@ -13,14 +13,14 @@ from flwr.common.serde import recorddict_to_proto
 
 import client.app
 import client.site
-from client.labelled import TooFewLabelsError
+from client.labels.labelled_images import TooFewLabelsError
 from client.policy import LabelsNotPermittedError
+from client.privacy.ledger import LedgerNotContinuedError
 from client.refusals import category_of
-from client.site_ledger import LedgerNotContinuedError
 from client.site_log import LogNotContinuedError
-from federation.audit import NOTHING, Extension, Head
-from federation.flower import content_to_reply, failure_in, question
-from federation.flower_private_identity import assume_identity
+from federation.audit.log import NOTHING, Extension, Head
+from federation.flower.private_identity import assume_identity
+from federation.flower.records import content_to_reply, failure_in, question
 from federation.privacy.ledger import BudgetSpentError
 from federation.privacy.plan import plan_of
 from federation.records import CATEGORIES, AuditNote, Failure, TrainInstruction, TrainReply, WithheldError
@@ -28,7 +28,7 @@ from federation.secure_aggregation.messages import SecureAggregationError
 from federation.study import Study
 from foundation.errors import DataError, QuorumError, RunError, StudyError, TrainingError
 from foundation.files import read_jsonl
-from ssl_methods.mae import MAE
+from ssl_methods.reconstruction.mae import MAE
 
 MakeStudy = Callable[..., Study]
 Instruct = Callable[..., TrainInstruction]

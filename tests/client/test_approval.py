@@ -18,7 +18,7 @@ from federation.records import TrainInstruction
 from federation.study import Study
 from foundation.errors import FedpretextError, StudyError
 from ssl_methods import build_method
-from ssl_methods.mae import MAE
+from ssl_methods.reconstruction.mae import MAE
 
 MakeStudy = Callable[..., Study]
 Instruct = Callable[..., TrainInstruction]

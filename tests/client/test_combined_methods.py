@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import client.site_training
-from client.optimiser import build_optimiser, set_rates
+import client.training.site_training
 from client.site import Site
+from client.training.optimiser import build_optimiser, set_rates
 from federation.records import TrainInstruction
 from federation.study import Study
 from foundation.errors import DataError
@@ -53,13 +53,13 @@ def test_the_next_round_starts_from_the_site_s_own_target_and_the_common_weights
     weights = first.train(instruction(summed)).weights
     kept = local_of(first, 1)
     started: list[dict[str, Tensor]] = []
-    right = client.site_training.train_round
+    right = client.training.site_training.train_round
 
     def spy(context: Any, *rest: Any) -> Any:
         started.append({key: value.clone() for key, value in context.method.state_dict().items()})
         return right(context, *rest)
 
-    monkeypatch.setattr(client.site_training, "train_round", spy)
+    monkeypatch.setattr(client.training.site_training, "train_round", spy)
     restart()
     site(summed, "A").train(instruction(summed, 2, weights))
     assert all(torch.equal(started[0][key], value) for key, value in {**weights, **kept}.items())

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-import client.site_training
-import client.stored_rounds
+import client.training.site_training
+import client.training.stored_rounds
 from client.refusals import category_of
 from client.site import Site
 from client.site_file import load_site_file
@@ -82,7 +82,7 @@ def test_a_site_with_a_key_killed_in_the_middle_goes_on_as_one_without(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.stored_rounds, "replace_folder", killed)
+        patch.setattr(client.training.stored_rounds, "replace_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             locked().train(instruction(s, 2, first.weights))
     restart()
@@ -91,7 +91,7 @@ def test_a_site_with_a_key_killed_in_the_middle_goes_on_as_one_without(
     assert same(second, undisturbed[1])
     restart()
     # A stored round is given again and not trained.
-    monkeypatch.setattr(client.site_training, "train_round", killed)
+    monkeypatch.setattr(client.training.site_training, "train_round", killed)
     assert same(locked().train(instruction(s, 2, first.weights)), second)
 
 

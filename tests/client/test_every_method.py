@@ -11,12 +11,12 @@ from torch import Tensor
 
 from client.site import Site
 from client.site_file import load_site_file
-from client.training import TrainingContext, train_round
+from client.training.round import TrainingContext, train_round
 from federation.algorithms import build_algorithm
 from federation.records import TrainInstruction, TrainReply
 from federation.study import Study, study_from
 from foundation.tensor_files import load_tensors
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import METHODS, build_method, method_class
 from ssl_methods.method import Method

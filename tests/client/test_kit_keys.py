@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.kit_keys import flower_key_bytes, load_site_key, site_init
 from client.site_file import load_site_file
-from federation.certificates import (
+from federation.keys.certificates import (
     CredentialError,
     ca_certificate,
     fingerprint,
@@ -20,7 +20,7 @@ from federation.certificates import (
     new_key,
     read_request,
 )
-from federation.kit import Kit, kit_ca, write_kit
+from federation.keys.kit import Kit, kit_ca, write_kit
 from federation.study import study_from
 
 PASSPHRASE = b"correct horse battery"

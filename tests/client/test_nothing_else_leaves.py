@@ -11,17 +11,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_to_proto
 
 import client.app
-import client.site_training
+import client.training.site_training
 from client.approval import approve
 from client.site import Site
 from client.site_file import load_site_file
-from client.training import RoundOutcome
+from client.training.round import RoundOutcome
 from federation.records import TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import FedpretextError
 from server.app import app as server_app
 from server.rounds import write_study
-from simulation.grid import InProcessGrid
+from simulation.runtimes.grid import InProcessGrid
 
 from ..identifier_hunt import Hospital, patches_in, patterns, words_in, write_hospital
 
@@ -194,7 +194,7 @@ def test_a_method_that_means_to_tell_does_not_get_it_out(
     tmp_path: Path, small: Study, hospitals: list[Hospital], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     approved(small, hospitals, tmp_path)
-    real = client.site_training.train_round
+    real = client.training.site_training.train_round
 
     def train_round(*arguments: Any) -> RoundOutcome:
         outcome = real(*arguments)
@@ -206,7 +206,7 @@ def test_a_method_that_means_to_tell_does_not_get_it_out(
             arguments[0].method.encoder.register_buffer("doe_secret", torch.rand(4, 4))
         return outcome
 
-    monkeypatch.setattr(client.site_training, "train_round", train_round)
+    monkeypatch.setattr(client.training.site_training, "train_round", train_round)
     left = federate(tmp_path, small, hospitals)
     assert words_in(left, [*all_words(hospitals), "doe_secret"]) == set()
     assert words_in(left, ["internal-error"]) == {"internal-error"}

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import client.site_pictures
+import client.site_images
 import client.site_study
-import client.site_training
+import client.training.site_training
 from client.policy import (
     Policy,
     check_pictures,
@@ -252,7 +252,7 @@ def test_the_wait_ends_when_the_quiet_hours_do() -> None:
 def test_nothing_is_decoded_for_a_study_that_is_not_permitted(
     study: MakeStudy, site_with: Callable[..., Site], instruction: Instruct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.site_pictures.TensorStore, "build", lambda *_: pytest.fail("pictures were decoded"))
+    monkeypatch.setattr(client.site_images.TensorStore, "build", lambda *_: pytest.fail("pictures were decoded"))
     s = study()
     for policy in ({"studies": "approved"}, {"methods": ["simclr"]}, {"max_rounds": 2}):
         here = site_with(s, **policy)
@@ -266,7 +266,7 @@ def test_nothing_is_decoded_for_a_study_that_is_not_permitted(
 def test_too_few_pictures_are_not_decoded(
     study: MakeStudy, site_with: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, policy: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(client.site_pictures.TensorStore, "build", lambda *_: pytest.fail("pictures were decoded"))
+    monkeypatch.setattr(client.site_images.TensorStore, "build", lambda *_: pytest.fail("pictures were decoded"))
     with pytest.raises(DataError, match=f"policy.{next(iter(policy))}"):
         site_with(study(), **policy).describe()
 
@@ -336,9 +336,9 @@ def test_a_round_waits_for_the_end_of_the_quiet_hours_and_asks_again_whether_it_
     s = study()
     here = site_with(s, quiet_hours=["22:00-06:00"])
     order: list[str] = []
-    real = client.site_training.train_round
+    real = client.training.site_training.train_round
     monkeypatch.setattr(
-        client.site_training, "wait_for_quiet_hours", lambda policy: order.append(policy.quiet_hours[0])
+        client.training.site_training, "wait_for_quiet_hours", lambda policy: order.append(policy.quiet_hours[0])
     )
     monkeypatch.setattr(client.site_study, "check_study", lambda *_: order.append("permitted"))
 
@@ -346,7 +346,7 @@ def test_a_round_waits_for_the_end_of_the_quiet_hours_and_asks_again_whether_it_
         order.append("trained")
         return real(*arguments)
 
-    monkeypatch.setattr(client.site_training, "train_round", noted)
+    monkeypatch.setattr(client.training.site_training, "train_round", noted)
     here.train(instruction(s))
     assert order == ["permitted", "22:00-06:00", "permitted", "trained"]
     here.train(instruction(s))  # a stored update is sent at any time

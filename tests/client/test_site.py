@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-import client.site_training
+import client.training.site_training
 from client.site import Site
 from federation.records import TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from foundation.errors import DataError, StudyError, TrainingError
 from foundation.tensor_files import load_tensors, save_tensors
-from ssl_methods.mae import MAE
+from ssl_methods.reconstruction.mae import MAE
 
 MakeStudy = Callable[..., Study]
 MakeSite = Callable[..., Site]
@@ -40,13 +40,13 @@ def rounds_on_disk(tmp_path: Path) -> list[str]:
 def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The rounds that were really trained, in order."""
     calls: list[int] = []
-    original = client.site_training.train_round
+    original = client.training.site_training.train_round
 
     def counted(*arguments: Any) -> Any:
         calls.append(arguments[1])
         return original(*arguments)
 
-    monkeypatch.setattr(client.site_training, "train_round", counted)
+    monkeypatch.setattr(client.training.site_training, "train_round", counted)
     yield calls
 
 
@@ -89,7 +89,7 @@ def test_two_threads_at_once_train_once(
     study: MakeStudy, site: MakeSite, instruction: Instruct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s = study()
-    original = client.site_training.train_round
+    original = client.training.site_training.train_round
     calls, inside = [], threading.Event()
 
     def slow(*arguments: Any) -> Any:
@@ -98,7 +98,7 @@ def test_two_threads_at_once_train_once(
         time.sleep(0.3)
         return original(*arguments)
 
-    monkeypatch.setattr(client.site_training, "train_round", slow)
+    monkeypatch.setattr(client.training.site_training, "train_round", slow)
     replies: list[TrainReply] = []
     sites, asked = [site(s), site(s)], instruction(s)
     threads = [threading.Thread(target=lambda each=each: replies.append(each.train(asked))) for each in sites]

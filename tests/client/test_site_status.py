@@ -16,7 +16,7 @@ from client.site import Site
 from client.site_file import CLIENT_LOCK, SiteFile, load_site_file
 from client.site_log import SiteLog, log_error
 from client.site_status import site_status_lines
-from federation.audit import AuditLog
+from federation.audit.log import AuditLog
 from federation.records import Category, TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import DataError, StudyError

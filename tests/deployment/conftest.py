@@ -14,18 +14,18 @@ import yaml
 from client.approval import approve
 from client.kit_keys import site_init
 from client.site_file import load_site_file
-from federation.key_source import new_key_text
+from federation.keys.key_source import new_key_text
 from federation.study import study_from
 from foundation.errors import RunError
 from foundation.process_group import free_port
-from server.provision import accept, provision
-from server.proxy import nginx
-from server.status_board import Status, read_status
+from server.enrolment.provision import accept, provision
+from server.monitoring.status_writer import Status, read_status
+from server.processes.proxy import nginx
 
 from ..programs import Program
 
 _ANY_PORT = ("--metrics-port", "0")
-IMPATIENT = {"client.service._WAITS_S": (1.0,), "server.service._WAITS_S": (1.0,)}
+IMPATIENT = {"client.processes.service._WAITS_S": (1.0,), "server.processes.service._WAITS_S": (1.0,)}
 """How long programs wait before they try again, where that is not what is tested."""
 SITES = {"a": (9, 3), "b": (6, 2), "c": (4, 2)}
 

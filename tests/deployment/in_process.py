@@ -7,9 +7,9 @@ import yaml
 
 from foundation.tensor_files import load_tensors
 from server.rounds import write_study
-from simulation.run_keys import write_run_keys
-from simulation.runtimes import run_in_process
-from simulation.site_folders import Federation
+from simulation.runtimes.table import run_in_process
+from simulation.sites.run_keys import write_run_keys
+from simulation.sites.site_folders import Federation
 
 from .conftest import Deployment
 

@@ -53,12 +53,14 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.approval import approve
 from client.kit_keys import load_site_key, site_init
+from client.processes.supernode import SuperNode
 from client.site import Site
 from client.site_file import load_site_file
-from client.supernode import SuperNode
 from federation.app_bundle import app_bundle, bundle_digest
-from federation.audit import verify
-from federation.certificates import (
+from federation.audit.log import verify
+from federation.flower.private import Endpoint
+from federation.flower.private_control import ControlPlane, NodeFacts
+from federation.keys.certificates import (
     PrivateKey,
     ca_certificate,
     certificate_pem,
@@ -67,16 +69,14 @@ from federation.certificates import (
     read_key,
     server_certificate,
 )
-from federation.flower_private import Endpoint
-from federation.flower_private_control import ControlPlane, NodeFacts
-from federation.kit import Kit
+from federation.keys.kit import Kit
 from foundation.files import read_jsonl
 from foundation.process_group import free_port
 from foundation.tensor_files import load_tensors
-from server import provision as commands
-from server.federation_folder import load_ca
-from server.provision import add_site, revoke
-from server.proxy import nginx
+from server.enrolment import provision as commands
+from server.enrolment.federation_folder import load_ca
+from server.enrolment.provision import add_site, revoke
+from server.processes.proxy import nginx
 
 from ..conftest import STUDY, write_site
 from ..identifier_hunt import Hospital, patches_in, patterns, words_in, write_hospital

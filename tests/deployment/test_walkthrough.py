@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pydicom
 import pytest
 
-from federation.audit import verify
+from federation.audit.log import verify
 from foundation.process_group import free_port
-from server.proxy import nginx
+from server.processes.proxy import nginx
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, SCRIPT = ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "walkthrough.sh"

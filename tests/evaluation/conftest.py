@@ -14,10 +14,10 @@ from foundation.files import write_json
 from foundation.randomness import numpy_generator, seeded_torch
 from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
-from imaging.manifest import Manifest
-from imaging.splits import SplitConfig, draw_splits
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder
+from imaging.listing.manifest import Manifest
+from imaging.listing.splits import SplitConfig, draw_splits
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 IMAGE = ImageConfig(modality="mri", size=16, channels=1)
 ENCODER = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=16, heads=2)

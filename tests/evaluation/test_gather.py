@@ -15,11 +15,11 @@ from evaluation.gather import gather
 from evaluation.inputs import read_inputs
 from evaluation.stage import evaluate
 from evaluation.started_from import base_of, bases
-from evaluation.task_file import read_task
+from evaluation.tasks.task_file import read_task
 from foundation.errors import DataError, FedpretextError, RunError, StudyError
 from foundation.files import read_json, write_json
 from foundation.tensor_files import load_tensors, save_tensors
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from tests.evaluation.conftest import IMAGE
 
 MakeRun = Callable[..., Path]

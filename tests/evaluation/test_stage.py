@@ -13,12 +13,12 @@ import evaluation.features as features
 import evaluation.scoring as scoring
 from evaluation.config import RunEvaluation
 from evaluation.inputs import read_inputs
-from evaluation.report import page_values
-from evaluation.results_schema import COMPARISONS, RESULTS
-from evaluation.run_folder import read_run
+from evaluation.report.page import page_values
+from evaluation.report.run_folder import read_run
 from evaluation.stage import evaluate
+from evaluation.statistics.results_schema import COMPARISONS, RESULTS
 from foundation.errors import DataError, RunError, StudyError
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 
 MakeRun = Callable[..., Path]
 Evaluated = Callable[[int], tuple[Path, pd.DataFrame]]

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from federation.study import Study, load_study, study_from
+from foundation.configuration.yaml_files import read_yaml
 from foundation.errors import StudyError
 from foundation.files import digest
-from foundation.yaml_files import read_yaml
 
 Raw = dict[str, Any]
 

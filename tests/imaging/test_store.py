@@ -17,9 +17,9 @@ from PIL import Image
 import imaging.store
 from foundation.errors import DataError, RunError
 from imaging.config import ImageConfig
-from imaging.formats import FloatArray
-from imaging.manifest import Manifest
-from imaging.readers import prepare
+from imaging.listing.manifest import Manifest
+from imaging.reading.formats import FloatArray
+from imaging.reading.readers import prepare
 from imaging.store import TensorStore
 
 IMAGE = ImageConfig(modality="x-ray", size=16, channels=1)
@@ -146,7 +146,7 @@ import os, signal, sys
 from pathlib import Path
 import imaging.store as store
 from imaging.config import ImageConfig
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 real, done = store.prepare, []
 def deadly(*arguments):
     done.append(1)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-import server.contact
-import server.fleet_contact
-from federation.audit import AuditLog
+import server.fleet_channel
+import server.site_channel
+from federation.audit.log import AuditLog
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study, study_from
 from foundation.files import read_jsonl
@@ -109,7 +109,7 @@ class Loop:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The round loop and the app's polling go by ``CLOCK``; a site that is offline is asked again at once."""
     monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: CLOCK.now))
-    for module in (server.contact, server.fleet_contact):
+    for module in (server.site_channel, server.fleet_channel):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=CLOCK.sleep))
     monkeypatch.setattr(rounds, "_RESEND_S", 0.0)
 

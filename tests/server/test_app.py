@@ -9,16 +9,16 @@ import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 
-import client.site_training
+import client.training.site_training
 from client.app import build_app
-from federation.flower import content_to_reply, reply_to_content
+from federation.flower.records import content_to_reply, reply_to_content
 from federation.records import Failure, TrainReply
 from foundation.errors import RunError, StudyError
 from foundation.files import read_jsonl
 from foundation.tensor_files import load_tensors
 from server.app import app as server_app
-from simulation.grid import InProcessGrid
-from simulation.site_folders import Federation
+from simulation.runtimes.grid import InProcessGrid
+from simulation.sites.site_folders import Federation
 
 Make = Callable[..., Federation]
 
@@ -104,13 +104,13 @@ def fresh_process() -> None:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Site and round of everything that was really trained."""
     calls: list[tuple[str, int]] = []
-    original = client.site_training.train_round
+    original = client.training.site_training.train_round
 
     def counted(*arguments: Any) -> Any:
         calls.append((arguments[0].site, arguments[1]))
         return original(*arguments)
 
-    monkeypatch.setattr(client.site_training, "train_round", counted)
+    monkeypatch.setattr(client.training.site_training, "train_round", counted)
     return calls
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.run_folder import read_run
+from evaluation.report.run_folder import read_run
 from federation.study import Study, load_study, study_from
 from foundation.errors import FedpretextError
 from foundation.files import read_json, write_json
@@ -22,8 +22,8 @@ from foundation.tensor_files import load_tensors, save_tensors
 from server.central_evaluation import prepare
 from server.export import write_encoder
 from server.rounds import write_study
-from simulation.runtimes import run_in_process
-from simulation.site_folders import Federation
+from simulation.runtimes.table import run_in_process
+from simulation.sites.site_folders import Federation
 from ssl_methods import build_method
 
 Call = Callable[..., Any]

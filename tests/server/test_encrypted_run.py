@@ -14,7 +14,7 @@ from federation.records import TrainReply
 from foundation.files import read_json, write_json
 from foundation.vault import PLAIN, LockedError, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
-from server.spool import Spool
+from server.reply_store import Spool
 
 VAULT, OTHER = Vault(bytes(range(32))), Vault(bytes(range(1, 33)))
 EXPECTED = {"w": torch.zeros(300, 300), "n": torch.tensor(0)}

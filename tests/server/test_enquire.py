@@ -10,13 +10,13 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-import server.contact
-import server.fleet_contact
+import server.fleet_channel
 import server.requests
-from federation.audit import AuditLog, verify
-from federation.certificates import new_key
+import server.site_channel
+from federation.audit.log import AuditLog, verify
 from federation.federated_evaluation import EvaluationRequest, Statistics
-from federation.flower import (
+from federation.flower.private_identity import assume_identity, set_message_id
+from federation.flower.records import (
     content_to_note,
     content_to_question,
     reply_to_content,
@@ -25,13 +25,13 @@ from federation.flower import (
     statistics_to_content,
     with_note,
 )
-from federation.flower_private_identity import assume_identity, set_message_id
+from federation.keys.certificates import new_key
+from federation.keys.signing import Signer
 from federation.records import AuditNote, Failure
-from federation.signing import Signer
 from federation.study import study_from
 from foundation.files import read_jsonl
-from server.fleet_contact import FleetContact
-from server.status_board import Board
+from server.fleet_channel import FleetContact
+from server.monitoring.status_writer import Board
 
 NODES = {"A": 101, "C": 103}
 ENCODER = 64 * "e"
@@ -133,7 +133,7 @@ def asking(tmp_path: Path, raw_study: dict[str, Any], monkeypatch: pytest.Monkey
         clock.now += seconds
 
     time = SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now)
-    for module in (server.contact, server.fleet_contact, server.requests):
+    for module in (server.site_channel, server.fleet_channel, server.requests):
         monkeypatch.setattr(module, "time", time)
     study = study_from(raw_study, "test")
     wire, fleet, audit = Wire(tmp_path / "logs"), Fleet(), AuditLog(tmp_path / "audit.jsonl", "server")

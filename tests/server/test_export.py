@@ -15,8 +15,8 @@ from foundation.errors import RunError
 from foundation.files import read_json
 from foundation.tensor_files import load_tensors, save_tensors
 from server.export import TrainingCost, spent, write_encoder
-from simulation.runtimes import run_in_process
-from simulation.site_folders import Federation
+from simulation.runtimes.table import run_in_process
+from simulation.sites.site_folders import Federation
 from ssl_methods import build_method
 
 SEED = 3

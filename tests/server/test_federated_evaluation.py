@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.federated_figures import FIGURES, site_figures
-from evaluation.federated_probe import SiteShare, probabilities
-from evaluation.intervals import Scored
-from evaluation.logistic import Standard
-from evaluation.results_schema import RESULTS
-from evaluation.score_histogram import histogram
+from evaluation.federated.figures import FIGURES, site_figures
+from evaluation.federated.logistic import SiteShare, probabilities
+from evaluation.federated.score_histogram import histogram
+from evaluation.protocols.logistic import Standard
+from evaluation.statistics.intervals import Scored
+from evaluation.statistics.results_schema import RESULTS
 from federation.federated_evaluation import EvaluationRequest, Statistics
 from federation.records import Failure, SiteInfo
 from federation.study import Study, study_from

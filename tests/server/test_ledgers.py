@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from federation.audit import NOTHING, AuditLog
+from federation.audit.log import NOTHING, AuditLog
 from federation.records import AuditNote, Failure, TrainInstruction, TrainReply
 from foundation.files import read_jsonl
-from server.heads import SiteHeads
+from server.audit_exchange import SiteHeads
 
 STUDY = 64 * "c"
 WEIGHTS = {"encoder.w": torch.zeros(2)}

@@ -383,7 +383,7 @@ def test_the_servers_own_full_disk_is_no_sites_fault(loop: Make, monkeypatch: py
     def full(*_: object, **__: object) -> None:
         raise RunError("disk is full") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr("server.spool.Vault.save_tensors", full)
+    monkeypatch.setattr("server.reply_store.Vault.save_tensors", full)
     with pytest.raises(RunError, match=r"^disk is full$"):
         loop().run()
 

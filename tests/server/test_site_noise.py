@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import server.site_noise
-from federation.audit import AuditLog
+from federation.audit.log import AuditLog
 from federation.privacy.ledger import Ledger
 from federation.privacy.plan import plan_of
 from federation.records import Failure, TrainInstruction, TrainReply

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from federation.audit import AuditLog
+from federation.audit.log import AuditLog
 from federation.privacy.ledger import Ledger
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study, study_from

@@ -14,9 +14,9 @@ from federation.study import Study, load_study, study_from
 from foundation.tensor_files import load_tensors
 from server.app import app as server_app
 from server.rounds import write_study
-from simulation.grid import InProcessGrid
-from simulation.run_keys import write_run_keys
-from simulation.site_folders import Federation
+from simulation.runtimes.grid import InProcessGrid
+from simulation.sites.run_keys import write_run_keys
+from simulation.sites.site_folders import Federation
 from tests.conftest import write_site
 
 PICTURES = {"A": 9, "B": 6, "C": 4, "D": 5}

@@ -9,24 +9,24 @@ import pytest
 import torch
 
 import server.federated_evaluation
-from evaluation.federated_figures import FIGURES
-from evaluation.intervals import FloatArray, IntArray, Scored, interval
-from evaluation.logistic import Standard, path
-from evaluation.results_schema import RESULTS
-from evaluation.score_histogram import histogram, pooled_area
+from evaluation.federated.figures import FIGURES
+from evaluation.federated.score_histogram import histogram, pooled_area
+from evaluation.protocols.logistic import Standard, path
+from evaluation.statistics.intervals import FloatArray, IntArray, Scored, interval
+from evaluation.statistics.results_schema import RESULTS
 from federation.study import load_study
 from foundation.errors import FedpretextError
 from foundation.files import read_json
 from foundation.tensor_files import load_tensors
-from imaging.augment import Augmentation
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
+from imaging.views.augment import Augmentation
 from server.federated_evaluation import RECORD_NAME, collect
 from simulation.arms import make_encoder
 from simulation.simulate import planned, simulate, simulation_config
 from simulation.validate import validate
-from ssl_methods.encoder_outputs import features
-from ssl_methods.encoders import build_encoder
+from ssl_methods.encoders.outputs import features
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 from ..conftest import write_pictures, write_simulated
 

@@ -12,10 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-from evaluation.explain_lag import Evidence, intensity_histograms, read_divergence, reasons
+from evaluation.explain.model_similarity import round_similarity
 from evaluation.inputs import read_inputs
-from evaluation.model_similarity import round_similarity
-from evaluation.run_folder import RunFolder
+from evaluation.report.explain_lag import Evidence, intensity_histograms, read_divergence, reasons
+from evaluation.report.run_folder import RunFolder
 from foundation.events import DIVERGENCE_NAME, SNAPSHOTS
 from foundation.files import read_jsonl
 from foundation.tensor_files import load_tensors

@@ -14,20 +14,20 @@ import yaml
 from flwr.app import Context, Message
 
 from client.app import build_app
-from federation.audit import AuditLog
-from federation.flower import content_to_instruction, record_to_weights
+from federation.audit.log import AuditLog
+from federation.flower.records import content_to_instruction, record_to_weights
 from federation.privacy.ledger import Ledger
 from federation.privacy.plan import plan_of
 from federation.study import load_study, study_from
 from foundation.files import read_json, read_jsonl
 from foundation.tensor_files import load_tensors
 from server.checkpoint import latest_checkpoint
-from simulation import runtimes
 from simulation.arms import plan_arms
 from simulation.budgets import RoundWork, round_work
-from simulation.runtimes import run_in_process
+from simulation.runtimes import table as runtimes
+from simulation.runtimes.table import run_in_process
 from simulation.simulate import Run, planned, simulate, simulation_config
-from simulation.site_folders import Federation
+from simulation.sites.site_folders import Federation
 from ssl_methods import build_method
 
 from ..programs import CONTEXT
@@ -273,7 +273,7 @@ def test_a_killed_study_goes_on_from_what_was_released_and_the_lost_attempt_stay
 ) -> None:
     """Killed before site A stores its second round: round 1 is as it was, round 2 of A is paid for twice."""
     place = with_ledgers(federation(private(raw_study, PATIENT, count=2)))
-    process = CONTEXT.Process(target=_run_and_die, args=(place, "client.stored_rounds.StoredRounds.keep", 4))
+    process = CONTEXT.Process(target=_run_and_die, args=(place, "client.training.stored_rounds.StoredRounds.keep", 4))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

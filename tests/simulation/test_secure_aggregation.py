@@ -10,12 +10,12 @@ from flwr.app import ArrayRecord, Message
 from client.app import build_app
 from client.refusals import refusal
 from client.site_file import load_site_file
-from federation.flower import record_to_weights
+from federation.flower.records import record_to_weights
 from federation.secure_aggregation.encoding import error_bound
 from foundation.errors import QuorumError
 from foundation.files import read_json, read_jsonl
 from foundation.tensor_files import load_tensors
-from simulation.site_folders import Federation
+from simulation.sites.site_folders import Federation
 from tests.simulation.secure_federation import PICTURES, Recorder, make, run, site_asked, stage_of
 
 from ..tiers import slow

@@ -13,7 +13,7 @@ import server.secure_round
 from client.refusals import refusal
 from client.site_file import load_site_file
 from federation.algorithms.algorithm import is_parameter
-from federation.audit import AuditLog, verify
+from federation.audit.log import AuditLog, verify
 from federation.privacy.ledger import Ledger
 from federation.privacy.plan import plan_of
 from federation.secure_aggregation.update import grid_of
@@ -22,9 +22,9 @@ from foundation.errors import QuorumError, StudyError
 from foundation.files import read_json, read_jsonl
 from foundation.tensor_files import load_tensors
 from server.secure_round import STATE_NAME
-from simulation.checks import check_runtime
 from simulation.simulate import simulate, simulation_config
-from simulation.site_folders import Federation
+from simulation.sites.checks import check_runtime
+from simulation.sites.site_folders import Federation
 from ssl_methods import build_method
 from tests.simulation.secure_federation import Recorder, make, run, site_asked, stage_of
 

@@ -20,14 +20,14 @@ from foundation.errors import RunError
 from foundation.files import digest, read_json, read_jsonl
 from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
-from imaging.manifest import Manifest
-from imaging.splits import SplitConfig, draw_splits
+from imaging.listing.manifest import Manifest
+from imaging.listing.splits import SplitConfig, draw_splits
 from simulation.arms import Arm, plan_arms, tidy
 from simulation.config import SimulationConfig
-from simulation.runtimes import RUNTIMES
+from simulation.runtimes.table import RUNTIMES
 from simulation.simulate import planned, simulate, simulation_config
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 TRAINED = {"federated", "pooled", "alone-north", "alone-south"}
 
@@ -156,7 +156,7 @@ def test_a_finished_run_is_not_computed_again(finished: Any, tmp_path: Path, mon
         raise AssertionError("computed again")
 
     folder = finished.copy(tmp_path / "run")
-    computing = ("client.site_training.train_round", "imaging.store.prepare", "evaluation.features._extract")
+    computing = ("client.training.site_training.train_round", "imaging.store.prepare", "evaluation.features._extract")
     for name in (*computing, "evaluation.finetune.finetune_scores", "simulation.arms.build_method"):
         monkeypatch.setattr(name, never)
     before = {name: (folder / name).read_bytes() for name in ("results.csv", "comparisons.csv", "arms.json")}

@@ -25,10 +25,11 @@ from server.initial import INITIAL_NAME, initial_weights, write_initial
 from simulation.config import SimulationConfig
 from simulation.simulate import simulate
 from simulation.starting import WEIGHTS_NAME
-from ssl_methods import build_method, starting_weights
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder
-from ssl_methods.starting_weights import adapt_channels, adapt_positions, file_digest
+from ssl_methods import build_method
+from ssl_methods.encoders import starting_weights
+from ssl_methods.encoders.starting_weights import adapt_channels, adapt_positions, file_digest
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 FILE = "secret-place.safetensors"
 TINY = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=24, heads=2)
@@ -93,7 +94,7 @@ def started(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Started:
 def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end after pretraining."""
     monkeypatch.setattr("evaluation.stage.evaluate", lambda folder: pd.DataFrame())
-    monkeypatch.setattr("evaluation.report.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("evaluation.report.page.write_report", lambda folder: folder / "report.html")
 
 
 def fitted() -> dict[str, Tensor]:

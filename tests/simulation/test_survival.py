@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 
 from foundation.tensor_files import load_tensors
-from simulation.runtimes import run_in_process
-from simulation.site_folders import Federation
+from simulation.runtimes.table import run_in_process
+from simulation.sites.site_folders import Federation
 
 from ..programs import CONTEXT
 from ..tiers import slow
 
 # Where a process dies: a function, and how often it is called in a whole run of the study below.
 MOMENTS = {
-    "training": ("ssl_methods.ijepa.IJEPA.make_views", 12),
-    "a site stores its round": ("client.stored_rounds.StoredRounds.keep", 9),
+    "training": ("ssl_methods.predictive.ijepa.IJEPA.make_views", 12),
+    "a site stores its round": ("client.training.stored_rounds.StoredRounds.keep", 9),
     "tensors are written": ("foundation.vault.Vault.save_tensors", 42),
     "a file is written and not yet renamed": ("foundation.files.os.fsync", 40),
-    "a reply is spooled": ("server.spool.Spool.write", 9),
+    "a reply is spooled": ("server.reply_store.Spool.write", 9),
     "folding": ("federation.algorithms.fedavg.average", 100),
     "checkpointing": ("server.rounds.write_checkpoint", 3),
     "a checkpoint is renamed": ("server.checkpoint.replace_folder", 3),

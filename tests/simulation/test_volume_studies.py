@@ -16,11 +16,11 @@ from federation.study import load_study
 from foundation.files import read_json
 from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
-from imaging.manifest import Manifest
+from imaging.listing.manifest import Manifest
 from simulation.simulate import simulate, simulation_config
 from simulation.validate import validate
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 nib: Any = import_module("nibabel")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imaging.config import ImageConfig
 from ssl_methods import AnyMethodConfig, build_method
-from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
 
 IMAGE = ImageConfig(modality="mri", size=32, channels=1)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_methods import simsiam
+from ssl_methods.components.similarity import unit
 from ssl_methods.diagnostics import collapsing, feature_std, watch
-from ssl_methods.encoder_outputs import features
-from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders.outputs import features
+from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
-from ssl_methods.similarity import unit
+from ssl_methods.non_contrastive import simsiam
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]

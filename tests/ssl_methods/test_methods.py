@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foundation.errors import StudyError
 from ssl_methods import METHODS, AnyMethodConfig, method_type
-from ssl_methods.encoder_table import EncoderConfig
+from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method, Views
 
 ALL = sorted(METHODS)

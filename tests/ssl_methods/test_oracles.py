@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from foundation.schedules import cosine
-from ssl_methods.byol import byol_loss
+from ssl_methods.components.momentum import follow
+from ssl_methods.components.similarity import negative_cosine
+from ssl_methods.components.token_masks import random_masks
+from ssl_methods.contrastive.moco import moco_loss
+from ssl_methods.contrastive.simclr import nt_xent
 from ssl_methods.diagnostics import alignment, rankme
-from ssl_methods.dino import dino_loss, moved_centre
-from ssl_methods.ijepa import ijepa_loss
-from ssl_methods.mae import mae_loss, patchify, unpatchify
-from ssl_methods.moco import moco_loss
-from ssl_methods.momentum import follow
-from ssl_methods.simclr import nt_xent
-from ssl_methods.similarity import negative_cosine
-from ssl_methods.simsiam import simsiam_loss
-from ssl_methods.token_masks import random_masks
-from ssl_methods.vicreg import vicreg_loss
+from ssl_methods.non_contrastive.byol import byol_loss
+from ssl_methods.non_contrastive.dino import dino_loss, moved_centre
+from ssl_methods.non_contrastive.simsiam import simsiam_loss
+from ssl_methods.non_contrastive.vicreg import vicreg_loss
+from ssl_methods.predictive.ijepa import ijepa_loss
+from ssl_methods.reconstruction.mae import mae_loss, patchify, unpatchify
 
 VALUE = {"rtol": 1e-5, "atol": 1e-6}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}

@@ -17,8 +17,8 @@ from foundation.files import write_json
 from foundation.randomness import seeded_torch, torch_generator
 from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
-from ssl_methods.encoder_table import EncoderConfig
-from ssl_methods.encoders import build_encoder
+from ssl_methods.encoders.table import EncoderConfig
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 VOLUME = ImageConfig(modality="ct", size=16, depth=8, channels=1)
 ENCODERS: dict[str, tuple[EncoderConfig, ImageConfig]] = {

@@ -12,8 +12,8 @@ from monai.bundle import ConfigParser, verify_net_in_out
 
 from evaluation.export.monai_bundle import loading, write_folder
 from evaluation.export.source import Source
-from imaging.augment import Augmentation
-from ssl_methods.encoder_outputs import feature_dim, features
+from imaging.views.augment import Augmentation
+from ssl_methods.encoders.outputs import feature_dim, features
 
 MakeSource = Callable[[str], Source]
 REQUIRED = {

@@ -13,7 +13,7 @@ from evaluation.export import onnx_file
 from evaluation.export.onnx_file import loading, write_folder
 from evaluation.export.source import Source
 from foundation.errors import RunError
-from ssl_methods.encoder_outputs import feature_dim, feature_maps, features
+from ssl_methods.encoders.outputs import feature_dim, feature_maps, features
 
 from ...tiers import slow
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.export.recipe import input_code, standardisation, timm_statistics
-from imaging.augment import Augmentation
 from imaging.config import ImageConfig, Modality
-from imaging.formats import Scale
-from imaging.readers import fitted_box, resize, to_unit
-from imaging.volumes import resize_volume
+from imaging.reading.formats import Scale
+from imaging.reading.readers import fitted_box, resize, to_unit
+from imaging.reading.volumes import resize_volume
+from imaging.views.augment import Augmentation
 
 
 def recipe(image: ImageConfig) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import timm
 import torch
 import yaml
 
+from evaluation.export.model_card import model_card
 from evaluation.export.source import Source, find_encoder
 from evaluation.export.timm_folder import loading, read_folder, write_folder
-from evaluation.model_card import model_card
 from foundation.errors import RunError
-from imaging.augment import Augmentation
-from ssl_methods.encoder_outputs import feature_dim, features
-from ssl_methods.encoders import build_encoder
-from ssl_methods.starting_weights import fit_weights, read_weights
+from imaging.views.augment import Augmentation
+from ssl_methods.encoders.outputs import feature_dim, features
+from ssl_methods.encoders.starting_weights import fit_weights, read_weights
+from ssl_methods.encoders.timm_encoders import build_encoder
 
 from ...tiers import slow
 

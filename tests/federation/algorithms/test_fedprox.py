@@ -1,4 +1,4 @@
-"""FedProx: its term and its gradient by hand. What it does to a site is in tests/client/test_training.py."""
+"""FedProx: its term and its gradient by hand. What it does to a site is in tests/client/training/test_round.py."""
 
 from collections.abc import Callable
 from typing import Any

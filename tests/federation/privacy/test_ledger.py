@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.audit import NOTHING, AuditLog
+from federation.audit.log import NOTHING, AuditLog
 from federation.privacy.accounting import Release, epsilon_of
 from federation.privacy.ledger import PARTY, Budget, BudgetSpentError, Ledger, read_charges
 from foundation.errors import RunError

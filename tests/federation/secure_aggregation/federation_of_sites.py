@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.certificates import ca_certificate, certificate_pem, key_of, new_key, site_certificate
+from federation.keys.certificates import ca_certificate, certificate_pem, key_of, new_key, site_certificate
 from federation.secure_aggregation.encoding import FixedPoint
 from federation.secure_aggregation.identity import CertifiedDirectory, KeyIdentity
 from federation.secure_aggregation.messages import (

@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from federation.certificates import ca_certificate, certificate_pem, new_key, site_certificate
+from federation.keys.certificates import ca_certificate, certificate_pem, new_key, site_certificate
 from federation.secure_aggregation import dealing, shamir
 from federation.secure_aggregation.encoding import FixedPoint
 from federation.secure_aggregation.identity import CertifiedDirectory, KeyIdentity

@@ -1,0 +1,169 @@
+"""A ready study file for a candidate, with the reasons beside the choices."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from advisor.answer import wrapped
+from advisor.candidates import Candidate
+from advisor.evidence import FINDINGS
+from advisor.ranking import Ranked
+from advisor.setting import Setting
+from evaluation.config import TaskKind
+from federation.study import study_from
+from foundation.errors import StudyError
+from foundation.files import write_text
+
+COLOUR = ("histopathology", "fundus", "dermoscopy", "endoscopy", "microscopy")
+PROTOCOLS: dict[TaskKind, tuple[str, ...]] = {
+    "classification": ("knn", "logistic", "finetune"),
+    "multilabel": ("knn", "logistic", "finetune"),
+    "regression": ("knn", "ridge", "finetune"),
+    "segmentation": ("linear_segmentation", "decoder_segmentation"),
+    "detection": ("frozen_detection", "finetune_detection"),
+}
+"""Frozen features first, fine-tuning last."""
+COLUMNS: dict[TaskKind, str] = {
+    "classification": "label",
+    "multilabel": "label (findings joined by |, or none)",
+    "regression": "label (a number)",
+    "segmentation": "mask (a file)",
+    "detection": "boxes (a JSON list of [x0, y0, x1, y1, label])",
+}
+LARGE = 50_000
+"""Images from which a large encoder is written, where a GPU trains. Ours: no source gives a number."""
+
+
+def write_study(path: Path, setting: Setting, ranked: Ranked, command: str) -> None:
+    """Write the study file; StudyError where ``path`` is there already."""
+    refuse_overwriting(path)
+    text = study_text(setting, ranked, command)
+    study_from(yaml.safe_load(text), str(path))
+    write_text(path, text)
+
+
+def refuse_overwriting(path: Path) -> None:
+    """StudyError where there is such a file."""
+    if path.exists():
+        raise StudyError(f"{path}: exists already and is not overwritten; give another name with --out, or remove it")
+
+
+def study_text(setting: Setting, ranked: Ranked, command: str) -> str:
+    """The study as commented YAML. ``command``: what was asked, for the first line."""
+    candidate, gpu = ranked.candidate, setting.accelerator
+    averaging, few = FINDINGS["averaging"], FINDINGS["few labels"]
+    protocols, column = PROTOCOLS[setting.task], COLUMNS[setting.task]
+    batch, bound = batch_of(setting, candidate)
+    training = {"batch": batch, "epochs": 1, "learning_rate": 0.0005 if gpu else 0.004, "threads": 2}
+    judged = {"task": f"{setting.task} on {setting.modality}", "kind": setting.task, "protocols": list(protocols)}
+    encoder, why = _encoder(setting, candidate)
+    kind = "volumes" if setting.volumes else "images"
+    head = {
+        "name": f"advise-{setting.modality}-{setting.task}",
+        "title": f"{candidate.name} for {setting.task} on {setting.modality} {kind}",
+        "seed": 0,
+    }
+    parts = [
+        _section(
+            head,
+            f"Written by: {command}",
+            f"For: {setting.line()}",
+            "Values without a source in brackets are this program's usual ones; no finding speaks for them.",
+        ),
+        _section(
+            {"image": _image(setting)},
+            "Channels must be those of your images (1 for fluorescence). "
+            + ("" if gpu else "Sizes are for a machine without a GPU; with one 224, volumes 96."),
+        ),
+        _section({"encoder": encoder}, why),
+        _section(
+            {"method": candidate.section}, *(f"{'?+-'[reason.sign]} {reason.line()}" for reason in ranked.reasons)
+        ),
+        *_positives(setting, candidate),
+        _section(
+            {"training": training},
+            f"batch: {bound}; learning_rate: for 256 images a step, scaled by the batch",
+            f"{averaging.says} [{averaging.citation}]",
+        ),
+        _section({"algorithm": {"name": "fedavg"}}),
+        _section({"rounds": {"count": 100 if gpu else 30}}, "More is better as long as the curves still fall."),
+        _section(
+            {"evaluation": judged},
+            f"Reads the manifest's column {column}. {setting.labels} labels"
+            + (f": {few.says} [{few.citation}]" if setting.few_labels else ""),
+        ),
+        _simulation(setting, column),
+    ]
+    return "".join(parts)
+
+
+def _image(setting: Setting) -> dict[str, Any]:
+    if setting.volumes:
+        side = 96 if setting.accelerator else 32
+    else:
+        side = 224 if setting.accelerator else 128 if setting.dense or setting.natural_weights else 64
+    size = {"size": side, "depth": side} if setting.volumes else {"size": side}
+    return {"modality": setting.modality, **size, "channels": 3 if setting.modality in COLOUR else 1}
+
+
+def _encoder(setting: Setting, candidate: Candidate) -> tuple[dict[str, Any], str]:
+    """Of the kind that the method takes, of a size for the machine and the number of images; and why."""
+    gpu = setting.accelerator
+    large = gpu and setting.total >= LARGE
+    if candidate.method == "swin_unetr" and gpu:
+        return {"name": "monai_swin_unetr"}, "The paper's encoder (Tang et al. 2022)."
+    if setting.volumes:
+        sizes = {"patch_size": 16, "depth": 8, "width": 384, "heads": 6}
+        small = {"patch_size": 8, "depth": 4, "width": 96, "heads": 3}
+        return {"name": "monai_vit", **(sizes if gpu else small)}, "The 3-D encoder that runs everywhere."
+    only = candidate.declared.encoders == ("vit",)
+    if not (only or setting.privacy or candidate.method in ("dino", "moco_v3", "simmim")):
+        name = "resnet50" if large else "resnet18" if gpu else "resnet10t"
+        return {"name": name}, "The method takes any encoder; a ResNet learns from fewer images and steps."
+    why = "the only kind that the method takes" if only else "what its paper ran it on, without batch normalisation"
+    if gpu:
+        return {"name": f"vit_{'base' if large else 'small'}_patch16_224"}, f"A ViT: {why}."
+    cut = {} if setting.natural_weights else {"patch_size": 8, "depth": 6}  # the weights are those of the whole model
+    return {"name": "vit_tiny_patch16_224", **cut}, f"A ViT: {why}; the smallest, for a machine without a GPU."
+
+
+def batch_of(setting: Setting, candidate: Candidate) -> tuple[int, str]:
+    """Images a step and why: a power of 2 of which the smallest site has enough patients, or images."""
+    most = (4 if setting.accelerator else 8) if setting.volumes else (64 if setting.accelerator else 32)
+    contrastive = candidate.declared.fewest_patients > 1
+    there = setting.patients if contrastive else setting.at_a_site
+    batch = min(most, 1 << (there.bit_length() - 1))
+    if batch == most:
+        return batch, "for this machine's memory"
+    rule = "patients, and images of one patient are no negatives" if contrastive else "images"
+    return batch, f"the smallest site has {there} {rule}"
+
+
+def _positives(setting: Setting, candidate: Candidate) -> list[str]:
+    """A line to take the mark off, where the method can pair images of a patient."""
+    found = FINDINGS["positives"]
+    offered = setting.several_images and "positives" in type(candidate.config).model_fields
+    return [_comment(f"positives: patient   # {found.says} [{found.citation}]", "  ")] if offered else []
+
+
+def _simulation(setting: Setting, column: str) -> str:
+    """Marked out: a hospital's server needs none, and the place of the images is not known here."""
+    said = (
+        "To try it on one machine first, take the marks off what follows and give your manifest, with columns image, "
+        f"patient, site and {column}. A federation of hospitals needs none of it."
+    )
+    lines = ["simulation:", "  dataset: folder", "  root: MANIFEST.csv", "  partition: {kind: site}"]
+    lines += ["  splits: {folds: 1}", *(["  weights: FILE.safetensors"] if setting.natural_weights else [])]
+    found = FINDINGS["natural weights"]
+    weights = f"weights: {found.says} [{found.citation}]. With hospitals: fedpretext server --weights FILE."
+    after = _comment(weights) if setting.natural_weights else ""
+    return _comment(said) + "".join(f"# {line}\n" for line in lines) + after
+
+
+def _section(values: dict[str, Any], *reasons: str) -> str:
+    return "".join(map(_comment, reasons)) + yaml.safe_dump(values, sort_keys=False, width=1000)
+
+
+def _comment(text: str, indent: str = "") -> str:
+    return "".join(f"{line}\n" for line in wrapped(text, f"{indent}# ", f"{indent}# ", 110))

@@ -1,0 +1,1 @@
+"""`fedpretext site check`: images, machine, server and study, before a site joins."""

@@ -1,0 +1,1 @@
+"""What encoders see in a few images: attention, components, similarity, restorations."""

@@ -1,0 +1,1 @@
+"""Evaluation where labels stay at the sites: probe, histogram and figures from sums."""

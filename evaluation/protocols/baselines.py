@@ -1,0 +1,146 @@
+"""Floors without learning of features: what answering alike, and the bare pixels, are worth for each kind of task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from evaluation.config import TaskKind
+from evaluation.protocols.detection_baselines import blobs_found, nothing_found
+from evaluation.protocols.logistic import logistic_findings, logistic_scores
+from evaluation.protocols.ridge import ridge_values
+from evaluation.protocols.segmentation_baselines import background_masks, pixel_masks
+from evaluation.statistics.intervals import FloatArray, IntArray
+
+SIDE, VOLUME_SIDE = 32, 16
+COMPONENTS = 60
+PIXELS = "pixels"
+MAJORITY = "majority"
+_READ_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Places of the pictures whose labels are used, of those that settings are chosen on, and of the held ones."""
+
+    train: IntArray
+    validation: IntArray
+    held: IntArray
+
+
+@dataclass
+class Seen:
+    """All labelled pictures without an encoder. ``read``: places to pictures; ``classes``: columns of a prediction."""
+
+    read: Callable[[IntArray], Tensor]
+    target: Any
+    classes: int
+    count: int
+    _small: list[FloatArray] = field(default_factory=list)
+
+    def small(self) -> FloatArray:
+        """``small_pixels`` of every picture, made once."""
+        if not self._small:
+            starts = range(0, self.count, _READ_AT_ONCE)
+            blocks = [np.arange(start, min(start + _READ_AT_ONCE, self.count)) for start in starts]
+            self._small.append(np.concatenate([small_pixels(self.read(block)) for block in blocks]))
+        return self._small[0]
+
+    def components(self, roles: Roles) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Pixels of each role on the principal components of the training pictures."""
+        small = self.small()
+        known, chosen, unseen = principal(small[roles.train], (small[roles.validation], small[roles.held]))
+        return known, chosen, unseen
+
+
+Floor = Callable[[Seen, Roles, int], Any]
+"""What is seen, roles and a seed to predictions for the held pictures."""
+
+
+def majority_scores(train: IntArray, test: int, classes: int) -> FloatArray:
+    """``[test, K]``: the class shares of the training pictures, the same for every test picture (AUROC .5)."""
+    shares = np.bincount(train, minlength=classes) / len(train)
+    return np.tile(shares, (test, 1))
+
+
+def small_pixels(pictures: Tensor) -> FloatArray:
+    """Pictures ``[B, C, S, S]`` as rows ``[B, C * 32 * 32]``, each small pixel the mean of those it covers.
+
+    Volumes ``[B, C, D, S, S]`` as rows ``[B, C * 16 * 16 * 16]``.
+    """
+    exact = pictures.to(torch.float32)
+    flat = exact.ndim == 4
+    small = functional.adaptive_avg_pool2d(exact, SIDE) if flat else functional.adaptive_avg_pool3d(exact, VOLUME_SIDE)
+    return small.flatten(1).numpy().astype(np.float64)
+
+
+def principal(
+    train: FloatArray, others: tuple[FloatArray, ...], components: int = COMPONENTS
+) -> tuple[FloatArray, ...]:
+    """``train`` and ``others`` on the first principal components of ``train`` (fewer where it has fewer)."""
+    centre = train.mean(0)
+    _, singular, right = np.linalg.svd(train - centre, full_matrices=False)
+    kept = right[:components][singular[:components] > 1e-9 * max(float(singular.max(initial=0.0)), 1e-300)]
+    return tuple((rows - centre) @ kept.T for rows in (train, *others))
+
+
+def _class_shares(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+    return majority_scores(seen.target[roles.train], len(roles.held), seen.classes)
+
+
+def _class_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+    known, chosen, unseen = seen.components(roles)
+    y = seen.target
+    return logistic_scores((known, y[roles.train]), (chosen, y[roles.validation]), unseen, seen.classes)
+
+
+def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+    """The mean of each column of the training target, the same for every held picture."""
+    known = np.asarray(seen.target[roles.train], dtype=np.float64).reshape(len(roles.train), -1)
+    return np.tile(known.mean(0), (len(roles.held), 1))
+
+
+def _finding_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+    known, chosen, unseen = seen.components(roles)
+    return logistic_findings((known, seen.target[roles.train]), (chosen, seen.target[roles.validation]), unseen)
+
+
+def _number_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+    known, chosen, unseen = seen.components(roles)
+    y = seen.target
+    return ridge_values((known, y[roles.train]), (chosen, y[roles.validation]), unseen)[:, None]
+
+
+def _pictures(seen: Seen, places: IntArray) -> Any:
+    return seen.read(places).numpy()
+
+
+def _no_mask(seen: Seen, roles: Roles, seed: int) -> Any:
+    return background_masks(seen.target[roles.held].shape)
+
+
+def _mask_pixels(seen: Seen, roles: Roles, seed: int) -> Any:
+    known = (_pictures(seen, roles.train), seen.target[roles.train])
+    return pixel_masks(known, _pictures(seen, roles.held), seen.classes, seed)
+
+
+def _no_boxes(seen: Seen, roles: Roles, seed: int) -> Any:
+    return nothing_found(len(roles.held))
+
+
+def _blobs(seen: Seen, roles: Roles, seed: int) -> Any:
+    known = (_pictures(seen, roles.train), [seen.target[place] for place in roles.train])
+    return blobs_found(known, _pictures(seen, roles.held), seen.classes)
+
+
+FLOORS: dict[TaskKind, dict[str, Floor]] = {
+    "classification": {PIXELS: _class_pixels, MAJORITY: _class_shares},
+    "multilabel": {PIXELS: _finding_pixels, MAJORITY: _means},
+    "regression": {PIXELS: _number_pixels, MAJORITY: _means},
+    "segmentation": {PIXELS: _mask_pixels, MAJORITY: _no_mask},
+    "detection": {PIXELS: _blobs, MAJORITY: _no_boxes},
+}

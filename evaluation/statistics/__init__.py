@@ -1,0 +1,1 @@
+"""Intervals, adjustments, diagnostics, and the schema of the results table."""

@@ -1,0 +1,1 @@
+"""Audit logs: rows, hash chain, checks, reports."""

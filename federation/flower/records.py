@@ -1,0 +1,275 @@
+"""Flower's record types to ours and back."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from federation.audit.log import NOTHING, Extension, Head
+from federation.federated_evaluation import STEPS, EvaluationRequest, Statistics, Step
+from federation.keys.signing import Signature
+from federation.packed import pack, unpack
+from federation.records import (
+    CATEGORIES,
+    AuditNote,
+    Failure,
+    SiteInfo,
+    TrainInstruction,
+    TrainReply,
+)
+from foundation.errors import RunError, StudyError
+from foundation.files import digest
+
+ARRAYS, CONFIG, METRICS, AUDIT, LEDGER = "arrays", "config", "metrics", "audit", "ledger"
+WEIGHTS, PACKED, _SIGNATURE = "weights", "safetensors", "signature"
+
+
+def tensors_to_arrays(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """An ArrayRecord with every tensor in its own type."""
+    return ArrayRecord({name: _to_array(value) for name, value in tensors.items()})
+
+
+def _to_array(value: torch.Tensor) -> Array:
+    return Array(value.detach().cpu().contiguous().numpy())
+
+
+def weights_to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Shared tensors as they travel: one array of packed bytes."""
+    data = pack(tensors)
+    return ArrayRecord({WEIGHTS: Array("uint8", (len(data),), PACKED, data)})
+
+
+def record_to_weights(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
+    """The tensors of ``weights_to_record``; an exception of some kind when it is not whole."""
+    (array,) = arrays.values()
+    if array.stype != PACKED:
+        raise ValueError("the weights are not packed")
+    return unpack(array.data)
+
+
+def instruction_to_content(
+    instruction: TrainInstruction, arrays: ArrayRecord | None = None, note: AuditNote | None = None
+) -> RecordDict:
+    """The content of a training message; ``arrays`` saves encoding the same weights once a site."""
+    config = ConfigRecord({"study": instruction.study_hash, "round": instruction.round})
+    content = RecordDict({ARRAYS: arrays or weights_to_record(instruction.weights), CONFIG: config})
+    if instruction.ledger != NOTHING:
+        content[LEDGER] = ConfigRecord({"known": instruction.ledger.count, "known-head": instruction.ledger.hash})
+    return with_note(content, note)
+
+
+def question(study_hash: str) -> RecordDict:
+    """The content of 'who are you'."""
+    return RecordDict({CONFIG: ConfigRecord({"study": study_hash})})
+
+
+def study_asked_for(content: RecordDict) -> str:
+    """The hash of the study that a message to a site is about; StudyError when it does not say."""
+    try:
+        return str(cast(ConfigRecord, content[CONFIG])["study"])
+    except (KeyError, TypeError) as error:
+        raise StudyError(
+            "a message of the server does not say which study it is about; nothing is done for it"
+        ) from error
+
+
+def with_note(content: RecordDict, note: AuditNote | None) -> RecordDict:
+    """The content with what goes with it about the audit logs."""
+    if note is not None:
+        head, known = note.extension.head, note.known
+        own: dict[str, Any] = {"count": head.count, "head": head.hash, "digests": list(note.extension.digests)}
+        content[AUDIT] = ConfigRecord(own | {"known": known.count, "known-head": known.hash})
+    return content
+
+
+def content_to_note(content: RecordDict) -> AuditNote | None:
+    """What a message says about the audit logs, None when nothing; RunError when it is not of the agreed form."""
+    if AUDIT not in content:
+        return None
+    try:
+        said = cast(Any, content[AUDIT])
+        head, known = Head(int(said["count"]), str(said["head"])), Head(int(said["known"]), str(said["known-head"]))
+        return AuditNote(Extension(head, tuple(map(str, said["digests"]))), known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"a message's note on the audit logs is not of the agreed form ({type(error).__name__})"
+        ) from error
+
+
+def said(content: RecordDict, kind: str, round_: str, site: str) -> str:
+    """SHA-256 over all that a message says but its signature, with its kind, its round and the site that it is for."""
+    parts: list[bytes | str] = [kind, round_, site]
+    for name, record in sorted(content.items()):
+        if name == _SIGNATURE:
+            continue
+        parts.append(f"{name} {type(record).__name__}")
+        if isinstance(record, ArrayRecord):
+            for key, array in record.items():
+                parts += [key, f"{array.dtype} {array.shape} {array.stype}", array.data]
+        else:
+            parts.append(json.dumps(dict(record), sort_keys=True, default=repr))
+    return digest(*parts)
+
+
+def signed(content: RecordDict, signature: Signature) -> RecordDict:
+    """The content with the server's signature."""
+    content[_SIGNATURE] = ConfigRecord({"certificate": signature.certificate, "value": signature.value})
+    return content
+
+
+def signature_of(content: RecordDict) -> Signature | None:
+    """The signature that a message bears; None where it bears none, or one that is not of the agreed form."""
+    record = content.get(_SIGNATURE)
+    if not isinstance(record, ConfigRecord) or set(record) != {"certificate", "value"}:
+        return None
+    return Signature(str(record["certificate"]), str(record["value"]))
+
+
+def content_to_instruction(content: RecordDict) -> TrainInstruction:
+    """Read a training message."""
+    config = cast(ConfigRecord, content[CONFIG])
+    return TrainInstruction(
+        str(config["study"]),
+        int(cast(int, config["round"])),
+        record_to_weights(cast(ArrayRecord, content[ARRAYS])),
+        _known_ledger(content),
+    )
+
+
+def _known_ledger(content: RecordDict) -> Head:
+    if LEDGER not in content:
+        return NOTHING
+    try:
+        known = cast(Any, content[LEDGER])
+        return Head(int(known["known"]), str(known["known-head"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"an instruction's head of the privacy ledger is not of the agreed form ({type(error).__name__})"
+        ) from error
+
+
+def _ledger(content: RecordDict) -> Extension | None:
+    """The ledger's head in a reply, None where there is none; an exception of some kind when malformed."""
+    if LEDGER not in content:
+        return None
+    told = cast(Any, content[LEDGER])
+    return Extension(Head(int(told["count"]), str(told["head"])), tuple(map(str, told["digests"])))
+
+
+def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
+    """The content of a site's answer to a training message."""
+    config: dict[str, Any] = {"study": reply.study_hash, "round": reply.round, "site": reply.site}
+    if isinstance(reply, Failure):
+        return RecordDict({CONFIG: ConfigRecord(config | {"failure": reply.category})})
+    metrics = MetricRecord({"num-examples": reply.pictures, **reply.metrics})
+    weights = weights_to_record(reply.weights)
+    content = RecordDict({ARRAYS: weights, CONFIG: ConfigRecord(config), METRICS: metrics})
+    if reply.ledger is not None:
+        head, digests = reply.ledger.head, list(reply.ledger.digests)
+        content[LEDGER] = ConfigRecord({"count": head.count, "head": head.hash, "digests": digests})
+    return content
+
+
+def content_to_reply(content: RecordDict) -> TrainReply | Failure:
+    """Read a site's answer; RunError when it is not of the agreed form."""
+    try:
+        config = cast(ConfigRecord, content[CONFIG])
+        study, round_, site = str(config["study"]), int(cast(int, config["round"])), str(config["site"])
+        if "failure" in config:
+            return Failure(study, round_, site, _category(config))
+        metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[METRICS]).items()}
+        pictures = int(metrics.pop("num-examples"))
+        weights = record_to_weights(cast(ArrayRecord, content[ARRAYS]))
+        return TrainReply(study, round_, site, pictures, weights, metrics, _ledger(content))
+    except Exception as error:  # whatever a site sends, it must not stop the server
+        raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__})") from error
+
+
+def _category(config: ConfigRecord) -> str:
+    # A site's free text must not reach the server's screen and log.
+    category = str(config["failure"])
+    return category if category in CATEGORIES else "unknown failure"
+
+
+def site_to_content(info: SiteInfo) -> RecordDict:
+    """The content of a site's answer to 'who are you'."""
+    return RecordDict({CONFIG: ConfigRecord({"site": info.site, "study": info.study_hash, "pictures": info.pictures})})
+
+
+def content_to_site(content: RecordDict) -> SiteInfo:
+    """Read a site's answer to 'who are you'; RunError when it is not of the agreed form."""
+    try:
+        config = cast(ConfigRecord, content[CONFIG])
+        return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["pictures"])))
+    except Exception as error:
+        raise RunError(f"a site's answer lacks what the study agreed on ({type(error).__name__})") from error
+
+
+def delivery_to_content(study_hash: str, round_: int, arrays: ArrayRecord, note: AuditNote) -> RecordDict:
+    """The content of a message that hands a site the weights at the study's end."""
+    return with_note(RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"study": study_hash, "round": round_})}), note)
+
+
+def confirmation_to_content(site: str, study_hash: str, weights: str) -> RecordDict:
+    """The content of a site's answer to a delivery; ``weights``: digest of what it has on its disk now."""
+    return RecordDict({CONFIG: ConfigRecord({"site": site, "study": study_hash, "weights": weights})})
+
+
+def confirmed_weights(content: RecordDict) -> str:
+    """The digest that a site confirms, "" where it confirms none."""
+    config = cast(Mapping[str, Any], content.get(CONFIG, {}))
+    return str(config.get("weights", ""))
+
+
+def failure_of(content: RecordDict) -> Failure | None:
+    """The failure that a site answered with, if it did; an exception of some kind when it is malformed."""
+    config = cast(ConfigRecord, content[CONFIG])
+    if "failure" not in config:
+        return None
+    return Failure(str(config["study"]), int(cast(int, config["round"])), str(config["site"]), _category(config))
+
+
+def failure_in(content: RecordDict) -> str | None:
+    """The category of a failure that a site answered with, if it did."""
+    config = cast(ConfigRecord, content[CONFIG])
+    return _category(config) if "failure" in config else None
+
+
+def question_to_content(question: EvaluationRequest, arrays: ArrayRecord, note: AuditNote) -> RecordDict:
+    """The content of a question about labelled pictures; ``arrays``: its tensors, encoded once for all sites."""
+    config = ConfigRecord({"study": question.study_hash, "step": question.step, "encoder": question.encoder})
+    return with_note(RecordDict({ARRAYS: arrays, CONFIG: config}), note)
+
+
+def content_to_question(content: RecordDict) -> EvaluationRequest:
+    """Read a question about labelled pictures; StudyError for a step that there is not."""
+    config = cast(ConfigRecord, content[CONFIG])
+    tensors = record_to_weights(cast(ArrayRecord, content[ARRAYS]))
+    return EvaluationRequest(str(config["study"]), _step(config), str(config["encoder"]), tensors)
+
+
+def statistics_to_content(told: Statistics) -> RecordDict:
+    """The content of a site's answer to a question about labelled pictures."""
+    config = ConfigRecord({"study": told.study_hash, "site": told.site, "step": told.step, "encoder": told.encoder})
+    return RecordDict({ARRAYS: weights_to_record(told.tensors), CONFIG: config})
+
+
+def content_to_statistics(content: RecordDict) -> Statistics | Failure:
+    """Read such an answer; RunError when it is not of the agreed form."""
+    try:
+        config = cast(ConfigRecord, content[CONFIG])
+        study, site = str(config["study"]), str(config["site"])
+        if "failure" in config:
+            return Failure(study, 0, site, _category(config))
+        tensors = record_to_weights(cast(ArrayRecord, content[ARRAYS]))
+        return Statistics(study, site, _step(config), str(config["encoder"]), tensors)
+    except Exception as error:  # whatever a site sends, it must not stop the server
+        raise RunError(f"an answer lacks what the study agreed on ({type(error).__name__})") from error
+
+
+def _step(config: ConfigRecord) -> Step:
+    if config["step"] not in STEPS:
+        raise StudyError(f"a question about labels has none of the steps {', '.join(STEPS)}; nothing is told for it")
+    return cast(Step, config["step"])

@@ -1,0 +1,1 @@
+"""Sections of YAML files: models, overrides, and errors in one line."""

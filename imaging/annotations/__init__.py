@@ -1,0 +1,1 @@
+"""Masks and boxes in the frame that an encoder sees."""

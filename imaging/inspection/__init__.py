@@ -1,0 +1,1 @@
+"""Looking at a site's images one by one: what they are, and what is wrong with them."""

@@ -1,0 +1,1 @@
+"""Manifests: which file shows which patient, splits, partners."""

@@ -1,0 +1,1 @@
+"""Random views by modality, batched on tensors."""

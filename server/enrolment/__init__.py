@@ -1,0 +1,1 @@
+"""Keys, kits and the registry of sites."""

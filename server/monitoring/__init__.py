@@ -1,0 +1,1 @@
+"""What a server records and shows of its run."""

@@ -1,0 +1,1 @@
+"""The server's long-running programs: SuperLink, nginx and the round loop."""

@@ -1,0 +1,1 @@
+"""A sheet of what a method makes of real images."""

@@ -1,0 +1,1 @@
+"""A dataset divided into hospitals, and their folders."""

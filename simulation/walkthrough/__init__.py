@@ -1,0 +1,1 @@
+"""Pretend hospitals for the walk-through."""

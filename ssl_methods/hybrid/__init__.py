@@ -1,0 +1,1 @@
+"""Methods that join several pretext tasks."""

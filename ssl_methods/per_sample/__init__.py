@@ -1,0 +1,1 @@
+"""Exact gradients per image, and which methods and encoders have them."""

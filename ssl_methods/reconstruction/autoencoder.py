@@ -1,0 +1,58 @@
+"""The convolutional autoencoder (Hinton and Salakhutdinov 2006, Science; convolutional: Masci et al. 2011, ICANN)."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from imaging.config import ImageConfig
+from ssl_methods.encoders.decoders import picture_decoder, restoration_loss
+from ssl_methods.encoders.outputs import feature_maps
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
+
+
+class AutoencoderConfig(MethodConfig):
+    """Reproduction of the whole picture."""
+
+    name: Literal["autoencoder"] = "autoencoder"
+    decoder_width: int = Field(
+        default=64,
+        ge=16,
+        description="Channels of the decoder's first stage; each further stage has half of them, and at least 16.",
+    )
+
+
+class Autoencoder(Method, name="autoencoder"):
+    """Encode a picture and restore all of it: the floor of the family, which the others must beat to be worth it.
+
+    Nothing is hidden or corrupted (that is what MAE, SimMIM and Models Genesis add), so that the only pressure is the
+    bottleneck: the last feature map. A ViT of small patches has as many numbers there as the picture has pixels; the
+    task is then to copy, and teaches little. Start from training.learning_rate 1e-3.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = AutoencoderConfig
+    config: AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig, encoder: nn.Module, image: ImageConfig) -> None:
+        super().__init__(config, encoder, image)
+        self.decoder = picture_decoder(encoder, image, config.decoder_width)
+
+    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+        """``pictures`` ``[B, C, ...]``: crop and flip."""
+        return {"pictures": self.augmentation.light(batch.pictures, generator)}
+
+    def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error over all pixels."""
+        return self.picture_losses(views).mean(), {}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean squared error over all pixels of each picture."""
+        return restoration_loss(self.decoder(feature_maps(self.encoder, views["pictures"])), views["pictures"])
+
+    @torch.no_grad()
+    def restore(self, views: Views) -> Tensor:
+        """The pictures ``[B, C, ...]`` as restored, on the scale that the encoder sees."""
+        restored: Tensor = self.decoder(feature_maps(self.encoder, views["pictures"]))
+        return restored.to(views["pictures"].dtype)

@@ -1,0 +1,136 @@
+"""SimMIM (Xie et al. 2022, CVPR): masked image modelling with mask tokens and a one-layer head."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foundation import vision_import
+from foundation.errors import StudyError
+from imaging.config import ImageConfig
+from ssl_methods.components.focus import patch_weights
+from ssl_methods.components.similarity import exact
+from ssl_methods.components.token_masks import counted, random_masks
+from ssl_methods.encoders.outputs import feature_dim, grid_side, masked_maps, patch_side, token_dim
+from ssl_methods.encoders.volume_encoders import STAGES
+from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method_config import MethodConfig
+
+PAPERS_UNIT = 32 / 192
+"""Side of a mask unit as a share of the picture's, in the paper's pretraining."""
+
+
+def simmim_loss(prediction: Tensor, pictures: Tensor, hidden: Tensor) -> Tensor:
+    """Of each picture the mean absolute error over its hidden pixels (sec. 3.4), ``[B]``, at least in float32.
+
+    prediction, pictures ``[B, C, S, S]``; hidden ``[B, S, S]`` bool, in every picture somewhere true. Where all
+    pictures hide as many pixels, the mean over pictures is the paper's eq. 1.
+    """
+    pictures = exact(pictures)
+    weight = hidden[:, None].to(pictures.dtype)  # [B, 1, S, S]
+    error = (prediction.to(pictures.dtype) - pictures).abs() * weight
+    return error.flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) * pictures.shape[1])
+
+
+def mask_unit(asked: int | None, size: int, stride: int) -> int:
+    """Side of a mask unit in pixels for pictures of side ``size`` under an encoder of total stride ``stride``.
+
+    None: of all multiples of the stride that tile the picture in 2 x 2 units or more the one nearest to the paper's
+    32 of 192 pixels. StudyError when what is asked is no such multiple, or there is none.
+    """
+    fitting = [side for side in range(stride, size // 2 + 1, stride) if size % side == 0]
+    if not fitting:
+        raise StudyError(
+            f"simmim hides units of the encoder's stride, {stride} pixels, which do not tile image.size {size} in "
+            f"2 x 2 units or more: set image.size to {max(2, round(size / stride)) * stride}, or a smaller patch_size"
+        )
+    if asked is None:
+        return min(fitting, key=lambda side: abs(side - PAPERS_UNIT * size))
+    if asked not in fitting:
+        raise StudyError(
+            f"method.mask_unit {asked} must be a multiple of the encoder's stride, {stride} pixels, and tile image.size"
+            f" {size}: choose {' or '.join(map(str, fitting))}"
+        )
+    return asked
+
+
+class SimMIMConfig(MethodConfig):
+    """Masked image modelling."""
+
+    name: Literal["simmim"] = "simmim"
+    mask_ratio: float = Field(default=0.6, gt=0.0, lt=1.0, description="Share of the mask units that are hidden.")
+    mask_unit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Side of a mask unit in pixels, a multiple of a ViT's patch or a Swin's total stride; default: "
+        "about a sixth of the picture's side, the paper's 32 of 192.",
+    )
+
+
+class SimMIM(Method, name="simmim"):
+    """Replace most of a picture by a mask token and predict the hidden pixels with one linear layer.
+
+    The encoder sees all places, hidden ones as the mask token plus their position, so that it also takes Swin
+    encoders, which cannot drop patches as MAE does; it therefore costs a whole forward pass. Start from
+    training.learning_rate 1e-4 (the paper's 8e-4 is for a batch of 2048: 1e-4 for 256), weight decay .05.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = SimMIMConfig
+    config: SimMIMConfig
+
+    def __init__(self, config: SimMIMConfig, encoder: nn.Module, image: ImageConfig) -> None:
+        super().__init__(config, encoder, image)
+        vit = isinstance(encoder, vision_import.VisionTransformer)
+        self.stride = patch_side(encoder) * (1 if vit else 2 ** (STAGES - 1))
+        self.unit = mask_unit(config.mask_unit, image.size, self.stride)
+        self.mask_token = nn.Embedding(1, token_dim(encoder))
+        nn.init.normal_(self.mask_token.weight, std=0.02)
+        self.head = nn.Conv2d(feature_dim(encoder), self.stride**2 * image.channels, 1)
+
+    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+        """``pictures`` ``[B, C, S, S]`` (crop, flip); ``hidden``, ``counted`` ``[B, U, U]`` bool over mask units.
+
+        ``counted`` are the hidden units that the loss looks at: all of them, unless the study focuses.
+        """
+        pictures = self.augmentation.light(batch.pictures, generator)
+        side = self.image.size // self.unit
+        weights = patch_weights(self.config.focus, pictures, (side, side))
+        _, masked = random_masks(len(pictures), side**2, self.config.mask_ratio, generator, weights)
+        nothing = torch.zeros(len(pictures), side**2, dtype=torch.bool)
+        hidden = nothing.scatter(1, masked, True).view(-1, side, side)
+        asked = nothing.scatter(1, masked, counted(masked, weights)).view(-1, side, side)
+        return {"pictures": pictures, "hidden": hidden.to(pictures.device), "counted": asked.to(pictures.device)}
+
+    def predict(self, views: Views) -> Tensor:
+        """The whole pictures ``[B, C, S, S]`` as predicted from what is not hidden."""
+        patches = enlarged(views["hidden"], grid_side(self.encoder)).flatten(1)  # [B, N]
+        maps = masked_maps(self.encoder, views["pictures"], patches, self.mask_token)  # [B, D, h, w]
+        return functional.pixel_shuffle(self.head(maps), self.stride)
+
+    def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean absolute error on the hidden pixels."""
+        return self.picture_losses(views).mean(), {}
+
+    def picture_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean absolute error on each picture's hidden pixels."""
+        pixels = enlarged(views["counted"], self.image.size)
+        return simmim_loss(self.predict(views), views["pictures"], pixels)
+
+    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+        """The view, and what of it the encoder sees."""
+        whole, hidden = views["pictures"][picture], enlarged(views["hidden"], self.image.size)[picture]
+        return [("view", whole), ("encoder sees", whole.masked_fill(hidden, torch.nan))]
+
+    @torch.no_grad()
+    def restore(self, views: Views) -> Tensor:
+        """The pictures ``[B, C, S, S]`` with their hidden pixels as predicted, on the scale that the encoder sees."""
+        hidden = enlarged(views["hidden"], self.image.size)[:, None]
+        return torch.where(hidden, self.predict(views).to(views["pictures"].dtype), views["pictures"])
+
+
+def enlarged(mask: Tensor, side: int) -> Tensor:
+    """A map ``[B, u, u]`` as ``[B, side, side]``: every place becomes a square; u divides ``side``."""
+    factor = side // mask.shape[-1]
+    return mask.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
