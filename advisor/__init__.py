@@ -1,1 +1,1 @@
-"""Which pretext task for which pictures and question: published evidence, our own measurements, and a pilot."""
+"""Which pretext task for which images and question: published evidence, our own measurements, and a pilot."""

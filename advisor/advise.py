@@ -14,10 +14,10 @@ def advise(
     labels: int,
     sites: int,
     patients_per_site: int,
-    pictures_per_patient: int = 1,
+    images_per_patient: int = 1,
     volumes: bool = False,
     privacy: bool = False,
-    natural_weights: bool = False,
+    pretrained_weights: bool = False,
     different_sites: bool = False,
 ) -> list[Ranked]:
     """The pretext tasks to try, the best first, each with the findings for and against it and their sources.
@@ -25,9 +25,9 @@ def advise(
     labels: labelled images of all sites together. patients_per_site: of the smallest site. A candidate's ``section`` is
     a study's section ``method``. StudyError where a value is out of range or no method fits.
     """
-    asked = Setting(modality, task, labels, sites, patients_per_site, pictures_per_patient)
+    asked = Setting(modality, task, labels, sites, patients_per_site, images_per_patient)
     setting = asked.but(
-        volumes=volumes, privacy=privacy, natural_weights=natural_weights, different_sites=different_sites
+        volumes=volumes, privacy=privacy, pretrained_weights=pretrained_weights, different_sites=different_sites
     )
     ranked = best(setting)
     if not ranked:

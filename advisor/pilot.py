@@ -21,12 +21,12 @@ from foundation.messages import logger
 from foundation.progress import bar
 from foundation.wording import one_line
 from simulation.arms import Arm, make_encoder
-from simulation.sites.checks import decode_pictures
+from simulation.sites.checks import decode_images
 from simulation.starting import keep_weights
 
 
 def pilot(
-    study: Study, runs: Path, out: Path, told: Mapping[str, bool], device: DeviceName, passes: int, command: str
+    study: Study, runs: Path, out: Path, answer: Mapping[str, bool], device: DeviceName, passes: int, command: str
 ) -> list[str]:
     """Plan, train, judge; writes the pilot's folder below ``runs`` and the winner's study file ``out``.
 
@@ -37,7 +37,7 @@ def pilot(
     if folder.exists():
         raise RunError(f"{folder}: exists already; wait a second")
     try:
-        plan = plan_pilot(study, folder, told, device, passes)
+        plan = plan_pilot(study, folder, answer, device, passes)
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)  # nothing was trained yet
         raise
@@ -80,11 +80,11 @@ def train(plan: Plan, device: DeviceName, command: str) -> dict[str, Trained]:
 
 
 def _pretrain(plan: Plan, arm: Arm, device: DeviceName) -> Trained:
-    """A candidate that cannot be trained on these pictures is an outcome of the pilot, not its end."""
+    """A candidate that cannot be trained on these images is an outcome of the pilot, not its end."""
     assert arm.sites is not None
     started = time.monotonic()
     try:
-        decode_pictures(arm.study, arm.sites, plan.pictures, plan.folder / "store")
+        decode_images(arm.study, arm.sites, plan.images, plan.folder / "store")
         make_encoder(plan.folder, arm, plan.config, device)
     except (DataError, TrainingError, QuorumError) as error:
         logger.warning(f"{arm.name}: {one_line(str(error))}")

@@ -1,4 +1,4 @@
-"""What a pilot will do: whose pictures it may use, which candidates it trains, over which encoder, for how long.
+"""What a pilot will do: whose images it may use, which candidates it trains, over which encoder, for how long.
 
 All is fixed before anything is trained: the same encoder, the same number of encoder passes and one protocol for every
 candidate. The study's split is drawn by its own function; of its training and validation patients the pilot draws its
@@ -45,7 +45,7 @@ SPARED = ("test", "left-out")
 class Plan:
     """A pilot before it runs.
 
-    pictures: those that it may use; spared: how many patients it may not. arms: by candidate, its federated arm. base:
+    images: those that it may use; spared: how many patients it may not. arms: by candidate, its federated arm. base:
     what all of them start from. judge: the protocol.
     """
 
@@ -53,7 +53,7 @@ class Plan:
     study: Study
     config: SimulationConfig
     setting: Setting
-    pictures: Manifest
+    images: Manifest
     splits: pd.DataFrame
     spared: int
     ranked: tuple[Ranked, ...]
@@ -70,7 +70,9 @@ class Trained:
     failed: str = ""
 
 
-def plan_pilot(study: Study, folder: Path, told: Mapping[str, bool], device: DeviceName, passes: int = PASSES) -> Plan:
+def plan_pilot(
+    study: Study, folder: Path, answer: Mapping[str, bool], device: DeviceName, passes: int = PASSES
+) -> Plan:
     """Draw the pilot's data, rank, and make each candidate's study. Errors in one line, before anything is trained.
 
     told: fields of ``Setting`` that cannot be read from the data (privacy, different_sites).
@@ -83,40 +85,40 @@ def plan_pilot(study: Study, folder: Path, told: Mapping[str, bool], device: Dev
             f"simulation.splits.folds {config.splits.folds} tests every patient, so that none is left for a pilot; "
             "give --set simulation.splits.folds=1"
         )
-    pictures, spared = spare_tested(*prepare_data(folder / "study", study, config))
+    images, spared = spare_tested(*prepare_data(folder / "study", study, config))
     own = SplitConfig(test_share=TEST_SHARE, validation_share=VALIDATION_SHARE)
-    splits = draw_splits(pictures, own, study.seed)
+    splits = draw_splits(images, own, study.seed)
     judge = PROTOCOLS[study.evaluation.kind][-1]  # fine-tuning: frozen features say little of masked methods
     judged = study.evaluation.model_copy(update={"protocols": (judge,), "shots": (), "label_fractions": (1.0,)})
-    check_labels(pictures.table, splits, judged)
-    training = pictures.where(pictures.table["image"].isin(splits.loc[splits["role"] == "train", "image"]))
-    setting = setting_of(study, config, training, told, choose_device(device).type != "cpu")
+    check_labels(images.table, splits, judged)
+    training = images.where(images.table["image"].isin(splits.loc[splits["role"] == "train", "image"]))
+    setting = setting_of(study, config, training, answer, choose_device(device).type != "cpu")
     ranked, studies = fitting(study, config, setting, training)
     arms: dict[str, Arm] = {}
     for candidate in (each.candidate for each in ranked):
         name = candidate.name
         rounds = rounds_for(studies[name], training, passes, candidate.passes)
-        planned = _arms(studies[name], config, pictures, splits, rounds)
+        planned = _arms(studies[name], config, images, splits, rounds)
         arms[name] = replace(planned["federated"], name=arm_name(candidate), title=f"{name}, federated")
-    base = "natural" if config.weights is not None else "random"
+    base = "pretrained-init" if config.weights is not None else "random"
     write_settings(
         folder / "evaluation",
-        RunEvaluation(**judged.model_dump(), dataset=config.dataset, unit=pictures.unit),
+        RunEvaluation(**judged.model_dump(), dataset=config.dataset, unit=images.unit),
         study.image,
         splits,
     )
-    pictures.write_located(folder / "evaluation")
-    return Plan(folder, study, config, setting, pictures, splits, spared, tuple(ranked), arms, planned[base], judge)
+    images.write_located(folder / "evaluation")
+    return Plan(folder, study, config, setting, images, splits, spared, tuple(ranked), arms, planned[base], judge)
 
 
-def spare_tested(pictures: Manifest, splits: pd.DataFrame) -> tuple[Manifest, int]:
-    """The pictures of nobody whom the study tests or leaves out, and how many patients that spares."""
+def spare_tested(images: Manifest, splits: pd.DataFrame) -> tuple[Manifest, int]:
+    """The images of nobody whom the study tests or leaves out, and how many patients that spares."""
     tested = set(splits.loc[splits["role"].isin(SPARED), "patient"])
-    return pictures.where(~pictures.table["patient"].isin(tested)), len(tested)
+    return images.where(~images.table["patient"].isin(tested)), len(tested)
 
 
 def setting_of(
-    study: Study, config: SimulationConfig, training: Manifest, told: Mapping[str, bool], accelerator: bool
+    study: Study, config: SimulationConfig, training: Manifest, answer: Mapping[str, bool], accelerator: bool
 ) -> Setting:
     """What the advisor would have been told of this study: its own words, and counts of the pilot's training part."""
     per_site = training.table.groupby("site")["patient"].nunique()
@@ -127,11 +129,11 @@ def setting_of(
         labels=int(training.table[column].notna().sum()),
         sites=len(per_site),
         patients=int(per_site.min()),
-        pictures=max(1, round(len(training) / int(per_site.sum()))),
+        images=max(1, round(len(training) / int(per_site.sum()))),
         volumes=study.image.dimensions == 3,
-        natural_weights=config.weights is not None,
+        pretrained_weights=config.weights is not None,
         accelerator=accelerator,
-        **told,
+        **answer,
     )
 
 
@@ -158,7 +160,7 @@ def fitting(
 
 
 def has_partners(candidate: Candidate, training: Manifest) -> bool:
-    """Whether every site has the second pictures that the candidate asks for, if it asks for any."""
+    """Whether every site has the second images that the candidate asks for, if it asks for any."""
     relation = candidate.config.partner
     if relation is None:
         return True
@@ -181,7 +183,7 @@ def _studies(study: Study, ranked: Sequence[Ranked], encoder: dict[str, Any]) ->
 
 
 def vit_for(image: ImageConfig) -> dict[str, Any]:
-    """A small ViT whose patches tile such a picture, about eight along each side (volumes: four)."""
+    """A small ViT whose patches tile such an image, about eight along each side (volumes: four)."""
     if image.depth is not None:
         sides = [_patch(side, 4) for side in (image.depth, image.size, image.size)]
         return {"name": "monai_vit", "patch_size": sides, "depth": 4, "width": 96, "heads": 3}
@@ -195,8 +197,8 @@ def _patch(side: int, along: int) -> int:
 
 
 def rounds_for(study: Study, training: Manifest, passes: int, each: float) -> int:
-    """Rounds that cost about so many encoder passes, where a picture costs ``each``."""
-    a_round = sum(round_work(study, own["patient"]).pictures for _, own in training.table.groupby("site"))
+    """Rounds that cost about so many encoder passes, where an image costs ``each``."""
+    a_round = sum(round_work(study, own["patient"]).images for _, own in training.table.groupby("site"))
     return max(1, round(passes / (each * a_round)))
 
 
@@ -206,11 +208,11 @@ def arm_name(candidate: Candidate) -> str:
 
 
 def _arms(
-    study: Study, config: SimulationConfig, pictures: Manifest, splits: pd.DataFrame, rounds: int
+    study: Study, config: SimulationConfig, images: Manifest, splits: pd.DataFrame, rounds: int
 ) -> dict[str, Arm]:
     short = study.model_copy(update={"rounds": study.rounds.model_copy(update={"count": rounds})})
     once = config.model_copy(update={"arms": (), "seeds": 1})
-    arms = {arm.name: arm for arm in plan_arms(short, once, pictures, splits)}
+    arms = {arm.name: arm for arm in plan_arms(short, once, images, splits)}
     federated = arms["federated"].sites
     assert federated is not None
     check_sites(short, federated)

@@ -48,7 +48,7 @@ def write_record(plan: Plan, trained: dict[str, Trained], findings: Findings, pa
         "rule": RULE,
         "protocol": plan.judge,
         "metric": findings.metric,
-        "unit": plan.pictures.unit,
+        "unit": plan.images.unit,
         "patients_judged": findings.patients,
         "patients_not_opened": plan.spared,
         "encoder": plan.base.study.encoder.model_dump(mode="json"),
@@ -68,7 +68,7 @@ def write_record(plan: Plan, trained: dict[str, Trained], findings: Findings, pa
                 "points": each.points,
                 "reasons": [reason.line() for reason in each.reasons],
                 "rounds": arm.study.rounds.count,
-                "pictures": arm.budget().pictures,
+                "images": arm.budget().images,
                 "optimiser_steps": arm.budget().optimiser_steps,
                 "seconds": round(trained[name].seconds, 1),
                 "failed": trained[name].failed,
@@ -87,7 +87,7 @@ def _numbers(figure: PilotEstimate | None) -> list[float | None] | None:
 
 def lines(plan: Plan, trained: dict[str, Trained], findings: Findings, passes: int, seconds: float) -> Iterator[str]:
     """The ranked answer in lines of at most 80 columns."""
-    unit = plan.pictures.unit
+    unit = plan.images.unit
     yield from wrapped(f"Pilot for: {plan.setting.line()}")
     yield from wrapped(
         f"Budget: {passes:,} encoder passes for each of {len(plan.arms)} candidates, all over "
@@ -110,7 +110,7 @@ def lines(plan: Plan, trained: dict[str, Trained], findings: Findings, passes: i
     for name, figure in findings.against.items():
         yield from wrapped(f"{findings.first} minus {name}, paired: {shown(figure, signed=True)}", then="  ")
     if unit != "patient":
-        yield "The unit is the picture cluster: intervals are optimistic."
+        yield "The unit is the image cluster: intervals are optimistic."
     yield ""
     yield from wrapped(verdict(findings))
     if not any(figure.low > 0 for figure in findings.gain.values()):

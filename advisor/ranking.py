@@ -59,7 +59,7 @@ def why_not(setting: Setting, candidate: Candidate) -> str:
         return "couples images, which patient-level privacy forbids"
     if setting.patients < declared.fewest_patients:
         return f"needs {declared.fewest_patients} patients at every site"
-    if candidate.needs and setting.pictures < 2:
+    if candidate.needs and setting.images < 2:
         return f"needs {candidate.needs}"
     return ""
 

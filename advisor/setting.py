@@ -1,4 +1,4 @@
-"""What the advisor is told: pictures, question, labels, sites and what must hold."""
+"""What the advisor is told: images, question, labels, sites and what must hold."""
 
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -9,20 +9,20 @@ from imaging.config import Modality
 
 DENSE = ("segmentation", "detection")
 FEW_LABELS = 100
-"""Below this many labelled pictures labels are called few. Ours: no source gives a number."""
+"""Below this many labelled images labels are called few. Ours: no source gives a number."""
 FEW_PATIENTS = 16
 """Below this many patients a site has few negatives for a contrastive loss. Ours: no source gives a number."""
 
 
 _LEAST = {"labels": ("labels", 0), "sites": ("sites", 1), "patients": ("patients per site", 1)}
-_LEAST |= {"pictures": ("pictures per patient", 1)}
+_LEAST |= {"images": ("images per patient", 1)}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A planned study. ``labels``: labelled pictures in all. ``patients``: of the smallest site.
+    """A planned study. ``labels``: labelled images in all. ``patients``: of the smallest site.
 
-    pictures: of each patient. accelerator: whether a GPU trains, which decides the sizes of a study file only.
+    images: of each patient. accelerator: whether a GPU trains, which decides the sizes of a study file only.
     """
 
     modality: Modality
@@ -30,10 +30,10 @@ class Setting:
     labels: int
     sites: int
     patients: int
-    pictures: int = 1
+    images: int = 1
     volumes: bool = False
     privacy: bool = False
-    natural_weights: bool = False
+    pretrained_weights: bool = False
     different_sites: bool = False
     accelerator: bool = False
 
@@ -56,12 +56,12 @@ class Setting:
 
     @property
     def at_a_site(self) -> int:
-        """Pictures of a site."""
-        return self.patients * self.pictures
+        """Images of a site."""
+        return self.patients * self.images
 
     @property
     def total(self) -> int:
-        """Pictures of all sites."""
+        """Images of all sites."""
         return self.sites * self.at_a_site
 
     @property
@@ -82,7 +82,7 @@ class Setting:
     @property
     def several_images(self) -> bool:
         """Whether each patient has more than one."""
-        return self.pictures > 1
+        return self.images > 1
 
     def but(self, **changes: Any) -> "Setting":
         """The same with some of it changed."""
@@ -92,11 +92,11 @@ class Setting:
         """The setting in words."""
         also = {
             "patient-level privacy": self.privacy,
-            "natural-image weights at hand": self.natural_weights,
+            "natural-image weights at hand": self.pretrained_weights,
             "strongly different sites": self.different_sites,
         }
         kind = "volumes" if self.volumes else "2-D images"
         sites = f"{self.sites} {'site' if self.sites == 1 else 'sites'}"
-        each = f"{self.patients} {'patient' if self.patients == 1 else 'patients'} with {self.pictures} each"
+        each = f"{self.patients} {'patient' if self.patients == 1 else 'patients'} with {self.images} each"
         named = [f"{self.modality}, {self.task}, {kind}", f"{self.labels} labels", f"{sites} of {each}"]
         return "; ".join([*named, *(name for name, there in also.items() if there)])

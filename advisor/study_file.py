@@ -102,7 +102,7 @@ def _image(setting: Setting) -> dict[str, Any]:
     if setting.volumes:
         side = 96 if setting.accelerator else 32
     else:
-        side = 224 if setting.accelerator else 128 if setting.dense or setting.natural_weights else 64
+        side = 224 if setting.accelerator else 128 if setting.dense or setting.pretrained_weights else 64
     size = {"size": side, "depth": side} if setting.volumes else {"size": side}
     return {"modality": setting.modality, **size, "channels": 3 if setting.modality in COLOUR else 1}
 
@@ -124,7 +124,9 @@ def _encoder(setting: Setting, candidate: Candidate) -> tuple[dict[str, Any], st
     why = "the only kind that the method takes" if only else "what its paper ran it on, without batch normalisation"
     if gpu:
         return {"name": f"vit_{'base' if large else 'small'}_patch16_224"}, f"A ViT: {why}."
-    cut = {} if setting.natural_weights else {"patch_size": 8, "depth": 6}  # the weights are those of the whole model
+    cut = (
+        {} if setting.pretrained_weights else {"patch_size": 8, "depth": 6}
+    )  # the weights are those of the whole model
     return {"name": "vit_tiny_patch16_224", **cut}, f"A ViT: {why}; the smallest, for a machine without a GPU."
 
 
@@ -154,10 +156,10 @@ def _simulation(setting: Setting, column: str) -> str:
         f"patient, site and {column}. A federation of hospitals needs none of it."
     )
     lines = ["simulation:", "  dataset: folder", "  root: MANIFEST.csv", "  partition: {kind: site}"]
-    lines += ["  splits: {folds: 1}", *(["  weights: FILE.safetensors"] if setting.natural_weights else [])]
-    found = FINDINGS["natural weights"]
+    lines += ["  splits: {folds: 1}", *(["  weights: FILE.safetensors"] if setting.pretrained_weights else [])]
+    found = FINDINGS["pretrained weights"]
     weights = f"weights: {found.says} [{found.citation}]. With hospitals: fedpretext server --weights FILE."
-    after = _comment(weights) if setting.natural_weights else ""
+    after = _comment(weights) if setting.pretrained_weights else ""
     return _comment(said) + "".join(f"# {line}\n" for line in lines) + after
 
 

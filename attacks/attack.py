@@ -56,7 +56,7 @@ def attack(
     check_shadows(shadows)
     scene = _scene(run, arm, settings, choose_device(device))
     promise = promise_of(scene.arm.study)
-    told = {
+    answer = {
         "version": 1,
         "arm": arm,
         "shadows": shadows,
@@ -66,8 +66,8 @@ def attack(
         "promise": promise,
         "attacks": _membership(scene, shadows, promise) + _updates(scene),
     }
-    write_json(run / ATTACKS_NAME, told)
-    return told
+    write_json(run / ATTACKS_NAME, answer)
+    return answer
 
 
 def _scene(run: Path, name: str, settings: AttackSettings, device: torch.device) -> _Scene:
@@ -78,15 +78,15 @@ def _scene(run: Path, name: str, settings: AttackSettings, device: torch.device)
         )
     study = load_study(run / "study.yaml")
     config = simulation_config(study)
-    pictures, splits = prepare_data(run, study, config)
+    images, splits = prepare_data(run, study, config)
     arms = {
         each.name: each
-        for each in plan_arms(study, config, pictures, splits)
+        for each in plan_arms(study, config, images, splits)
         if each.sites is not None and each.fold == 0 and each.seed == study.seed
     }
     arm: Arm = look_up(arms, name, "arm with training")
-    store = TensorStore.build(pictures, study.image, run / "store")
-    return _Scene(run, config, arm, crowd_of(arm, pictures, splits, store, settings), settings, device)
+    store = TensorStore.build(images, study.image, run / "store")
+    return _Scene(run, config, arm, crowd_of(arm, images, splits, store, settings), settings, device)
 
 
 def _membership(scene: _Scene, shadows: int, promise: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def _membership(scene: _Scene, shadows: int, promise: Mapping[str, Any] | None) 
     folder, study = scene.run / scene.arm.place, scene.arm.study
     permitted = None if promise is None else promise["largest_advantage"]
     inside, outside = halves(crowd.everyone, settings.control_patients)
-    inside, outside = ([replace(each, pictures=each.pictures[:1]) for each in half] for half in (inside, outside))
+    inside, outside = ([replace(each, images=each.images[:1]) for each in half] for half in (inside, outside))
     target = released(folder, study)
     found = {kind: _scores(scene, kind, target, crowd.everyone) for kind in ("loss", "features")}
     control = overfitted(target, crowd.store, places_of(inside), settings, scene.device)
@@ -125,30 +125,30 @@ def _figure(found: Mapping[int, float], members: Sequence[Patient], others: Sequ
 
 
 def _updates(scene: _Scene) -> list[dict[str, Any]]:
-    """Attacks on the update of one step, from the study's start; undefended and on fewest pictures: the control."""
+    """Attacks on the update of one step, from the study's start; undefended and on fewest images: the control."""
     crowd, settings, study = scene.crowd, scene.settings, scene.arm.study
     start = start_of(scene.run, study)
     why = why_not(study, start)
     if why:
         return [_entry(name, None, None, None, why) for name in ("inversion", "site")]
     defence = defence_of(study)
-    targets = [patient.pictures[0] for patient in crowd.members]
+    targets = [patient.images[0] for patient in crowd.members]
     target = Target(start, crowd.store, settings, scene.device)
     inverted = [invert(target, targets, each) for each in dict.fromkeys((defence, Defence()))]
     groups = by_site(crowd.members, settings.site_patients)
     few = [own[:2] for own in groups]
-    told, known = (
+    answer, known = (
         tell_sites(target, own, step, each)
-        for own, step, each in ((groups, _step_pictures(scene), defence), (few, 0, Defence()))
+        for own, step, each in ((groups, _step_images(scene), defence), (few, 0, Defence()))
     )
-    return [_entry("inversion", inverted[0], inverted[-1], None), _entry("site", told, known, None)]
+    return [_entry("inversion", inverted[0], inverted[-1], None), _entry("site", answer, known, None)]
 
 
-def _step_pictures(scene: _Scene) -> int:
-    """Pictures of a site's step in the study."""
+def _step_images(scene: _Scene) -> int:
+    """Images of a site's step in the study."""
     study = scene.arm.study
     if isinstance(study.privacy, PatientPrivacyConfig):
-        return study.privacy.patients_per_step * study.privacy.pictures_per_patient
+        return study.privacy.patients_per_step * study.privacy.images_per_patient
     return study.training.batch * study.training.accumulate
 
 

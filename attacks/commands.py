@@ -25,19 +25,19 @@ def attack(
     from attacks.attack import attack as measured
     from foundation.machine import checked_device
 
-    told = measured(run, shadows=shadows, arm=arm, device=checked_device(device))
-    for line in table(told):
+    answer = measured(run, shadows=shadows, arm=arm, device=checked_device(device))
+    for line in table(answer):
         print(line)
     print(f"\nshow it in the report: fedpretext report {run}")
 
 
-def table(told: Mapping[str, Any]) -> Iterator[str]:
+def table(answer: Mapping[str, Any]) -> Iterator[str]:
     """What ``attacks.json`` says, in lines of at most 80 columns."""
     from evaluation.report.tables.attack_rows import attack_rows, promise_text, who_text
 
-    yield from textwrap.wrap(who_text(told), WIDTH)
-    yield from textwrap.wrap(promise_text(told), WIDTH)
+    yield from textwrap.wrap(who_text(answer), WIDTH)
+    yield from textwrap.wrap(promise_text(answer), WIDTH)
     yield f"\n{'attack':<28}{'advantage, 95 %':<26}on an overfitted model"
-    for row in attack_rows(told):
+    for row in attack_rows(answer):
         yield f"{row.name:<28}{row.advantage:<26}{row.control}"
         yield textwrap.fill(row.reading, WIDTH, initial_indent="    ", subsequent_indent="    ")

@@ -16,20 +16,20 @@ from imaging.store import TensorStore
 from simulation.arms import Arm
 
 HELD_ROLES = ("test", "validation")
-"""Roles of patients at the sites whose pictures no pretraining reads."""
+"""Roles of patients at the sites whose images no pretraining reads."""
 
 
 @dataclass(frozen=True)
 class Patient:
-    """A patient by what an attack needs: the pictures' places in the store, and the site."""
+    """A patient by what an attack needs: the images' places in the store, and the site."""
 
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
     site: str
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """Patients in a random order. store: the run's pictures, of which those of other patients are never read."""
+    """Patients in a random order. store: the run's images, of which those of other patients are never read."""
 
     store: TensorStore
     members: tuple[Patient, ...]
@@ -41,7 +41,7 @@ class Crowd:
         return self.members + self.others
 
 
-def crowd_of(arm: Arm, pictures: Manifest, splits: pd.DataFrame, store: TensorStore, settings: AttackSettings) -> Crowd:
+def crowd_of(arm: Arm, images: Manifest, splits: pd.DataFrame, store: TensorStore, settings: AttackSettings) -> Crowd:
     """The arm's patients and those held out at the same sites; RunError where there are too few of either.
 
     Sites without held-out patients are left out, or scores that only tell sites apart would pass for scores that tell
@@ -67,11 +67,11 @@ def crowd_of(arm: Arm, pictures: Manifest, splits: pd.DataFrame, store: TensorSt
 
 
 def _patients(table: pd.DataFrame, who: set[str], role: str, settings: AttackSettings) -> tuple[Patient, ...]:
-    """At most ``settings.patients`` patients with at most ``settings.pictures`` pictures each, drawn by the seed."""
+    """At most ``settings.patients`` patients with at most ``settings.images`` images each, drawn by the seed."""
     draw = numpy_generator(settings.seed, "crowd", role)
     found = []
     for _, own in table[table["patient"].isin(who)].groupby("patient", sort=True):
-        places = draw.permutation(own.index.to_numpy())[: settings.pictures]
+        places = draw.permutation(own.index.to_numpy())[: settings.images]
         found.append(Patient(tuple(int(place) for place in places), str(own["site"].iloc[0])))
     return tuple(found[place] for place in draw.permutation(len(found))[: settings.patients])
 
@@ -98,12 +98,12 @@ def _turn(pairs: Sequence[list[Patient]], place: int) -> int:
 
 
 def by_patient(scores: Mapping[int, float], patients: Sequence[Patient]) -> FloatArray:
-    """``[P]``: the mean of each patient's scores, by picture, less the median of the site's patients.
+    """``[P]``: the mean of each patient's scores, by image, less the median of the site's patients.
 
     The median is taken without looking at who is a member. It takes out what only tells sites apart, and puts the
     threshold 0 where half of a site's patients lie above it.
     """
-    own = np.array([np.mean([scores[place] for place in patient.pictures]) for patient in patients])
+    own = np.array([np.mean([scores[place] for place in patient.images]) for patient in patients])
     sites = np.array([patient.site for patient in patients])
     for site in np.unique(sites):
         own[sites == site] -= np.median(own[sites == site])
@@ -111,5 +111,5 @@ def by_patient(scores: Mapping[int, float], patients: Sequence[Patient]) -> Floa
 
 
 def places_of(patients: Sequence[Patient]) -> list[int]:
-    """The pictures of the patients, one patient after another."""
-    return [place for patient in patients for place in patient.pictures]
+    """The images of the patients, one patient after another."""
+    return [place for patient in patients for place in patient.images]

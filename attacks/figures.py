@@ -20,7 +20,7 @@ FEWEST_FOR_TAIL = 100
 class AttackResult:
     """An advantage over guessing, -1 to 1 (0: none, 1: always right), with its 95 % interval.
 
-    n: patients, or pictures, that were judged. more: other figures of the same scores, by name; None where there are
+    n: patients, or images, that were judged. more: other figures of the same scores, by name; None where there are
     too few patients for one.
     """
 

@@ -1,4 +1,4 @@
-"""Recover a picture from the update of one step on it, by matching gradients (Zhu et al. 2019; Geiping et al. 2020).
+"""Recover an image from the update of one step on it, by matching gradients (Zhu et al. 2019; Geiping et al. 2020).
 
 The attacker is a server that is curious, or whoever reads what a site sends: it knows the weights before the step and
 the step's random choices (crop, mask), which in a study without privacy follow from the study's public seed. It looks
@@ -20,11 +20,11 @@ from ssl_methods.method import Method, Views
 
 
 def invert(target: Target, places: Sequence[int], defence: Defence) -> AttackResult:
-    """How often the picture recovered from a step is most like the true one among ``settings.crowd`` pictures.
+    """How often the image recovered from a step is most like the true one among ``settings.crowd`` images.
 
-    places: a picture each of as many patients; the first ``settings.targets`` are attacked in turn, all others of the
+    places: an image each of as many patients; the first ``settings.targets`` are attacked in turn, all others of the
     first ``crowd`` stand beside each. Chance is 1 / crowd; interval: exact. ``more``: the median correlation of the
-    recovered view with the true one, and with the others, which is the floor: pictures of one kind are alike.
+    recovered view with the true one, and with the others, which is the floor: images of one kind are alike.
     """
     method, settings = target.method, target.settings
     method.to(target.device).train()
@@ -35,7 +35,7 @@ def invert(target: Target, places: Sequence[int], defence: Defence) -> AttackRes
         views = target.views(place, _chosen(settings, number))
         noise = torch_generator(settings.seed, "noise", number)
         seen = defence.sent([gradient(method, views, settings)], noise)
-        name = pictures_in(views, method)[0]
+        name = images_in(views, method)[0]
         found = _search(method, views, seen, settings, number)[name]
         crowd = [target.views(each, _chosen(settings, number))[name] for each in shown]
         alike = torch.stack([correlation(found, each) for each in crowd])
@@ -48,12 +48,12 @@ def invert(target: Target, places: Sequence[int], defence: Defence) -> AttackRes
 
 
 def _chosen(settings: AttackSettings, number: int) -> torch.Generator:
-    """The step's random choices, the same for every picture that is compared."""
+    """The step's random choices, the same for every image that is compared."""
     return torch_generator(settings.seed, "step", number)
 
 
-def pictures_in(views: Views, method: Method) -> list[str]:
-    """The views that are pictures: what the attacker does not know."""
+def images_in(views: Views, method: Method) -> list[str]:
+    """The views that are images: what the attacker does not know."""
     axes, channels = 1 + method.image.dimensions, method.image.channels
     continuous = {name: value for name, value in views.items() if value.is_floating_point() and value.ndim > axes}
     return [name for name, value in continuous.items() if value.shape[-axes] == channels]
@@ -77,7 +77,7 @@ def _descend(
     """Adam on the sign of 1 - cosine of the gradients, plus total variation (Geiping et al. 2020, eq. 4)."""
     unknown = {
         name: torch.randn(views[name].shape, generator=generator).to(seen.device).requires_grad_()
-        for name in pictures_in(views, method)
+        for name in images_in(views, method)
     }
     optimiser = torch.optim.Adam(unknown.values(), lr=settings.rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
@@ -94,9 +94,9 @@ def _descend(
     return views | {name: each.detach() for name, each in unknown.items()}, float(distance.detach())
 
 
-def variation(pictures: Tensor) -> Tensor:
+def variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbours along the last two axes."""
-    return pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()
+    return images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:

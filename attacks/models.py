@@ -50,7 +50,7 @@ def released(folder: Path, study: Study) -> Method:
 def overfitted(
     method: Method, store: TensorStore, places: Sequence[int], settings: AttackSettings, device: torch.device
 ) -> Method:
-    """``method`` trained in place on few pictures for many steps, with no defence at all: the positive control."""
+    """``method`` trained in place on few images for many steps, with no defence at all: the positive control."""
     reader, chosen = BatchReader(store, method.config.partner, device), torch.tensor(places)
     method.to(device).train()
     trained = [p for p in method.parameters() if p.requires_grad]

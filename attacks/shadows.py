@@ -1,4 +1,4 @@
-"""Shadow pretrainings: the study's own, on random halves of the patients, to know a picture's score without it."""
+"""Shadow pretrainings: the study's own, on random halves of the patients, to know an image's score without it."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ def score_without(
     settings: AttackSettings,
     device: torch.device,
 ) -> dict[int, float]:
-    """The mean loss score that a picture has in shadow models which did not see its patient, by picture.
+    """The mean loss score that an image has in shadow models which did not see its patient, by image.
 
     Shadows come in pairs that train on one half of the patients and on the other, so that every patient is unseen by
     half of them.
@@ -44,8 +44,8 @@ def score_without(
                 outside = [crowd.everyone[place] for place in order[1 - half :: 2]]
                 names = set(crowd.store.table["patient"].iloc[places_of(inside)])
                 table = crowd.store.table
-                pictures = Manifest(table[table["patient"].isin(names)], run / "evaluation")
-                shadow = _arm(arm, pictures, Path(work).name, f"shadow-{pair}-{half}", settings)
+                images = Manifest(table[table["patient"].isin(names)], run / "evaluation")
+                shadow = _arm(arm, images, Path(work).name, f"shadow-{pair}-{half}", settings)
                 make_encoder(run, shadow, config, device.type)
                 method = released(run / shadow.place, shadow.study)
                 for place, score in scores("loss", method, crowd.store, places_of(outside), settings, device).items():
@@ -69,19 +69,19 @@ class _ShadowArm(Arm):
         return Path(work) / name / f"fold-{self.fold}" / f"seed-{self.seed}"
 
 
-def _arm(arm: Arm, pictures: Manifest, work: str, name: str, settings: AttackSettings) -> Arm:
-    """The arm's study without privacy, in one place, for few rounds: it tells which pictures are hard, no more."""
-    shown = Manifest(pictures.table.assign(site="shadow"), pictures.root, pictures.unit)
+def _arm(arm: Arm, images: Manifest, work: str, name: str, settings: AttackSettings) -> Arm:
+    """The arm's study without privacy, in one place, for few rounds: it tells which images are hard, no more."""
+    shown = Manifest(images.table.assign(site="shadow"), images.root, images.unit)
     study = _open(arm.study, settings)
-    return _ShadowArm(name, f"{work}/{name}", "pooled", arm.fold, arm.seed, study, shown)
+    return _ShadowArm(name, f"{work}/{name}", "centralised", arm.fold, arm.seed, study, shown)
 
 
 def _open(study: Study, settings: AttackSettings) -> Study:
-    """The study without defences; a private one's steps have as many pictures as it expects in one."""
+    """The study without defences; a private one's steps have as many images as it expects in one."""
     training = study.training
     if isinstance(study.privacy, PatientPrivacyConfig):
-        pictures = study.privacy.patients_per_step * study.privacy.pictures_per_patient
-        training = training.model_copy(update={"batch": max(2, pictures)})
+        images = study.privacy.patients_per_step * study.privacy.images_per_patient
+        training = training.model_copy(update={"batch": max(2, images)})
     rounds = study.rounds.model_copy(update={"count": min(study.rounds.count, settings.shadow_rounds)})
     absent = dict.fromkeys(("privacy", "secure_aggregation", "federated_evaluation"))
     return study.model_copy(update={"training": training, "rounds": rounds, "algorithm": FedAvgConfig(), **absent})

@@ -1,8 +1,8 @@
-"""Tell from which site a picture comes, by the updates of one step at each site (source inference, Hu et al. 2021).
+"""Tell from which site an image comes, by the updates of one step at each site (source inference, Hu et al. 2021).
 
-The attacker is a server that sees single updates and holds a picture that it knows one of the sites to have trained on.
-What it finds is of two sorts that this figure does not tell apart: the picture's own share of the update, and what all
-pictures of a site have in common.
+The attacker is a server that sees single updates and holds an image that it knows one of the sites to have trained on.
+What it finds is of two sorts that this figure does not tell apart: the image's own share of the update, and what all
+images of a site have in common.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ def by_site(patients: Sequence[Patient], most: int) -> list[list[Patient]]:
 def tell_sites(target: Target, groups: Sequence[Sequence[Patient]], step: int, defence: Defence) -> AttackResult | None:
     """How often the site is guessed right; None with fewer than two sites.
 
-    A site's update is of a step on the first pictures of its patients in ``groups``, and on more of their pictures
+    A site's update is of a step on the first images of its patients in ``groups``, and on more of their images
     until they are ``step``. The attacker knows the step's random choices, as in ``inversion``, and so the gradient that
-    a picture would have given; guessed is the site whose update has the largest cosine with it, both less the mean
+    an image would have given; guessed is the site whose update has the largest cosine with it, both less the mean
     update of the sites.
     """
     if len(groups) < 2:
@@ -45,7 +45,7 @@ def tell_sites(target: Target, groups: Sequence[Sequence[Patient]], step: int, d
     target.method.before_step(0.0)
 
     def of(places: Sequence[int]) -> Tensor:
-        """The mean gradient of a patient's pictures, a view each."""
+        """The mean gradient of a patient's images, a view each."""
         return torch.stack([_gradient(target, place) for place in places]).mean(dim=0)
 
     noise = torch_generator(target.settings.seed, "site noise")
@@ -58,7 +58,7 @@ def tell_sites(target: Target, groups: Sequence[Sequence[Patient]], step: int, d
     right = 0
     for site, own in enumerate(groups):
         for patient in own:
-            seen = of(patient.pictures[:1]) - middle
+            seen = of(patient.images[:1]) - middle
             right += int(functional.cosine_similarity(updates - middle, seen[None]).argmax() == site)
     return guesses(right, sum(map(len, groups)), 1 / len(groups))
 
@@ -68,11 +68,11 @@ def _gradient(target: Target, place: int) -> Tensor:
     return gradient(target.method, views, target.settings)
 
 
-def _step(patients: Sequence[Patient], pictures: int) -> list[list[int]]:
-    """The pictures of each patient in a step of at least a picture each: one each in turn until there are enough."""
-    taken = [[patient.pictures[0]] for patient in patients]
-    for turn in range(1, max(len(patient.pictures) for patient in patients)):
+def _step(patients: Sequence[Patient], images: int) -> list[list[int]]:
+    """The images of each patient in a step of at least an image each: one each in turn until there are enough."""
+    taken = [[patient.images[0]] for patient in patients]
+    for turn in range(1, max(len(patient.images) for patient in patients)):
         for own, patient in zip(taken, patients, strict=True):
-            if turn < len(patient.pictures) and sum(map(len, taken)) < pictures:
-                own.append(patient.pictures[turn])
+            if turn < len(patient.images) and sum(map(len, taken)) < images:
+                own.append(patient.images[turn])
     return taken

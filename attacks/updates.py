@@ -32,7 +32,7 @@ class Defence:
     def sent(self, gradients: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """The sum of the patients' gradients ``[P]``, as the site sends it but for a public factor.
 
-        The noise comes from a seed: it hides nobody, as these pictures have not left the machine, and an attack
+        The noise comes from a seed: it hides nobody, as these images have not left the machine, and an attack
         measured again has to give the same figure.
         """
         if self.clip is None or self.noise is None:
@@ -56,11 +56,11 @@ def defence_of(study: Study) -> Defence:
 
 
 def why_not(study: Study, method: Method) -> str:
-    """Why there is no gradient of one picture to attack; "" where there is one."""
+    """Why there is no gradient of one image to attack; "" where there is one."""
     if study.secure_aggregation is not None:
         return "not made: secure aggregation shows nobody a single site's update"
     if coupled(method) or method.batch_normalised():
-        return "not made: this loss couples pictures, so a step of one picture has no update of its own"
+        return "not made: this loss couples images, so a step of one image has no update of its own"
     return ""
 
 
@@ -83,7 +83,7 @@ def gradient(method: Method, views: Views, settings: AttackSettings, differentia
     """``[P]``: the gradient of the loss by all trained weights; differentiable by the views where asked."""
     weights = [p for p in method.parameters() if p.requires_grad]
     with seeded_torch(settings.seed, "step"), _twice_differentiable():
-        loss = method.picture_losses(views).mean()
+        loss = method.image_losses(views).mean()
         found = torch.autograd.grad(loss, weights, create_graph=differentiable, allow_unused=True)
     parts = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
     return torch.cat([part.flatten() for part in parts])

@@ -1,8 +1,8 @@
-"""Batched views on tensors against torchvision v2 with the same operations on PIL pictures, on one core.
+"""Batched views on tensors against torchvision v2 with the same operations on PIL images, on one core.
 
     python -m benchmarks.augmentation [--repetitions 15]
 
-Both start from decoded bytes in memory (a uint8 tensor, PIL pictures) and end in a standardised float32 batch. The
+Both start from decoded bytes in memory (a uint8 tensor, PIL images) and end in a standardised float32 batch. The
 operations, their order, probabilities and ranges are those of a preset that torchvision can express; crops are
 RandomResizedCrop with bilinear interpolation. Two operations differ in kind: torchvision turns hue in HSV, we in
 YIQ; torchvision resamples twice (crop, rotation), we once. CPU seconds of one thread are counted.
@@ -29,7 +29,7 @@ from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-
 
 TARGET = 5.0
 CASES = (
-    # modality, view, side, channels, pictures in a batch
+    # modality, view, side, channels, images in a batch
     ("x-ray", "strong", 64, 1, 64),
     ("x-ray", "strong", 64, 3, 64),
     ("x-ray", "strong", 224, 1, 32),
@@ -47,21 +47,21 @@ class Noise(torch.nn.Module):
         super().__init__()
         self.largest = largest
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """``picture`` with noise, clipped to [0, 1]."""
-        return (picture + self.largest * torch.rand(()) * torch.randn_like(picture)).clamp_(0, 1)
+    def forward(self, image: Tensor) -> Tensor:
+        """``image`` with noise, clipped to [0, 1]."""
+        return (image + self.largest * torch.rand(()) * torch.randn_like(image)).clamp_(0, 1)
 
 
 class ZScore(torch.nn.Module):
-    """Zero mean and unit deviation of each picture."""
+    """Zero mean and unit deviation of each image."""
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """``picture``, standardised."""
-        return (picture - picture.mean()) / picture.std(correction=0).clamp(min=FLAT)
+    def forward(self, image: Tensor) -> Tensor:
+        """``image``, standardised."""
+        return (image - image.mean()) / image.std(correction=0).clamp(min=FLAT)
 
 
 def torchvision_pipeline(preset: Preset, view: str, size: int) -> v2.Compose:
-    """What ``Augmentation`` does, for one PIL picture, with torchvision's own operations wherever it has one."""
+    """What ``Augmentation`` does, for one PIL image, with torchvision's own operations wherever it has one."""
     if preset.stain or preset.bias_field or preset.speckle or preset.gamma or preset.cutout or preset.quarter_turns:
         raise ValueError("the preset has operations that torchvision lacks: nothing to compare with")
     strong = view == "strong"
@@ -88,22 +88,22 @@ def torchvision_pipeline(preset: Preset, view: str, size: int) -> v2.Compose:
 
 
 def alternatives(modality: str, view: str, size: int, channels: int, count: int) -> dict[str, Callable[[], Tensor]]:
-    """Both ways to make one batch of views of the same pictures."""
+    """Both ways to make one batch of views of the same images."""
     image = ImageConfig.model_validate({"modality": modality, "size": size, "channels": channels})
     augmentation = Augmentation(image)
     small = torch.rand(count, channels, 8, 8, generator=torch_generator(0, "benchmark"))
     smooth = torch.nn.functional.interpolate(small, size=size, mode="bicubic").clamp(0, 1)
     stored = smooth.mul(255).round().to(torch.uint8)
     pil = [
-        Image.fromarray((picture[0] if channels == 1 else picture.permute(1, 2, 0)).contiguous().numpy())
-        for picture in stored
+        Image.fromarray((pixels[0] if channels == 1 else pixels.permute(1, 2, 0)).contiguous().numpy())
+        for pixels in stored
     ]
     pipeline = torchvision_pipeline(augmentation.preset, view, size)
     generator = torch_generator(0, "benchmark", "views")
     make = augmentation.strong if view == "strong" else augmentation.light
     return {
         "batched": lambda: make(stored.float().div_(255), generator),
-        "torchvision": lambda: torch.stack([pipeline(picture) for picture in pil]),
+        "torchvision": lambda: torch.stack([pipeline(pixels) for pixels in pil]),
     }
 
 
@@ -122,9 +122,9 @@ def main() -> None:
         figures = [f"{speed['batched']:.0f}", f"{speed['torchvision']:.0f}", f"{ratios[-1]:.2f}"]
         rows.append([modality, view, f"{channels}x{size}x{size}", *figures])
     lines = [
-        *table(["preset", "view", "picture", "batched", "torchvision", "ratio"], rows),
+        *table(["preset", "view", "image", "batched", "torchvision", "ratio"], rows),
         "",
-        f"Pictures per CPU second, medians of {repetitions} interleaved repetitions.",
+        f"Images per CPU second, medians of {repetitions} interleaved repetitions.",
         "",
         judged("ratio, lowest", min(ratios), TARGET, at_least=True),
         f"- met in {sum(ratio >= TARGET for ratio in ratios)} of {len(ratios)} cases",

@@ -1,7 +1,7 @@
 """What a person would write for one experiment: the same training and averaging in one loop in memory, nothing else.
 
-No Flower, no message, no spool, no checkpoint, no file. Written from the formulas, not from client/training/round.py: that
-both end in the same bits is what ``benchmarks.simulation`` asserts.
+No Flower, no message, no reply store, no checkpoint, no file. Written from the formulas, not from
+client/training/round.py: that both end in the same bits is what ``benchmarks.simulation`` asserts.
 """
 
 import math
@@ -75,7 +75,7 @@ def _train(method: Method, optimiser: torch.optim.AdamW, store: TensorStore, sit
 
 
 def _rate(progress: float) -> float:
-    """Linear warm-up, then a half cosine to zero, over the whole study; ``RATE`` is for 256 pictures a step."""
+    """Linear warm-up, then a half cosine to zero, over the whole study; ``RATE`` is for 256 images a step."""
     peak = RATE * BATCH / 256
     if progress < WARMUP:
         return peak * progress / WARMUP

@@ -1,13 +1,13 @@
-"""How good the detector of burnt-in text is: labels drawn into real pictures and phantoms, and real annotations.
+"""How good the detector of burnt-in text is: labels drawn into real images and phantoms, and real annotations.
 
-    python -m benchmarks.burnt_in_text [--pictures 150]
+    python -m benchmarks.burnt_in_text [--images 150]
 
-Into each picture one label is drawn (a name, a date or a number, in one of four fonts, anywhere in the picture): in the
-picture's brightest value, in 80 % of its range (where tissue is as bright, nothing can be seen), and in its darkest.
-False alarms are the same pictures without a label. Breast ultrasounds have real annotations; 120 of them, none of
+Into each image one label is drawn (a name, a date or a number, in one of four fonts, anywhere in the image): in the
+image's brightest value, in 80 % of its range (where tissue is as bright, nothing can be seen), and in its darkest.
+False alarms are the same images without a label. Breast ultrasounds have real annotations; 120 of them, none of
 which was looked at while the detector was made, were sorted by eye into those with a word of three letters or more,
 those without, and those that are neither (a mark of one or two letters, callipers with a digit), which are not counted.
-Of the other sets the detector's thresholds were chosen on samples that overlap with these. Pictures are on disk beside
+Of the other sets the detector's thresholds were chosen on samples that overlap with these. Images are on disk beside
 the checkout; without them only phantoms are measured.
 """
 
@@ -65,7 +65,7 @@ def label(rng: np.random.Generator) -> str:
 
 
 def drawn(pixels: FloatArray, size: int, level: float, rng: np.random.Generator) -> FloatArray | None:
-    """The picture with a label of that font size somewhere; None where it does not fit."""
+    """The image with a label of that font size somewhere; None where it does not fit."""
     name = FONTS[int(rng.integers(len(FONTS)))]
     place = None if name is None else Path(mpl.get_data_path()) / "fonts" / "ttf" / name
     font = ImageFont.load_default(size) if place is None else ImageFont.truetype(str(place), size)
@@ -88,12 +88,12 @@ def ultrasounds(numbers: dict[str, tuple[int, ...]]) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def pictures(count: int, workspace: Path) -> Iterator[tuple[str, list[FloatArray]]]:
-    """Sets of pictures without text: real ones where they are, then phantoms."""
+def images(count: int, workspace: Path) -> Iterator[tuple[str, list[FloatArray]]]:
+    """Sets of images without text: real ones where they are, then phantoms."""
     found = {name: sorted(DATA.glob(pattern)) for name, pattern in SETS.items()}
     found["breast ultrasound, 224"] = ultrasounds(NO_WORDS)
     for size in (64, 256):
-        phantoms = list_phantoms(None, workspace, 0, PhantomOptions(pictures=count, size=size))
+        phantoms = list_phantoms(None, workspace, 0, PhantomOptions(images=count, size=size))
         found[f"phantoms, {size}"] = phantoms.paths()
     for name, paths in found.items():
         chosen = numpy_generator(0, "burnt-in text", name).permutation(len(paths))[:count]
@@ -104,13 +104,13 @@ def pictures(count: int, workspace: Path) -> Iterator[tuple[str, list[FloatArray
 def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=150, help="of each set, at most")
-    count = parser.parse_args().pictures
+    parser.add_argument("--images", type=int, default=150, help="of each set, at most")
+    count = parser.parse_args().images
     rng = numpy_generator(0, "burnt-in text", "labels")
     hits: dict[tuple[str, int], list[bool]] = {}
     rows, alarms, speed = [], [0, 0], []
     with tempfile.TemporaryDirectory() as workspace:
-        for name, clean in pictures(count, Path(workspace)):
+        for name, clean in images(count, Path(workspace)):
             started = time.perf_counter()
             false = sum(find_text(pixels) is not None for pixels in clean)
             speed.append(f"{(time.perf_counter() - started) / len(clean) * 1000:.0f}")
@@ -131,12 +131,12 @@ def main() -> None:
         "",
         *table(["label", *(str(size) for size in SIZES)], sizes),
         "",
-        f"By set (labels of {SMALLEST} pixels and more in the picture's brightest value):",
+        f"By set (labels of {SMALLEST} pixels and more in the image's brightest value):",
         "",
-        *table(["pictures", "n", "labels found", "false alarms", "ms a picture"], rows),
+        *table(["images", "n", "labels found", "false alarms", "ms an image"], rows),
         "",
         f"- found: {share(big)} of {len(big):,} drawn labels of {SMALLEST} pixels and more, in the brightest value",
-        f"- false alarms: {alarms[0] / alarms[1] * 100:.1f} % of {alarms[1]:,} pictures",
+        f"- false alarms: {alarms[0] / alarms[1] * 100:.1f} % of {alarms[1]:,} images",
         f"- real words in breast ultrasounds: {sum(real)} of {len(real)} found",
     ]
     print(write_result("burnt_in_text", "Finding burnt-in text", __doc__, lines))

@@ -38,7 +38,7 @@ STUDY = {
     "algorithm": {"name": "fedavg"},
     "rounds": {"count": ROUNDS, "deadline_minutes": 30},
 }
-_POLICY = {"studies": "approved", "min_pictures": 1, "min_patients": 1, "smallest_count": 1}
+_POLICY = {"studies": "approved", "min_images": 1, "min_patients": 1, "smallest_count": 1}
 
 
 def prepared(place: Path) -> tuple[Path, int]:
@@ -51,11 +51,11 @@ def prepared(place: Path) -> tuple[Path, int]:
     kits = place / "kits"
     provision(place / "study.yaml", server=f"localhost:{port}", sites=SITES, out=kits)
     for site in SITES:
-        pictures = place / site / "patient"
-        pictures.mkdir(parents=True)
+        images = place / site / "patient"
+        images.mkdir(parents=True)
         for number in range(8):
             noise = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
-            Image.fromarray(noise).save(pictures / f"{number}.png")
+            Image.fromarray(noise).save(images / f"{number}.png")
         kit = kits / f"kit-{site}"
         site_init(kit, data=place / site, device="cpu")
         raw = yaml.safe_load((kit / "site.yaml").read_text()) | {"policy": _POLICY}

@@ -6,7 +6,7 @@ Features have correlated columns and a spectrum that falls, as an encoder's; cla
 query among all rows. Ours starts from float64 features and ends in the votes, so that it also normalises; the libraries
 are given float32 rows of length 1, and are asked for the neighbours alone. faiss is compared where it is installed.
 
-Probe: 45 strengths from 1e-6 to 1e5 and, at each, probabilities of the validation pictures (a tenth as many). Ours
+Probe: 45 strengths from 1e-6 to 1e5 and, at each, probabilities of the validation images (a tenth as many). Ours
 also standardises and decomposes the features, and stops at a gradient of 1e-6. scikit-learn's goes from each strength
 to the next with the last one's weights, and stops at its default of 1e-4. Its Newton solver is compared for two classes
 only: for more it takes several times as long.
@@ -95,7 +95,7 @@ def neighbour_searches(query: FloatArray, bank: FloatArray, labels: IntArray) ->
 def probes(
     train: tuple[FloatArray, IntArray], validation: tuple[FloatArray, IntArray], classes: int
 ) -> Mapping[str, Callable[[], float]]:
-    """Ways to fit all strengths; each returns its least log loss on validation pictures."""
+    """Ways to fit all strengths; each returns its least log loss on validation images."""
     from sklearn.linear_model import LogisticRegression
 
     standard = Standard.of(train[0])

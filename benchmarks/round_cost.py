@@ -4,7 +4,7 @@
 
 SimCLR over a ResNet-10t, batches of 32, one epoch a round, one thread; the sites share one process. Everything is CPU
 time of this process and is given as a share of the steps of the same run, so that other programs and slower machines
-change it little. Files: a site's stored round, spool, checkpoints, snapshots. Digests: SHA-256 of weights.
+change it little. Files: a site's stored round, reply store, checkpoints, snapshots. Digests: SHA-256 of weights.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from unittest import mock
 
 import torch
 
-import client.site
 import client.training.round
+import client.training.stored_rounds
 import federation.records
 import server.rounds
-from benchmarks.simulation import write_pictures
+from benchmarks.simulation import write_images
 from federation.study import study_from
 from foundation.files import write_text
-from server.reply_store import Spool
+from server.reply_store import ReplyStore
 from simulation.arms import OPEN_POLICY
 from simulation.runtimes.table import run_in_process
 from simulation.sites.site_folders import Federation
@@ -33,14 +33,16 @@ from simulation.sites.site_folders import Federation
 TARGET = 0.15
 WATCHED: dict[str, list[tuple[Any, str]]] = {
     "steps": [(client.training.round._Step, "take")],
-    "watch": [(client.training.round, "look")],
+    "watch": [(client.training.round, "feature_diagnostics_of")],
     "files": [
-        (client.site.Site, "_keep"), (Spool, "write"), (server.rounds, "write_checkpoint"),
+        (client.training.stored_rounds.StoredRounds, "keep"),
+        (ReplyStore, "write"),
+        (server.rounds, "write_checkpoint"),
         (server.rounds, "write_snapshot"),
     ],
     "digests": [(federation.records, "weights_digest")],
     "round": [(server.rounds.RoundLoop, "_one_round")],
-}  # fmt: skip
+}
 
 
 def timed(seconds: dict[str, float], part: str, owner: Any, name: str) -> Any:
@@ -60,13 +62,16 @@ def timed(seconds: dict[str, float], part: str, owner: Any, name: str) -> Any:
 def prepared(folder: Path, rounds: int, sites: int, images: int) -> Federation:
     """A federation in ``folder``, ready to run."""
     raw = {
-        "name": "round-cost", "image": {"modality": "mri", "size": 64, "channels": 1},
-        "encoder": {"name": "resnet10t"}, "method": {"name": "simclr"},
-        "training": {"batch": 32, "learning_rate": 0.008, "threads": 1}, "algorithm": {"name": "fedavg"},
+        "name": "round-cost",
+        "image": {"modality": "mri", "size": 64, "channels": 1},
+        "encoder": {"name": "resnet10t"},
+        "method": {"name": "simclr"},
+        "training": {"batch": 32, "learning_rate": 0.008, "threads": 1},
+        "algorithm": {"name": "fedavg"},
         "rounds": {"count": rounds},
-    }  # fmt: skip
+    }
     server.rounds.write_study(folder, study_from(raw, "benchmark"))
-    for site, manifest in write_pictures(folder / "data", sites, images).items():
+    for site, manifest in write_images(folder / "data", sites, images).items():
         text: dict[str, object] = {
             "site": site,
             "data": str(manifest),

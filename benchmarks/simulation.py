@@ -1,15 +1,15 @@
 """A simulated federation against a bare PyTorch loop that does the same training and averaging.
 
-    python -m benchmarks.simulation [--repetitions 3] [--ray 1] [--sites 8] [--pictures 256] [--depth 12]
+    python -m benchmarks.simulation [--repetitions 3] [--ray 1] [--sites 8] [--images 256] [--depth 12]
 
-8 sites of 256 pictures of 64 px, a ViT-tiny MAE (patch 8), 3 rounds of 1 epoch, batches of 32, one thread. Each run
+8 sites of 256 images of 64 px, a ViT-tiny MAE (patch 8), 3 rounds of 1 epoch, batches of 32, one thread. Each run
 is a fresh process, and runs take turns, in turned order. Ray is given one core, so that it trains one site at a time
-as the others do; with more it would train several. The clock starts after the imports and after the pictures were
+as the others do; with more it would train several. The clock starts after the imports and after the images were
 decoded (they are random smooth PNGs, decoded once into the tensor store that all runs read), and stops when the final
-weights are there: what the federation adds are messages, digests, checks, the sites' stored rounds, spool, fold,
-checkpoints, journal. The bare loop keeps everything in memory and writes nothing (benchmarks/bare_loop.py). A steady
-round is any but the first. Peak memory is the process's largest resident set, imports included. The final weights
-must be the same bits, or it fails.
+weights are there: what the federation adds are messages, digests, checks, the sites' stored rounds, reply store,
+aggregation, checkpoints, journal. The bare loop keeps everything in memory and writes nothing
+(benchmarks/bare_loop.py). A steady round is any but the first. Peak memory is the process's largest resident set,
+imports included. The final weights must be the same bits, or it fails.
 """
 
 import argparse
@@ -56,14 +56,14 @@ class Measured:
     peak: float
 
 
-def write_pictures(folder: Path, sites: int, pictures: int) -> dict[str, Path]:
+def write_images(folder: Path, sites: int, images: int) -> dict[str, Path]:
     """Smooth random PNGs and a manifest for each site; the manifests by site."""
     manifests = {}
     for site in (f"site-{number}" for number in range(1, sites + 1)):
         draw, place = numpy_generator(0, "benchmark", site), folder / site
         place.mkdir(parents=True)
         rows = ["image,patient"]
-        for number in range(pictures):
+        for number in range(images):
             small = Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8))
             small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(place / f"{number:03d}.png")
             rows.append(f"{number:03d}.png,{site}-{number // 16}")
@@ -178,12 +178,12 @@ def same_bits(one: Path, other: Path) -> bool:
     )
 
 
-def measure(sites: int, pictures: int, depth: int, repetitions: int, ray: int) -> dict[str, list[Measured]]:
+def measure(sites: int, images: int, depth: int, repetitions: int, ray: int) -> dict[str, list[Measured]]:
     """All runs of all kinds; AssertionError when two ended in different weights."""
     found: dict[str, list[Measured]] = {"bare": [], "in-process": [], "ray": []}
     with TemporaryDirectory() as place:
         work = Path(place)
-        data = write_pictures(work / "data", sites, pictures)
+        data = write_images(work / "data", sites, images)
         write_json(work / "data.json", {site: str(path) for site, path in data.items()})
         _decode(data, work / "store")
         reference: Path | None = None
@@ -211,11 +211,11 @@ def main() -> None:
         child(kind, Path(folder), data, Path(work) / "store", int(depth))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("repetitions", 3), ("ray", 1), ("sites", 8), ("pictures", 256), ("depth", 12)):
+    for name, default in (("repetitions", 3), ("ray", 1), ("sites", 8), ("images", 256), ("depth", 12)):
         parser.add_argument(f"--{name}", type=int, default=default)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    print(report(measure(a.sites, a.pictures, a.depth, a.repetitions, a.ray)))
+    print(report(measure(a.sites, a.images, a.depth, a.repetitions, a.ray)))
 
 
 def report(found: dict[str, list[Measured]]) -> str:

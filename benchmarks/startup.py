@@ -21,7 +21,7 @@ from benchmarks.measure import interleaved, judged, median_ratio, table, write_r
 from client.kit_keys import site_init
 from federation.audit.log import AuditLog
 from server.enrolment.provision import provision
-from server.monitoring.status_writer import Board
+from server.monitoring.status_writer import StatusWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -45,8 +45,8 @@ def commands(place: Path) -> dict[str, tuple[str, ...]]:
     )
     kit, server = place / "kits" / "kit-north", place / "kits" / "server"
     site_init(kit, place, None, "cpu", None)
-    AuditLog(server / "audit.jsonl", "server").append("round folded", round=1)
-    Board(server / "status.json", "tiny", "ab" * 32, 3)
+    AuditLog(server / "audit.jsonl", "server").append("round aggregated", round=1)
+    StatusWriter(server / "status.json", "tiny", "ab" * 32, 3)
     lists = {name: (name,) for name in ("--help", "methods", "algorithms", "encoders")}
     return lists | {
         "status": ("status", str(server), "--once"),

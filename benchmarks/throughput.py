@@ -1,10 +1,10 @@
-"""Pictures a second of every method's whole local step, as a share of what its encoder passes would allow.
+"""Images a second of every method's whole local step, as a share of what its encoder passes would allow.
 
     python -m benchmarks.throughput [--methods mae simclr] [--device auto] [--size 128] [--batch 16]
 
 A step is what a site does: views, loss, gradients, AdamW, momentum encoder. A pass is one forward and backward of one
-whole picture through the encoder; a pass without gradient (a momentum encoder's) counts a third, a small crop its
-share of the picture's arithmetic (multiplications, counted by torch), a masked picture a whole one. The bare rate is
+whole image through the encoder; a pass without gradient (a momentum encoder's) counts a third, a small crop its
+share of the image's arithmetic (multiplications, counted by torch), a masked image a whole one. The bare rate is
 that of the encoder alone, forward and backward, in turns with the method in the same run. Allowed is bare rate /
 passes.
 """
@@ -45,12 +45,12 @@ def encoder_for(name: str) -> EncoderConfig:
 
 
 def batch_of(image: ImageConfig, count: int, device: torch.device) -> Batch:
-    """Smooth pictures of as many patients, each with another one as its partner."""
+    """Smooth images of as many patients, each with another one as its partner."""
     small = torch.rand(count, image.channels, 8, 8, generator=torch_generator(0, "benchmark"))
-    pictures = torch.nn.functional.interpolate(small, size=image.size, mode="bicubic").clamp(0, 1).to(device)
+    images = torch.nn.functional.interpolate(small, size=image.size, mode="bicubic").clamp(0, 1).to(device)
     codes = torch.arange(count, device=device)
     gaps = torch.where(codes % 2 == 0, 1.0, -1.0)
-    return Batch(pictures, codes, codes, codes, pictures.roll(1, 0), gaps)
+    return Batch(images, codes, codes, codes, images.roll(1, 0), gaps)
 
 
 def _stem(encoder: nn.Module) -> nn.Module:
@@ -58,7 +58,7 @@ def _stem(encoder: nn.Module) -> nn.Module:
 
 
 class _Costs(dict[int, float]):
-    """Arithmetic of a square picture of each side, as a share of that of a picture of ``whole`` pixels a side."""
+    """Arithmetic of a square image of each side, as a share of that of an image of ``whole`` pixels a side."""
 
     def __init__(self, encoder: nn.Module, channels: int, whole: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class _Costs(dict[int, float]):
 
 @contextmanager
 def counted_passes(method: Method) -> Iterator[list[float]]:
-    """Adds up the pictures that go through the encoder and its copies, in units of a pass of one picture."""
+    """Adds up the images that go through the encoder and its copies, in units of a pass of one image."""
     side, kind = method.image.size, type(method.encoder)
     counts: list[float] = []
 
@@ -95,19 +95,19 @@ def counted_passes(method: Method) -> Iterator[list[float]]:
             hook.remove()
 
 
-def passes_a_picture(method: Method, batch: Batch) -> float:
-    """Encoder passes of one step, a picture."""
+def passes_a_image(method: Method, batch: Batch) -> float:
+    """Encoder passes of one step, an image."""
     method.before_step(0.5)
     views = method.make_views(batch, torch_generator(0, "benchmark"))
     with counted_passes(method) as counts:
         method.loss(views)
-    return sum(counts) / len(batch.pictures)
+    return sum(counts) / len(batch.images)
 
 
 def step_of(method: Method, batch: Batch) -> Callable[[], None]:
     """One whole local step."""
     trained = [weight for weight in method.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(trained, 1e-4, fused=batch.pictures.device.type != "mps")
+    optimiser = torch.optim.AdamW(trained, 1e-4, fused=batch.images.device.type != "mps")
     generator = torch_generator(0, "benchmark", "views")
 
     def step() -> None:
@@ -116,19 +116,19 @@ def step_of(method: Method, batch: Batch) -> Callable[[], None]:
         torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        method.after_step(0.5, len(batch.pictures))
-        _wait(batch.pictures.device)
+        method.after_step(0.5, len(batch.images))
+        _wait(batch.images.device)
 
     return step
 
 
-def bare_step(encoder: nn.Module, pictures: Tensor) -> Callable[[], None]:
+def bare_step(encoder: nn.Module, images: Tensor) -> Callable[[], None]:
     """Forward and backward of the encoder alone."""
 
     def step() -> None:
-        torch.autograd.backward(features(encoder, pictures).square().mean())
+        torch.autograd.backward(features(encoder, images).square().mean())
         encoder.zero_grad(set_to_none=True)
-        _wait(pictures.device)
+        _wait(images.device)
 
     return step
 
@@ -147,8 +147,8 @@ def measure(name: str, image: ImageConfig, count: int, device: torch.device, rep
     method = build_method(config, encoder, image, 0).to(device).train()
     bare = build_method(config, encoder, image, 0).encoder.to(device).train()
     batch = batch_of(image, count, device)
-    passes = passes_a_picture(method, batch)
-    seconds = interleaved({"step": step_of(method, batch), "bare": bare_step(bare, batch.pictures)}, repetitions)
+    passes = passes_a_image(method, batch)
+    seconds = interleaved({"step": step_of(method, batch), "bare": bare_step(bare, batch.images)}, repetitions)
     rate = {which: count / statistics.median(times) for which, times in seconds.items()}
     share = passes * median_ratio(seconds["bare"], seconds["step"])
     figures = [f"{rate['step']:.1f}", f"{rate['bare']:.1f}", f"{rate['step'] / rate['bare']:.2f}"]
@@ -156,7 +156,7 @@ def measure(name: str, image: ImageConfig, count: int, device: torch.device, rep
 
 
 def suits(name: str) -> bool:
-    """Whether the method takes 2-D pictures and the encoder it would be measured on."""
+    """Whether the method takes 2-D images and the encoder it would be measured on."""
     method = METHODS[name]
     return 2 in method.dimensions and encoder_kind(encoder_for(name).name) in method.encoders
 
@@ -177,7 +177,7 @@ def main() -> None:
         rows.append(measure(name, image, asked.batch, device, asked.repetitions))
         print(*rows[-1])
     lowest = min(rows, key=lambda row: float(row[-1]))
-    header = ["method", "encoder", "pictures/s", "bare", "share of bare", "passes", "share of allowed"]
+    header = ["method", "encoder", "images/s", "bare", "share of bare", "passes", "share of allowed"]
     lines = [
         *table(header, rows),
         "",

@@ -65,7 +65,7 @@ def build_app() -> ClientApp:
 
     @app.query()
     def who(message: Message, context: Context) -> Message:
-        """Answer with the site's name, the study it has, and how many pictures."""
+        """Answer with the site's name, the study it has, and how many images."""
         return _guarded(message, context, sites, lambda site, log: _introduction(site))
 
     @app.train()
@@ -80,8 +80,8 @@ def build_app() -> ClientApp:
 
     @app.query("evaluate")
     def evaluate(message: Message, context: Context) -> Message:
-        """Answer a question about labelled pictures: sums over them, or figures of the site's test patients."""
-        return _guarded(message, context, sites, lambda site, log: _told(message, site, log))
+        """Answer a question about labelled images: sums over them, or figures of the site's test patients."""
+        return _guarded(message, context, sites, lambda site, log: _answer(message, site, log))
 
     @app.query("secure")
     def secure(message: Message, context: Context) -> Message:
@@ -107,7 +107,7 @@ def _guarded(message: Message, context: Context, sites: Sites, act: Act) -> Mess
 
 def _introduction(site: Site) -> Answer:
     content = site_to_content(site.allowed(site.describe()))
-    permitted = Permitted(site.name, site.study_hash, private=site.private, uncounted=site.uncounted)
+    permitted = Permitted(site.name, site.study_hash, private=site.private, hides_counts=site.hides_counts)
     return Answer(content, partial(check_record_dict, permitted=permitted), lambda: None)
 
 
@@ -119,7 +119,7 @@ def _trained(message: Message, site: Site, log: SiteLog) -> Answer:
     reply, again = site.trained_or_stored(instruction)
     allowed = site.allowed(reply, instruction.round)
     permitted = Permitted(
-        site.name, site.study_hash, site.update_like(), list(allowed.metrics), site.private, site.uncounted
+        site.name, site.study_hash, site.update_like(), list(allowed.metrics), site.private, site.hides_counts
     )
     check = partial(check_record_dict, permitted=permitted)
     return Answer(reply_to_content(allowed), check, lambda: log.released(allowed, again))
@@ -133,12 +133,12 @@ def _kept(message: Message, site: Site, log: SiteLog) -> Answer:
     return Answer(content, check, lambda: log.delivered(site.study_hash, digest))
 
 
-def _told(message: Message, site: Site, log: SiteLog) -> Answer:
+def _answer(message: Message, site: Site, log: SiteLog) -> Answer:
     log.check(content_to_note(message.content))
-    told = site.labels.allowed(site.labels.told(content_to_question(message.content)))
-    permitted = Permitted(site.name, site.study_hash, site.labels.statistics_like(told))
+    reported = site.labels.allowed(site.labels.reported(content_to_question(message.content)))
+    permitted = Permitted(site.name, site.study_hash, site.labels.statistics_like(reported))
     check = partial(check_record_dict, permitted=permitted)
-    return Answer(statistics_to_content(told), check, lambda: log.told(told))
+    return Answer(statistics_to_content(reported), check, lambda: log.reported(reported))
 
 
 def _summed(message: Message, site: Site, log: SiteLog, place: Path) -> Answer:

@@ -9,7 +9,7 @@ from torch import Tensor
 from client.labels.held_out import held_out
 from client.labels.labelled_images import MOST_ENCODERS
 from client.outgoing.metrics import OUTGOING_METRICS
-from client.policy import Policy, check_pictures, check_work
+from client.policy import Policy, check_images, check_work
 from client.privacy.approval_lines import ledger_lines, promise
 from client.privacy.rules import check_patients, fewer_patients, work_of_round
 from client.site_file import SiteFile
@@ -28,14 +28,14 @@ from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.method import Method
 
 _MIB = 2**20
-_LEARNT = "These are numbers learnt from the pictures, not pictures"
+_LEARNT = "These are numbers learnt from the images, not images"
 
 
 def page(study: Study, site_file: SiteFile) -> list[str]:
-    """The page, line by line. The pictures are counted in the manifest, not decoded."""
+    """The page, line by line. The images are counted in the manifest, not decoded."""
     method = build_method(study.method, study.encoder, study.image, study.seed)
-    counts, told = _pictures_here(study, site_file)
-    pictures = None if counts is None else sum(counts)
+    counts, answer = _images_here(study, site_file)
+    images = None if counts is None else sum(counts)
     return [
         f"study {study.name}: {study.title or '(no title)'}",
         f"training hash {study.training_hash()}",
@@ -44,7 +44,7 @@ def page(study: Study, site_file: SiteFile) -> list[str]:
         *_indented(_trained(study, counts)),
         "",
         "WHAT LEAVES THIS SITE, in each round",
-        *_indented(_leaves(study, method, site_file, pictures)),
+        *_indented(_leaves(study, method, site_file, images)),
         *_at_the_end(study, method, site_file.policy),
         "",
         *_promised(study, site_file),
@@ -55,8 +55,8 @@ def page(study: Study, site_file: SiteFile) -> list[str]:
         *_indented(_cost(study, method, counts)),
         "",
         "THIS SITE'S POLICY",
-        "  permits the study" if pictures is not None else "  permits the study, but not with these pictures:",
-        *_indented(told),
+        "  permits the study" if images is not None else "  permits the study, but not with these images:",
+        *_indented(answer),
     ]
 
 
@@ -74,22 +74,22 @@ def _promised(study: Study, site_file: SiteFile) -> Iterator[str]:
         )
 
 
-def _pictures_here(study: Study, site_file: SiteFile) -> tuple[list[int] | None, list[str]]:
-    """Pictures of each patient by the manifest, None where they cannot be trained on; what there is to say of them."""
+def _images_here(study: Study, site_file: SiteFile) -> tuple[list[int] | None, list[str]]:
+    """Images of each patient by the manifest, None where they cannot be trained on; what there is to say of them."""
     try:
         whole = Manifest.open(site_file.data)
         held = held_out(whole, study, site_file.site)
         manifest = held.pretrained(whole)
-        pictures, patients = len(manifest), patients_in(manifest)
+        images, patients = len(manifest), patients_in(manifest)
         counts = [int(count) for count in manifest.table["patient"].value_counts()]
-        check_pictures(site_file.policy, pictures, patients)
+        check_images(site_file.policy, images, patients)
         check_patients(study, patients)
-        check_amount(study, pictures, len(counts))
+        check_amount(study, images, len(counts))
         check_work(site_file.policy, study, counts)
     except FedpretextError as error:
         return None, [str(error)]
     whose = "" if patients is None else f" of {patients} patients"
-    said = [f"{pictures} pictures{whose} are listed here; they are read when training starts"]
+    said = [f"{images} images{whose} are listed here; they are read when training starts"]
     if held.roles:
         said.append(f"{len(held.roles)} more patients are held out, never trained on: figures are computed on them")
     if few := fewer_patients(study, len(counts)):
@@ -98,30 +98,30 @@ def _pictures_here(study: Study, site_file: SiteFile) -> tuple[list[int] | None,
 
 
 def patients_in(manifest: Manifest) -> int | None:
-    """How many patients the manifest's pictures are of; None where it does not say."""
-    return None if manifest.unit == "picture cluster" else int(manifest.table["patient"].nunique())
+    """How many patients the manifest's images are of; None where it does not say."""
+    return None if manifest.unit == "image cluster" else int(manifest.table["patient"].nunique())
 
 
 def _trained(study: Study, counts: list[int] | None) -> Iterator[str]:
     described, training = method_class(study.method), study.training
     yield f"method: {study.method.name}: {described.summary} ({described.paper})"
     yield f"encoder: {_settings(study.encoder)}"
-    yield f"pictures: {_settings(study.image)}"
+    yield f"images: {_settings(study.image)}"
     relation = study.method.partner
-    yield "views: of one picture" if relation is None else f"views: of a picture and another one by {relation}"
+    yield "views: of one image" if relation is None else f"views: of an image and another one by {relation}"
     yield f"algorithm: {_settings(study.algorithm)}"
     yield f"rounds: {study.rounds.count}"
     amount = f"{training.epochs:g} epochs" if training.epochs is not None else f"{training.steps} steps"
     if isinstance(study.privacy, PatientPrivacyConfig):
         privacy = study.privacy
-        each = counted(privacy.pictures_per_patient, "picture")
+        each = counted(privacy.images_per_patient, "image")
         yield f"local work in a round: {amount}; each patient takes part in a step with probability {privacy.rate:.3g}"
         yield f"a patient who takes part gives {each} to it, drawn at random"
     else:
         yield f"local work in a round: {amount} in batches of {training.batch} x {training.accumulate}"
     if counts is not None:
-        steps, pictures = work_of_round(study, counts)
-        yield f"at this site: {steps} steps, {pictures:.0f} pictures seen, repeats counted"
+        steps, images = work_of_round(study, counts)
+        yield f"at this site: {steps} steps, {images:.0f} images seen, repeats counted"
 
 
 def _settings(section: BaseModel) -> str:
@@ -138,7 +138,7 @@ def _plain(value: Any) -> str:
     return "" if value is None or value == [] else str(value)
 
 
-def _leaves(study: Study, method: Method, site_file: SiteFile, pictures: int | None) -> Iterator[str]:
+def _leaves(study: Study, method: Method, site_file: SiteFile, images: int | None) -> Iterator[str]:
     for part, tensors in _by_part(method, method.shared_state()).items():
         yield f"{part}: {_amount(tensors)}"
     shared = list(method.shared_state().values())
@@ -150,20 +150,20 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, pictures: int | N
     if study.privacy is None and study.secure_aggregation is not None:
         yield f"{_LEARNT}; an honest server sees their sum only,"
         yield "one that sends different weights to different sites can read this site's update out of it"
-        yield "the count of pictures: under masks too, and told as 1; no number about the round"
+        yield "the count of images: under masks too, and told as 1; no number about the round"
     elif study.privacy is None:
         yield f"{_LEARNT}; nothing keeps them free of traces of single ones."
-        yield _count_told(site_file.policy, pictures)
+        yield _count_told(site_file.policy, images)
         permitted = site_file.policy.metrics
         names = list(OUTGOING_METRICS) if permitted == "all" else list(permitted)
         yield f"numbers about the round, of these those that the method has: {', '.join(names) or 'none'}"
     else:
         yield f"{_LEARNT}; what noise promises about them is said below."
-        yield "the count of pictures: told as 1, as by every site; no number about the round"
+        yield "the count of images: told as 1, as by every site; no number about the round"
         yield "the number of rows of this site's privacy ledger and hashes of them"
     yield f"words: the name {site_file.site}, the training hash, and of an error one of: {', '.join(CATEGORIES)}"
     yield "the number of rows of this site's audit log and hashes of them; a hash of the weights at the study's end"
-    yield "nothing else: no picture, name, path, header or log; who carries the traffic sees addresses, sizes and times"
+    yield "nothing else: no image, name, path, header or log; who carries the traffic sees addresses, sizes and times"
 
 
 def _at_the_end(study: Study, method: Method, policy: Policy) -> list[str]:
@@ -173,7 +173,7 @@ def _at_the_end(study: Study, method: Method, policy: Policy) -> list[str]:
         return []
     title = ["", "WHAT LEAVES THIS SITE, after the last round, of its labels"]
     if not policy.allow_label_statistics:
-        refusal = "nothing: policy.allow_label_statistics is false; the study asks for sums over labelled pictures"
+        refusal = "nothing: policy.allow_label_statistics is false; the study asks for sums over labelled images"
         return [*title, *_indented([refusal])]
     return [*title, *_indented(label_statistics(study, feature_dim(method.encoder), policy))]
 
@@ -186,15 +186,15 @@ def label_statistics(study: Study, width: int, policy: Policy | None = None) -> 
     outputs = outputs_of(len(config.classes))
     fewest = "policy.smallest_count" if policy is None else str(policy.smallest_count)
     lines = [
-        f"of pictures with a {config.label!r} ({', '.join(config.classes)}), for {MOST_ENCODERS} encoders at most: "
+        f"of images with a {config.label!r} ({', '.join(config.classes)}), for {MOST_ENCODERS} encoders at most: "
         f"their count, and mean and squared deviations of {width} features",
         f"up to {config.steps} times: a loss and its gradient, {(width + 1) * outputs:,} numbers, summed over these "
-        f"pictures; of classes that fewer than {fewest} patients have nothing",
+        f"images; of classes that fewer than {fewest} patients have nothing",
         f"figures of the test patients ({', '.join(FIGURES)}) with their variance, and how many they are; nothing "
         f"where a class has fewer than {fewest}",
     ]
     if config.histogram and (policy is None or policy.allow_score_histogram):
-        lines.append(f"how the test pictures' scores are spread in {BINS} bins, by class; bins under {fewest} merged")
+        lines.append(f"how the test images' scores are spread in {BINS} bins, by class; bins under {fewest} merged")
     return [
         *lines,
         "These are sums, not labels; of few patients they can give single labels away, and a server that sends an",
@@ -202,10 +202,10 @@ def label_statistics(study: Study, width: int, policy: Policy | None = None) -> 
     ]
 
 
-def _count_told(policy: Policy, pictures: int | None) -> str:
-    if pictures is not None and pictures < policy.smallest_count:
-        return f"the count of pictures: told as {policy.smallest_count} (policy.smallest_count), the true one stays"
-    return f"the count of pictures{'' if pictures is None else f': {pictures}'}"
+def _count_told(policy: Policy, images: int | None) -> str:
+    if images is not None and images < policy.smallest_count:
+        return f"the count of images: told as {policy.smallest_count} (policy.smallest_count), the true one stays"
+    return f"the count of images{'' if images is None else f': {images}'}"
 
 
 def _stays(method: Method, private: bool, seen: bool) -> Iterator[str]:
@@ -214,7 +214,7 @@ def _stays(method: Method, private: bool, seen: bool) -> Iterator[str]:
     derived = sorted({part for part, role in type(method).parts.items() if role == "derived"})
     if derived:
         yield f"{', '.join(derived)}: made anew from the rest"
-    yield "pictures, what is decoded of them, manifest, the optimiser's state, this site's log and this approval"
+    yield "images, what is decoded of them, manifest, the optimiser's state, this site's log and this approval"
     if seen and not private:
         yield "what training looked like (private.jsonl in the state folder)"
     if private:
@@ -227,10 +227,10 @@ def _cost(study: Study, method: Method, counts: list[int] | None) -> Iterator[st
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
     kept = 3 * (shared + _bytes(method.local_state().values()) + 2 * trained)
-    yield f"disk: up to {kept / _MIB:,.1f} MiB in the state folder, and the decoded pictures in the cache"
+    yield f"disk: up to {kept / _MIB:,.1f} MiB in the state folder, and the decoded images in the cache"
     if counts is not None:
-        steps, pictures = work_of_round(study, counts)
-        yield f"computing: {rounds * steps:,} steps, {rounds * pictures:,.0f} pictures seen, in {rounds} rounds"
+        steps, images = work_of_round(study, counts)
+        yield f"computing: {rounds * steps:,} steps, {rounds * images:,.0f} images seen, in {rounds} rounds"
 
 
 def _by_part(method: Method, tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:

@@ -31,7 +31,7 @@ def mount(app: typer.Typer) -> None:
 @site_app.command()
 def init(
     kit: Kit,
-    data: Annotated[Path | None, typer.Option(help="The pictures: a folder or a manifest (CSV, Parquet).")] = None,
+    data: Annotated[Path | None, typer.Option(help="The images: a folder or a manifest (CSV, Parquet).")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder for jobs and logs; default: in the kit.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     passphrase: Passphrase = None,
@@ -47,13 +47,13 @@ def init(
 
 @site_app.command()
 def check(
-    data: Annotated[Path | None, typer.Option(help="The pictures; default: those of the site file.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The images; default: those of the site file.")] = None,
     site: Site = HERE,
     study: Annotated[Path | None, typer.Option(help="Study file; default: the kit's, where there is one.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
-    sample: Annotated[int, typer.Option(help="Pictures to look at first.")] = 50,
+    sample: Annotated[int, typer.Option(help="Images to look at first.")] = 50,
 ) -> None:
-    """Look at the pictures and the machine before joining; the report stays here."""
+    """Look at the images and the machine before joining; the report stays here."""
     from client.checks.report import lines, write_check
     from client.checks.site_check import check_kit
 

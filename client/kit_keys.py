@@ -89,7 +89,7 @@ def _chosen(name: str, data: Path | None, state: Path | None, device: DeviceName
     """A new site file. What is given counts from the folder where one stands, what is not, from the kit."""
     if data is None or not data.exists():
         place = "is needed" if data is None else f"{data}: is not there"
-        raise CredentialError(f"--data {place}; give the site's manifest, or the folder of its pictures")
+        raise CredentialError(f"--data {place}; give the site's manifest, or the folder of its images")
     return SiteFile(
         site=name,
         data=data.resolve(),

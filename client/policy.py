@@ -112,11 +112,11 @@ class Policy(Section):
     encoders: Annotated[tuple[str, ...] | None, AfterValidator(_encoders)] = Field(
         default=None, description="Encoders that may be trained; null: all, as an approval names the study's one."
     )
-    min_pictures: int = Field(default=5, ge=1, description="Fewer usable pictures than this are not trained on.")
+    min_images: int = Field(default=5, ge=1, description="Fewer usable images than this are not trained on.")
     min_patients: int = Field(
         default=5,
         ge=1,
-        description="Pictures of fewer patients than this are not trained on: what is learnt from a handful of people "
+        description="Images of fewer patients than this are not trained on: what is learnt from a handful of people "
         "can be traced to them. Above 1 a manifest without patients is refused.",
     )
     max_rounds: int | None = Field(
@@ -129,7 +129,7 @@ class Policy(Section):
     max_epochs_per_round: float | None = Field(
         default=None,
         gt=0,
-        description="Passes over this site's pictures in one round, steps converted; null: as the approved study says.",
+        description="Passes over this site's images in one round, steps converted; null: as the approved study says.",
     )
     require_privacy: bool = Field(
         default=False,
@@ -143,25 +143,25 @@ class Policy(Section):
     metrics: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_metrics)] = Field(
         default="all",
         description="Numbers about a round that may leave, by name (of a sum every member's of that name); all: those "
-        "of client/outgoing/metrics.py. Each has six digits and is about many pictures together.",
+        "of client/outgoing/metrics.py. Each has six digits and is about many images together.",
     )
     smallest_count: int = Field(
         default=5,
         ge=1,
-        description="Fewer pictures than this are told as this number, and what would give the count away is not sent "
-        "(steps, pictures_seen, shares of a batch, counters of BatchNorm). FedAvg then weights the site by this "
+        description="Fewer images than this are told as this number, and what would give the count away is not sent "
+        "(steps, images_seen, shares of a batch, counters of BatchNorm). FedAvg then weights the site by this "
         "number. 1: every count is told.",
     )
     allow_label_statistics: bool = Field(
         default=False,
-        description="Take part in a study's federated evaluation: sums over labelled pictures and figures of test "
+        description="Take part in a study's federated evaluation: sums over labelled images and figures of test "
         "patients leave after the last round, of classes that at least smallest_count patients have. false: this site "
         "trains, and says that it does not take part in the evaluation.",
     )
     allow_score_histogram: bool = Field(
         default=False,
         description="Where a study asks for it, also tell how the probe's scores are spread in 100 bins, by class, "
-        "bins of fewer than smallest_count pictures merged.",
+        "bins of fewer than smallest_count images merged.",
     )
     min_secure_sites: int = Field(
         default=3,
@@ -241,19 +241,19 @@ def check_label_statistics(policy: Policy, histogram: bool) -> None:
         )
 
 
-def check_work(policy: Policy, study: "Study", pictures: Collection[int]) -> None:
-    """StudyError where a round passes over a site's pictures more often than the policy permits.
+def check_work(policy: Policy, study: "Study", images: Collection[int]) -> None:
+    """StudyError where a round passes over a site's images more often than the policy permits.
 
-    ``pictures``: how many each of the site's patients has, of all together one at least.
+    ``images``: how many each of the site's patients has, of all together one at least.
     """
-    _check_epochs(policy, study, work_of_round(study, pictures)[1] / sum(pictures))
+    _check_epochs(policy, study, work_of_round(study, images)[1] / sum(images))
 
 
 def _check_epochs(policy: Policy, study: "Study", epochs: float) -> None:
     most = policy.max_epochs_per_round
     if most is not None and epochs > most:
         raise StudyError(
-            f"study {study.name} passes {epochs:.4g} times over this site's pictures in a round, and "
+            f"study {study.name} passes {epochs:.4g} times over this site's images in a round, and "
             f"policy.max_epochs_per_round is {most:g}: raise it, or ask for less local work"
         )
 
@@ -267,21 +267,21 @@ def check_trained(policy: Policy, study: "Study", trained: int) -> None:
         )
 
 
-def check_pictures(policy: Policy, pictures: int, patients: int | None) -> None:
-    """DataError where a site has too few; ``patients`` None: the manifest does not say whose pictures they are."""
-    if pictures < policy.min_pictures:
+def check_images(policy: Policy, images: int, patients: int | None) -> None:
+    """DataError where a site has too few; ``patients`` None: the manifest does not say whose images they are."""
+    if images < policy.min_images:
         raise DataError(
-            f"this site has {pictures} usable pictures, and its policy.min_pictures is {policy.min_pictures}: add "
-            "pictures, or lower it"
+            f"this site has {images} usable images, and its policy.min_images is {policy.min_images}: add "
+            "images, or lower it"
         )
     if patients is None and policy.min_patients > 1:
         raise DataError(
-            f"this site's pictures do not say whose they are, and its policy.min_patients is {policy.min_patients}: "
+            f"this site's images do not say whose they are, and its policy.min_patients is {policy.min_patients}: "
             "list them in a manifest with a `patient` column, or set it to 1"
         )
     if patients is not None and patients < policy.min_patients:
         raise DataError(
-            f"this site has pictures of {patients} patients, and its policy.min_patients is {policy.min_patients}: add "
+            f"this site has images of {patients} patients, and its policy.min_patients is {policy.min_patients}: add "
             "patients, or lower it"
         )
 
@@ -312,11 +312,11 @@ def wait_for_quiet_hours(
     policy: Policy, now: Callable[[], datetime] = datetime.now, sleep: Callable[[float], None] = time.sleep
 ) -> None:
     """Return at once, or when the quiet hours are over; the clock is read every minute, so that it may be changed."""
-    quiet, told = quiet_minutes(policy.quiet_hours), False
+    quiet, answer = quiet_minutes(policy.quiet_hours), False
     while _minute_of_week(moment := now()) in quiet:
-        if not told:
+        if not answer:
             logger.info("policy.quiet_hours: the round is held until they end")
-            told = True
+            answer = True
         sleep(60 - moment.second)
 
 

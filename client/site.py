@@ -1,6 +1,6 @@
 """One site's part in a study: the one object that a site's app talks to.
 
-What it does is in files of one subject each: ``site_study`` (permission), ``site_pictures``, ``site_training``,
+What it does is in files of one subject each: ``site_study`` (permission), ``site_images``, ``site_training``,
 ``stored_rounds`` (what survives on the site's disk), ``site_labels`` (federated evaluation) and ``secure_round``.
 """
 
@@ -10,7 +10,7 @@ from client.labels.site_labels import ENCODER, SiteLabels
 from client.outgoing.answers import Answer, checked_reply
 from client.site_file import SiteFile
 from client.site_identity import SiteKeys
-from client.site_images import SitePictures
+from client.site_images import SiteImages
 from client.site_study import SiteStudy
 from client.training.secure_round import SecureRounds
 from client.training.site_training import SiteTraining
@@ -39,30 +39,30 @@ class Site:
     ) -> None:
         here = self._here = SiteStudy(site_file, study, vault, workbench or Workbench())
         self.name, self.study_hash = here.name, here.hash
-        self.private, self.uncounted = here.private, here.private or here.secure
+        self.private, self.hides_counts = here.private, here.private or here.secure
         self._secure = (
             SecureRounds(study, here.name, here.folder / "secure", here.vault, here.policy) if here.secure else None
         )
-        self.rounds, self._pictures = StoredRounds(here), SitePictures(here)
-        self._training = SiteTraining(here, self._pictures, self.rounds, self._secure)
-        self.labels = SiteLabels(here, self._pictures, self.rounds)
+        self.rounds, self._images = StoredRounds(here), SiteImages(here)
+        self._training = SiteTraining(here, self._images, self.rounds, self._secure)
+        self.labels = SiteLabels(here, self._images, self.rounds)
 
     def describe(self) -> SiteInfo:
-        """Name, study and number of usable pictures; decodes them the first time.
+        """Name, study and number of usable images; decodes them the first time.
 
-        Few pictures are not told exactly; in a private study, and where updates are summed under masks, every site has
+        Few images are not told exactly; in a private study, and where updates are summed under masks, every site has
         1.
 
-        StudyError, before anything is decoded, where the site does not permit the study; DataError for pictures that
+        StudyError, before anything is decoded, where the site does not permit the study; DataError for images that
         cannot be used.
         """
         self._here.permit()
-        pictures = max(len(self.store()), self._here.policy.smallest_count)
-        return SiteInfo(self.name, self.study_hash, 1 if self.uncounted else pictures)
+        images = max(len(self.store()), self._here.policy.smallest_count)
+        return SiteInfo(self.name, self.study_hash, 1 if self.hides_counts else images)
 
     def store(self) -> TensorStore:
-        """The decoded pictures that are trained on, checked against the study and against what the site permits."""
-        return self._pictures.store()
+        """The decoded images that are trained on, checked against the study and against what the site permits."""
+        return self._images.store()
 
     def shared_like(self) -> dict[str, Tensor]:
         """The tensors that the study shares, as its seed draws them: the names, shapes and types of every update."""

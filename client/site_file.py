@@ -13,12 +13,12 @@ from foundation.machine import DeviceName
 
 
 class SiteFile(Section):
-    """Where a site's pictures are, where it keeps state, and on what it computes. Never leaves the site."""
+    """Where a site's images are, where it keeps state, and on what it computes. Never leaves the site."""
 
     site: str = Field(pattern=SITE_NAME, description="The site's name in the federation.")
-    data: Path = Field(description="Manifest (CSV or Parquet) or a folder of pictures.")
+    data: Path = Field(description="Manifest (CSV or Parquet) or a folder of images.")
     state: Path = Field(description="Folder for jobs, momentum encoders, optimizer state and the site's log.")
-    cache: Path = Field(description="Folder for decoded pictures.")
+    cache: Path = Field(description="Folder for decoded images.")
     device: DeviceName = Field(default="auto", description="auto, cpu, cuda or mps.")
     key: KeySource | None = Field(
         default=None, description="Where the key lies that encrypts what the state folder holds; null: not encrypted."

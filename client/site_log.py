@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from client.site_file import AUDIT, SiteFile
-from federation.audit.log import AuditLog, Event, Head, verify
+from federation.audit.log import AuditHead, AuditLog, Event, verify
 from federation.federated_evaluation import Statistics
 from federation.flower.secure_records import SecureAnswer, SecureRequest
 from federation.records import AuditNote, Category, TrainInstruction, TrainReply, noted_tensors
@@ -35,7 +35,7 @@ class SiteLog:
 
     def __init__(self, site_file: SiteFile) -> None:
         self._log = AuditLog(site_file.state / AUDIT, site_file.site)
-        self._since: Head | None = None
+        self._since: AuditHead | None = None
 
     def check(self, note: AuditNote | None) -> None:
         """Hold the server's head, and see that this site's log goes on from what the server holds of it.
@@ -64,10 +64,10 @@ class SiteLog:
         noted |= {"metrics": ", ".join(sorted(reply.metrics)), "code": _code(), **ledger}
         self._log.note(event, study=reply.study_hash, round=reply.round, **noted)
 
-    def told(self, told: Statistics) -> None:
-        """Sums over labelled pictures, or figures of test patients, are about to leave."""
-        noted = {"step": told.step, "encoder": told.encoder, **noted_tensors(told.tensors), "code": _code()}
-        self._log.note("statistics released", study=told.study_hash, **noted)
+    def reported(self, reported: Statistics) -> None:
+        """Sums over labelled images, or figures of test patients, are about to leave."""
+        noted = {"step": reported.step, "encoder": reported.encoder, **noted_tensors(reported.tensors), "code": _code()}
+        self._log.note("statistics released", study=reported.study_hash, **noted)
 
     def asked_for(self, request: SecureRequest) -> None:
         """A stage of a secure sum is asked for."""

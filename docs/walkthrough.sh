@@ -61,7 +61,7 @@ run cp -r kits/kit-west ../west/kit
 begin "3. each hospital makes its key"
 for site in north south west; do
     cd "$out/$site/kit"
-    run fedpretext site init . --data ../pictures
+    run fedpretext site init . --data ../images
     run cp site.csr "../../lead/$site.csr"
 done
 
@@ -104,7 +104,7 @@ cd "$out/lead"
 run fedpretext audit kits/server
 run sha256sum kits/server/runs/*/arms/federated/fold-0/seed-0/global.safetensors
 run grep -ril nobody . && give_up # a word of every name at north; grep finds it nowhere here
-run fedpretext evaluate kits/server/runs/walkthrough-* --data ../evaluator/pictures
+run fedpretext evaluate kits/server/runs/walkthrough-* --data ../evaluator/images
 
 begin ""
 cd "$out"

@@ -1,1 +1,1 @@
-"""Encoder and labelled pictures -> results table -> report. Knows nothing of federation."""
+"""Encoder and labelled images -> results table -> report. Knows nothing of federation."""

@@ -8,7 +8,7 @@ from foundation.files import read_json, write_json
 
 DESCRIPTION_NAME = "encoder.json"
 WEIGHTS_NAME = "encoder.safetensors"
-_FACTS = ("arm", "title", "kind", "pictures", "optimiser_steps", "sequential_steps", "passes")
+_FACTS = ("arm", "title", "kind", "images", "optimiser_steps", "sequential_steps", "passes")
 
 
 def write_arms(run: Path, places: Sequence[Path]) -> None:

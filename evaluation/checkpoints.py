@@ -22,7 +22,7 @@ from ssl_methods.encoders.timm_encoders import build_encoder
 
 PRETRAINED = "pretrained"
 RANDOM = "random"
-_COST = ("pictures", "optimiser_steps", "sequential_steps", "passes", "seconds", "method")
+_COST = ("images", "optimiser_steps", "sequential_steps", "passes", "seconds", "method")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Candidate:
 
 
 def find_candidates(given: str, image: ImageConfig | None) -> list[Candidate]:
-    """The encoders that ``given`` names; ``image``: the task's, for those that do not say how they see a picture.
+    """The encoders that ``given`` names; ``image``: the task's, for those that do not say how they see an image.
 
     ``given`` is a run folder (its federated encoders, and those that they started from), an arm's folder in one, a
     folder that ``fedpretext export`` wrote, ``NAME=FILE`` (weights for a timm model) or ``NAME`` (timm's own weights).
@@ -66,7 +66,7 @@ def find_candidates(given: str, image: ImageConfig | None) -> list[Candidate]:
         )
     name, equals, file = given.partition("=")
     if image is None:
-        raise StudyError(f"{given}: does not say how it sees a picture; give the task file an `image` section")
+        raise StudyError(f"{given}: does not say how it sees an image; give the task file an `image` section")
     if "/" in given and not equals:
         raise RunError(f"{given}: there is no such run folder; give the folder that simulate or server printed")
     tensors = read_weights(Path(file)) if equals else timm_weights(name)
@@ -87,7 +87,7 @@ def untrained(like: Candidate, name: str) -> Candidate:
         fold=None,
         seed=like.seed,
         source="drawn for this evaluation",
-        facts={"pictures": 0, "optimiser_steps": 0, "sequential_steps": 0, "passes": 0.0, "seconds": 0.0},
+        facts={"images": 0, "optimiser_steps": 0, "sequential_steps": 0, "passes": 0.0, "seconds": 0.0},
     )
 
 

@@ -36,7 +36,7 @@ class FinetuneConfig(Section):
     """End-to-end fine-tuning (and, from weights that were not pretrained here, the supervised reference)."""
 
     epochs: int = Field(
-        default=30, ge=1, description="Passes over the labelled training pictures; none is picked by its score."
+        default=30, ge=1, description="Passes over the labelled training images; none is picked by its score."
     )
     learning_rate: float = Field(default=5e-4, gt=0.0, description="Peak AdamW rate of the new head.")
     layer_decay: float = Field(
@@ -52,12 +52,12 @@ class FinetuneConfig(Section):
     warmup: float = Field(
         default=0.1, ge=0.0, lt=1.0, description="Share of the steps over which the rate rises linearly."
     )
-    batch: int = Field(default=32, ge=1, description="Labelled pictures per optimiser step.")
+    batch: int = Field(default=32, ge=1, description="Labelled images per optimiser step.")
     seeds: int = Field(default=1, ge=1, description="Repeats with other heads and orders; their scores are averaged.")
 
 
 class AttentionConfig(Section):
-    """Attention pooling of a patient's pictures (the protocol ``attention``)."""
+    """Attention pooling of a patient's images (the protocol ``attention``)."""
 
     width: int = Field(default=128, ge=1, description="Hidden units of the gated attention.")
     epochs: int = Field(default=100, ge=1, description="Passes over the training patients; the number is fixed.")
@@ -68,7 +68,7 @@ class AttentionConfig(Section):
 class SegmentationConfig(Section):
     """The heads of the segmentation protocols."""
 
-    epochs: int = Field(default=30, ge=1, description="Passes over the training pictures that have a mask.")
+    epochs: int = Field(default=30, ge=1, description="Passes over the training images that have a mask.")
     learning_rate: float = Field(default=1e-3, gt=0.0, description="Peak AdamW rate of the head.")
     layer_decay: float = Field(
         default=0.75, gt=0.0, le=1.0, description="decoder_segmentation: as finetune.layer_decay."
@@ -79,27 +79,27 @@ class SegmentationConfig(Section):
         default=16, ge=8, description="decoder_segmentation: channels of the finest decoder stage; UNETR's own is 16."
     )
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the steps over which the rate rises.")
-    batch: int = Field(default=8, ge=1, description="Pictures per optimiser step.")
+    batch: int = Field(default=8, ge=1, description="Images per optimiser step.")
 
 
 class DetectionConfig(Section):
     """The centre-based head of the detection protocols."""
 
-    epochs: int = Field(default=40, ge=1, description="Passes over the training pictures that have boxes.")
+    epochs: int = Field(default=40, ge=1, description="Passes over the training images that have boxes.")
     learning_rate: float = Field(default=2e-3, gt=0.0, description="Peak AdamW rate of the head.")
     layer_decay: float = Field(default=0.75, gt=0.0, le=1.0, description="finetune_detection: as finetune.layer_decay.")
     weight_decay: float = Field(default=0.05, ge=0.0, description="AdamW weight decay of matrices; vectors have none.")
     width: int = Field(default=64, ge=8, description="Channels of the head.")
-    most_boxes: int = Field(default=100, ge=1, description="Detections kept of each picture, the surest first.")
+    most_boxes: int = Field(default=100, ge=1, description="Detections kept of each image, the surest first.")
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the steps over which the rate rises.")
-    batch: int = Field(default=16, ge=1, description="Pictures per optimiser step.")
+    batch: int = Field(default=16, ge=1, description="Images per optimiser step.")
 
 
 class EvaluationConfig(Section):
     """Which figures the results table has."""
 
     task: str = Field(default="classification", min_length=1, description="Name of the task in tables and report.")
-    kind: TaskKind = Field(default="classification", description="What is asked of a picture.")
+    kind: TaskKind = Field(default="classification", description="What is asked of an image.")
     label: str = Field(
         default="label",
         min_length=1,
@@ -117,10 +117,10 @@ class EvaluationConfig(Section):
     )
     aggregate: Literal["none", "mean", "max"] = Field(
         default="none",
-        description="Classification: how a patient's pictures become one score, where the label is the patient's.",
+        description="Classification: how a patient's images become one score, where the label is the patient's.",
     )
     empty_mask: Literal["unlabelled", "background"] = Field(
-        default="unlabelled", description="Segmentation: what a picture without a mask is."
+        default="unlabelled", description="Segmentation: what an image without a mask is."
     )
     protocols: tuple[ProtocolName, ...] = Field(
         default=(), description="What is done with each encoder; default: those usual for the kind."
@@ -171,7 +171,7 @@ class EvaluationConfig(Section):
             raise ValueError("classes does nothing for regression; leave it out")
         if "attention" in self.protocols and self.aggregate == "none":
             raise ValueError(
-                "protocol attention scores patients, not pictures: set aggregate to mean or max (for the others)"
+                "protocol attention scores patients, not images: set aggregate to mean or max (for the others)"
             )
         return self
 
@@ -180,11 +180,11 @@ class RunEvaluation(EvaluationConfig):
     """The study's settings and what a run folder adds to them: facts of its data, which no study can choose."""
 
     dataset: str = Field(default="", description="Name of the data in tables and report.")
-    unit: Literal["patient", "picture cluster"] = Field(
+    unit: Literal["patient", "image cluster"] = Field(
         default="patient", description="What a row's patient column stands for; clusters are said beside every figure."
     )
     pretrained_elsewhere: bool = Field(
         default=False,
-        description="Hospitals made the encoder from pictures that are not here; these are the evaluator's own. The "
+        description="Hospitals made the encoder from images that are not here; these are the evaluator's own. The "
         "report says what cannot be known then.",
     )

@@ -1,4 +1,4 @@
-"""Features of labelled pictures by an encoder, computed once and kept in the run folder."""
+"""Features of labelled images by an encoder, computed once and kept in the run folder."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from imaging.listing.splits import HELD
 from imaging.views.augment import Augmentation
 from ssl_methods.encoders.outputs import features
 
-PICTURES_AT_ONCE = 128
+IMAGES_AT_ONCE = 128
 
 
 def features_of(inputs: Inputs, encoder: Encoder) -> FloatArray:
-    """``[N, D]`` features of all labelled pictures, float64; kept as float32 in evaluation/features/."""
+    """``[N, D]`` features of all labelled images, float64; kept as float32 in evaluation/features/."""
     view = inputs.view(encoder.image)
     key = digest(encoder.key, view.key)[:16]
     path = inputs.run / "evaluation" / "features" / f"{encoder.arm}-{encoder.fold}-{encoder.seed}-{key}.npy"
@@ -49,19 +49,19 @@ def _extract(view: View, encoder: Encoder) -> NDArray[np.float32]:
 
 def _blocks(places: IntArray, view: View) -> list[IntArray]:
     """The places, as many at once as memory bears."""
-    step = view.image.at_once(PICTURES_AT_ONCE)
+    step = view.image.at_once(IMAGES_AT_ONCE)
     return [places[start : start + step] for start in range(0, len(places), step)]
 
 
 VIEWED = 256
-"""Pictures of which two views are compared: more would not move the mean."""
+"""Images of which two views are compared: more would not move the mean."""
 
 
 @torch.no_grad()
 def alignment_of(inputs: Inputs, encoder: Encoder) -> float:
-    """``diagnostics.alignment`` of two strong views of held pictures, evenly spread; the same for every encoder."""
+    """``diagnostics.alignment`` of two strong views of held images, evenly spread; the same for every encoder."""
     view, device = inputs.view(encoder.image), choose_device("auto")
-    held = inputs.pictures.where(encoder.fold, *HELD)
+    held = inputs.images.where(encoder.fold, *HELD)
     held = held[:: max(1, -(-len(held) // VIEWED))]
     model, augmentation = encoder.build().to(device), Augmentation(view.image)
     generator = torch_generator(inputs.config.seed, "alignment", encoder.fold)

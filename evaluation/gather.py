@@ -27,7 +27,7 @@ from ssl_methods.encoders.timm_encoders import timm_line
 
 RECORD = "evaluation/gathered.json"
 ONE_SITE = "central"
-"""The site of pictures whose manifest names none."""
+"""The site of images whose manifest names none."""
 RESERVED = (SUPERVISED, PIXELS, MAJORITY)
 _SAW = ("train", "validation")
 """Roles of patients whom a run's encoder, or a choice made for it, has seen."""
@@ -36,7 +36,7 @@ _SAW = ("train", "validation")
 def gather(given: Sequence[str], task_path: Path, out: Path, command: str) -> Path:
     """Make ``out`` an evaluation folder of the encoders that ``given`` names, on the task; returns it.
 
-    The patients' split is that of the simulated runs among them, drawn before they trained; of pictures of the
+    The patients' split is that of the simulated runs among them, drawn before they trained; of images of the
     evaluator's own it is drawn now, and no patient whom a run trained on may be tested. A folder that holds the same
     evaluation is gone on with. DataError, RunError or StudyError in one line; then nothing is written.
     """
@@ -55,7 +55,7 @@ def gather(given: Sequence[str], task_path: Path, out: Path, command: str) -> Pa
     record = {
         "task": settings.model_dump(mode="json"),
         "encoders": sorted([one.name, one.fold, one.seed, _digest(one)] for one in encoders),
-        "pictures": digest(manifest.table.to_csv(index=False), splits.to_csv(index=False)),
+        "images": digest(manifest.table.to_csv(index=False), splits.to_csv(index=False)),
     }
     if not _is_there(out, record):
         facts: dict[str, Any] = {
@@ -69,7 +69,7 @@ def gather(given: Sequence[str], task_path: Path, out: Path, command: str) -> Pa
         write_text(out / "task.yaml", task_path.read_text())
         manifest.write_located(out / "evaluation")
         if task.data is not None and runs:
-            write_seen(out, {run.name: _pictures_seen_by(run) for run in runs})
+            write_seen(out, {run.name: _images_seen_by(run) for run in runs})
         write_settings(out / "evaluation", settings, encoders[0].image, splits)
         _write_encoders(out, encoders, sorted({int(fold) for fold in splits["fold"]}))
         write_json(out / RECORD, record)  # last: with it the folder is whole
@@ -84,11 +84,11 @@ def _simulated(given: Sequence[str]) -> list[Path]:
 
 
 def _data_of_runs(task_path: Path, runs: Sequence[Path]) -> tuple[Manifest, pd.DataFrame, str]:
-    """Pictures and split of simulated runs, which have to be the same for all of them."""
+    """Images and split of simulated runs, which have to be the same for all of them."""
     if not runs:
         raise DataError(
-            f"{task_path}: names no data, and no simulated run is given whose pictures could be used; add `data`, a "
-            "manifest or a folder with labelled pictures"
+            f"{task_path}: names no data, and no simulated run is given whose images could be used; add `data`, a "
+            "manifest or a folder with labelled images"
         )
     splits = [_read_splits(run) for run in runs]
     for run, other in zip(runs[1:], splits[1:], strict=True):
@@ -124,7 +124,7 @@ def _first_difference(first: pd.DataFrame, second: pd.DataFrame) -> str:
 
 
 def _own_data(task: TaskFile, runs: Sequence[Path]) -> tuple[Manifest, pd.DataFrame, str]:
-    """The task's labelled pictures and the split that is drawn of them."""
+    """The task's labelled images and the split that is drawn of them."""
     place = task.data
     assert place is not None
     found = Manifest.open(place)
@@ -149,13 +149,13 @@ def _seen_by(run: Path) -> set[str]:
     return set(splits.loc[splits["role"].isin(_SAW), "patient"])
 
 
-def _pictures_seen_by(run: Path) -> Manifest:
+def _images_seen_by(run: Path) -> Manifest:
     manifest = Manifest.read(run / "evaluation" / "manifest.csv")
     return manifest.where(manifest.table["patient"].isin(_seen_by(run)).to_numpy())
 
 
 def _of_first_fold(found: Sequence[Candidate]) -> list[Candidate]:
-    """On other pictures the folds of a run mean nothing: its first fold's encoders stand for it, in every fold."""
+    """On other images the folds of a run mean nothing: its first fold's encoders stand for it, in every fold."""
     return [replace(one, fold=None) for one in found if one.fold in (None, 0)]
 
 
@@ -190,7 +190,7 @@ def _same(one: Candidate, other: Candidate) -> bool:
 def _base(one: Candidate, others: Iterable[Candidate]) -> Candidate | None:
     """What its training started from: natural weights of its own run, else a random encoder of its kind."""
     like = [other for other in others if other.encoder == one.encoder and other.image.shape == one.image.shape]
-    own = [other for other in like if other.kind == "natural" and other.source == one.source]
+    own = [other for other in like if other.kind == "pretrained-init" and other.source == one.source]
     return next(iter([*own, *(other for other in like if other.kind == RANDOM)]), None)
 
 

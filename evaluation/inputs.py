@@ -1,4 +1,4 @@
-"""What evaluation reads of a run folder: settings, labelled pictures with their roles, trained encoders."""
+"""What evaluation reads of a run folder: settings, labelled images with their roles, trained encoders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from torch import nn
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.statistics.intervals import IntArray
 from evaluation.statistics.results_schema import Role
-from evaluation.tasks.targets import Pictures, label_pictures, patient_roles
+from evaluation.tasks.targets import Images, label_images, patient_roles
 from foundation.errors import RunError
 from foundation.files import digest, read_json, write_json, write_text
 from foundation.tensor_files import load_tensors
@@ -29,9 +29,9 @@ from ssl_methods.encoders.timm_encoders import build_encoder, drops_paths
 
 @dataclass(frozen=True)
 class Encoder:
-    """One trained encoder of the run: an arm, a fold of the split, a training seed.
+    """One trained encoder of the run: an arm, a aggregation of the split, a training seed.
 
-    image: how it sees a picture. base: the arm that its training started from, "" where the run does not say.
+    image: how it sees an image. base: the arm that its training started from, "" where the run does not say.
     """
 
     arm: str
@@ -61,9 +61,9 @@ class Encoder:
 
 @dataclass(frozen=True)
 class View:
-    """The labelled pictures in the frame in which an encoder sees them.
+    """The labelled images in the frame in which an encoder sees them.
 
-    places: ``[N]`` where each picture of ``Inputs.pictures`` lies in the store.
+    places: ``[N]`` where each image of ``Inputs.images`` lies in the store.
     """
 
     image: ImageConfig
@@ -71,12 +71,12 @@ class View:
     places: IntArray
 
     def read(self, chosen: IntArray) -> torch.Tensor:
-        """float32 ``[B, *image.shape]`` in [0, 1] of the pictures at ``chosen``."""
+        """float32 ``[B, *image.shape]`` in [0, 1] of the images at ``chosen``."""
         return self.store.batch(self.places[chosen])
 
     @property
     def key(self) -> str:
-        """Digest of which pictures these are, and of what becomes of them before an encoder sees them."""
+        """Digest of which images these are, and of what becomes of them before an encoder sees them."""
         return digest(self.store.folder.name, *map(str, self.places), self.image.model_dump_json())
 
 
@@ -84,42 +84,42 @@ class View:
 class Inputs:
     """Everything a run folder gives to evaluation.
 
-    image: how floors without an encoder see a picture. roles: of every patient of each fold, labelled or not.
+    image: how baselines without an encoder see an image. roles: of every patient of each fold, labelled or not.
     """
 
     run: Path
     config: RunEvaluation
     image: ImageConfig
     manifest: Manifest
-    pictures: Pictures
+    images: Images
     roles: Mapping[int, Mapping[str, str]]
     encoders: tuple[Encoder, ...]
     views: Mapping[str, View]
     _read: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def view(self, image: ImageConfig | None = None) -> View:
-        """The pictures as an encoder with this image section sees them; default: as the floors do."""
+        """The images as an encoder with this image section sees them; default: as the baselines do."""
         return self.views[_name(image or self.image)]
 
     def target(self, image: ImageConfig) -> Any:
-        """What is asked of every picture, in this frame: codes, numbers, masks uint8 ``[N, ...]``, or boxes."""
+        """What is asked of every image, in this frame: codes, numbers, masks uint8 ``[N, ...]``, or boxes."""
         if self.config.kind not in ("segmentation", "detection"):
-            return self.pictures.codes if self.pictures.numbers is None else self.pictures.numbers
+            return self.images.codes if self.images.numbers is None else self.images.numbers
         name = _name(image)
         if name not in self._read:
-            table = self.manifest.table.iloc[self.pictures.rows]
-            self._read[name] = read_outlines(table, self.manifest.root, image, self.config, self.pictures, self.run)
+            table = self.manifest.table.iloc[self.images.rows]
+            self._read[name] = read_outlines(table, self.manifest.root, image, self.config, self.images, self.run)
         return self._read[name]
 
     def key(self) -> str:
-        """Digest of which pictures there are, what is asked of them, their patients, sites and roles."""
-        own = self.pictures
+        """Digest of which images there are, what is asked of them, their patients, sites and roles."""
+        own = self.images
         roles = [",".join(own.roles[fold]) for fold in sorted(own.roles)]
         return digest(self.view().key, *own.label, *self._files(), *own.patient, *own.site, *roles)
 
     def _files(self) -> list[str]:
-        """Masks by path, size and time, boxes by their text: what a picture's label is, for these kinds."""
-        table = self.manifest.table.iloc[self.pictures.rows]
+        """Masks by path, size and time, boxes by their text: what an image's label is, for these kinds."""
+        table = self.manifest.table.iloc[self.images.rows]
         if self.config.kind == "detection":
             return [str(text) for text in table["boxes"]]
         if self.config.kind != "segmentation" or "mask" not in table:
@@ -129,12 +129,12 @@ class Inputs:
 
 
 def read_outlines(
-    table: pd.DataFrame, root: Path, image: ImageConfig, config: EvaluationConfig, pictures: Pictures, run: Path
+    table: pd.DataFrame, root: Path, image: ImageConfig, config: EvaluationConfig, images: Images, run: Path
 ) -> Any:
     """Masks or boxes of the rows of a manifest's table; masks are kept in the run's store. DataError in one line."""
     if config.kind == "segmentation":
         return read_masks(table, root, image, config.classes, run / "store")
-    return read_boxes(table, root, image, pictures.classes)
+    return read_boxes(table, root, image, images.classes)
 
 
 def check_outlines(
@@ -142,8 +142,8 @@ def check_outlines(
 ) -> None:
     """Read masks or boxes before anything is trained, so that a wrong one costs no training. DataError in one line."""
     if config.kind in ("segmentation", "detection"):
-        pictures = label_pictures(manifest.table, splits, config)
-        read_outlines(manifest.table.iloc[pictures.rows], manifest.root, image, config, pictures, run)
+        images = label_images(manifest.table, splits, config)
+        read_outlines(manifest.table.iloc[images.rows], manifest.root, image, config, images, run)
 
 
 def _name(image: ImageConfig) -> str:
@@ -172,25 +172,25 @@ def read_inputs(run: Path, show: bool = True) -> Inputs:
         if not path.is_file():
             raise RunError(
                 f"{path}: is missing, as no split was drawn for this run: simulate it again, or, where hospitals made "
-                "the run, give labelled pictures of your own with --data"
+                "the run, give labelled images of your own with --data"
             )
     config = _section(folder / "config.json", RunEvaluation)
     image = _section(folder / "image.json", ImageConfig)
     encoders = tuple(sorted((_encoder(path) for path in described), key=lambda each: (each.arm, each.fold, each.seed)))
     manifest = Manifest.read(manifest_path, config.unit)
     splits = pd.read_csv(splits_path, dtype=str, keep_default_na=False)
-    pictures = label_pictures(manifest.table, splits, config)
+    labelled = label_images(manifest.table, splits, config)
     images = {_name(each): each for each in (image, *(encoder.image for encoder in encoders))}
     stores = {name: TensorStore.build(manifest, each, run / "store", progress=show) for name, each in images.items()}
-    readable = np.ones(len(pictures.rows), dtype=np.bool_)
+    readable = np.ones(len(labelled.rows), dtype=np.bool_)
     for store in stores.values():
-        readable &= np.isin(pictures.rows, store.slots)
-    pictures = pictures.subset(readable)
+        readable &= np.isin(labelled.rows, store.slots)
+    labelled = labelled.subset(readable)
     views = {
-        name: View(images[name], store, np.searchsorted(store.slots, pictures.rows).astype(np.int64))
+        name: View(images[name], store, np.searchsorted(store.slots, labelled.rows).astype(np.int64))
         for name, store in stores.items()
     }
-    return Inputs(run, config, image, manifest, pictures, patient_roles(splits), encoders, views)
+    return Inputs(run, config, image, manifest, labelled, patient_roles(splits), encoders, views)
 
 
 def _section(path: Path, kind: type[Any]) -> Any:

@@ -31,13 +31,13 @@ def evaluate(
     *,
     task: AnyPath | None = None,
     out: AnyPath | None = None,
-    pictures: bool = False,
+    images: bool = False,
 ) -> Run:
     """Score the encoders of a run on its own labels, or any encoders on a task file, and write the report.
 
     run: a run folder; with ``task`` also several, arms' folders in runs, exported folders, ``NAME=FILE`` (weights for a
     timm model) or ``NAME`` (timm's own weights). protocols: default: the study's or the task's. out: with ``task``, the
-    folder to write, default ``runs/TASK-TIME``. pictures: show test images in the report, which are then of patients.
+    folder to write, default ``runs/TASK-TIME``. images: show test images in the report, which are then of patients.
     FedpretextError in one line where there is nothing to judge or labels cannot be used.
     """
     given = [os.fspath(run)] if isinstance(run, str | os.PathLike) else [os.fspath(one) for one in run]
@@ -50,4 +50,4 @@ def evaluate(
         )
     else:
         folder = Path(given[0])
-    return Run(folder, stage.evaluate(folder, protocols), write_report(folder, pictures=pictures))
+    return Run(folder, stage.evaluate(folder, protocols), write_report(folder, images=images))

@@ -1,4 +1,4 @@
-"""Predictions as a table, a row a held picture or patient; kept in the run folder under what they depend on."""
+"""Predictions as a table, a row a held image or patient; kept in the run folder under what they depend on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,26 +16,26 @@ VERSION = "2"
 
 
 def chosen(target: Any, places: IntArray) -> Any:
-    """What is asked of the pictures at ``places``."""
+    """What is asked of the images at ``places``."""
     return [target[place] for place in places] if isinstance(target, list) else target[places]
 
 
 def frame_of(
     inputs: Inputs, fold: int, places: IntArray, predictions: Any, target: Any, *, by_patient: bool = False
 ) -> pd.DataFrame:
-    """A row a held picture (or patient): fold, image, patient, site, role, and what its kind of task keeps of it."""
-    pictures = inputs.pictures
+    """A row a held image (or patient): fold, image, patient, site, role, and what its kind of task keeps of it."""
+    images = inputs.images
     if by_patient:
-        first = np.sort(np.unique(pictures.patient[places], return_index=True)[1])
+        first = np.sort(np.unique(images.patient[places], return_index=True)[1])
         places = places[first]
     plain = {
         "fold": fold,
-        "image": pictures.image[places],
-        "patient": pictures.patient[places],
-        "site": pictures.site[places],
-        "role": pictures.roles[fold][places],
+        "image": images.image[places],
+        "patient": images.patient[places],
+        "site": images.site[places],
+        "role": images.roles[fold][places],
     }
-    kept = kept_columns(inputs.config.kind, predictions, chosen(target, places), pictures.classes)
+    kept = kept_columns(inputs.config.kind, predictions, chosen(target, places), images.classes)
     frame = pd.DataFrame({**plain, **kept})
     how = inputs.config.aggregate
     return frame if by_patient or how == "none" else _by_patient(frame, how)

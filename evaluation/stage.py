@@ -14,7 +14,7 @@ from evaluation.features import alignment_of, features_of
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.protocols.baselines import MAJORITY, PIXELS
 from evaluation.protocols.table import PROTOCOLS
-from evaluation.scoring import score_encoder, score_floors, score_leakage
+from evaluation.scoring import score_baselines, score_encoder, score_leakage
 from evaluation.started_from import bases, shown_as, supervised_arms
 from evaluation.statistics.diagnostics import feature_spread, rankme, uniformity
 from evaluation.statistics.held_scores import Scores
@@ -52,7 +52,7 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
         if kind not in PROTOCOLS[name].predict:
             raise StudyError(f"protocol {name!r} does nothing for {kind}; there are: {', '.join(PROTOCOLS_OF[kind])}")
     labels = draw_labels(inputs)
-    frames = [score_floors(inputs, labels)] if labels.draws else []
+    frames = [score_baselines(inputs, labels)] if labels.draws else []
     leaks = []
     for encoder in track(inputs.encoders, "evaluating encoders", show=show):
         if labels.draws:
@@ -68,18 +68,18 @@ def evaluate(run: Path, protocols: Sequence[str] | None = None, show: bool = Tru
 
 
 def _screened(inputs: Inputs, show: bool) -> Inputs:
-    """The inputs without test pictures that are near-copies of training pictures; what is odd about labels is said."""
-    pictures = inputs.pictures
-    screen = check_leaks(inputs.run, inputs.view().store, inputs.roles, pictures.rows, progress=show)
+    """The inputs without test images that are near-copies of training images; what is odd about labels is said."""
+    images = inputs.images
+    screen = check_leaks(inputs.run, inputs.view().store, inputs.roles, images.rows, progress=show)
     for fold, rows in screen.left_out.items():
-        pictures = pictures.without_roles(fold, np.flatnonzero(np.isin(pictures.rows, rows)).astype(np.int64))
+        images = images.without_roles(fold, np.flatnonzero(np.isin(images.rows, rows)).astype(np.int64))
     lines = list(screen.lines)
     if inputs.config.kind == "classification":
-        held = np.unique(np.concatenate([pictures.where(fold, *HELD) for fold in pictures.roles]))
-        lines += one_class_sites(pictures.site[held].tolist(), pictures.label[held].tolist())
+        held = np.unique(np.concatenate([images.where(fold, *HELD) for fold in images.roles]))
+        lines += one_class_sites(images.site[held].tolist(), images.label[held].tolist())
     for line in lines if show else ():
         logger.warning(line)
-    return replace(inputs, pictures=pictures)
+    return replace(inputs, images=images)
 
 
 def _protocols_of(inputs: Inputs, encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def roles_of(inputs: Inputs) -> dict[str, Role]:
 
 
 def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
-    metrics = KINDS[inputs.config.kind].metrics(inputs.config, inputs.pictures.classes)
+    metrics = KINDS[inputs.config.kind].metrics(inputs.config, inputs.images.classes)
     return [row for key, own in grouped.items() for row in rows_of(own, metrics, inputs.config, _fixed(inputs, key))]
 
 
@@ -127,7 +127,7 @@ def _skipped_rows(inputs: Inputs, labels: Labels, names: Sequence[str]) -> list[
     """A row for each encoder and protocol of a label budget that could not be drawn."""
     arms = {(shown_as(inputs, encoder, name), name) for encoder in inputs.encoders for name in names}
     blank = {"site": ALL, "seed": ALL, "n": 0, "statistic": Statistic.SKIPPED}
-    metric = main_metric(inputs.config, inputs.pictures.classes)
+    metric = main_metric(inputs.config, inputs.images.classes)
     return [
         table_row(inputs.config, _fixed(inputs, (arm, name, fraction)), blank, metric, None, why)
         for fraction, why in labels.skipped.items()
@@ -145,10 +145,10 @@ def _diagnostic_rows(inputs: Inputs, leaks: Sequence[pd.DataFrame]) -> list[Row]
         fixed = _fixed(inputs, (arm, "diagnostic", "1"))
         seeds = {inputs.encoders[i].seed for i in own}
         seed = str(min(seeds)) if len(seeds) == 1 else ALL
-        where = {"site": ALL, "seed": seed, "n": len(np.unique(inputs.pictures.patient))}
+        where = {"site": ALL, "seed": seed, "n": len(np.unique(inputs.images.patient))}
         for name, figure in figures:
             value = float(np.mean([figure(table) for table in tables]))
-            rows.append(table_row(inputs.config, fixed, where, name, value, "over all pictures"))
+            rows.append(table_row(inputs.config, fixed, where, name, value, "over all images"))
         aligned = float(np.mean([alignment_of(inputs, inputs.encoders[i]) for i in own]))
         rows.append(table_row(inputs.config, fixed, where, "alignment", aligned, "of two views each"))
         found = [leak for i in own if len(leak := leaks[i])]
@@ -173,14 +173,14 @@ def _leak_scores(leak: pd.DataFrame) -> Scored:
 def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
     """Each pretrained encoder that is in question minus every other, at the most labels.
 
-    In question are the federated ones and those that were brought from elsewhere; two of them are compared once. Floors
-    and supervised training stand beside every protocol.
+    In question are the federated ones and those that were brought from elsewhere; two of them are compared once.
+    Baselines and supervised training stand beside every protocol.
     """
     roles = roles_of(inputs)
     leads = [arm for arm, role in roles.items() if role in LEADS]
     fractions = {fraction for _, _, fraction in grouped}
     most = "1" if "1" in fractions else max(fractions, default="")
-    metric = main_metric(inputs.config, inputs.pictures.classes)
+    metric = main_metric(inputs.config, inputs.images.classes)
     rows = []
     for (arm, protocol, fraction), own in grouped.items():
         if arm not in leads or fraction != most:
@@ -191,15 +191,21 @@ def _comparisons(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:
                 continue
             note = "" if others_protocol == protocol else f"{other}: {others_protocol}"
             fixed = {
-                "task": inputs.config.task, "protocol": protocol, "label_fraction": fraction, "note": note,
-                "encoder_a": arm, "role_a": roles[arm], "encoder_b": other, "role_b": roles[other],
-            }  # fmt: skip
+                "task": inputs.config.task,
+                "protocol": protocol,
+                "label_fraction": fraction,
+                "note": note,
+                "encoder_a": arm,
+                "role_a": roles[arm],
+                "encoder_b": other,
+                "role_b": roles[other],
+            }
             rows += comparison_rows(own, scores, metric, inputs.config, fixed)
     return rows
 
 
 def _write(inputs: Inputs, scores: pd.DataFrame, results: pd.DataFrame, comparisons: pd.DataFrame) -> None:
-    run, pictures = inputs.run, inputs.pictures
+    run, images = inputs.run, inputs.images
     write_text(run / "evaluation" / "scores.csv", scores.to_csv(index=False))
     COMPARISONS.write(run / "comparisons.csv", comparisons)
     write_json(
@@ -209,7 +215,7 @@ def _write(inputs: Inputs, scores: pd.DataFrame, results: pd.DataFrame, comparis
             "kind": inputs.config.kind,
             "dataset": inputs.config.dataset,
             "label": inputs.config.label,
-            "classes": list(pictures.classes),
+            "classes": list(images.classes),
             "unit": inputs.config.unit,
             "judged": _judged(inputs),
             "encoders": [{**encoder.described, "digest": encoder.key} for encoder in inputs.encoders],
@@ -234,8 +240,8 @@ def _with_earlier(
 
     Rows of other images, labels, encoders or settings cannot be held against the new ones: they are dropped.
     """
-    run, told, scored = inputs.run, inputs.run / "results.json", inputs.run / "evaluation" / "scores.csv"
-    if not (told.is_file() and scored.is_file()) or read_json(told).get("judged") != _judged(inputs):
+    run, answer, scored = inputs.run, inputs.run / "results.json", inputs.run / "evaluation" / "scores.csv"
+    if not (answer.is_file() and scored.is_file()) or read_json(answer).get("judged") != _judged(inputs):
         return scores, results, comparisons
     replaced = {*zip(results["encoder"], results["protocol"], strict=True)}
 

@@ -4,7 +4,7 @@ from evaluation.inputs import Encoder, Inputs
 from evaluation.protocols.table import PROTOCOLS
 
 SUPERVISED = "supervised"
-UNTRAINED = ("random", "natural")
+UNTRAINED = ("random", "pretrained-init")
 """Kinds of encoders that were not pretrained here."""
 
 
@@ -18,7 +18,7 @@ def base_of(inputs: Inputs, encoder: Encoder) -> str:
     if encoder.base:
         return encoder.base
     untrained = {str(other.kind): other.arm for other in inputs.encoders if other.kind in UNTRAINED}
-    return untrained.get("natural", untrained.get("random", ""))
+    return untrained.get("pretrained-init", untrained.get("random", ""))
 
 
 def bases(inputs: Inputs) -> list[str]:

@@ -42,15 +42,15 @@ class Quadrants(Method):
         self.head = nn.Linear(feature_dim(encoder), image.channels * config.cells**2)
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        return {"pictures": self.augmentation.light(batch.pictures, generator)}
+        return {"images": self.augmentation.light(batch.images, generator)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.picture_losses(views).mean(), {}
+        return self.image_losses(views).mean(), {}
 
-    def picture_losses(self, views: Views) -> Tensor:
-        told = self.head(features(self.encoder, views["pictures"]))
-        bright = functional.adaptive_avg_pool2d(views["pictures"], self.config.cells).flatten(1)  # [B, C * cells ** 2]
-        return functional.mse_loss(told, bright, reduction="none").mean(1)
+    def image_losses(self, views: Views) -> Tensor:
+        answer = self.head(features(self.encoder, views["images"]))
+        bright = functional.adaptive_avg_pool2d(views["images"], self.config.cells).flatten(1)  # [B, C * cells ** 2]
+        return functional.mse_loss(answer, bright, reduction="none").mean(1)
 
 
 if __name__ == "__main__":

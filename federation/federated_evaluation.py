@@ -1,7 +1,7 @@
 """What travels for a study's section ``federated_evaluation``: questions about labels, and sums in answer.
 
 Each site keeps some of its labelled patients out of its pretraining. After the last round the server asks for the
-moments of the training pictures' features, then, again and again, for the gradient of a logistic probe's loss, and in
+moments of the training images' features, then, again and again, for the gradient of a logistic probe's loss, and in
 the end for figures of the probe on the site's own test patients (evaluation/federated/logistic.py has the mathematics).
 """
 
@@ -21,7 +21,7 @@ STEPS: tuple[str, ...] = get_args(Step)
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What the server asks of a site's labelled pictures.
+    """What the server asks of a site's labelled images.
 
     encoder: digest of the encoder's tensors (``records.weights_digest``). tensors: for "moments" those of the encoder,
     else ``probe_like``.
@@ -35,7 +35,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A site's answer: sums over its labelled pictures, or figures of its test patients, as ``answer_like``."""
+    """A site's answer: sums over its labelled images, or figures of its test patients, as ``answer_like``."""
 
     study_hash: str
     site: str

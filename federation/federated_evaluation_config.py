@@ -29,14 +29,14 @@ class FederatedEvaluationConfig(Section):
         default=0.01,
         gt=0.0,
         description="C of the probe, the same for every encoder; about what a central probe picks on validation "
-        "patients with some hundred pictures. Ten times as much takes three times as many gradients.",
+        "patients with some hundred images. Ten times as much takes three times as many gradients.",
     )
     steps: int = Field(
         default=500, ge=1, le=100_000, description="Questions about one encoder that a site answers at most."
     )
     histogram: bool = Field(
         default=False,
-        description="Also ask for histograms of scores, from which the AUROC over all sites' pictures is computed.",
+        description="Also ask for histograms of scores, from which the AUROC over all sites' images is computed.",
     )
 
     @field_validator("classes")

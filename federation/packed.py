@@ -15,14 +15,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from federation.records import WithheldError, all_finite
-from foundation.tensor_files import cut_loose
+from foundation.tensor_files import detach_to_cpu
 
 _Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """The tensors, moved to the CPU, made contiguous and cut loose from each other."""
-    return save(cut_loose(tensors))
+    return save(detach_to_cpu(tensors))
 
 
 def unpack(data: bytes) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
-from federation.audit.log import NOTHING, Extension, Head
+from federation.audit.log import NOTHING, AuditHead, Extension
 from foundation.errors import FedpretextError, RunError
 from foundation.files import digest
 
@@ -36,7 +36,7 @@ CATEGORIES: tuple[str, ...] = get_args(Category)
 UNKNOWN_SITE = "unknown"
 """What a site is called whose own file cannot be read."""
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_JOURNAL_KEYS = ("round", "site", "pictures", "event", "reason", "update_norm")
+_JOURNAL_KEYS = ("round", "site", "images", "event", "reason", "update_norm")
 
 
 def weights_digest(weights: "dict[str, Tensor]") -> str:
@@ -65,7 +65,7 @@ class AuditNote:
     """
 
     extension: Extension
-    known: Head
+    known: AuditHead
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TrainInstruction:
     study_hash: str
     round: int
     weights: "dict[str, Tensor]"
-    ledger: Head = NOTHING
+    ledger: AuditHead = NOTHING
 
     @cached_property
     def digest(self) -> str:
@@ -88,9 +88,9 @@ class TrainInstruction:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A site's update: its shared tensors after the round, the pictures it has, and scalars.
+    """A site's update: its shared tensors after the round, the images it has, and scalars.
 
-    In a private study ``pictures`` is the constant 1 and there are no scalars; so it is with secure aggregation, and
+    In a private study ``images`` is the constant 1 and there are no scalars; so it is with secure aggregation, and
     then ``weights`` is empty: the site has trained, and its update leaves under masks only. ``ledger`` is, in a private
     study, the head of the site's privacy ledger, proved from the one in the instruction; None in every other.
     """
@@ -98,7 +98,7 @@ class TrainReply:
     study_hash: str
     round: int
     site: str
-    pictures: int
+    images: int
     weights: "dict[str, Tensor]"
     metrics: dict[str, float] = field(default_factory=dict)
     ledger: Extension | None = None
@@ -125,7 +125,7 @@ class SiteInfo:
 
     site: str
     study_hash: str
-    pictures: int
+    images: int
 
 
 class WithheldError(FedpretextError):
@@ -142,7 +142,7 @@ def all_finite(value: "Tensor") -> bool:
 
 
 def check_reply(reply: TrainReply, expected: "dict[str, Tensor]", study_hash: str, round_: int) -> None:
-    """Judge one reply alone: study, round, names, shapes, types, finite values, picture count, metric names.
+    """Judge one reply alone: study, round, names, shapes, types, finite values, image count, metric names.
 
     RunError names the first thing that is wrong, in one line.
     """
@@ -150,8 +150,8 @@ def check_reply(reply: TrainReply, expected: "dict[str, Tensor]", study_hash: st
         raise RunError("answers another study")
     if reply.round != round_:
         raise RunError(f"answers round {reply.round} instead of {round_}")
-    if reply.pictures < 1:
-        raise RunError(f"claims {reply.pictures} pictures; a site trains on at least 1")
+    if reply.images < 1:
+        raise RunError(f"claims {reply.images} images; a site trains on at least 1")
     missing, extra = expected.keys() - reply.weights.keys(), reply.weights.keys() - expected.keys()
     if missing or extra:
         what = f"lacks tensor {min(missing)!r}" if missing else f"has the extra tensor {min(extra)!r}"

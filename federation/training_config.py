@@ -16,7 +16,7 @@ class TrainingConfig(Section):
         default=1.0,
         gt=0,
         le=1000,
-        description="Passes over a site's own pictures a round; null where `steps` is set.",
+        description="Passes over a site's own images a round; null where `steps` is set.",
     )
     steps: int | None = Field(
         default=None,
@@ -27,15 +27,15 @@ class TrainingConfig(Section):
         default=32,
         ge=2,
         le=65536,
-        description="Pictures a step; a smaller site takes all it has. With privacy by patient pictures computed at "
+        description="Images a step; a smaller site takes all it has. With privacy by patient images computed at "
         "once, as a step has those of the patients drawn.",
     )
     accumulate: int = Field(default=1, ge=1, le=1024, description="Batches whose gradients are summed for one step.")
     learning_rate: float = Field(
         default=5e-4,
         gt=0,
-        description="Peak rate for 256 pictures a step; scaled by batch x accumulate / 256, or with privacy by patient "
-        "by patients_per_step x pictures_per_patient / 256.",
+        description="Peak rate for 256 images a step; scaled by batch x accumulate / 256, or with privacy by patient "
+        "by patients_per_step x images_per_patient / 256.",
     )
     weight_decay: float = Field(default=0.05, ge=0, description="Decoupled; never on biases, norms or embeddings.")
     final_weight_decay: float | None = Field(

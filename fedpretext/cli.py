@@ -93,30 +93,30 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="For a run that hospitals made: labelled pictures of your own, a manifest or a folder with one.",
+            help="For a run that hospitals made: labelled images of your own, a manifest or a folder with one.",
             metavar="DATA",
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="The label's column in DATA; default: the study's.")] = None,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Show test pictures in the report: it then holds pictures of patients.")
+    images: Annotated[
+        bool, typer.Option("--images", help="Show test images in the report: it then holds images of patients.")
     ] = False,
 ) -> None:
-    """Score encoders on labelled pictures and write the report: a run's own again, or any on a task file."""
+    """Score encoders on labelled images and write the report: a run's own again, or any on a task file."""
     from evaluation.judge import evaluate
     from evaluation.report.summary import summary_lines
 
     _label(checkpoints, task, data, label)
-    run = evaluate(checkpoints, protocol or None, task=task, out=out, pictures=pictures)
+    run = evaluate(checkpoints, protocol or None, task=task, out=out, images=images)
     for line in summary_lines(run.folder):
         print(line)
     print(f"\nreport: {run.report}")
 
 
 def _label(checkpoints: list[str], task: Path | None, data: Path | None, label: str | None) -> None:
-    """Give a run that hospitals made the labelled pictures of ``--data``."""
+    """Give a run that hospitals made the labelled images of ``--data``."""
     if task is not None and (data is not None or label is not None):
-        raise typer.BadParameter("--data and --label do nothing with --task: the task file says where pictures are")
+        raise typer.BadParameter("--data and --label do nothing with --task: the task file says where images are")
     if data is None:
         if label is not None:
             raise typer.BadParameter("--label names a column of --data: give --data too, or leave it out")
@@ -132,7 +132,7 @@ def _label(checkpoints: list[str], task: Path | None, data: Path | None, label: 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.", metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="With several runs: the page; default: comparison.html.")] = None,
-    pictures: Annotated[bool, typer.Option("--pictures", help="One run: show test pictures, of patients.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="One run: show test images, of patients.")] = False,
 ) -> None:
     """Write one run's report again, or one page that compares several runs."""
     from evaluation.report.many_runs import write_comparison
@@ -141,10 +141,10 @@ def report(
     if len(runs) == 1:
         if out is not None:
             raise typer.BadParameter("--out is for several runs: one run's report goes into its folder")
-        page = write_report(runs[0], pictures=pictures)
+        page = write_report(runs[0], images=images)
     else:
-        if pictures:
-            raise typer.BadParameter("--pictures shows one run's test pictures: give one run")
+        if images:
+            raise typer.BadParameter("--images shows one run's test images: give one run")
         page = write_comparison(runs, out or Path("comparison.html"))
     print(f"report: {page}")
 
@@ -163,15 +163,15 @@ def preview(
     study: StudyPath,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The sheet to write (PNG).")] = Path("preview.png"),
-    pictures: Annotated[int, typer.Option(help="How many pictures to show.")] = 4,
-    site: Annotated[Path | None, typer.Option(help="Site file: show this hospital's pictures.")] = None,
+    images: Annotated[int, typer.Option(help="How many images to show.")] = 4,
+    site: Annotated[Path | None, typer.Option(help="Site file: show this hospital's images.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Run folder, or shared weights, for restorations.")] = None,
     channel: Annotated[int | None, typer.Option(help="Channel to show, from 1; default: the middle one.")] = None,
 ) -> None:
-    """Show what the method makes of real pictures: views, masks, targets, restorations."""
+    """Show what the method makes of real images: views, masks, targets, restorations."""
     from simulation.preview.sheet import preview
 
-    shown = preview(study, overrides or (), site=site, out=out, pictures=pictures, weights=weights, channel=channel)
+    shown = preview(study, overrides or (), site=site, out=out, images=images, weights=weights, channel=channel)
     for line in shown:
         print(line)
 
@@ -179,12 +179,12 @@ def preview(
 @app.command()
 def pretend_hospitals(
     out: Annotated[Path, typer.Argument(help="A new folder for them.", metavar="OUT")],
-    pictures: Annotated[int, typer.Option(help="Pictures of each hospital, at least 40.")] = 48,
+    images: Annotated[int, typer.Option(help="Images of each hospital, at least 40.")] = 48,
 ) -> None:
     """Draw three small pretend hospitals and an evaluator, for the walk-through (docs/walkthrough.md)."""
     from simulation.walkthrough.pretend_hospitals import make_hospitals
 
-    print(*make_hospitals(out, pictures), sep="\n")
+    print(*make_hospitals(out, images), sep="\n")
 
 
 @app.command()
@@ -204,7 +204,7 @@ def methods() -> None:
                 takes = "any" if set(method.encoders) == set(get_args(Kind)) else ", ".join(method.encoders)
                 _print_entry(f"  {name}", f"{method.summary} ({method.paper})")
                 _print_entry("", f"{coupling}; {sizes}; encoders: {takes}")
-    print("per-sample: no picture's gradient depends on another, as patient-level privacy")
+    print("per-sample: no image's gradient depends on another, as patient-level privacy")
     print("needs it")
 
 

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, randomness, schedules, atomic files. Knows nothing of pictures or training."""
+"""What every room stands on: errors, randomness, schedules, atomic files. Knows nothing of images or training."""

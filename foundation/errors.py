@@ -16,7 +16,7 @@ class StudyError(FedpretextError):
 
 
 class DataError(FedpretextError):
-    """Pictures, manifests or labels are not what the study needs."""
+    """Images, manifests or labels are not what the study needs."""
 
 
 class TrainingError(FedpretextError):
@@ -24,7 +24,7 @@ class TrainingError(FedpretextError):
 
 
 class RunError(FedpretextError):
-    """A run folder, checkpoint or spool file is missing, damaged or of another study."""
+    """A run folder, checkpoint or reply store file is missing, damaged or of another study."""
 
 
 class QuorumError(FedpretextError):

@@ -5,7 +5,7 @@ COLLAPSING = "collapsing"
 
 DIVERGENCE = "divergence"
 DIVERGENCE_NAME = "divergence.jsonl"
-"""A row a round and site, beside ``metrics.jsonl``, whose events are for a person to read: ``server.monitoring.divergence``."""
+"""A row a round and site, beside ``metrics.jsonl``, which is for a person: ``server.monitoring.divergence``."""
 
 SNAPSHOTS = "snapshots"
 """Folder of the federated encoder after some of the rounds, ``round-00001.safetensors``."""

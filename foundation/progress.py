@@ -22,7 +22,7 @@ class Bar:
         self._task: TaskID = display.add(description, total)
 
     def advance(self, amount: float = 1.0, worked: float | None = None) -> None:
-        """Move on by ``amount``; ``worked`` units (pictures, say) are what the printed rate counts."""
+        """Move on by ``amount``; ``worked`` units (images, say) are what the printed rate counts."""
         self._done += amount if worked is None else worked
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = f"{self._done / seconds:,.0f} {self._unit}/s" if self._unit else ""

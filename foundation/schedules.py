@@ -1,4 +1,4 @@
-"""Schedules over study progress p in [0, 1], so that a site of 12 pictures and one of 700 stay in step."""
+"""Schedules over study progress p in [0, 1], so that a site of 12 images and one of 700 stay in step."""
 
 import math
 
@@ -28,5 +28,5 @@ def linear(progress: float, start: float, end: float) -> float:
 
 
 def momentum_for_batch(momentum: float, batch: int, reference_batch: int) -> float:
-    """The momentum of a step of ``batch`` pictures that forgets per picture as ``momentum`` at ``reference_batch``."""
+    """The momentum of a step of ``batch`` images that forgets per image as ``momentum`` at ``reference_batch``."""
     return float(momentum ** (batch / reference_batch))

@@ -15,7 +15,7 @@ from foundation.errors import RunError
 from foundation.files import write_with
 
 
-def cut_loose(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def detach_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors, moved to the CPU, made contiguous and cut loose from each other."""
     whole: dict[str, torch.Tensor] = {}
     taken: set[int] = set()
@@ -28,8 +28,8 @@ def cut_loose(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, as ``cut_loose`` makes them, as safetensors, atomically."""
-    whole = cut_loose(tensors)
+    """Write tensors, as ``detach_to_cpu`` makes them, as safetensors, atomically."""
+    whole = detach_to_cpu(tensors)
     write_with(path, lambda temporary: _save(whole, temporary, dict(metadata) if metadata else None))
 
 

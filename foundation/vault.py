@@ -65,9 +65,9 @@ class Vault:
         """What ``write_bytes`` wrote. RunError when missing or damaged, LockedError for another key or none."""
         if self._key is None:
             _refuse_sealed(path)
-            with _told(path):
+            with _answer(path):
                 return path.read_bytes()
-        with _told(path), self._sealed(path, self._key).open() as sealed:
+        with _answer(path), self._sealed(path, self._key).open() as sealed:
             return sealed.read()
 
     def save_tensors(
@@ -89,7 +89,7 @@ class Vault:
             _refuse_sealed(path)
             return load_tensors(path)
         sealed = self._sealed(path, self._key)
-        with _told(path), sealed.open() as handle:
+        with _answer(path), sealed.open() as handle:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
         metadata = header.pop("__metadata__", {})
         file = sealed.as_tensor_file()
@@ -118,9 +118,9 @@ def _serialised(tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, st
     """The bytes of a safetensors file."""
     from safetensors.torch import save
 
-    from foundation.tensor_files import cut_loose
+    from foundation.tensor_files import detach_to_cpu
 
-    return save(cut_loose(tensors), dict(metadata) if metadata else None)
+    return save(detach_to_cpu(tensors), dict(metadata) if metadata else None)
 
 
 def _derived(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
@@ -275,7 +275,7 @@ def _refuse_sealed(path: Path) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _answer(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:

@@ -1,1 +1,1 @@
-"""Pictures to tensors: manifests, splits, readers, the tensor store, batched augmentation, modality presets."""
+"""Images to tensors: manifests, splits, readers, the tensor store, batched augmentation, modality presets."""

@@ -1,4 +1,4 @@
-"""What a study says about pictures."""
+"""What a study says about images."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,8 +11,8 @@ Modality = Literal[
 ]
 
 Relation = Literal["patient", "study", "series", "neighbour", "placed", "dated"]
-"""How a partner is related: any other picture of the patient, study or series; the slice before or after in
-the series; a picture of the series at another position; another picture of the patient taken on another day."""
+"""How a partner is related: any other image of the patient, study or series; the slice before or after in
+the series; an image of the series at another position; another image of the patient taken on another day."""
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -34,11 +34,11 @@ COLOUR_SETTINGS = ("saturation", "hue", "stain")
 
 
 class AugmentConfig(Section):
-    """How strongly views differ from their picture. What is left out has the modality preset's value."""
+    """How strongly views differ from their image. What is left out has the modality preset's value."""
 
     crop_scale: AreaRange | None = Field(
         default=None,
-        description="Strong views: area of the random crop as a fraction of the picture, [from, to].",
+        description="Strong views: area of the random crop as a fraction of the image, [from, to].",
     )
     light_crop_scale: AreaRange | None = Field(
         default=None, description="Light views (masked methods): area of the random crop, [from, to]."
@@ -69,7 +69,7 @@ class AugmentConfig(Section):
         default=None,
         ge=0,
         le=1,
-        description="Largest standard deviation of additive noise, picture in [0, 1].",
+        description="Largest standard deviation of additive noise, image in [0, 1].",
     )
     noise_probability: Fraction | None = Field(
         default=None, description="Probability of noise, and independently of speckle."
@@ -79,7 +79,7 @@ class AugmentConfig(Section):
     )
     brightness: Fraction | None = Field(default=None, description="Gain is drawn from 1 -+ this.")
     contrast: Fraction | None = Field(
-        default=None, description="Factor on the distance from the picture's mean, drawn from 1 -+ this."
+        default=None, description="Factor on the distance from the image's mean, drawn from 1 -+ this."
     )
     saturation: Fraction | None = Field(
         default=None, description="Factor on the distance from grey, drawn from 1 -+ this; 3 channels only."
@@ -92,7 +92,7 @@ class AugmentConfig(Section):
     )
     cutout: Fraction | None = Field(
         default=None,
-        description="Largest side of one square set to the picture's mean, as a fraction of the side.",
+        description="Largest side of one square set to the image's mean, as a fraction of the side.",
     )
     anisotropy: float | None = Field(
         default=None,
@@ -106,7 +106,7 @@ class AugmentConfig(Section):
         ge=0,
         le=0.2,
         description="MR: largest shift by which the patient moves once during the scan, as a fraction of the side; "
-        "turned by up to as much at the picture's edge.",
+        "turned by up to as much at the image's edge.",
     )
     ghosting: Fraction | None = Field(
         default=None, description="MR: largest share by which every second, fourth or sixth line of k-space is damped."
@@ -115,7 +115,7 @@ class AugmentConfig(Section):
         default=None, description="Probability of motion, and independently of ghosts."
     )
     equalise: Fraction | None = Field(
-        default=None, description="Largest share of the adaptively equalised picture that is mixed in."
+        default=None, description="Largest share of the adaptively equalised image that is mixed in."
     )
     equalise_probability: Fraction | None = Field(default=None, description="Probability of equalisation.")
     shuffle: Fraction | None = Field(
@@ -125,17 +125,17 @@ class AugmentConfig(Section):
 
 
 class ImageConfig(Section):
-    """How a picture becomes a tensor ``[channels, size, size]``, or ``[channels, depth, size, size]``, in [0, 1]."""
+    """How an image becomes a tensor ``[channels, size, size]``, or ``[channels, depth, size, size]``, in [0, 1]."""
 
     modality: Modality = Field(description="Chooses the augmentation preset and the intensity normalisation.")
-    size: int = Field(ge=16, le=1024, description="Side of the square picture (or slice) the encoder sees, in pixels.")
+    size: int = Field(ge=16, le=1024, description="Side of the square image (or slice) the encoder sees, in pixels.")
     depth: int | None = Field(
         default=None,
         ge=8,
         le=512,
-        description="Slices of a volume, from the feet to the head; left out, pictures are 2-D.",
+        description="Slices of a volume, from the feet to the head; left out, images are 2-D.",
     )
-    channels: int = Field(ge=1, le=64, description="Channels of every picture; a picture of another count is refused.")
+    channels: int = Field(ge=1, le=64, description="Channels of every image; an image of another count is refused.")
     window: tuple[float, float] | None = Field(
         default=None, description="CT only: the range of Hounsfield units that is kept; default: -1000 to 1000."
     )
@@ -145,20 +145,18 @@ class ImageConfig(Section):
 
     @property
     def dimensions(self) -> int:
-        """3 where pictures are volumes, else 2."""
+        """3 where images are volumes, else 2."""
         return 2 if self.depth is None else 3
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one picture: ``(C, S, S)``, or ``(C, D, S, S)`` of a volume."""
+        """Of one image: ``(C, S, S)``, or ``(C, D, S, S)`` of a volume."""
         sides = (self.size, self.size)
         return (self.channels, *sides) if self.depth is None else (self.channels, self.depth, *sides)
 
-    def at_once(self, pictures: int) -> int:
-        """How many volumes take the memory of ``pictures`` 2-D pictures of side 224, at least 1; 2-D: so many."""
-        return (
-            pictures if self.depth is None else max(1, min(pictures, pictures * 224**2 // (self.depth * self.size**2)))
-        )
+    def at_once(self, images: int) -> int:
+        """How many volumes take the memory of ``images`` 2-D images of side 224, at least 1; 2-D: so many."""
+        return images if self.depth is None else max(1, min(images, images * 224**2 // (self.depth * self.size**2)))
 
     @model_validator(mode="after")
     def _window_is_of_ct(self) -> Self:

@@ -1,4 +1,4 @@
-"""The tensor store: every picture decoded once, then read at memory speed."""
+"""The tensor store: every image decoded once, then read at memory speed."""
 
 import csv
 import fcntl
@@ -28,41 +28,41 @@ from imaging.reading.readers import prepare
 TOP = 65535
 BROKEN_SHARE = 0.05
 _VERSION = 1  # raise it when decoding changes, so that older entries are made anew
-_BLOCK = 64  # pictures between two flushes: what an interruption can cost
+_BLOCK = 64  # images between two flushes: what an interruption can cost
 
 
 @dataclass(frozen=True, eq=False)
 class TensorStore:
-    """Decoded pictures of a manifest, in its order without the broken ones.
+    """Decoded images of a manifest, in its order without the broken ones.
 
     On disk uint16 [N, *image.shape] holding round(65535 x): half the size of float32, exact for 8-bit and 16-bit
     sources (v / 255 comes back as the nearest float32 of v / 255), where float16 would keep 11 bits.
-    ``table`` holds the manifest's rows of the pictures that are kept. The file is mapped, not read, and
-    mapped anew after pickling, so that a worker process gets a path instead of the pictures.
+    ``table`` holds the manifest's rows of the images that are kept. The file is mapped, not read, and
+    mapped anew after pickling, so that a worker process gets a path instead of the images.
     """
 
     folder: Path
     table: pd.DataFrame
     slots: npt.NDArray[np.int64]
     patients: npt.NDArray[np.int64]
-    """Per picture a code of its patient."""
+    """Per image a code of its patient."""
     studies: npt.NDArray[np.int64]
-    """Per picture a code of its study (of its patient); a code of its own where the manifest knows none."""
+    """Per image a code of its study (of its patient); a code of its own where the manifest knows none."""
     series: npt.NDArray[np.int64]
-    """Per picture a code of its series (of its patient); a code of its own where the manifest knows none."""
+    """Per image a code of its series (of its patient); a code of its own where the manifest knows none."""
     _mapped: list[npt.NDArray[np.uint16]] = field(default_factory=list, repr=False)
 
     @staticmethod
     def build(manifest: Manifest, image: ImageConfig, folder: Path, *, progress: bool = True) -> "TensorStore":
-        """Decode the manifest's pictures into ``folder/<key>/``, or find them there.
+        """Decode the manifest's images into ``folder/<key>/``, or find them there.
 
         The key covers size, depth, channels, CT or not, its window, and every file's path, size, time and slice, so
         that a changed file is decoded again. An interrupted build continues where it stopped; of two processes one
-        builds, the other waits. Broken pictures are left out and listed in the entry's skipped.csv. DataError
+        builds, the other waits. Broken images are left out and listed in the entry's skipped.csv. DataError
         when more than 5 % are broken, RunError when the disk is full.
         """
         if not len(manifest):
-            raise DataError("the manifest has no pictures; leave the site out of the study")
+            raise DataError("the manifest has no images; leave the site out of the study")
         key = _key(manifest, image)
         entry = folder / key
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,14 +85,14 @@ class TensorStore:
 
     @property
     def skipped(self) -> list[dict[str, str]]:
-        """The broken pictures: image, slice, reason."""
+        """The broken images: image, slice, reason."""
         with (self.folder / "skipped.csv").open(newline="") as handle:
             return list(csv.DictReader(handle))
 
     def batch(self, indices: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
-        """float32 [B, *image.shape] in [0, 1] of the pictures at ``indices`` (0 to len - 1), on the CPU."""
+        """float32 [B, *image.shape] in [0, 1] of the images at ``indices`` (0 to len - 1), on the CPU."""
         if not self._mapped:
-            self._mapped.append(np.load(self.folder / "pictures.npy", mmap_mode="r").view(np.ndarray))
+            self._mapped.append(np.load(self.folder / "images.npy", mmap_mode="r").view(np.ndarray))
         chosen = self._mapped[0][self.slots[np.asarray(indices, dtype=np.int64)]]
         return torch.from_numpy(chosen).to(torch.float32).div_(float(TOP))
 
@@ -145,7 +145,7 @@ def _build_entry(manifest: Manifest, image: ImageConfig, entry: Path, work: Path
 
 
 def _check_space(work: Path, shape: tuple[int, ...]) -> None:
-    path = work / "pictures.npy"
+    path = work / "images.npy"
     held = path.stat().st_blocks * 512 if path.exists() else 0
     needed = 2 * int(np.prod(shape)) - held
     free = shutil.disk_usage(work).free
@@ -165,7 +165,7 @@ def _decode_all(
     """
     journal = work / "decoded.jsonl"
     header = _npy_header(shape)
-    with (work / "pictures.npy").open("a+b") as created:
+    with (work / "images.npy").open("a+b") as created:
         fresh = created.seek(0, os.SEEK_END) < len(header) + 2 * int(np.prod(shape))
     if fresh:
         journal.unlink(missing_ok=True)
@@ -173,16 +173,16 @@ def _decode_all(
     paths, frames = manifest.paths(), slices(manifest)
     todo = [index for index in range(len(manifest)) if index not in done]
     broken: dict[int, str] = {}
-    with (work / "pictures.npy").open("r+b") as handle:
+    with (work / "images.npy").open("r+b") as handle:
         if fresh:
             handle.write(header)
             handle.truncate(len(header) + 2 * int(np.prod(shape)))
         writer = _Writer(handle, journal, len(header), shape)
         try:
-            for index in track(todo, f"decoding {len(todo)} pictures", show=progress):
+            for index in track(todo, f"decoding {len(todo)} images", show=progress):
                 try:
-                    picture = prepare(paths[index], image, frames[index])
-                    writer.add(index, picture)
+                    decoded = prepare(paths[index], image, frames[index])
+                    writer.add(index, decoded)
                 except DataError as error:
                     broken[index] = str(error)
         finally:
@@ -192,7 +192,7 @@ def _decode_all(
 
 @dataclass
 class _Writer:
-    """Puts pictures at their places; a block is in the journal only after its bytes are on the disk."""
+    """Puts images at their places; a block is in the journal only after its bytes are on the disk."""
 
     handle: BinaryIO
     journal: Path
@@ -200,9 +200,9 @@ class _Writer:
     shape: tuple[int, ...]
     pending: list[int] = field(default_factory=list)
 
-    def add(self, index: int, picture: FloatArray) -> None:
+    def add(self, index: int, image: FloatArray) -> None:
         self.handle.seek(self.offset + index * 2 * int(np.prod(self.shape[1:])))
-        self.handle.write(np.rint(picture * np.float32(TOP)).astype("<u2").tobytes())
+        self.handle.write(np.rint(image * np.float32(TOP)).astype("<u2").tobytes())
         self.pending.append(index)
         if len(self.pending) >= _BLOCK:
             self.flush()
@@ -234,6 +234,6 @@ def _list_skipped(manifest: Manifest, broken: dict[int, str], path: Path) -> Non
 def _check_broken(manifest: Manifest, broken: dict[int, str], listed: Path) -> None:
     if len(broken) > BROKEN_SHARE * len(manifest):
         raise DataError(
-            f"{len(broken)} of {len(manifest)} pictures ({len(broken) / len(manifest):.1%}) cannot be used,"
+            f"{len(broken)} of {len(manifest)} images ({len(broken) / len(manifest):.1%}) cannot be used,"
             f" more than {BROKEN_SHARE:.0%}; first: {broken[min(broken)]}; all are listed in {listed}"
         )

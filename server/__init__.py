@@ -1,1 +1,1 @@
-"""The server: round loop, spool and checkpoint (plain Python over files), and a thin Flower app."""
+"""The server: round loop, reply store and checkpoint (plain Python over files), and a thin Flower app."""

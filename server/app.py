@@ -18,12 +18,12 @@ from server.enrolment.federation_folder import AUDIT, SERVER
 from server.enrolment.fleet import Fleet
 from server.enrolment.registry import Registry
 from server.federated_evaluation import evaluate_federated
-from server.fleet_channel import FleetContact
+from server.fleet_channel import FleetSiteChannel
 from server.initial import INITIAL_NAME, initial_weights
-from server.monitoring.status_writer import STATUS, Board
+from server.monitoring.status_writer import STATUS, StatusWriter
 from server.rounds import RoundLoop, RunRecords
 from server.secure_round import SecureMean, SiteCertificates, certificates_in, certificates_of
-from server.site_channel import GridContact
+from server.site_channel import GridSiteChannel
 from server.site_noise import LEDGER_NAME
 
 app = ServerApp()
@@ -41,41 +41,43 @@ def main(grid: Grid, context: Context) -> None:
     folder, study = Path(config["folder"]), load_study(Path(config["study"]))
     if "federation" not in config:
         audit = AuditLog(folder / AUDIT, SERVER)
-        contact = GridContact(grid, study, audit, int(config["sites"]))
+        channel = GridSiteChannel(grid, study, audit, int(config["sites"]))
         initial = initial_weights(study, folder)
-        secure = _secure(study, folder, contact, audit, lambda: certificates_in(folder / "sites"))
-        weights = RoundLoop(study, RunRecords(folder, audit), contact, initial, secure).run()
+        secure = _secure(study, folder, channel, audit, lambda: certificates_in(folder / "sites"))
+        weights = RoundLoop(study, RunRecords(folder, audit), channel, initial, secure).run()
         save_tensors(folder / "global.safetensors", weights)
-        evaluate_federated(study, folder, contact, _arms(folder, initial, weights))
+        evaluate_federated(study, folder, channel, _arms(folder, initial, weights))
         return
     registry = Registry(Path(config["federation"]))
     audit = AuditLog(registry.folder / AUDIT, SERVER)
     vault = open_vault(registry.federation.key, [registry.folder])
-    board = Board(folder / STATUS, study.name, study.training_hash(), study.rounds.count)
+    status_writer = StatusWriter(folder / STATUS, study.name, study.training_hash(), study.rounds.count)
     control = ControlPlane(Endpoint(config["control"], (registry.folder / "ca.crt").read_bytes()))
-    fleet = FleetContact(grid, study, audit, Fleet(registry, control, audit), board, Signer.of(registry.folder))
+    fleet = FleetSiteChannel(
+        grid, study, audit, Fleet(registry, control, audit), status_writer, Signer.of(registry.folder)
+    )
     initial = initial_weights(study, folder)
     secure = _secure(study, folder, fleet, audit, lambda: certificates_of(registry))
     weights = RoundLoop(study, RunRecords(folder, audit, vault), fleet, initial, secure).run()
     save_tensors(folder / "global.safetensors", weights)
     if study.federated_evaluation is not None:
-        board.phase("evaluating at the sites")
+        status_writer.phase("evaluating at the sites")
         evaluate_federated(study, folder, fleet, _arms(folder, initial, weights))
     audit.append("study finished", study=study.training_hash())
-    board.phase("delivering the weights")
+    status_writer.phase("delivering the weights")
     confirmed = fleet.deliver(weights, study.rounds.count, _DELIVERY_S)
-    board.phase("finished", f"weights confirmed by {', '.join(confirmed) or 'no site'}")
+    status_writer.phase("finished", f"weights confirmed by {', '.join(confirmed) or 'no site'}")
     control.close()
 
 
 def _secure(
-    study: Study, folder: Path, contact: GridContact, audit: AuditLog, certificates: Callable[[], SiteCertificates]
+    study: Study, folder: Path, channel: GridSiteChannel, audit: AuditLog, certificates: Callable[[], SiteCertificates]
 ) -> SecureMean | None:
     if study.secure_aggregation is None:
         return None
-    return SecureMean(study, folder, contact.requests, certificates(), audit.path.with_name(LEDGER_NAME))
+    return SecureMean(study, folder, channel.requests, certificates(), audit.path.with_name(LEDGER_NAME))
 
 
 def _arms(folder: Path, initial: Weights, final: Weights) -> dict[str, Weights]:
     """The encoders whose figures are told: what training started from, and what came of it."""
-    return {"natural" if (folder / INITIAL_NAME).exists() else "random": initial, "federated": final}
+    return {"pretrained-init" if (folder / INITIAL_NAME).exists() else "random": initial, "federated": final}

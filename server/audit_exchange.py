@@ -2,7 +2,7 @@
 
 from flwr.app import RecordDict
 
-from federation.audit.log import NOTHING, AuditLog, Head, Row, verify
+from federation.audit.log import NOTHING, AuditHead, AuditLog, Row, verify
 from federation.federated_evaluation import EvaluationRequest, Statistics
 from federation.flower.records import confirmed_weights, content_to_note
 from federation.flower.secure_records import SecureAnswer, SecureRequest
@@ -14,7 +14,7 @@ from server.ledgers import Ledgers, ledger_party
 _Answer = TrainReply | Statistics | SecureAnswer
 
 
-class SiteHeads:
+class AuditExchange:
     """Proves this server's log to each site from the head that the site last acknowledged, and checks theirs.
 
     What a site acknowledged stands in the server's log, so that a restarted server goes on from there. RunError when
@@ -24,7 +24,7 @@ class SiteHeads:
     def __init__(self, audit: AuditLog, study_hash: str, private: bool = False) -> None:
         self._audit, self._hash, self._private = audit, study_hash, private
         self._ledgers = Ledgers(audit)
-        self._acknowledged: dict[str, Head] = {}
+        self._acknowledged: dict[str, AuditHead] = {}
         audit.append("run started", study=study_hash)
         verdict = verify(audit.path, self._see)
         if verdict.fault:
@@ -41,7 +41,7 @@ class SiteHeads:
         self._audit.append("instruction sent", site=site, study=self._hash, weights=digest)
         return self._note(site)
 
-    def ledger_of(self, site: str) -> Head:
+    def ledger_of(self, site: str) -> AuditHead:
         """The head that is held of a site's privacy ledger: what goes with an instruction of a private study."""
         return self._audit.known(ledger_party(site)) if self._private else NOTHING
 
@@ -101,7 +101,7 @@ class SiteHeads:
         self._audit.note("statistics asked", site=site, study=self._hash, **asked)
         return self._note(site)
 
-    def told(self, answer: Statistics | Failure, note: AuditNote | None) -> Statistics | Failure:
+    def reported(self, answer: Statistics | Failure, note: AuditNote | None) -> Statistics | Failure:
         """A site's answer about its labels, or a failure in its place, by the rules of ``received``."""
         silent = f"the audit log of {answer.site} says nothing about the answer that came with it"
         failure = self._failure_of(answer, note, 0, silent, silent)
@@ -149,8 +149,8 @@ class SiteHeads:
     def _see(self, row: Row) -> None:
         self._ledgers.see(row)
         if row["event"] in ("update received", "statistics received", "secure stage received"):
-            self._acknowledged[row["site"]] = Head(row["acknowledged"], row["acknowledged_hash"])
+            self._acknowledged[row["site"]] = AuditHead(row["acknowledged"], row["acknowledged_hash"])
 
 
-def _of(head: Head) -> dict[str, int | str]:
+def _of(head: AuditHead) -> dict[str, int | str]:
     return {"acknowledged": head.count, "acknowledged_hash": head.hash}

@@ -1,4 +1,4 @@
-"""A federated run's encoder on labelled pictures of the evaluator's own: puts beside it what evaluation reads."""
+"""A federated run's encoder on labelled images of the evaluator's own: puts beside it what evaluation reads."""
 
 import json
 from pathlib import Path
@@ -23,23 +23,23 @@ from ssl_methods import build_method
 
 RECORD_NAME = "data.json"
 ONE_SITE = "central"
-"""The site of pictures whose manifest names none."""
+"""The site of images whose manifest names none."""
 _SPLITS = SplitConfig()
 
 
 def prepare(run: Path, data: Path, *, label: str | None = None) -> None:
     """Make a federation's finished run folder one that ``evaluation.stage.evaluate`` reads.
 
-    ``data``: a manifest, or a folder with one; its pictures with a label (the column ``label``; default: the study's)
+    ``data``: a manifest, or a folder with one; its images with a label (the column ``label``; default: the study's)
     are divided by patient into train, validation and test. That happens once: the split is read back when the same
-    pictures come again, and others are refused. Beside the federated encoder stand a randomly initialised one and, if
-    the run started from given weights, one with those. DataError for pictures or labels that cannot be evaluated,
-    RunError for a run that is not there, not finished, or evaluated on other pictures.
+    images come again, and others are refused. Beside the federated encoder stand a randomly initialised one and, if
+    the run started from given weights, one with those. DataError for images or labels that cannot be evaluated,
+    RunError for a run that is not there, not finished, or evaluated on other images.
     """
     study = _finished(run)
     settings = _settings(study.evaluation, label)
-    pictures = _labelled(data, settings.label)
-    _draw_once(run, study, settings, pictures, _name(data))
+    images = _labelled(data, settings.label)
+    _draw_once(run, study, settings, images, _name(data))
     _write_baselines(run, study)
 
 
@@ -52,7 +52,7 @@ def _finished(run: Path) -> Study:
     study = load_study(run / "study.yaml")
     if study.simulation is not None:
         raise RunError(
-            f"{run}: is a simulation, which drew a split of its own pictures before it trained; leave --data out"
+            f"{run}: is a simulation, which drew a split of its own images before it trained; leave --data out"
         )
     if not (_place(run, "federated", study) / DESCRIPTION_NAME).is_file():
         raise RunError(
@@ -73,7 +73,7 @@ def _settings(config: EvaluationConfig, label: str | None) -> EvaluationConfig:
 
 
 def _labelled(data: Path, label: str) -> Manifest:
-    """The manifest's pictures with a label, each with a site."""
+    """The manifest's images with a label, each with a site."""
     manifest = Manifest.open(data)
     table = manifest.table
     if label not in table:
@@ -91,20 +91,20 @@ def _name(data: Path) -> str:
     return place.name if place.is_dir() else place.parent.name
 
 
-def _draw_once(run: Path, study: Study, settings: EvaluationConfig, pictures: Manifest, name: str) -> None:
-    """Draw and write the split, or find it as it was drawn of the same pictures."""
+def _draw_once(run: Path, study: Study, settings: EvaluationConfig, images: Manifest, name: str) -> None:
+    """Draw and write the split, or find it as it was drawn of the same images."""
     place = run / "evaluation"
-    found = {"label": settings.label, "pictures": _fingerprint(pictures, settings.label)}
+    found = {"label": settings.label, "images": _fingerprint(images, settings.label)}
     if (place / RECORD_NAME).exists():
         _check_record(place, found, name)
-        pictures.write_located(place)  # the same pictures may lie elsewhere by now
+        images.write_located(place)  # the same images may lie elsewhere by now
         return
-    splits = _draw(pictures, settings, study.seed, name)
-    pictures.write_located(place)
-    facts = RunEvaluation(**settings.model_dump(), dataset=name, unit=pictures.unit, pretrained_elsewhere=True)
+    splits = _draw(images, settings, study.seed, name)
+    images.write_located(place)
+    facts = RunEvaluation(**settings.model_dump(), dataset=name, unit=images.unit, pretrained_elsewhere=True)
     write_settings(place, facts, study.image, splits)
-    patients = pictures.table["patient"].nunique()
-    line = f"{name}: {len(pictures)} pictures of {patients} patients, SHA-256 {found['pictures'][:12]}"
+    patients = images.table["patient"].nunique()
+    line = f"{name}: {len(images)} images of {patients} patients, SHA-256 {found['images'][:12]}"
     write_json(run / "run.json", read_json(run / "run.json") | {"evaluated_on": line})
     # Last: with it the split counts as drawn.
     write_json(place / RECORD_NAME, found | {"name": name, "splits": _file_digest(place / "splits.csv")})
@@ -114,7 +114,7 @@ def _check_record(place: Path, found: dict[str, str], name: str) -> None:
     record = read_json(place / RECORD_NAME)
     if {key: record[key] for key in found} != found:
         raise RunError(
-            f"{place.parent}: was evaluated on other pictures or labels ({record['name']}, label {record['label']!r}), "
+            f"{place.parent}: was evaluated on other images or labels ({record['name']}, label {record['label']!r}), "
             f"and a run's split is drawn once; to evaluate it on {name}, label {found['label']!r}, instead, remove "
             f"{place}"
         )
@@ -124,18 +124,18 @@ def _check_record(place: Path, found: dict[str, str], name: str) -> None:
         )
 
 
-def _draw(pictures: Manifest, settings: EvaluationConfig, seed: int, name: str) -> pd.DataFrame:
+def _draw(images: Manifest, settings: EvaluationConfig, seed: int, name: str) -> pd.DataFrame:
     """The split, of which it is certain that it can be evaluated."""
-    table, label = pictures.table, settings.label
+    table, label = images.table, settings.label
     most = int(table.groupby("site")["patient"].nunique().max()) if len(table) else 0
     if most < _SPLITS.min_test_patients:
         raise DataError(
             f"{name}: has {table['patient'].nunique()} patients with a {label!r}, at most {most} at one site; "
             f"{_SPLITS.min_test_patients} at one site are needed to train, validate and test: label more patients"
         )
-    splits = draw_splits(Manifest(table.assign(label=table[label]), pictures.root, pictures.unit), _SPLITS, seed)
+    splits = draw_splits(Manifest(table.assign(label=table[label]), images.root, images.unit), _SPLITS, seed)
     try:
-        check_labels(pictures.table, splits, settings)
+        check_labels(images.table, splits, settings)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     tested = splits[splits["role"] == "test"]
@@ -147,12 +147,12 @@ def _draw(pictures: Manifest, settings: EvaluationConfig, seed: int, name: str) 
     return splits
 
 
-def _fingerprint(pictures: Manifest, label: str) -> str:
-    """SHA-256 over every picture's bytes, slice, patient, site and label, wherever the files are and in any order."""
-    files = sorted(set(pictures.paths()))
-    content = {path: _file_digest(path) for path in track(files, f"reading {len(files)} pictures")}
-    facts = pictures.table.reindex(columns=["slice", "patient", "site"]).assign(label=pictures.table[label])
-    rows = zip(pictures.paths(), facts.itertuples(index=False, name=None), strict=True)
+def _fingerprint(images: Manifest, label: str) -> str:
+    """SHA-256 over every image's bytes, slice, patient, site and label, wherever the files are and in any order."""
+    files = sorted(set(images.paths()))
+    content = {path: _file_digest(path) for path in track(files, f"reading {len(files)} images")}
+    facts = images.table.reindex(columns=["slice", "patient", "site"]).assign(label=images.table[label])
+    rows = zip(images.paths(), facts.itertuples(index=False, name=None), strict=True)
     return digest(*sorted(json.dumps([content[path], *map(str, row)]) for path, row in rows))
 
 
@@ -169,7 +169,7 @@ def _write_baselines(run: Path, study: Study) -> None:
     """The encoders that pretraining is held against, once, and the table of all arms."""
     own, kinds = _place(run, "federated", study), ["random"]
     if (own / INITIAL_NAME).exists():
-        kinds.append("natural")
+        kinds.append("pretrained-init")
     for kind in kinds:
         folder = _place(run, kind, study)
         if not (folder / DESCRIPTION_NAME).exists():
@@ -180,6 +180,6 @@ def _write_baselines(run: Path, study: Study) -> None:
 
 
 def _untrained(study: Study, kind: str, federated: Path) -> dict[str, Tensor]:
-    if kind == "natural":
+    if kind == "pretrained-init":
         return load_tensors(federated / INITIAL_NAME)[0]
     return build_method(study.method, study.encoder, study.image, study.seed).shared_state()

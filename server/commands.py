@@ -123,7 +123,7 @@ def server(
     end_well_on_sigterm()
     run = serve(study, overrides or (), federation, ServerOptions(host, weights, metrics_port))
     print(f"\nrun: {run}")
-    print(f"evaluate it: fedpretext evaluate {run} --data LABELLED_PICTURES")
+    print(f"evaluate it: fedpretext evaluate {run} --data LABELLED_IMAGES")
 
 
 def status(

@@ -14,21 +14,21 @@ from ssl_methods.encoders.timm_encoders import timm_line
 
 GLOBAL_NAME = "global.safetensors"
 TITLES = {
-    "federated": "Federated: all sites together, pictures stay home",
+    "federated": "Federated: all sites together, images stay home",
     "random": "Random initialisation: no pretraining",
-    "natural": "Starting weights as they are: no pretraining",
+    "pretrained-init": "Starting weights as they are: no pretraining",
 }
 _PREFIX = "encoder."
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What an arm costs: pictures seen and optimiser steps by all sites together, and steps one after another.
+    """What an arm costs: images seen and optimiser steps by all sites together, and steps one after another.
 
-    passes: how often a picture was seen on average. None where a site keeps its counts to itself.
+    passes: how often an image was seen on average. None where a site keeps its counts to itself.
     """
 
-    pictures: int | None = 0
+    images: int | None = 0
     optimiser_steps: int | None = 0
     sequential_steps: int | None = 0
     passes: float | None = 0.0
@@ -63,7 +63,7 @@ def write_encoder(
         "image": study.image.model_dump(mode="json"),
         "method": study.method.name,
         "training_hash": study.training_hash(),
-        "pictures": cost.pictures,
+        "images": cost.images,
         "optimiser_steps": cost.optimiser_steps,
         "sequential_steps": cost.sequential_steps,
         "passes": None if cost.passes is None else round(cost.passes, 2),
@@ -82,17 +82,17 @@ def spent(folder: Path) -> TrainingCost:
     steps: dict[int, list[float | None]] = {}
     for row in rows:
         steps.setdefault(row["round"], []).append(row.get("steps"))
-    seen = _told(sum, [row.get("pictures_seen") for row in rows])
-    there = _told(sum, list({row["site"]: row.get("pictures") for row in rows}.values()))
+    seen = _answer(sum, [row.get("images_seen") for row in rows])
+    there = _answer(sum, list({row["site"]: row.get("images") for row in rows}.values()))
     return TrainingCost(
         seen,
-        _told(sum, [row.get("steps") for row in rows]),
-        _told(sum, [_told(max, each) for each in steps.values()]),
+        _answer(sum, [row.get("steps") for row in rows]),
+        _answer(sum, [_answer(max, each) for each in steps.values()]),
         None if seen is None or not there else seen / there,
     )
 
 
-def _told(figure: Callable[[Iterable[float]], float], counts: Sequence[float | None]) -> int | None:
+def _answer(figure: Callable[[Iterable[float]], float], counts: Sequence[float | None]) -> int | None:
     """The figure of the counts as a whole number; None where one is not told, or there is none."""
     known = [count for count in counts if count is not None]
     return int(figure(known)) if known and len(known) == len(counts) else None

@@ -37,7 +37,7 @@ _STANDING_ASIDE = ("labels-not-permitted", "labels-too-few")
 
 
 class Enquirer(Protocol):
-    """The way to the sites' labelled pictures."""
+    """The way to the sites' labelled images."""
 
     def sites(self) -> list[SiteInfo]:
         """All sites of the study, once enough of them are there."""
@@ -60,7 +60,7 @@ class _Probe:
 
     study: Study
     config: FederatedEvaluationConfig
-    contact: Enquirer
+    channel: Enquirer
     encoder: str
     width: int
     taking_part: list[str]
@@ -70,10 +70,10 @@ class _Probe:
     def fit(self, encoder: Mapping[str, Tensor]) -> tuple[FloatArray, Standard]:
         """Weights ``[D + 1, O]`` at the minimum over all sites that take part to the end; QuorumError with too few."""
         named = sorted(self.taking_part)
-        told = self._ask("moments", dict(encoder))
+        reported = self._ask("moments", dict(encoder))
         while True:
             self._check_quorum(len(named))
-            shared = standard_of({site: _moments(told[site]) for site in self.taking_part})
+            shared = standard_of({site: _moments(reported[site]) for site in self.taking_part})
             shape = (self.width + 1, outputs_of(len(self.config.classes)))
             most = max(1, self.config.steps - 2)  # the last two questions are for the figures
             try:
@@ -83,11 +83,11 @@ class _Probe:
 
     def _gradient(self, shared: Standard, weights: FloatArray) -> tuple[float, FloatArray]:
         before = len(self.taking_part)
-        told = self._ask("gradient", _probe(weights, shared))
+        reported = self._ask("gradient", _probe(weights, shared))
         self.asked += 1
         if len(self.taking_part) < before:
             raise _LeftOutError(", ".join(sorted(self.left_out)))
-        return summed({site: (float(t["value"]), t["gradient"].numpy()) for site, t in told.items()})
+        return summed({site: (float(t["value"]), t["gradient"].numpy()) for site, t in reported.items()})
 
     def figures(self, weights: FloatArray, shared: Standard) -> list[dict[str, Any]]:
         """Rows of the results table."""
@@ -95,16 +95,18 @@ class _Probe:
         sites = {site: _figures(tensors) for site, tensors in own.items()}
         pooled, histograms = None, list[str]()
         if self.config.histogram:
-            told = self._ask("histogram", _probe(weights, shared), stay=True)
-            histograms = sorted(told)
-            pooled = pooled_area({site: _histogram(tensors) for site, tensors in told.items()}) if told else None
+            reported = self._ask("histogram", _probe(weights, shared), stay=True)
+            histograms = sorted(reported)
+            pooled = (
+                pooled_area({site: _histogram(tensors) for site, tensors in reported.items()}) if reported else None
+            )
         return rows(sites, pooled, histograms)
 
     def _ask(self, step: Step, tensors: dict[str, Tensor], *, stay: bool = False) -> dict[str, dict[str, Tensor]]:
         """The answers by site; who gives none is left out, or, with ``stay``, only has none."""
         asked = EvaluationRequest(self.study.training_hash(), step, self.encoder, tensors)
         patience = 60 * self.study.rounds.deadline_minutes
-        answers = self.contact.enquire(asked, self.taking_part, patience)
+        answers = self.channel.enquire(asked, self.taking_part, patience)
         like = answer_like(step, self.width, len(self.config.classes))
         good: dict[str, dict[str, Tensor]] = {}
         for site, answer in sorted(answers.items()):
@@ -129,7 +131,7 @@ class _Probe:
             )
 
 
-def evaluate_federated(study: Study, folder: Path, contact: Enquirer, encoders: Mapping[str, Weights]) -> None:
+def evaluate_federated(study: Study, folder: Path, channel: Enquirer, encoders: Mapping[str, Weights]) -> None:
     """Write ``federated-evaluation.json`` into ``folder``: rows of the results table for each of the named encoders.
 
     encoders: shared weights by the name of the arm. An evaluation that was written for the same weights is left as it
@@ -143,12 +145,12 @@ def evaluate_federated(study: Study, folder: Path, contact: Enquirer, encoders: 
     path = folder / RECORD_NAME
     if path.exists() and read_json(path).get("encoders") == digests:
         return
-    names = sorted(info.site for info in contact.sites())
+    names = sorted(info.site for info in channel.sites())
     width = feature_dim(build_method(study.method, study.encoder, study.image, study.seed).encoder)
     found: dict[str, Any] = {"encoders": digests, "seed": study.seed, "probe": config.model_dump(mode="json")}
     found |= {"task": study.evaluation.task, "arms": {}}
     for arm, tensors in own.items():
-        probe = _Probe(study, config, contact, digests[arm], width, list(names))
+        probe = _Probe(study, config, channel, digests[arm], width, list(names))
         found["arms"][arm] = _evaluated(probe, tensors)
     write_json(path, found)
 
@@ -179,8 +181,8 @@ def collect(run: Path) -> Path | None:
         record, fold = read_json(path), path.parent.parent.name.removeprefix("fold-")
         several = len({each.parent.parent for each in found}) > 1
         fixed = {"task": record["task"], "dataset": "labels at the sites", "protocol": PROTOCOL, "label_fraction": "1"}
-        for arm, told in record["arms"].items():
-            for row in told["rows"]:
+        for arm, reported in record["arms"].items():
+            for row in reported["rows"]:
                 note = "; ".join(part for part in (f"fold {fold}" if several else "", row["note"]) if part)
                 named = {"encoder": arm, "role": Role(arm), "seed": str(record["seed"])}
                 table.append({**fixed, **named, **row, "note": note})
@@ -211,8 +213,8 @@ def _moments(tensors: Mapping[str, Tensor]) -> Moments:
 
 def _figures(tensors: Mapping[str, Tensor]) -> SiteFigures:
     table = tensors["figures"].tolist()
-    told = {name: SiteEstimate(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
-    return SiteFigures(int(tensors["patients"]), int(tensors["fewest"]), told)
+    reported = {name: SiteEstimate(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
+    return SiteFigures(int(tensors["patients"]), int(tensors["fewest"]), reported)
 
 
 def _histogram(tensors: Mapping[str, Tensor]) -> Histogram:

@@ -13,13 +13,13 @@ from federation.keys.signing import Signer
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
 from federation.study import Study
 from server.enrolment.fleet import Fleet
-from server.monitoring.status_writer import Board
+from server.monitoring.status_writer import StatusWriter
 from server.quorum import needed_replies
 from server.requests import AGAIN_S, POLL_S
-from server.site_channel import GridContact
+from server.site_channel import GridSiteChannel
 
 
-class FleetContact(GridContact):
+class FleetSiteChannel(GridSiteChannel):
     """The sites that the study lead has admitted, through SuperLink and SuperNodes.
 
     A node counts for the site whose public key it has shown; what it calls itself must agree. A site that is not there
@@ -27,9 +27,11 @@ class FleetContact(GridContact):
     was cut off while it trained is taken as it comes.
     """
 
-    def __init__(self, grid: Grid, study: Study, audit: AuditLog, fleet: Fleet, board: Board, signer: Signer) -> None:
+    def __init__(
+        self, grid: Grid, study: Study, audit: AuditLog, fleet: Fleet, status_writer: StatusWriter, signer: Signer
+    ) -> None:
         super().__init__(grid, study, audit, 0)
-        self._fleet, self._board, self._signer = fleet, board, signer
+        self._fleet, self._status_writer, self._signer = fleet, status_writer, signer
         self._instruction: TrainInstruction | None = None
         self._arrays = ArrayRecord()
         self._owed: set[str] = set()
@@ -46,12 +48,12 @@ class FleetContact(GridContact):
             self._fleet.refresh()
             admitted, online = self._fleet.admitted(), self._fleet.online()
             needed = needed_replies(self._study, len(admitted))
-            self._board.needed(needed)
+            self._status_writer.needed(needed)
             if admitted and len(online) >= needed:
                 return [SiteInfo(site, self._hash, 0) for site in admitted]
             missing = ", ".join(sorted(set(admitted) - set(online))) or "no site is admitted yet"
-            self._board.phase("waiting for sites", f"{len(online)} of {needed} needed; missing: {missing}")
-            self._board.online(admitted, online)
+            self._status_writer.phase("waiting for sites", f"{len(online)} of {needed} needed; missing: {missing}")
+            self._status_writer.online(admitted, online)
             time.sleep(5 * POLL_S)
 
     def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
@@ -59,7 +61,7 @@ class FleetContact(GridContact):
         if self._instruction is not instruction:
             self._instruction, self._arrays = instruction, weights_to_record(instruction.weights)
             self._open = {message: sent for message, sent in self._open.items() if sent.round == instruction.round}
-            self._board.round_started(instruction.round, sites)
+            self._status_writer.round_started(instruction.round, sites)
         self._fleet.refresh()
         self._nodes = self._fleet.online()
         self._there = set(self._nodes)
@@ -74,13 +76,13 @@ class FleetContact(GridContact):
         self._owed |= set(refused)
         size = sum(len(array.data) for array in self._arrays.values())
         for site in set(sites) - set(refused):
-            self._board.sent(site, size)
+            self._status_writer.sent(site, size)
 
     def collect(self) -> list[TrainReply | Failure]:
         """As ``GridContact``; sends what is owed to sites that have come back."""
         self._fleet.refresh()
         self._nodes = self._fleet.online()
-        self._board.online(self._fleet.admitted(), self._nodes)
+        self._status_writer.online(self._fleet.admitted(), self._nodes)
         waiting = {sent.site for sent in self._open.values()}
         # A SuperNode that was started anew has forgotten its instruction; one that was only cut off has not, and
         # answers the second one from its disk.
@@ -91,14 +93,14 @@ class FleetContact(GridContact):
         self._hand_out(due)
         answers = [*super().collect(), *self._gone()]
         for answer in answers:
-            self._board.answered(answer)
+            self._status_writer.answered(answer)
         return answers
 
     def there_now(self) -> tuple[dict[str, int], Collection[str]]:
         """The nodes of the sites that are online, by site, and the sites that are admitted."""
         self._fleet.refresh()
         nodes, admitted = self._fleet.online(), self._fleet.admitted()
-        self._board.online(admitted, nodes)
+        self._status_writer.online(admitted, nodes)
         return nodes, admitted
 
     def _gone(self) -> list[TrainReply | Failure]:
@@ -128,13 +130,13 @@ class FleetContact(GridContact):
             waiting = confirmed | set(asked.values())
             due = [site for site in online if site not in waiting and time.monotonic() >= again.get(site, 0.0)]
             for site in due:
-                content = delivery_to_content(self._hash, round_, arrays, self._heads.note_of_delivery(site, digest))
+                content = delivery_to_content(self._hash, round_, arrays, self._exchange.note_of_delivery(site, digest))
                 message = self.message(content, site, online[site], "query.deliver", round_)
                 (message_id,) = self._grid.push_messages([message])
                 asked[message_id], again[site] = site, time.monotonic() + AGAIN_S
             for reply in self._grid.pull_messages([m for m, site in asked.items() if site in online]):
                 site = asked.pop(reply.metadata.reply_to_message_id)
-                if not reply.has_error() and self._heads.delivered(site, reply.content, digest):
+                if not reply.has_error() and self._exchange.delivered(site, reply.content, digest):
                     confirmed.add(site)
             time.sleep(POLL_S)
         return sorted(confirmed)

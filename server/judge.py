@@ -34,7 +34,7 @@ def judge_together(
     """
     rounds = study.rounds
     norms = {c.site: update_norm(c, weights) for c in contributions}
-    steps = {c.site: local_work(study.training, c.pictures).steps for c in contributions}
+    steps = {c.site: local_work(study.training, c.images).steps for c in contributions}
     known = [*norms.items(), *(last_norms.items() if len(norms) < 3 else ())]
     left_out = {}
     for site, norm in norms.items():
@@ -64,8 +64,8 @@ def judge_clipped(contributions: Sequence[Contribution], weights: Mapping[str, T
 
 def check_private(reply: TrainReply, sent: Mapping[str, Tensor]) -> None:
     """RunError where an update of a private study tells what no noise covers: a count, a metric, a statistic."""
-    if reply.pictures != 1 or reply.metrics:
-        raise RunError("tells a count of pictures or a metric, which stay at the site in a private study")
+    if reply.images != 1 or reply.metrics:
+        raise RunError("tells a count of images or a metric, which stay at the site in a private study")
     for name, value in sent.items():
         if not is_parameter(name, value) and not torch.equal(reply.weights[name], value):
             raise RunError(f"changes tensor {name!r}, a counter or statistic that no noise covers")

@@ -10,7 +10,7 @@ from foundation.files import write_json
 
 RECORD_NAME = "privacy.json"
 _WITHHELD = (
-    "Losses, counts of pictures and the features' figures stay at the sites: no noise covers them. So the run has no "
+    "Losses, counts of images and the features' figures stay at the sites: no noise covers them. So the run has no "
     "learning curves and no watch for collapse."
 )
 _SINGLE_UPDATES = (

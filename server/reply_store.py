@@ -1,4 +1,4 @@
-"""The spool: one file a reply, so that a killed server folds what it already had."""
+"""The reply store: one file a reply, so that a killed server aggregates what it already had."""
 
 import json
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ Content = Literal["plain", "private", "masked"]
 
 
 @dataclass(frozen=True)
-class Spooled:
+class StoredReply:
     """One accepted reply on disk; tensors are read one at a time. A ``Contribution`` for algorithms."""
 
     site: str
-    pictures: int
+    images: int
     metrics: dict[str, float]
     file: TensorFile = field(compare=False)
 
@@ -36,7 +36,7 @@ class Spooled:
         return self.file.piece(name, start, stop)
 
 
-class Spool:
+class ReplyStore:
     """The replies of one round in a folder of their own."""
 
     def __init__(
@@ -54,8 +54,8 @@ class Spool:
         self._expected: Weights = {} if content == "masked" else expected
         self._private = content != "plain"
         self._start = weights_digest(expected)
-        self._vault = vault.at("spool", study_hash, str(round_))
-        self._written: dict[Path, Spooled] = {}
+        self._vault = vault.at("replies", study_hash, str(round_))
+        self._written: dict[Path, StoredReply] = {}
 
     def write(self, reply: TrainReply) -> None:
         """Keep a reply that is as the study agreed on; RunError says what is wrong with another."""
@@ -64,15 +64,15 @@ class Spool:
             "study": reply.study_hash,
             "round": str(reply.round),
             "site": reply.site,
-            "pictures": str(reply.pictures),
+            "images": str(reply.images),
             "metrics": json.dumps(reply.metrics),
             "start": self._start,
         }
         path = self._folder / f"{reply.site}.safetensors"
         self._vault.save_tensors(path, reply.weights, metadata)
-        self._written[path] = Spooled(reply.site, reply.pictures, reply.metrics, self._vault.tensor_file(path))
+        self._written[path] = StoredReply(reply.site, reply.images, reply.metrics, self._vault.tensor_file(path))
 
-    def replies(self) -> list[Spooled]:
+    def replies(self) -> list[StoredReply]:
         """What is there and whole, in site-name order. What this object wrote was judged then.
 
         A damaged file is deleted, so that its site is asked again; so is one that answers other starting weights, which
@@ -85,18 +85,18 @@ class Spool:
                 continue
             try:
                 weights, metadata = self._vault.load_tensors(path)
-                round_, pictures = int(metadata["round"]), int(metadata["pictures"])
+                round_, images = int(metadata["round"]), int(metadata["images"])
                 metrics = json.loads(metadata["metrics"])
-                reply = TrainReply(metadata["study"], round_, metadata["site"], pictures, weights, metrics)
+                reply = TrainReply(metadata["study"], round_, metadata["site"], images, weights, metrics)
                 self._check(reply)
                 if metadata["start"] != self._start:
                     raise RunError(f"{path}: was trained from other weights")
-                found.append(Spooled(reply.site, reply.pictures, reply.metrics, self._vault.tensor_file(path)))
+                found.append(StoredReply(reply.site, reply.images, reply.metrics, self._vault.tensor_file(path)))
             except LockedError:
                 raise
             except (RunError, KeyError, ValueError):
                 path.unlink()
-        return sorted(found, key=lambda spooled: spooled.site)
+        return sorted(found, key=lambda stored: stored.site)
 
     def _check(self, reply: TrainReply) -> None:
         check_reply(reply, self._expected, self._study_hash, self._round)

@@ -16,7 +16,7 @@ from federation.records import Failure
 from federation.secure_aggregation.messages import SecureAggregationError
 from foundation.errors import RunError
 from foundation.messages import logger
-from server.audit_exchange import SiteHeads
+from server.audit_exchange import AuditExchange
 
 _Told = TypeVar("_Told")
 POLL_S = 0.2
@@ -48,8 +48,8 @@ class Reachable(Protocol):
 class Requests:
     """Asks sites about their labels and for their parts in secure sums. last_round: the study's."""
 
-    def __init__(self, grid: Grid, reachable: Reachable, heads: SiteHeads, last_round: int) -> None:
-        self._grid, self._reachable, self._heads, self._last_round = grid, reachable, heads, last_round
+    def __init__(self, grid: Grid, reachable: Reachable, exchange: AuditExchange, last_round: int) -> None:
+        self._grid, self._reachable, self._exchange, self._last_round = grid, reachable, exchange, last_round
 
     def enquire(
         self, asked: EvaluationRequest, sites: Sequence[str], patience_s: float
@@ -58,9 +58,9 @@ class Requests:
         arrays = weights_to_record(asked.tensors)
 
         def ask(site: str) -> RecordDict:
-            return question_to_content(asked, arrays, self._heads.note_of_question(site, asked))
+            return question_to_content(asked, arrays, self._exchange.note_of_question(site, asked))
 
-        asking = _Asking("query.evaluate", self._last_round, ask, partial(self._told, asked=asked))
+        asking = _Asking("query.evaluate", self._last_round, ask, partial(self._answer, asked=asked))
         answers = self._ask_all(asking, sites, patience_s)
         return {site: answers.get(site, Failure("", 0, site, "no answer before the deadline")) for site in sites}
 
@@ -74,15 +74,15 @@ class Requests:
         """
 
         def ask(site: str) -> RecordDict:
-            return request_to_content(requests[site], self._heads.note_of_stage(site, requests[site]))
+            return request_to_content(requests[site], self._exchange.note_of_stage(site, requests[site]))
 
         def read(reply: Message, site: str) -> str:
             return self._took(reply, requests[site], site, take)
 
         round_ = next(iter(requests.values())).round
         answers = self._ask_all(_Asking("query.secure", round_, ask, read), list(requests), patience_s)
-        told = {site: answers.get(site, "no answer before the deadline") for site in requests}
-        reasons = {site: one.category if isinstance(one, Failure) else one for site, one in told.items()}
+        reported = {site: answers.get(site, "no answer before the deadline") for site in requests}
+        reasons = {site: one.category if isinstance(one, Failure) else one for site, one in reported.items()}
         return {site: reason for site, reason in reasons.items() if reason}
 
     def _took(self, reply: Message, request: SecureRequest, site: str, take: Callable[[SecureAnswer], None]) -> str:
@@ -95,7 +95,7 @@ class Requests:
             return "reply under another site's name"
         if isinstance(answer, SecureAnswer) and _stage_of(answer) != _stage_of(request):
             return "answer to another stage"
-        fault = self._heads.stage_told(answer, note)
+        fault = self._exchange.stage_told(answer, note)
         if fault or isinstance(answer, Failure):
             return fault
         try:
@@ -105,7 +105,7 @@ class Requests:
             return str(error)
         return ""
 
-    def _told(self, reply: Message, site: str, asked: EvaluationRequest) -> Statistics | Failure:
+    def _answer(self, reply: Message, site: str, asked: EvaluationRequest) -> Statistics | Failure:
         try:
             answer, note = content_to_statistics(reply.content), content_to_note(reply.content)
         except RunError:
@@ -115,7 +115,7 @@ class Requests:
         own = asked.study_hash, asked.step, asked.encoder
         if isinstance(answer, Statistics) and (answer.study_hash, answer.step, answer.encoder) != own:
             return Failure("", 0, site, "answer to another question")
-        return self._heads.told(answer, note)
+        return self._exchange.reported(answer, note)
 
     def _ask_all(self, asking: _Asking[_Told], sites: Collection[str], patience_s: float) -> dict[str, _Told | Failure]:
         """Ask all of these sites one thing; what came before the deadline.

@@ -1,4 +1,4 @@
-"""The round loop: send, spool, judge, fold, checkpoint. Ours, as Flower's has no checkpoint, quorum or deadline."""
+"""The round loop: send, reply store, judge, aggregate, checkpoint. Flower's has no checkpoint, quorum or deadline."""
 
 import re
 import time
@@ -26,19 +26,19 @@ from server.judge import UpdateScreening, judge_clipped, judge_together
 from server.monitoring.divergence import divergence, layers_of
 from server.monitoring.journal import Journal
 from server.quorum import needed_replies
-from server.reply_store import Content, Spool, Spooled
+from server.reply_store import Content, ReplyStore, StoredReply
 from server.secure_round import SecureMean, StageFailedError
 from server.site_noise import LEDGER_NAME, TOLERANCE, site_noise
 
 COLLAPSING = (
-    "site {site}: the features of its pictures are becoming all alike (collapse); what is trained on will be worth "
+    "site {site}: the features of its images are becoming all alike (collapse); what is trained on will be worth "
     "little. Lower training.learning_rate, raise training.batch, or choose another method"
 )
 _OFFLINE = "offline"
 _RESEND_S = 5.0
 
 
-class Contact(Protocol):
+class SiteChannel(Protocol):
     """The way to the sites; Flower stays behind it."""
 
     def sites(self) -> list[SiteInfo]:
@@ -55,12 +55,12 @@ class Contact(Protocol):
 
 
 @dataclass(frozen=True)
-class _Folded:
+class _Aggregated:
     """What a round made of its replies; left_out: why some of them are not in it."""
 
     weights: Weights
     state: State
-    accepted: list[Spooled]
+    accepted: list[StoredReply]
     left_out: dict[str, str]
 
 
@@ -77,11 +77,16 @@ class RoundLoop:
     """One federation from its last checkpoint to its end, in the folder of its records."""
 
     def __init__(
-        self, study: Study, records: RunRecords, contact: Contact, initial: Weights, secure: SecureMean | None = None
+        self,
+        study: Study,
+        records: RunRecords,
+        channel: SiteChannel,
+        initial: Weights,
+        secure: SecureMean | None = None,
     ) -> None:
         """secure: how updates are summed in a study with ``secure_aggregation``; None in every other."""
         folder, audit, vault = records.folder, records.audit, records.vault
-        self._study, self._folder, self._contact = study, folder, contact
+        self._study, self._folder, self._channel = study, folder, channel
         self._audit, self._vault = audit, vault
         self._hash = study.training_hash()
         self._algorithm = build_algorithm(study.algorithm)
@@ -104,7 +109,7 @@ class RoundLoop:
         return self._checkpoint.weights
 
     def _known_sites(self) -> list[str]:
-        infos = self._contact.sites()
+        infos = self._channel.sites()
         names = sorted(info.site for info in infos)
         twice = {name for name in names if names.count(name) > 1}
         if twice:
@@ -135,28 +140,28 @@ class RoundLoop:
         content: Content = (
             "masked" if self._secure is not None else "private" if self._study.privacy is not None else "plain"
         )
-        spool = Spool(self._folder / "spool", self._hash, number, self._checkpoint.weights, self._vault, content)
+        store = ReplyStore(self._folder / "replies", self._hash, number, self._checkpoint.weights, self._vault, content)
         needed = needed_replies(self._study, len(sites))
         if self._secure is not None:
             needed = max(needed, self._secure.fewest)
         reasons: dict[str, str] = {}
         failed = ""
         for attempt in range(1, self._study.rounds.attempts + 1):
-            reasons = self._gather(number, sites, spool)
-            replies = spool.replies()
+            reasons = self._gather(number, sites, store)
+            replies = store.replies()
             verdict = self._judge(replies)
             reasons |= verdict.left_out
             accepted = [reply for reply in replies if reply.site not in verdict.left_out]
             why = f"{len(accepted)} of {needed} updates, attempt {attempt}"
             if len(accepted) >= needed:
                 try:
-                    folded = self._fold(number, accepted, needed)
+                    aggregated = self._aggregate(number, accepted, needed)
                 except StageFailedError as error:
                     reasons |= error.reasons
                     failed = f"; the last sum: {error}"
                     why = f"{error}, attempt {attempt}"
                 else:
-                    self._finish(number, spool, folded, verdict.norms, reasons | folded.left_out)
+                    self._finish(number, store, aggregated, verdict.norms, reasons | aggregated.left_out)
                     return
             self._journal.event(number, "round retried", None, why)
             self._audit.append("round retried", study=self._hash, round=number, reason=why)
@@ -168,7 +173,7 @@ class RoundLoop:
             f"{self._study.rounds.attempts} attempts ({why}{failed}); mend those sites, then go on"
         )
 
-    def _judge(self, replies: list[Spooled]) -> UpdateScreening:
+    def _judge(self, replies: list[StoredReply]) -> UpdateScreening:
         weights, privacy = self._checkpoint.weights, self._study.privacy
         if self._secure is not None:  # sites refuse to send what this would leave out
             return UpdateScreening({}, {})
@@ -176,36 +181,36 @@ class RoundLoop:
             return judge_clipped(replies, weights, privacy.clip * (1 + TOLERANCE))
         return judge_together(replies, weights, self._study, self._checkpoint.norms)
 
-    def _gather(self, number: int, sites: list[str], spool: Spool) -> dict[str, str]:
-        """Fill the spool until every site has answered or the deadline has passed; why each missing site is missing."""
+    def _gather(self, number: int, sites: list[str], store: ReplyStore) -> dict[str, str]:
+        """Fill the reply store until every site has answered or the deadline has passed; why each missing one is."""
         instruction = TrainInstruction(self._hash, number, self._checkpoint.weights)
-        waiting = set(sites) - {reply.site for reply in spool.replies()}
+        waiting = set(sites) - {reply.site for reply in store.replies()}
         reasons: dict[str, str] = {}
         offline: set[str] = set()
         deadline = time.monotonic() + 60 * self._study.rounds.deadline_minutes
         resend_at = 0.0
-        self._contact.instruct(instruction, sorted(waiting))
+        self._channel.instruct(instruction, sorted(waiting))
         while waiting and time.monotonic() < deadline:
-            for answer in self._contact.collect():
+            for answer in self._channel.collect():
                 if answer.site not in waiting or answer.round != number:
                     continue
                 if isinstance(answer, Failure) and answer.category == _OFFLINE:
                     offline.add(answer.site)
                     continue
                 waiting.discard(answer.site)
-                reason = answer.category if isinstance(answer, Failure) else self._spool(spool, answer)
+                reason = answer.category if isinstance(answer, Failure) else self._store_reply(store, answer)
                 if reason:
                     reasons[answer.site] = reason
             if offline and time.monotonic() >= resend_at:
-                self._contact.instruct(instruction, sorted(offline & waiting))
+                self._channel.instruct(instruction, sorted(offline & waiting))
                 resend_at = time.monotonic() + _RESEND_S
                 offline.clear()
         return reasons | dict.fromkeys(waiting, "no answer before the deadline")
 
     @staticmethod
-    def _spool(spool: Spool, reply: TrainReply) -> str | None:
+    def _store_reply(store: ReplyStore, reply: TrainReply) -> str | None:
         try:
-            spool.write(reply)
+            store.write(reply)
         except RunError as error:
             if error.__cause__ is not None:  # the server's own disk, not the reply
                 raise
@@ -213,25 +218,32 @@ class RoundLoop:
         return None
 
     def _finish(
-        self, number: int, spool: Spool, folded: "_Folded", norms: dict[str, float], reasons: dict[str, str]
+        self,
+        number: int,
+        store: ReplyStore,
+        aggregated: "_Aggregated",
+        norms: dict[str, float],
+        reasons: dict[str, str],
     ) -> None:
-        weights, accepted = folded.weights, folded.accepted
+        weights, accepted = aggregated.weights, aggregated.accepted
         for site, reason in sorted(reasons.items()):
             logger.warning(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
             self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
         self._tell(number, accepted, norms)
-        self._checkpoint = Checkpoint(self._hash, number, weights, folded.state, norms)
+        self._checkpoint = Checkpoint(self._hash, number, weights, aggregated.state, norms)
         if len(accepted) + len(reasons) > 1:  # a site alone is no federation: nobody asks how far it had come
             snapshots = self._folder / events.SNAPSHOTS
             write_snapshot(snapshots, self._checkpoint, self._study.rounds.count, vault=self._vault)
         kept = self._study.rounds.keep_checkpoints
         write_checkpoint(self._folder / "checkpoints", self._checkpoint, kept, vault=self._vault)
         sites = ", ".join(reply.site for reply in accepted)
-        self._audit.note("round folded", study=self._hash, round=number, sites=sites, weights=weights_digest(weights))
-        spool.remove()
+        self._audit.note(
+            "round aggregated", study=self._hash, round=number, sites=sites, weights=weights_digest(weights)
+        )
+        store.remove()
 
-    def _fold(self, number: int, accepted: list[Spooled], needed: int) -> "_Folded":
+    def _aggregate(self, number: int, accepted: list[StoredReply], needed: int) -> "_Aggregated":
         """The next weights and state, noised before they are put anywhere where the study has the server do that.
 
         StageFailedError where a sum under masks came to nothing.
@@ -239,13 +251,13 @@ class RoundLoop:
         before = self._checkpoint.weights
         if self._secure is not None:
             mean = self._secure.mean(number, before, [reply.site for reply in accepted], needed)
-            return _Folded(mean.weights, {}, [r for r in accepted if r.site in mean.sites], mean.left_out)
-        weights, state = self._algorithm.fold(before, accepted, self._checkpoint.algorithm)
+            return _Aggregated(mean.weights, {}, [r for r in accepted if r.site in mean.sites], mean.left_out)
+        weights, state = self._algorithm.aggregate(before, accepted, self._checkpoint.algorithm)
         if self._noise is not None:
             weights = self._noise.noised(weights, before, len(accepted), number)
-        return _Folded(weights, state, accepted, {})
+        return _Aggregated(weights, state, accepted, {})
 
-    def _tell(self, number: int, accepted: list[Spooled], norms: dict[str, float]) -> None:
+    def _tell(self, number: int, accepted: list[StoredReply], norms: dict[str, float]) -> None:
         """Write down the sites' figures, and what the server sees of their updates; of what no noise covers, nothing.
 
         Updates that a site has noised are public. Those that the server is to noise are not, and with no figure of them
@@ -254,7 +266,7 @@ class RoundLoop:
         """
         for reply in accepted:
             seen = {"update_norm": norms[reply.site]} if reply.site in norms else {}
-            counted = None if self._study.privacy is not None or self._secure is not None else reply.pictures
+            counted = None if self._study.privacy is not None or self._secure is not None else reply.images
             self._journal.metrics(number, reply.site, counted, reply.metrics | seen)
             if self._journal.is_collapsing(reply.site):
                 if reply.site not in self._warned:
@@ -264,7 +276,7 @@ class RoundLoop:
         if norms:
             self._tell_divergence(number, accepted)
 
-    def _tell_divergence(self, number: int, accepted: list[Spooled]) -> None:
+    def _tell_divergence(self, number: int, accepted: list[StoredReply]) -> None:
         """Write down how the updates stand to each other; of a single site there is nothing to tell."""
         if len(accepted) < 2:
             return

@@ -52,7 +52,7 @@ Take = Callable[[SecureAnswer], None]
 Announce = Callable[[tuple[str, ...]], None]
 
 
-class SecureContact(Protocol):
+class SecureSiteChannel(Protocol):
     """The way to the sites for the stages of a sum."""
 
     def ask_stage(self, requests: Mapping[str, SecureRequest], patience_s: float, take: Take) -> Mapping[str, str]:
@@ -104,9 +104,9 @@ class SecureMean:
     """A study's means under masks. ledger: where a study that is private by site is charged at the server."""
 
     def __init__(
-        self, study: Study, folder: Path, contact: SecureContact, certificates: SiteCertificates, ledger: Path
+        self, study: Study, folder: Path, channel: SecureSiteChannel, certificates: SiteCertificates, ledger: Path
     ) -> None:
-        self._study, self._contact, self._certificates, self._ledger = study, contact, certificates, ledger
+        self._study, self._channel, self._certificates, self._ledger = study, channel, certificates, ledger
         self._hash, self._path = study.training_hash(), folder / STATE_NAME
         self._fixed = fixed_point(study)
         self.fewest = fewest_survivors(study)
@@ -128,7 +128,7 @@ class SecureMean:
         context = Context(self._hash, round_, state["attempts"] - 1)
         directory = CertifiedDirectory(self._certificates.ca)
         session = ServerSession(context, directory, numbers_of(weights), self._fixed)
-        run = _Attempt(self._study, self._contact, self._certificates, session)
+        run = _Attempt(self._study, self._channel, self._certificates, session)
         try:
             total = run.total(names, max(quorum, self.fewest), signed, self._announce(round_))
         except QuorumError as error:
@@ -174,9 +174,9 @@ class _Attempt:
     """The stages of one attempt, in their order."""
 
     def __init__(
-        self, study: Study, contact: SecureContact, certificates: SiteCertificates, session: ServerSession
+        self, study: Study, channel: SecureSiteChannel, certificates: SiteCertificates, session: ServerSession
     ) -> None:
-        self._contact, self._certificates, self._session = contact, certificates, session
+        self._channel, self._certificates, self._session = channel, certificates, session
         self._patience = max(LEAST_STAGE_S, 60 * study.rounds.deadline_minutes * _SHARE)
         self.reasons: dict[str, str] = {}
 
@@ -210,7 +210,7 @@ class _Attempt:
             site: SecureRequest(context.study_hash, context.round, context.attempt, stage, one)
             for site, one in asked.items()
         }
-        missing = self._contact.ask_stage(requests, self._patience, lambda answer: take(answer.answered))
+        missing = self._channel.ask_stage(requests, self._patience, lambda answer: take(answer.answered))
         self.reasons |= {site: f"secure sum, {stage}: {reason}" for site, reason in missing.items()}
 
 

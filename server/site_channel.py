@@ -21,7 +21,7 @@ from federation.flower.records import (
 from federation.records import UNKNOWN_SITE, Failure, SiteInfo, TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import RunError, StudyError
-from server.audit_exchange import SiteHeads
+from server.audit_exchange import AuditExchange
 from server.requests import POLL_S, Requests
 
 _MARGIN_S = 600.0  # a reply on the last second of a round is still read
@@ -33,7 +33,7 @@ class _Sent:
     round: int
 
 
-class GridContact:
+class GridSiteChannel:
     """The sites of a simulation: as many as are expected, by the names that they give themselves.
 
     ``requests`` asks them what is no training.
@@ -42,8 +42,8 @@ class GridContact:
     def __init__(self, grid: Grid, study: Study, audit: AuditLog, expected: int) -> None:
         self._grid, self._study, self._expected = grid, study, expected
         self._hash = study.training_hash()
-        self._heads = SiteHeads(audit, self._hash, private=study.privacy is not None)
-        self.requests = Requests(grid, self, self._heads, study.rounds.count)
+        self._exchange = AuditExchange(audit, self._hash, private=study.privacy is not None)
+        self.requests = Requests(grid, self, self._exchange, study.rounds.count)
         self._nodes: dict[str, int] = {}
         self._open: dict[str, _Sent] = {}
 
@@ -98,8 +98,8 @@ class GridContact:
         """Push one message a site; the sites whose message was not taken."""
         messages = []
         for site in sites:
-            note = self._heads.note_for(site, instruction)
-            own = replace(instruction, ledger=self._heads.ledger_of(site))
+            note = self._exchange.note_for(site, instruction)
+            own = replace(instruction, ledger=self._exchange.ledger_of(site))
             content = instruction_to_content(own, arrays, note)
             messages.append(self.message(content, site, self._nodes[site], "train", instruction.round))
         ids = dict(zip(sites, self._grid.push_messages(messages), strict=True))
@@ -124,7 +124,7 @@ class GridContact:
             answer = replace(answer, site=sent.site)  # its own file was not readable, so that it could not say its name
         if (wrong := self._not_to(answer, sent)) is not None:
             answer, note = Failure("", sent.round, sent.site, wrong), None
-        return self._heads.received(answer, note)
+        return self._exchange.received(answer, note)
 
     def _not_to(self, answer: TrainReply | Failure, sent: _Sent) -> str | None:
         """In what an answer is not one to what was sent; the round loop would wait for the right one in vain."""

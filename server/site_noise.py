@@ -4,10 +4,11 @@ McMahan et al. 2018, Learning differentially private recurrent language models, 
 every round: each update is at most ``privacy.clip`` long (the site shortens it, the server refuses a longer one), so
 that one site moves the sum by no more, and N(0, (noise x clip)^2) is added to the sum. Divided by the sites whose
 updates were accepted, a number that is told anyway, that is the mean of the updates and noise of so much less. Every
-site counts alike, as a weight by pictures would tell how many a site has.
+site counts alike, as a weight by images would tell how many a site has.
 
 What is protected is what goes out and what stays on the disk once a round is over: the noised weights. The updates
-themselves are in the spool until then, and in this process; no figure is made of them, and their mean is never written.
+themselves are in the reply store until then, and in this process; no figure is made of them, and their mean is never
+written.
 """
 
 from pathlib import Path
@@ -48,10 +49,11 @@ class SiteNoise:
     def noised(self, mean: Weights, before: Weights, sites: int, round_: int) -> Weights:
         """The mean weights of ``sites`` sites with noise on all that is trained; all else as it was sent (``before``).
 
-        A server that is killed after this and before its checkpoint comes here again with the updates in its spool, or
-        with others. It must not add the noise it drew then, which is not stored, so that fresh noise is drawn. Only one
-        of the two results is sent out. The other may have reached the disk (a snapshot, a checkpoint that was not
-        renamed yet), where the two together would tell more than one, so that each drawing of noise is charged.
+        A server that is killed after this and before its checkpoint comes here again with the updates in its reply
+        store, or with others. It must not add the noise it drew then, which is not stored, so that fresh noise is
+        drawn. Only one of the two results is sent out. The other may have reached the disk (a snapshot, a checkpoint
+        that was not renamed yet), where the two together would tell more than one, so that each drawing of noise is
+        charged.
         """
         self._ledger.charge(self._hash, round_, self._plan.per_round, None, unit="site")
         deviation = self._deviation / sites

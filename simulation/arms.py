@@ -24,17 +24,17 @@ from simulation.config import BudgetRule, SimulationConfig
 from simulation.sites.site_folders import Federation, write_site_folders
 from ssl_methods import build_method
 
-Kind = Literal["random", "natural", "federated", "alone", "pooled"]
-_POOLED, LEDGER_NAME = "pooled", "ledger.jsonl"
-_SAME = {"passes": "same passes over its pictures", "images": "same number of pictures seen"}
-_FEWEST = dict.fromkeys(("min_pictures", "min_patients", "smallest_count"), 1)
+Kind = Literal["random", "pretrained-init", "federated", "local-only", "centralised"]
+_CENTRALISED, LEDGER_NAME = "centralised", "ledger.jsonl"
+_SAME = {"passes": "same passes over its images", "images": "same number of images seen"}
+_FEWEST = dict.fromkeys(("min_images", "min_patients", "smallest_count"), 1)
 OPEN_POLICY = {"studies": "any", **_FEWEST, "allow_label_statistics": True, "allow_score_histogram": True}
-"""A simulated hospital's: its pictures are public, and it is the study's to say who takes part."""
+"""A simulated hospital's: its images are public, and it is the study's to say who takes part."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One encoder to make: an ordinary study over the sites in ``pictures``."""
+    """One encoder to make: an ordinary study over the sites in ``images``."""
 
     name: str
     title: str
@@ -43,9 +43,9 @@ class Arm:
     seed: int
     study: Study
     sites: Manifest | None
-    """Pretraining pictures with the arm's own site column; None where nothing is trained."""
+    """Pretraining images with the arm's own site column; None where nothing is trained."""
     tested: Manifest | None = None
-    """Pictures of test patients that lie at the sites, where the study has a federated evaluation."""
+    """Images of test patients that lie at the sites, where the study has a federated evaluation."""
 
     @property
     def place(self) -> Path:
@@ -53,7 +53,7 @@ class Arm:
         return Path("arms") / self.name / f"fold-{self.fold}" / f"seed-{self.seed}"
 
     def site_sizes(self) -> dict[str, int]:
-        """Pictures by site, in site-name order."""
+        """Images by site, in site-name order."""
         if self.sites is None:
             return {}
         return {str(site): int(n) for site, n in self.sites.table["site"].value_counts().sort_index().items()}
@@ -65,14 +65,14 @@ class Arm:
         return [round_work(self.study, own["patient"]) for _, own in self.sites.table.groupby("site")]
 
     def budget(self) -> TrainingCost:
-        """Pictures and steps of the whole study (for the manifest's pictures; unreadable ones make it smaller).
+        """Images and steps of the whole study (for the manifest's images; unreadable ones make it smaller).
 
-        With privacy by patient the pictures are those that are expected.
+        With privacy by patient the images are those that are expected.
         """
         works, rounds = self.works(), self.study.rounds.count
         if not works:
             return TrainingCost()
-        seen = rounds * sum(w.pictures for w in works)
+        seen = rounds * sum(w.images for w in works)
         return TrainingCost(
             seen,
             rounds * sum(w.steps for w in works),
@@ -81,21 +81,21 @@ class Arm:
         )
 
 
-def plan_arms(study: Study, config: SimulationConfig, pictures: Manifest, splits: pd.DataFrame) -> list[Arm]:
+def plan_arms(study: Study, config: SimulationConfig, images: Manifest, splits: pd.DataFrame) -> list[Arm]:
     """All arms of all folds and seeds, the random ones first because they cost nothing.
 
-    The first fold gets ``config.seeds`` pretraining seeds, the others one. Only pictures whose patient has the role
+    The first fold gets ``config.seeds`` pretraining seeds, the others one. Only images whose patient has the role
     "train" in a fold are in any arm of that fold.
     """
     plan: list[Arm] = []
     for fold in sorted(splits["fold"].unique()):
         part = splits[splits["fold"] == fold]
-        training = pictures.where(pictures.table["image"].isin(part.loc[part["role"] == "train", "image"]))
-        held = pictures.where(pictures.table["image"].isin(part.loc[part["role"] == "test", "image"]))
+        training = images.where(images.table["image"].isin(part.loc[part["role"] == "train", "image"]))
+        held = images.where(images.table["image"].isin(part.loc[part["role"] == "test", "image"]))
         for repeat in range(config.seeds if fold == 0 else 1):
             seeded = study.model_copy(update={"seed": study.seed + repeat, "simulation": None})
             plan += _arms_of(seeded, int(fold), training, held, config)
-    order = {"random": 0, "natural": 1, "federated": 2, "alone": 3, "pooled": 4}
+    order = {"random": 0, "pretrained-init": 1, "federated": 2, "local-only": 3, "centralised": 4}
     return sorted(plan, key=lambda arm: (arm.fold, arm.seed, order[arm.kind], arm.name))
 
 
@@ -104,16 +104,18 @@ def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config
     federated = Arm("federated", TITLES["federated"], "federated", fold, study.seed, study, training, tested)
     arms = [Arm("random", TITLES["random"], "random", fold, study.seed, study, None), federated]
     if config.weights is not None:
-        arms.append(Arm("natural", TITLES["natural"], "natural", fold, study.seed, study, None))
-    told = f"{_SAME[config.budget]}{_open(study)}"
-    if "alone" in config.arms:
+        arms.append(Arm("pretrained-init", TITLES["pretrained-init"], "pretrained-init", fold, study.seed, study, None))
+    answer = f"{_SAME[config.budget]}{_open(study)}"
+    if "local-only" in config.arms:
         for site in sorted(set(held.table["site"])):
             own = training.where(training.table["site"] == site)
-            arms.append(_single(f"alone-{site}", f"{site} alone, {told}", "alone", federated, own, config.budget))
-    if "pooled" in config.arms:
-        everything = replace(training, table=training.table.assign(site=_POOLED))
-        title = f"Pooled: all pictures in one place, {told}"
-        arms.append(_single("pooled", title, "pooled", federated, everything, config.budget))
+            arms.append(
+                _single(f"local-only-{site}", f"{site} alone, {answer}", "local-only", federated, own, config.budget)
+            )
+    if "centralised" in config.arms:
+        everything = replace(training, table=training.table.assign(site=_CENTRALISED))
+        title = f"Centralised: all images in one place, {answer}"
+        arms.append(_single("centralised", title, "centralised", federated, everything, config.budget))
     return arms
 
 
@@ -122,35 +124,35 @@ def _open(study: Study) -> str:
     return ", without privacy" if study.privacy is not None else ""
 
 
-def _single(name: str, title: str, kind: Kind, federated: Arm, pictures: Manifest, budget: BudgetRule) -> Arm:
+def _single(name: str, title: str, kind: Kind, federated: Arm, images: Manifest, budget: BudgetRule) -> Arm:
     """An arm of one site: the same study, as much work as ``budget`` says, no federated algorithm to choose.
 
     Nothing of it leaves the place where it is trained, so that it has neither noise nor secure aggregation; it is what
     a site could have without the federation, and says nothing of how well its weights could be given away.
     """
     study = federated.study
-    training = _training(federated, len(pictures), budget)
+    training = _training(federated, len(images), budget)
     absent = dict.fromkeys(("federated_evaluation", "privacy", "secure_aggregation"))
     alone = study.model_copy(update={"training": training, "algorithm": FedAvgConfig(), **absent})
-    return Arm(name, title, kind, federated.fold, federated.seed, alone, pictures)
+    return Arm(name, title, kind, federated.fold, federated.seed, alone, images)
 
 
-def _training(federated: Arm, pictures: int, budget: BudgetRule) -> TrainingConfig:
-    """How an arm of one site with so many ``pictures`` trains in each round.
+def _training(federated: Arm, images: int, budget: BudgetRule) -> TrainingConfig:
+    """How an arm of one site with so many ``images`` trains in each round.
 
-    "passes": each of its pictures is seen as often as in the federated arm. With ``training.epochs`` it trains for the
-    same epochs of its own pictures. With ``training.steps``, and with privacy by patient, whose steps are drawn, the
-    federated arm decides: a picture is seen there on average p times a round (pictures seen by all sites over pictures
-    at all sites), and the arm gets the steps, to the nearest and at least one, in which its pictures are seen p times.
-    "images": it sees as many pictures a round as all sites of the federated arm together, however few it has.
+    "passes": each of its images is seen as often as in the federated arm. With ``training.epochs`` it trains for the
+    same epochs of its own images. With ``training.steps``, and with privacy by patient, whose steps are drawn, the
+    federated arm decides: an image is seen there on average p times a round (images seen by all sites over images
+    at all sites), and the arm gets the steps, to the nearest and at least one, in which its images are seen p times.
+    "images": it sees as many images a round as all sites of the federated arm together, however few it has.
     Whole batches are counted everywhere, so that a round may be up to a batch short or, of steps, half a batch apart.
     """
-    training, seen = federated.study.training, sum(work.pictures for work in federated.works())
+    training, seen = federated.study.training, sum(work.images for work in federated.works())
     if budget == "passes":
         if training.epochs is not None and not isinstance(federated.study.privacy, PatientPrivacyConfig):
             return training
-        seen = round(seen * pictures / sum(federated.site_sizes().values()))
-    return training.model_copy(update={"steps": steps_for_budget(training, pictures, seen), "epochs": None})
+        seen = round(seen * images / sum(federated.site_sizes().values()))
+    return training.model_copy(update={"steps": steps_for_budget(training, images, seen), "epochs": None})
 
 
 def is_done(run: Path, arm: Arm) -> bool:
@@ -170,7 +172,7 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
     weights: dict[str, Tensor] | None = None
     if arm.sites is None:
         method = build_method(arm.study.method, arm.study.encoder, arm.study.image, arm.study.seed)
-        if arm.kind == "natural":
+        if arm.kind == "pretrained-init":
             start_from(method, kept_weights(run), source_of(config))
         weights = method.shared_state()
     else:
@@ -191,7 +193,7 @@ def tidy(folder: Path) -> None:
 
     for log in folder.glob("sites/*/state/site.log"):
         log.replace(log.parents[1] / log.name)
-    for done in (folder / "checkpoints", folder / "spool", *folder.glob("sites/*/state")):
+    for done in (folder / "checkpoints", folder / "replies", *folder.glob("sites/*/state")):
         shutil.rmtree(done, ignore_errors=True)
     (folder / INITIAL_NAME).unlink(missing_ok=True)
 
@@ -216,7 +218,7 @@ def _prepare(run: Path, arm: Arm, device: str) -> Federation:
 
 
 def _with_tested(training: Manifest, tested: Manifest | None) -> Manifest:
-    """What lies at the sites: their training pictures, and with a role those that are only evaluated on, if any are."""
+    """What lies at the sites: their training images, and with a role those that are only evaluated on, if any are."""
     if tested is None:
         return training
     parts = [training.table.assign(role="train"), tested.table.assign(role="test")]

@@ -10,18 +10,18 @@ from federation.study import Study
 
 @dataclass(frozen=True)
 class RoundWork:
-    """Optimiser steps of a round and the pictures that they see together, repeats counted."""
+    """Optimiser steps of a round and the images that they see together, repeats counted."""
 
     steps: int
-    pictures: int
+    images: int
 
 
 def round_work(study: Study, patients: Iterable[object]) -> RoundWork:
-    """The work of a site whose pictures are of these ``patients``, one entry a picture.
+    """The work of a site whose images are of these ``patients``, one entry an image.
 
-    With privacy by patient the pictures are an expectation: in each step a patient takes part with probability ``rate``
-    and gives so many pictures as ``pictures_per_patient`` says, or all there are. How many were drawn nobody writes
+    With privacy by patient the images are an expectation: in each step a patient takes part with probability ``rate``
+    and gives so many images as ``images_per_patient`` says, or all there are. How many were drawn nobody writes
     down; ``training.batch`` is then only how many are computed at once.
     """
-    steps, pictures = work_of_round(study, Counter(patients).values())
-    return RoundWork(steps, round(pictures))
+    steps, images = work_of_round(study, Counter(patients).values())
+    return RoundWork(steps, round(images))

@@ -16,21 +16,21 @@ BudgetRule = Literal["passes", "images"]
 
 
 class SimulationConfig(Section):
-    """Which pictures stand for the hospitals, and how they are divided."""
+    """Which images stand for the hospitals, and how they are divided."""
 
     dataset: str = Field(default="phantoms", description=f"One of {', '.join(DATASETS)}.")
     root: Path | None = Field(default=None, description="Where the dataset lies on this machine, if it needs a place.")
     options: dict[str, Any] = Field(default={}, description="The dataset's own options.")
     partition: PartitionConfig = Field(default=BySite(), description="How patients become sites.")
     splits: SplitConfig = Field(default=SplitConfig(), description="Who trains, validates and is tested.")
-    arms: tuple[Literal["alone", "pooled"], ...] = Field(
-        default=("alone", "pooled"),
-        description="References beside random and federated: every tested site alone, all pictures in one place.",
+    arms: tuple[Literal["local-only", "centralised"], ...] = Field(
+        default=("local-only", "centralised"),
+        description="References beside random and federated: every tested site alone, all images in one place.",
     )
     budget: BudgetRule = Field(
         default="passes",
-        description="How long these references train. passes: each of their pictures is seen as often as in the "
-        "federated arm (the same epochs); images: each sees as many pictures as all sites of the federated arm "
+        description="How long these references train. passes: each of their images is seen as often as in the "
+        "federated arm (the same epochs); images: each sees as many images as all sites of the federated arm "
         "together, so that a small site sees its own over and over.",
     )
     weights: Literal["timm"] | Path | None = Field(
@@ -56,5 +56,5 @@ class SimulationConfig(Section):
         return self
 
     def load_dataset(self, workspace: Path, seed: int, *, drawn: bool = True) -> Manifest:
-        """All pictures of the study's dataset; what is downloaded, or ``drawn``, goes below ``workspace``."""
+        """All images of the study's dataset; what is downloaded, or ``drawn``, goes below ``workspace``."""
         return dataset(self.dataset).load(self.root, workspace, seed, self.options, drawn=drawn)

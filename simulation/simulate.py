@@ -26,7 +26,7 @@ from imaging.listing.manifest import Manifest
 from imaging.listing.splits import check_splits, draw_splits
 from simulation.arms import Arm, is_done, make_encoder, plan_arms
 from simulation.config import SimulationConfig
-from simulation.sites.checks import check_runtime, check_sites, decode_pictures
+from simulation.sites.checks import check_runtime, check_sites, decode_images
 from simulation.sites.partition import assign_sites
 from simulation.spent import record_privacy
 from simulation.starting import identified, keep_weights
@@ -83,10 +83,10 @@ def pretrain(
         config = simulation_config(resolved)
         with _no_trace_of_failure(folder if resume is None else None):
             keep_weights(folder, config, resolved)
-            pictures, arms = planned(folder, resolved, config)
+            images, arms = planned(folder, resolved, config)
         for arm in arms:
             if arm.kind == "federated" and arm.sites is not None and not is_done(folder, arm):
-                decode_pictures(arm.study, arm.sites, pictures, folder / "store")
+                decode_images(arm.study, arm.sites, images, folder / "store")
         _pretrain(folder, arms, config, device)
         record_privacy(folder, resolved, arms)
         write_arms(folder, [arm.place for arm in arms])
@@ -112,7 +112,7 @@ def _resolved(study: Study) -> Study:
 def prepare_data(
     folder: Path, study: Study, config: SimulationConfig, *, drawn: bool = True
 ) -> tuple[Manifest, pd.DataFrame]:
-    """Load the dataset, give every picture a site, draw the split once; all are written, and read back on a resume.
+    """Load the dataset, give every image a site, draw the split once; all are written, and read back on a resume.
 
     ``drawn`` as ``Dataset.load`` takes it.
     """
@@ -120,34 +120,34 @@ def prepare_data(
     if not (place / "splits.csv").exists():
         found = config.load_dataset(folder / "data", study.seed, drawn=drawn)
         assign_sites(found, config.partition, study.seed).write_located(place)
-        pictures = Manifest.read(place / "manifest.csv", found.unit)
-        splits = draw_splits(pictures, config.splits, study.seed)
+        images = Manifest.read(place / "manifest.csv", found.unit)
+        splits = draw_splits(images, config.splits, study.seed)
         settings = RunEvaluation(**study.evaluation.model_dump(), dataset=config.dataset, unit=found.unit)
         write_settings(place, settings, study.image, splits)
-    pictures = Manifest.read(place / "manifest.csv", read_json(place / "config.json")["unit"])
+    images = Manifest.read(place / "manifest.csv", read_json(place / "config.json")["unit"])
     splits = pd.read_csv(place / "splits.csv", dtype=SPLIT_TYPES, keep_default_na=False)
     check_splits(splits)
-    return pictures, splits
+    return images, splits
 
 
 SPLIT_TYPES = {"image": str, "patient": str, "site": str, "label": str, "role": str}
 
 
 def planned(folder: Path, study: Study, config: SimulationConfig, *, drawn: bool = True) -> tuple[Manifest, list[Arm]]:
-    """All pictures and all arms, with what can be known to be wrong refused before anything is decoded or trained.
+    """All images and all arms, with what can be known to be wrong refused before anything is decoded or trained.
 
-    Not ``drawn``, pictures that are made on the spot are made only where the study's labels are read out of them.
+    Not ``drawn``, images that are made on the spot are made only where the study's labels are read out of them.
     """
     drawn = drawn or study.evaluation.kind in ("segmentation", "detection")
     check_runtime(study, config)
-    pictures, splits = prepare_data(folder, study, config, drawn=drawn)
-    check_labels(pictures.table, splits, study.evaluation)
-    check_outlines(pictures, splits, study.image, study.evaluation, folder)
-    arms = plan_arms(study, config, pictures, splits)
+    images, splits = prepare_data(folder, study, config, drawn=drawn)
+    check_labels(images.table, splits, study.evaluation)
+    check_outlines(images, splits, study.image, study.evaluation, folder)
+    arms = plan_arms(study, config, images, splits)
     for arm in arms:
         if arm.kind == "federated" and arm.sites is not None:
             check_sites(arm.study, arm.sites)
-    return pictures, arms
+    return images, arms
 
 
 def _pretrain(folder: Path, arms: list[Arm], config: SimulationConfig, device: DeviceName) -> None:

@@ -41,7 +41,7 @@ def source_of(config: SimulationConfig) -> str:
     return config.weights.name if isinstance(config.weights, Path) else str(config.weights)
 
 
-def look(config: SimulationConfig, study: Study) -> tuple[dict[str, Tensor], Fitted]:
+def inspect_weights(config: SimulationConfig, study: Study) -> tuple[dict[str, Tensor], Fitted]:
     """The tensors of the section's weights, and how they fit the study's encoder; errors as ``fit_weights``."""
     assert config.weights is not None
     tensors = timm_weights(study.encoder.name) if config.weights == "timm" else read_weights(config.weights)
@@ -56,7 +56,7 @@ def keep_weights(folder: Path, config: SimulationConfig, study: Study) -> None:
     """
     if config.weights is None or (folder / WEIGHTS_NAME).exists():
         return
-    tensors, fitted = look(config, study)
+    tensors, fitted = inspect_weights(config, study)
     line = fitted.line(source_of(config))
     logger.info(line)
     write_json(folder / "run.json", read_json(folder / "run.json") | {"starting_weights": line})

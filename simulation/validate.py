@@ -11,7 +11,7 @@ from federation.algorithms import build_algorithm
 from federation.study import Study, load_study
 from imaging.listing.manifest import Manifest
 from simulation.simulate import planned, simulation_config
-from simulation.starting import identified, look, source_of
+from simulation.starting import identified, inspect_weights, source_of
 from ssl_methods import build_method
 from ssl_methods.encoders.outputs import feature_dim
 
@@ -25,8 +25,8 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
         with TemporaryDirectory() as place:
             config = identified(simulation_config(chosen), chosen)
             if config.weights is not None:
-                lines.append(look(config, chosen)[1].line(source_of(config)))
-            pictures, arms = planned(Path(place), chosen, config, drawn=False)
+                lines.append(inspect_weights(config, chosen)[1].line(source_of(config)))
+            images, arms = planned(Path(place), chosen, config, drawn=False)
         federated = next(arm for arm in arms if arm.kind == "federated")
         sizes = federated.site_sizes()
         trained_by = len(sizes)
@@ -34,18 +34,16 @@ def validate(study: Study | Path | str, overrides: Sequence[str] = ()) -> list[s
         patients_of = federated.sites.table.groupby("site")["patient"].nunique()
         for site, count in sizes.items():
             patients = int(patients_of[site])
-            lines.append(f"site {site}: {count} pictures of {patients} {pictures.unit}s to pretrain on")
+            lines.append(f"site {site}: {count} images of {patients} {images.unit}s to pretrain on")
         budget = federated.budget()
         trained = [arm for arm in arms if arm.sites is not None]
-        how = (
-            f"on {budget.pictures:,} pictures seen" if config.budget == "images" else "by the same passes over its own"
-        )
+        how = f"on {budget.images:,} images seen" if config.budget == "images" else "by the same passes over its own"
         lines.append(
             f"arms: {len(arms)} encoders, {len(trained)} of them pretrained, each {how}; federated: "
-            f"{budget.pictures:,} pictures seen, each {budget.passes:.3g} times "
+            f"{budget.images:,} images seen, each {budget.passes:.3g} times "
             f"({budget.sequential_steps:,} steps one after another)"
         )
-        lines += _warnings(chosen, pictures)
+        lines += _warnings(chosen, images)
     lines += _privacy_lines(chosen, trained_by)
     lines += _label_lines(chosen)
     lines.append(f"study {chosen.name}: is valid, hash {chosen.training_hash()[:12]}")
@@ -95,7 +93,7 @@ def _label_lines(study: Study) -> Iterator[str]:
 
 
 def _sides(study: Study) -> str:
-    """The side of a picture, or the sides of a volume."""
+    """The side of an image, or the sides of a volume."""
     image = study.image
     return str(image.size) if image.depth is None else f"{image.depth} x {image.size} x {image.size}"
 
@@ -104,11 +102,11 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
-def _warnings(study: Study, pictures: Manifest) -> Iterator[str]:
+def _warnings(study: Study, images: Manifest) -> Iterator[str]:
     positives, label = study.method.partner, study.evaluation.label
-    if positives not in ("patient", "study", "series") or not {positives, label} <= set(pictures.table):
+    if positives not in ("patient", "study", "series") or not {positives, label} <= set(images.table):
         return
-    labels = pictures.table.groupby(positives)[label].nunique()
+    labels = images.table.groupby(positives)[label].nunique()
     if (labels > 1).any():
         yield (
             f"warning: positives by {positives}, but the label {label!r} varies within {(labels > 1).sum()} of "

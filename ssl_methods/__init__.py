@@ -24,7 +24,7 @@ def method_class(config: MethodConfig) -> type["Method"]:
 
 
 def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig) -> None:
-    """StudyError when the method does not take such an encoder or picture or shares a part it has not got."""
+    """StudyError when the method does not take such an encoder or image or shares a part it has not got."""
     for member in config.members().values():
         check_method(member, encoder, image)
     method, name = method_class(config), config.name
@@ -33,18 +33,18 @@ def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfi
     if image.dimensions not in method.dimensions:
         volumes = [other for other, known in METHODS.items() if image.dimensions in known.dimensions]
         raise StudyError(
-            f"method {name!r} does not take {image.dimensions}-D pictures: choose {' or '.join(volumes)}, "
+            f"method {name!r} does not take {image.dimensions}-D images: choose {' or '.join(volumes)}, "
             f"or {'leave image.depth out' if image.dimensions == 3 else 'set image.depth'}"
         )
-    if config.focus == "attention" and not method.attends:
-        able = [other for other, known in METHODS.items() if known.attends]
+    if config.focus == "attention" and not method.has_attention_teacher:
+        able = [other for other, known in METHODS.items() if known.has_attention_teacher]
         raise StudyError(
             f"method.focus attention needs a masked method with a teacher, which {name!r} is not: choose "
             f"{' or '.join(able)}, or focus entropy"
         )
     if config.share is None:
         return
-    offered = [part for part, role in method.parts.items() if role != "derived" and part not in method.never_shared]
+    offered = [part for part, role in method.parts.items() if role != "derived" and part not in method.private_parts]
     for part in config.share:
         if part not in offered:
             raise StudyError(

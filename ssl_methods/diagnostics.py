@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ssl_methods.components.similarity import exact, unit
+from ssl_methods.components.similarity import as_float32, unit
 from ssl_methods.encoders.outputs import features
 from ssl_methods.method import Method
 from ssl_methods.watched import FEATURE_SPREAD, OUTPUT_RANK, OUTPUT_SPREAD
@@ -18,7 +18,7 @@ def rankme(features: Tensor) -> float:
     exp(-sum p log p) with p = singular values / their sum + 1e-7. The features are neither centred nor
     normalised.
     """
-    values = torch.linalg.svdvals(exact(features))
+    values = torch.linalg.svdvals(as_float32(features))
     share = values / values.sum() + 1e-7
     return float((-(share * share.log()).sum()).exp())
 
@@ -56,19 +56,19 @@ _ALIGNED = 8  # images: alignment is a mean of one number an image, the others n
 
 
 @torch.no_grad()
-def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[str, float]:
-    """What the method's features of a site's ``pictures`` ``[N, C, ...]`` (N at least 2) look like after a round.
+def feature_diagnostics(method: Method, images: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """What the method's features of a site's ``images`` ``[N, C, ...]`` (N at least 2) look like after a round.
 
-    ``feature_spread``, ``rankme`` and ``uniformity`` of the encoder's features of the plain pictures, ``alignment``
+    ``feature_spread``, ``rankme`` and ``uniformity`` of the encoder's features of the plain images, ``alignment``
     of the first eight with the features of one strong view each; ``output_spread`` and ``output_rank`` of what the loss
-    compares, where it compares pictures (``Method.output``): collapse shows there rounds before it reaches the
-    encoder. A spread is ``feature_std`` times sqrt(D): 1 when all directions are used alike, 0 when all pictures look
+    compares, where it compares images (``Method.output``): collapse shows there rounds before it reaches the
+    encoder. A spread is ``feature_std`` times sqrt(D): 1 when all directions are used alike, 0 when all images look
     the same. ``output_rank`` is RankMe of the unit outputs as a share of min(N, P).
     """
     training = method.training
     method.eval()
-    plain = features(method.encoder, method.augmentation.plain(pictures))  # [N, D]
-    changed = features(method.encoder, method.augmentation.strong(pictures[:_ALIGNED], generator))
+    plain = features(method.encoder, method.augmentation.plain(images))  # [N, D]
+    changed = features(method.encoder, method.augmentation.strong(images[:_ALIGNED], generator))
     output = method.output(plain)
     method.train(training)
     seen = {
@@ -87,13 +87,13 @@ def watch(method: Method, pictures: Tensor, generator: torch.Generator) -> dict[
 
 
 def collapsing(rounds: Sequence[Mapping[str, float]]) -> bool:
-    """Whether a site's metrics, round by round, say that all pictures are coming to look the same to the encoder.
+    """Whether a site's metrics, round by round, say that all images are coming to look the same to the encoder.
 
     One round says nothing; what counts must hold in two rounds running and not be mending. Where the loss compares
-    pictures, its output says it: a spread below a quarter of its highest; below 0.1 where it was above once, or in the
+    images, its output says it: a spread below a quarter of its highest; below 0.1 where it was above once, or in the
     tenth round (a fresh head starts there, and BatchNorm's running statistics lag behind); or a rank below 0.3 and
     below 0.6 of its highest (a last BatchNorm holds the spread up, SimSiam's for one). Of other losses the features
-    say it, which may lie close together from the start, in nearly empty pictures say: a spread below a quarter of its
+    say it, which may lie close together from the start, in nearly empty images say: a spread below a quarter of its
     highest.
     """
     watched = [metrics for metrics in rounds if FEATURE_SPREAD in metrics]

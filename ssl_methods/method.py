@@ -20,16 +20,16 @@ Views = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one local step.
+    """Images of one local step.
 
-    pictures: ``[B, C, H, W]`` (volumes ``[B, C, D, H, W]``) float32 in [0, 1], on the training device.
+    images: ``[B, C, H, W]`` (volumes ``[B, C, D, H, W]``) float32 in [0, 1], on the training device.
     patients, studies, series: ``[B]`` int64 codes, equal exactly where the patient (study, series) is the same.
-    partners: as ``pictures``: of each picture another one that ``MethodConfig.partner`` relates to it, or itself
+    partners: as ``images``: of each image another one that ``MethodConfig.partner`` relates to it, or itself
     where it has none; None where the method asks for none. gaps: ``[B]`` float32, how much later each partner lies
     (imaging.listing.partners).
     """
 
-    pictures: Tensor
+    images: Tensor
     patients: Tensor
     studies: Tensor
     series: Tensor
@@ -55,8 +55,8 @@ class Method(nn.Module, ABC):
     encoders: ClassVar[tuple[Kind, ...]]
     parts: ClassVar[Mapping[str, Role]]
     fewest_patients: ClassVar[int] = 1
-    never_shared: ClassVar[frozenset[str]] = frozenset()
-    attends: ClassVar[bool] = False
+    private_parts: ClassVar[frozenset[str]] = frozenset()
+    has_attention_teacher: ClassVar[bool] = False
     dimensions: ClassVar[tuple[int, ...]] = (2,)
     encoder: nn.Module
 
@@ -87,16 +87,16 @@ class Method(nn.Module, ABC):
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and scalars worth recording (detached)."""
 
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: each picture's own loss, whose mean is ``loss``. Every per-sample method has it.
+    def image_losses(self, views: Views) -> Tensor:
+        """``[B]``: each image's own loss, whose mean is ``loss``. Every per-sample method has it.
 
-        Everything that a layer sees of picture b is in rows b * k to b * k + k - 1 of B * k
+        Everything that a layer sees of image b is in rows b * k to b * k + k - 1 of B * k
         (ssl_methods/per_sample/sample_gradients.py).
         """
-        raise NotImplementedError(f"{type(self).__name__} has no loss of single pictures")
+        raise NotImplementedError(f"{type(self).__name__} has no loss of single images")
 
-    def couples(self) -> bool:
-        """Whether pictures of a batch influence each other's gradients under these settings, over this encoder.
+    def is_batch_coupled(self) -> bool:
+        """Whether images of a batch influence each other's gradients under these settings, over this encoder.
 
         Batch normalisation anywhere couples, whatever the loss does.
         """
@@ -117,32 +117,32 @@ class Method(nn.Module, ABC):
         return scheduled
 
     def output(self, pooled: Tensor) -> Tensor | None:
-        """What the loss compares between pictures ``[B, P]``, from pooled features ``[B, D]``; None: it compares none.
+        """What the loss compares between images ``[B, P]``, from pooled features ``[B, D]``; None: it compares none.
 
         The collapse watch looks at it.
         """
         return None
 
-    def after_step(self, progress: float, pictures: int) -> None:
-        """Called after each step of ``pictures`` pictures, at study progress in [0, 1]: momentum encoder, queue."""
+    def after_step(self, progress: float, images: int) -> None:
+        """Called after each step of ``images`` images, at study progress in [0, 1]: momentum encoder, queue."""
 
     def start_local_parts(self) -> None:
         """Called where a site has no state of its own yet: make local parts from the shared ones as received."""
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
-        """What a person should see of ``views``: titled pictures ``[C, H, W]`` or volumes ``[C, D, H, W]``.
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
+        """What a person should see of ``views``: titled images ``[C, H, W]`` or volumes ``[C, D, H, W]``.
 
-        In standardised units, as the encoder sees them; NaN where a method hides the picture. By default every
-        picture among the views, by its name.
+        In standardised units, as the encoder sees them; NaN where a method hides the image. By default every
+        image among the views, by its name.
         """
         shown: list[tuple[str, Tensor]] = []
         axes = 1 + self.image.dimensions
         for name, tensor in views.items():
-            title, channels = "view" if name == "pictures" else name.replace("_", " "), self.image.channels
+            title, channels = "view" if name == "images" else name.replace("_", " "), self.image.channels
             if tensor.is_floating_point() and tensor.ndim == axes + 1 and tensor.shape[1] == channels:
-                shown.append((title, tensor[picture]))
+                shown.append((title, tensor[image]))
             elif tensor.is_floating_point() and tensor.ndim == axes + 2 and tensor.shape[2] == channels:
-                shown += [(f"{title} {number}", crop) for number, crop in enumerate(tensor[picture], start=1)]
+                shown += [(f"{title} {number}", crop) for number, crop in enumerate(tensor[image], start=1)]
         return shown
 
     def part_of(self, key: str) -> str:
@@ -170,9 +170,9 @@ class Method(nn.Module, ABC):
         return {key: value for key, value in self.state_dict().items() if self.role_of(key) == "local"}
 
 
-def second_pictures(batch: Batch) -> Tensor:
-    """What the second view is made of: the partners where the study asks for some, else the pictures themselves."""
-    return batch.pictures if batch.partners is None else batch.partners
+def second_images(batch: Batch) -> Tensor:
+    """What the second view is made of: the partners where the study asks for some, else the images themselves."""
+    return batch.images if batch.partners is None else batch.partners
 
 
 class TwoViewMethod(Method):
@@ -183,8 +183,8 @@ class TwoViewMethod(Method):
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
         """``first``, ``second`` ``[B, *image.shape]``: strong views of each image and of its partner, or of itself."""
         return {
-            "first": self.augmentation.strong(batch.pictures, generator),
-            "second": self.augmentation.strong(second_pictures(batch), generator),
+            "first": self.augmentation.strong(batch.images, generator),
+            "second": self.augmentation.strong(second_images(batch), generator),
         }
 
     def output(self, pooled: Tensor) -> Tensor:

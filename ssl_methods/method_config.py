@@ -27,7 +27,7 @@ class MethodConfig(Section):
 
     @property
     def partner(self) -> Relation | None:
-        """Which second picture a site gives for each one (``Batch.partners``); None: none."""
+        """Which second image a site gives for each one (``Batch.partners``); None: none."""
         return None
 
     def members(self) -> dict[str, "MethodConfig"]:
@@ -40,7 +40,7 @@ class TwoViewConfig(MethodConfig):
 
     positives: Literal["view", "patient", "study", "series", "neighbour"] = Field(
         default="view",
-        description="Where the second view comes from: the same picture, another one of the patient, study or series, "
+        description="Where the second view comes from: the same image, another one of the patient, study or series, "
         "or the slice before or after; all but view harm where the task's label varies within the group.",
     )
 

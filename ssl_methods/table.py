@@ -24,30 +24,30 @@ class MethodFacts:
     """What a method is; its class has every one of these as an attribute of the same name."""
 
     path: str
-    """Module and class, as ``ssl_methods.reconstruction.mae.MAE``: imported by ``method_type`` when it is first used."""
+    """Module and class, as ``ssl_methods.reconstruction.mae.MAE``: imported by ``method_type`` at first use."""
     summary: str
     paper: str
     family: Family
     per_sample: bool
-    """True when, by the defaults, one picture's gradient depends on no other picture: neither of the batch nor of
+    """True when, by the defaults, one image's gradient depends on no other image: neither of the batch nor of
     what the method remembers of earlier ones."""
     parts: Mapping[str, Role]
     """The role of every top-level part of its state (``Method``)."""
     encoders: tuple[Kind, ...] = EVERY_KIND
     dimensions: tuple[int, ...] = (2,)
-    """2 for pictures, 3 for volumes."""
+    """2 for images, 3 for volumes."""
     fewest_patients: int = 1
     """Patients a site needs for the loss to mean something."""
-    never_shared: frozenset[str] = frozenset()
-    """Local parts that no study may share: they hold something of single pictures or patients."""
-    attends: bool = False
+    private_parts: frozenset[str] = frozenset()
+    """Local parts that no study may share: they hold something of single images or patients."""
+    has_attention_teacher: bool = False
     """Whether masks can look at a teacher's attention (``MethodConfig.focus``)."""
 
 
 METHODS: dict[str, MethodFacts] = {
     "simclr": MethodFacts(
         path="ssl_methods.contrastive.simclr.SimCLR",
-        summary="tells views of one picture from those of other patients",
+        summary="tells views of one image from those of other patients",
         paper="Chen et al. 2020",
         family="contrastive",
         per_sample=False,
@@ -78,11 +78,11 @@ METHODS: dict[str, MethodFacts] = {
         # The predictor is averaged with the encoder, as Yan et al. (2023) do with the decoder. The target encoder
         # follows the site's own encoder over the rounds, so that it costs no bytes.
         parts={"encoder": "shared", "predictor": "shared", "target_encoder": "local"},
-        attends=True,
+        has_attention_teacher=True,
     ),
     "autoencoder": MethodFacts(
         path="ssl_methods.reconstruction.autoencoder.Autoencoder",
-        summary="restores the whole picture from its feature map",
+        summary="restores the whole image from its feature map",
         paper="Masci et al. 2011",
         family="reconstruction",
         per_sample=True,
@@ -100,7 +100,7 @@ METHODS: dict[str, MethodFacts] = {
     ),
     "models_genesis": MethodFacts(
         path="ssl_methods.reconstruction.models_genesis.ModelsGenesis",
-        summary="restores pictures from changed intensities, shuffled pixels and painted parts",
+        summary="restores images from changed intensities, shuffled pixels and painted parts",
         paper="Zhou et al. 2021",
         family="reconstruction",
         per_sample=True,
@@ -109,10 +109,10 @@ METHODS: dict[str, MethodFacts] = {
     ),
     "moco_v2": MethodFacts(
         path="ssl_methods.contrastive.moco.MoCoV2",
-        summary="finds a picture's key in a queue of other patients' keys",
+        summary="finds an image's key in a queue of other patients' keys",
         paper="He et al. 2020; Chen, Fan et al. 2020",
         family="contrastive",
-        # Over a ViT a batch's own gradients are independent, but the queue carries each picture into later steps.
+        # Over a ViT a batch's own gradients are independent, but the queue carries each image into later steps.
         per_sample=False,
         dimensions=(2, 3),
         # The projector is averaged with the encoder, as in SimCLR. What makes the keys follows the site's own
@@ -125,11 +125,11 @@ METHODS: dict[str, MethodFacts] = {
             "queue": "local",
         },
         fewest_patients=2,
-        never_shared=frozenset({"queue"}),
+        private_parts=frozenset({"queue"}),
     ),
     "moco_v3": MethodFacts(
         path="ssl_methods.contrastive.moco_v3.MoCoV3",
-        summary="finds a picture's key among those of the batch's other patients",
+        summary="finds an image's key among those of the batch's other patients",
         paper="Chen, Xie and He 2021",
         family="contrastive",
         per_sample=False,
@@ -199,14 +199,14 @@ METHODS: dict[str, MethodFacts] = {
         # The clusters are what the sites have in common: with prototypes of their own they would number them
         # differently.
         parts={"encoder": "shared", "projector": "shared", "prototypes": "shared", "queue": "local"},
-        never_shared=frozenset({"queue"}),
+        private_parts=frozenset({"queue"}),
     ),
     "dino": MethodFacts(
         path="ssl_methods.non_contrastive.dino.DINO",
         summary="predicts a slow teacher's view of large crops from small ones",
         paper="Caron et al. 2021",
         family="non-contrastive",
-        # Without BatchNorm a batch's own gradients are independent, but the centre carries each picture into later
+        # Without BatchNorm a batch's own gradients are independent, but the centre carries each image into later
         # steps.
         per_sample=False,
         parts={"encoder": "shared", "head": "shared", "prototypes": "shared", "teacher": "local", "centre": "local"},
@@ -227,11 +227,11 @@ METHODS: dict[str, MethodFacts] = {
             "mask_token": "shared",
             "patch_centre": "local",
         },
-        attends=True,
+        has_attention_teacher=True,
     ),
     "rotation": MethodFacts(
         path="ssl_methods.predictive.rotation.Rotation",
-        summary="guesses by how many right angles a picture was turned",
+        summary="guesses by how many right angles an image was turned",
         paper="Gidaris et al. 2018",
         family="predictive",
         per_sample=True,
@@ -240,7 +240,7 @@ METHODS: dict[str, MethodFacts] = {
     ),
     "jigsaw": MethodFacts(
         path="ssl_methods.predictive.jigsaw.Jigsaw",
-        summary="guesses how the nine tiles of a picture were shuffled",
+        summary="guesses how the nine tiles of an image were shuffled",
         paper="Noroozi and Favaro 2016",
         family="predictive",
         per_sample=True,
@@ -256,7 +256,7 @@ METHODS: dict[str, MethodFacts] = {
     ),
     "slice_order": MethodFacts(
         path="ssl_methods.predictive.slice_order.SliceOrder",
-        summary="guesses which of two pictures of a patient comes first, by slice position or date",
+        summary="guesses which of two images of a patient comes first, by slice position or date",
         paper="Zhang et al. 2017; in time: Rivail et al. 2019",
         family="predictive",
         per_sample=True,

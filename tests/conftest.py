@@ -71,46 +71,46 @@ def hasty_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real pictures and recorded reference values that lies beside the checkout."""
+    """The folder of real images and recorded reference values that lies beside the checkout."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("needs the folder 'shared' beside the checkout (real pictures and reference values)")
+        pytest.skip("needs the folder 'shared' beside the checkout (real images and reference values)")
     return folder
 
 
 SIDE = 32
 
 
-def write_site(folder: Path, site: str, pictures: int, patients: int, seed: int) -> Path:
-    """A hospital's folder with small random pictures, its manifest and its site file; returns the site file."""
+def write_site(folder: Path, site: str, images: int, patients: int, seed: int) -> Path:
+    """A hospital's folder with small random images, its manifest and its site file; returns the site file."""
     draw = np.random.default_rng(seed)
     place = folder / site
     place.mkdir(parents=True)
     rows = ["image,patient"]
-    for number in range(pictures):
+    for number in range(images):
         smooth = np.kron(draw.integers(0, 256, (8, 8)), np.ones((4, 4)))
         Image.fromarray(smooth.astype(np.uint8)).save(place / f"{number:03d}.png")
         rows.append(f"{number:03d}.png,{site}-{number % patients}")
     (place / "manifest.csv").write_text("\n".join(rows) + "\n")
     (place / "site.yaml").write_text(
         f"site: {site}\ndata: manifest.csv\nstate: state\ncache: ../../store\ndevice: cpu\n"
-        "policy: {studies: any, min_pictures: 1, min_patients: 1, smallest_count: 1}\n"
+        "policy: {studies: any, min_images: 1, min_patients: 1, smallest_count: 1}\n"
     )
     return place / "site.yaml"
 
 
 @pytest.fixture(name="write_site")
 def write_site_fixture() -> Callable[..., Path]:
-    """``write_site(folder, "A", pictures=9, patients=3, seed=0)``, for conftests of rooms."""
+    """``write_site(folder, "A", images=9, patients=3, seed=0)``, for conftests of rooms."""
     return write_site
 
 
 @pytest.fixture
 def hospital(tmp_path: Path) -> Callable[..., Path]:
-    """``hospital("A", pictures=9, patients=3)``: a hospital's folder; its site file."""
+    """``hospital("A", images=9, patients=3)``: a hospital's folder; its site file."""
 
-    def make(site: str = "A", pictures: int = 9, patients: int = 3, folder: Path = tmp_path / "sites") -> Path:
-        return write_site(folder, site, pictures, patients, seed=pictures)
+    def make(site: str = "A", images: int = 9, patients: int = 3, folder: Path = tmp_path / "sites") -> Path:
+        return write_site(folder, site, images, patients, seed=images)
 
     return make
 
@@ -134,13 +134,13 @@ def raw_study() -> dict[str, Any]:
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Callable[[dict[str, Any]], Federation]:
-    """Makes a prepared federation of three small sites (A 9 pictures, B 6, C 4) for a raw study."""
+    """Makes a prepared federation of three small sites (A 9 images, B 6, C 4) for a raw study."""
 
     def make(raw: dict[str, Any], name: str = "federation") -> Federation:
         folder = tmp_path / name
         write_study(folder, study_from(raw, "test"))
-        for seed, (site, pictures) in enumerate({"A": 9, "B": 6, "C": 4}.items()):
-            write_site(folder / "sites", site, pictures, patients=2, seed=seed)
+        for seed, (site, images) in enumerate({"A": 9, "B": 6, "C": 4}.items()):
+            write_site(folder / "sites", site, images, patients=2, seed=seed)
         return Federation(folder, ("A", "B", "C"))
 
     return make
@@ -156,8 +156,8 @@ SIMULATED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A dataset of the user's own: pictures of all sites in one folder, listed in ``manifest.csv``."""
+class Images:
+    """A dataset of the user's own: images of all sites in one folder, listed in ``manifest.csv``."""
 
     root: Path
 
@@ -175,8 +175,8 @@ class Pictures:
         self.listing.write_text(text.replace(old, new, count))
 
 
-def write_pictures(root: Path, sites: dict[str, int] = SITES, each: int = 3) -> Pictures:
-    """Noise with a bright square in half of the pictures; their sizes differ."""
+def write_images(root: Path, sites: dict[str, int] = SITES, each: int = 3) -> Images:
+    """Noise with a bright square in half of the images; their sizes differ."""
     draw = np.random.default_rng(7)
     root.mkdir(parents=True)
     rows = ["image,patient,site,label"]
@@ -190,11 +190,11 @@ def write_pictures(root: Path, sites: dict[str, int] = SITES, each: int = 3) -> 
                 Image.fromarray(pixels.astype(np.uint8)).save(root / name)
                 rows.append(f"{name},{site}-{patient},{site},{label}")
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
-    return Pictures(root)
+    return Images(root)
 
 
 def write_simulated(path: Path, root: Path, **changes: Any) -> Path:
-    """A study file over the pictures in ``root``; ``changes`` replace whole sections."""
+    """A study file over the images in ``root``; ``changes`` replace whole sections."""
     raw = copy.deepcopy(SIMULATED) | changes
     raw["simulation"]["root"] = str(root)
     path.write_text(yaml.safe_dump(raw))
@@ -202,15 +202,15 @@ def write_simulated(path: Path, root: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Pictures:
-    """Pictures of four sites: north and south (6 patients), small (3, so it has no test set), away (left out)."""
-    return write_pictures(tmp_path / "pictures")
+def images(tmp_path: Path) -> Images:
+    """Images of four sites: north and south (6 patients), small (3, so it has no test set), away (left out)."""
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture
-def study_file(tmp_path: Path, pictures: Pictures) -> Path:
-    """A study over ``pictures``: MAE, two rounds."""
-    return write_simulated(tmp_path / "study.yaml", pictures.root)
+def study_file(tmp_path: Path, images: Images) -> Path:
+    """A study over ``images``: MAE, two rounds."""
+    return write_simulated(tmp_path / "study.yaml", images.root)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Finished:
     """A finished run, for tests that only look at it or copy it."""
 
     study: Path
-    pictures: Path
+    images: Path
     folder: Path
 
     def copy(self, place: Path) -> Path:
@@ -257,12 +257,12 @@ def finished(made_once: Callable[..., Path]) -> Finished:
     """The study of ``study_file``, run once for all tests."""
 
     def make(place: Path) -> None:
-        study = write_simulated(place / "study.yaml", write_pictures(place / "pictures").root)
+        study = write_simulated(place / "study.yaml", write_images(place / "images").root)
         simulate(study, runs=place / "runs", device="cpu")
 
     place = made_once("finished", make)
     (folder,) = (place / "runs").iterdir()
-    return Finished(place / "study.yaml", place / "pictures", folder)
+    return Finished(place / "study.yaml", place / "images", folder)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def words_in(blobs: list[bytes], words: list[str]) -> set[str]:
 
 
 def patterns(pixels: Pixels, stored: npt.NDArray[Any]) -> set[bytes]:
-    """All 4 x 4 patches of a picture, as the file, the cache and the trainer have them, and scaled to 8 bits."""
+    """All 4 x 4 patches of an image, as the file, the cache and the trainer have them, and scaled to 8 bits."""
     unit = stored.astype(np.float32) / np.float32(65535)
     kinds = [pixels, pixels.astype(np.float32), (pixels >> 4).astype(np.uint8), stored, unit]
     kinds += [(stored >> 8).astype(np.uint8), unit.astype(np.float16), unit.astype(np.float64)]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    "client.processes.service", "client.processes.supernode", "client.processes.worker", "dp_accounting", "server.commands", "server.processes.service",
+    "client.processes.service", "client.processes.supernode", "client.processes.worker", "dp_accounting", 
+    "server.commands", "server.processes.service",
     "simulation.runtimes.table", "ssl_methods", "torch.utils.tensorboard",
 ]  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -46,7 +46,7 @@ REFUSED_STUDIES = {
         "encoder 'resnet10t' is convolutional, but method 'mae' takes vit encoders: choose for example",
     ),
     "an encoder that is none": (["encoder.name=vit_tinny_patch16_224"], "did you mean 'vit_tiny_patch16_224'?"),
-    "a patch that does not divide the picture": (
+    "a patch that does not divide the image": (
         ["encoder.patch_size=7"],
         "encoder patch_size 7 does not divide image.size 32 into 2 x 2 patches or more: set encoder.patch_size to 8",
     ),
@@ -65,16 +65,16 @@ REFUSED_STUDIES = {
     ),
     "a misspelt option": (
         ["simulation.dataset=phantoms", "simulation.options.picturs=32"],
-        "phantoms has the options: pictures, size; did you mean 'pictures'?",
+        "phantoms has the options: images, size; did you mean 'images'?",
     ),
     "a missing folder": (
         ["simulation.root=/nowhere/at/all"],
-        "/nowhere/at/all: there is no such manifest; give a .csv or .parquet file, or a folder of pictures",
+        "/nowhere/at/all: there is no such manifest; give a .csv or .parquet file, or a folder of images",
     ),
     "no folder given": (["simulation.root=null"], "dataset 'folder' needs simulation.root"),
     "a left-out site that is none": (
         ["simulation.splits.left_out=[awya]"],
-        "left_out site 'awya' has no pictures; there are: away, north, small, south; did you mean 'away'?",
+        "left_out site 'awya' has no images; there are: away, north, small, south; did you mean 'away'?",
     ),
     "every site left out": (
         ["simulation.splits.left_out=[away, north, small, south]"],
@@ -98,80 +98,77 @@ REFUSED_STUDIES = {
 @pytest.mark.parametrize("command", ["simulate", "validate"])
 @pytest.mark.parametrize("case", REFUSED_STUDIES)
 def test_a_study_is_refused(case: str, command: str, fedpretext: Call, study_file: Path, tmp_path: Path) -> None:
-    overrides, told = REFUSED_STUDIES[case]
+    overrides, answer = REFUSED_STUDIES[case]
     before = contents(tmp_path)
     said = fedpretext(command, study_file, *[part for each in overrides for part in ("--set", each)])
-    assert told in said.error
+    assert answer in said.error
     assert run_folders(tmp_path) == []
     assert contents(tmp_path) == before
 
 
 def test_a_study_that_is_not_there(fedpretext: Call, tmp_path: Path) -> None:
-    told = "nothing.yaml: there is no such study file; the ready ones are in configs/"
-    assert fedpretext("simulate", "nothing.yaml").error == told
+    answer = "nothing.yaml: there is no such study file; the ready ones are in configs/"
+    assert fedpretext("simulate", "nothing.yaml").error == answer
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert fedpretext("simulate", "list.yaml").error == "list.yaml: holds list instead of 'key: value' lines"
     assert "cannot be read as a text file" in fedpretext("validate", tmp_path).error
     assert run_folders(tmp_path) == []
 
 
-REFUSED_PICTURES = {
+REFUSED_IMAGES = {
     "one patient in two sites": (
         ("south-0-0.png,south-0,", "south-0-0.png,north-0,"),
         "patient 'north-0' is listed in 2 sites, 'north' and 'south'; a patient belongs to one site",
     ),
-    "a picture without site": (
+    "an image without site": (
         ("north-1,north,", "north-1,,"),
         "patient 'north-1' is listed in 2 sites",
     ),
-    "a picture without patient": (
+    "an image without patient": (
         ("north-0-1.png,north-0,", "north-0-1.png,,"),
-        "row 2 (north-0-1.png) has an empty 'patient' cell (1 rows in all); every picture needs one",
+        "row 2 (north-0-1.png) has an empty 'patient' cell (1 rows in all); every image needs one",
     ),
-    "a picture twice": (("north-0-1.png", "north-0-0.png"), "picture 'north-0-0.png' is listed twice"),
+    "an image twice": (("north-0-1.png", "north-0-0.png"), "image 'north-0-0.png' is listed twice"),
     "no column patient": (("image,patient", "image,patinet"), "has no column 'patient'; it has:"),
     "no column site": (("patient,site,", "patient,hospital,"), "needs a column site, and this dataset has none"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED_PICTURES)
-def test_pictures_are_refused(case: str, fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path) -> None:
-    (old, new), told = REFUSED_PICTURES[case]
-    pictures.replace(old, new, 1)
+@pytest.mark.parametrize("case", REFUSED_IMAGES)
+def test_images_are_refused(case: str, fedpretext: Call, study_file: Path, images: Any, tmp_path: Path) -> None:
+    (old, new), answer = REFUSED_IMAGES[case]
+    images.replace(old, new, 1)
     for command in ("validate", "simulate"):
-        assert told in fedpretext(command, study_file).error
+        assert answer in fedpretext(command, study_file).error
     assert run_folders(tmp_path) == []
 
 
-def drop(pictures: Any, condition: Callable[[str], bool]) -> None:
-    """Leave the pictures out of the manifest whose name meets the condition."""
-    heading, *rows = pictures.listing.read_text().splitlines()
-    pictures.listing.write_text("\n".join([heading, *[row for row in rows if not condition(row)]]) + "\n")
+def drop(images: Any, condition: Callable[[str], bool]) -> None:
+    """Leave the images out of the manifest whose name meets the condition."""
+    heading, *rows = images.listing.read_text().splitlines()
+    images.listing.write_text("\n".join([heading, *[row for row in rows if not condition(row)]]) + "\n")
 
 
-def test_an_empty_site(fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path) -> None:
-    """A site named in the study without a picture, pictures without a site, and no pictures at all."""
-    drop(pictures, lambda row: ",away," in row)
+def test_an_empty_site(fedpretext: Call, study_file: Path, images: Any, tmp_path: Path) -> None:
+    """A site named in the study without an image, images without a site, and no images at all."""
+    drop(images, lambda row: ",away," in row)
     assert (
-        "left_out site 'away' has no pictures; there are: north, small, south"
-        in fedpretext("simulate", study_file).error
+        "left_out site 'away' has no images; there are: north, small, south" in fedpretext("simulate", study_file).error
     )
     for patient in range(3):
-        pictures.replace(f"small-{patient},small,", f"small-{patient},,")
+        images.replace(f"small-{patient},small,", f"small-{patient},,")
     said = fedpretext("simulate", study_file, "--set", "simulation.splits.left_out=[]")
-    assert "partition kind 'site': 9 pictures have no site (small-0-0.png first); fill the column site" in said.error
-    drop(pictures, lambda row: True)
-    assert "lists no pictures; add a row a picture" in fedpretext("simulate", study_file).error
+    assert "partition kind 'site': 9 images have no site (small-0-0.png first); fill the column site" in said.error
+    drop(images, lambda row: True)
+    assert "lists no images; add a row an image" in fedpretext("simulate", study_file).error
     assert run_folders(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["simulate", "validate"])
-def test_a_site_with_one_picture(
-    command: str, fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path
-) -> None:
-    drop(pictures, lambda row: row.startswith("small") and not row.startswith("small-1-1"))
+def test_a_site_with_one_image(command: str, fedpretext: Call, study_file: Path, images: Any, tmp_path: Path) -> None:
+    drop(images, lambda row: row.startswith("small") and not row.startswith("small-1-1"))
     assert fedpretext(command, study_file).error == (
-        "site small: this site has 1 picture; pretraining needs at least 2, so leave the site out "
+        "site small: this site has 1 image; pretraining needs at least 2, so leave the site out "
         "(simulation.splits.left_out leaves a site out)"
     )
     assert run_folders(tmp_path) == []
@@ -179,13 +176,13 @@ def test_a_site_with_one_picture(
 
 @pytest.mark.parametrize("command", ["simulate", "validate"])
 def test_one_patient_under_simclr(
-    command: str, fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path
+    command: str, fedpretext: Call, study_file: Path, images: Any, tmp_path: Path
 ) -> None:
-    drop(pictures, lambda row: row.startswith("small") and not row.startswith("small-1"))
+    drop(images, lambda row: row.startswith("small") and not row.startswith("small-1"))
     simclr = ("--set", "method={name: simclr}")
     said = fedpretext(command, study_file, *simclr)
     assert said.error.startswith(
-        "site small: this site has 1 patient; simclr needs 2, as pictures of one patient are not"
+        "site small: this site has 1 patient; simclr needs 2, as images of one patient are not"
     )
     assert "choose mae or ijepa, or leave the site out" in said.error
     assert run_folders(tmp_path) == []
@@ -193,9 +190,9 @@ def test_one_patient_under_simclr(
         assert fedpretext(command, study_file).code == 0
 
 
-def test_a_site_name_that_cannot_be_one(fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path) -> None:
+def test_a_site_name_that_cannot_be_one(fedpretext: Call, study_file: Path, images: Any, tmp_path: Path) -> None:
     for patient in range(6):
-        pictures.replace(f"north-{patient},north,", f"north-{patient},Hôpital Nord,")
+        images.replace(f"north-{patient},north,", f"north-{patient},Hôpital Nord,")
     said = fedpretext("simulate", study_file)
     assert said.error.startswith("site 'Hôpital Nord': a site's name is at most 40 letters, digits")
     assert run_folders(tmp_path) == []
@@ -222,11 +219,11 @@ def test_one_patient_in_two_splits(fedpretext: Call, finished: Any, tmp_path: Pa
         ("cuda", "device 'cuda' is not on this machine; there are: cpu (or write auto)"),
     ],
 )
-def test_a_device_that_is_not_there(name: str, told: str, fedpretext: Call, study_file: Path, tmp_path: Path) -> None:
+def test_a_device_that_is_not_there(name: str, answer: str, fedpretext: Call, study_file: Path, tmp_path: Path) -> None:
     if name == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     said = fedpretext("simulate", study_file, "--device", name)
-    assert told in said.error
+    assert answer in said.error
     assert run_folders(tmp_path) == []
 
 

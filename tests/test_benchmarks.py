@@ -5,7 +5,7 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.comparisons import sweep
-from benchmarks.throughput import batch_of, passes_a_picture, suits
+from benchmarks.throughput import batch_of, passes_a_image, suits
 from imaging.config import ImageConfig
 from ssl_methods import METHODS, AnyMethodConfig, build_method
 from ssl_methods.encoders.table import EncoderConfig
@@ -27,18 +27,18 @@ VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=24
 )
 def test_passes_by_hand(name: str, passes: float) -> None:
     method = build_method(TypeAdapter(AnyMethodConfig).validate_python({"name": name}), VIT, IMAGE, 0)
-    assert passes_a_picture(method, batch_of(IMAGE, 4, torch.device("cpu"))) == pytest.approx(passes)
+    assert passes_a_image(method, batch_of(IMAGE, 4, torch.device("cpu"))) == pytest.approx(passes)
 
 
 def test_a_small_crop_counts_by_its_arithmetic() -> None:
     config = TypeAdapter(AnyMethodConfig).validate_python({"name": "dino", "small_crops": 2, "small_size": 16})
     method = build_method(config, VIT, IMAGE, 0)
     # Two large crops seen twice, two of a quarter of the patches seen once: a quarter or, with attention, less.
-    passes = passes_a_picture(method, batch_of(IMAGE, 4, torch.device("cpu")))
+    passes = passes_a_image(method, batch_of(IMAGE, 4, torch.device("cpu")))
     assert 2 + 2 / 3 + 2 * 0.2 < passes <= 2 + 2 / 3 + 2 * 0.25 + 1e-6
 
 
-def test_the_sweep_holds_every_method_of_pictures_and_two_on_both_encoders() -> None:
+def test_the_sweep_holds_every_method_of_images_and_two_on_both_encoders() -> None:
     cells = list(sweep.cells())
     flat = {name for name, method in METHODS.items() if 2 in method.dimensions}
     assert {cell.method for cell in cells} == flat == {name for name in METHODS if suits(name)}

@@ -16,7 +16,7 @@ from federation.algorithms import ALGORITHMS
 from federation.audit.log import AuditLog
 from foundation.files import read_jsonl
 from server.enrolment.provision import provision
-from server.monitoring.status_writer import Board
+from server.monitoring.status_writer import StatusWriter
 from ssl_methods import METHODS
 from ssl_methods.encoders.table import ENCODERS
 
@@ -66,8 +66,8 @@ LOOKED_UP = ("audit", "status", "revoke", "expiry")
 @pytest.mark.parametrize("command", LOOKED_UP)
 def test_who_looks_something_up_does_not_wait_for_the_methods(command: str, tmp_path: Path) -> None:
     """At two in the night seconds count: torch, timm and Flower, which take several, stay out of it."""
-    Board(tmp_path / "status.json", "tiny", "ab" * 32, 3)
-    AuditLog(tmp_path / "audit.jsonl", "server").append("round folded", round=1)
+    StatusWriter(tmp_path / "status.json", "tiny", "ab" * 32, 3)
+    AuditLog(tmp_path / "audit.jsonl", "server").append("round aggregated", round=1)
     provision(ROOT / "configs" / "walkthrough.yaml", server="localhost:8443", sites=["north"], out=tmp_path / "kits")
     arguments = {
         "audit": [tmp_path],
@@ -113,19 +113,19 @@ def test_validate_prints_facts(fedpretext: Call, study_file: Path, tmp_path: Pat
     assert said.code == 0
     facts = said.out.splitlines()
     assert facts[0] == ("method: mae (He et al. 2022; federated: Yan et al. 2023), encoder vit_tiny_patch16_224, 32 px")
-    assert "site north: 12 pictures of 4 patients to pretrain on" in facts
-    assert "site small: 9 pictures of 3 patients to pretrain on" in facts
+    assert "site north: 12 images of 4 patients to pretrain on" in facts
+    assert "site small: 9 images of 3 patients to pretrain on" in facts
     assert not any("site away" in fact for fact in facts)
-    # random, federated, pooled, north and south alone; 12, 12 and 8 of 9 pictures in whole batches of 4, two rounds.
+    # random, federated, pooled, north and south alone; 12, 12 and 8 of 9 images in whole batches of 4, two rounds.
     assert (
-        "arms: 5 encoders, 4 of them pretrained, each by the same passes over its own; federated: 64 pictures seen, "
+        "arms: 5 encoders, 4 of them pretrained, each by the same passes over its own; federated: 64 images seen, "
         "each 1.94 times (6 steps one after another)"
     ) in facts
     assert any(fact.startswith("a round: ") and fact.endswith("; 2 rounds") for fact in facts)
     assert any(fact.startswith("memory at a site: about ") for fact in facts)
     assert facts[-1].startswith("study tiny: is valid, hash ")
     assert not any("warning" in fact for fact in facts)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "study.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "study.yaml"]
 
 
 def test_bytes_a_round(fedpretext: Call, study_file: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_bytes_a_round(fedpretext: Call, study_file: Path, tmp_path: Path) -> No
     assert f"a round: {encoder * 4 / 2**20:.1f} MiB to each site and as much back; 2 rounds" in said.out.splitlines()
 
 
-def test_validate_warns_of_positives(fedpretext: Call, study_file: Path, pictures: Any) -> None:
+def test_validate_warns_of_positives(fedpretext: Call, study_file: Path, images: Any) -> None:
     """Where the label varies within a patient, patient positives teach the encoder to ignore it."""
     simclr = ("validate", study_file, "--set", "method={name: simclr, positives: patient}")
     (warning,) = [line for line in fedpretext(*simclr).out.splitlines() if line.startswith("warning: ")]
@@ -148,9 +148,9 @@ def test_validate_warns_of_positives(fedpretext: Call, study_file: Path, picture
     assert warning.endswith("use positives: view")
     assert "warning" not in fedpretext("validate", study_file, "--set", "method.name=simclr",
                                        "--set", "method={name: simclr}").out  # fmt: skip
-    heading, *rows = pictures.listing.read_text().splitlines()
+    heading, *rows = images.listing.read_text().splitlines()
     constant = [row[:-1] + str(int(row.split(",")[1][-1]) % 2) for row in rows]
-    pictures.listing.write_text("\n".join([heading, *constant]) + "\n")
+    images.listing.write_text("\n".join([heading, *constant]) + "\n")
     said = fedpretext(*simclr)
     assert said.code == 0
     assert "warning" not in said.out
@@ -171,9 +171,9 @@ def test_debug_shows_the_traceback(place: int, fedpretext: Call) -> None:
 def test_wrong_usage(fedpretext: Call) -> None:
     assert "No such command 'simulat'" in fedpretext("simulat").error
     assert "Missing argument 'STUDY'" in fedpretext("simulate").error
-    told = fedpretext("simulate", "x.yaml", "--resum", "y").error
-    assert "No such option" in told
-    assert "--resum" in told
+    answer = fedpretext("simulate", "x.yaml", "--resum", "y").error
+    assert "No such option" in answer
+    assert "--resum" in answer
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch, fedpretext: Call, study_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong on the way: broken pictures, a loss that is not finite, a full disk, files cut short."""
+"""What goes wrong on the way: broken images, a loss that is not finite, a full disk, files cut short."""
 
 import errno
 import os
@@ -29,42 +29,40 @@ def quick(study_file: Path) -> list[str | Path]:
     return ["simulate", study_file, "--device", "cpu", "--set", "simulation.arms=[]"]
 
 
-def test_broken_pictures_are_skipped_counted_and_listed(
-    fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path
+def test_broken_images_are_skipped_counted_and_listed(
+    fedpretext: Call, study_file: Path, images: Any, tmp_path: Path
 ) -> None:
-    """A truncated PNG and a corrupt DICOM among the pictures of a site; its sizes are mixed and it trains."""
-    site = tmp_path / "pictures"
+    """A truncated PNG and a corrupt DICOM among the images of a site; its sizes are mixed and it trains."""
+    site = tmp_path / "images"
     row = "small-{0},small,{1}\n"
     for number in range(32):
         name = f"small-extra-{number}.png"
         Image.fromarray(np.full((20 + number, 40), number * 7, np.uint8)).save(site / name)
-        with pictures.listing.open("a") as manifest:
+        with images.listing.open("a") as manifest:
             manifest.write(f"{name}," + row.format(number % 3, number % 2))
     (site / "corrupt.dcm").write_bytes(bytes(128) + b"DICM" + b"\x07" * 400)
-    with pictures.listing.open("a") as manifest:
+    with images.listing.open("a") as manifest:
         manifest.write("corrupt.dcm," + row.format(0, 0))
     broken = site / "small-1-1.png"
     broken.write_bytes(broken.read_bytes()[:200])
     said = fedpretext(*quick(study_file))
     assert said.code == 0, said.err
-    assert "site small: 2 pictures cannot be read and are left out; listed in " in said.err
+    assert "site small: 2 images cannot be read and are left out; listed in " in said.err
     (run,) = run_folders(tmp_path)
     listed = [path.read_text() for path in run.glob("store/*/skipped.csv")]
     assert any("small-1-1.png" in text and "corrupt.dcm" in text and "cannot be read" in text for text in listed)
     rows = read_jsonl(run / "arms" / "federated" / "fold-0" / "seed-0" / "metrics.jsonl")
-    assert {row["pictures"] for row in rows if row["site"] == "small"} == {9 + 32 + 1 - 2}
+    assert {row["images"] for row in rows if row["site"] == "small"} == {9 + 32 + 1 - 2}
     assert "small" in (run / "report.html").read_text()
 
 
-def test_too_many_broken_pictures_stop_the_site(
-    fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path
-) -> None:
-    """Before anything is trained; with the picture mended, the same run goes on."""
-    broken = tmp_path / "pictures" / "small-1-1.png"
+def test_too_many_broken_images_stop_the_site(fedpretext: Call, study_file: Path, images: Any, tmp_path: Path) -> None:
+    """Before anything is trained; with the image mended, the same run goes on."""
+    broken = tmp_path / "images" / "small-1-1.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:200])
     said = fedpretext(*quick(study_file))
-    assert said.error.startswith("site small: 1 of 9 pictures (11.1%) cannot be used, more than 5%; first: ")
+    assert said.error.startswith("site small: 1 of 9 images (11.1%) cannot be used, more than 5%; first: ")
     assert "small-1-1.png: cannot be read" in said.error
     (run,) = run_folders(tmp_path)
     assert not (run / "arms").exists()
@@ -74,13 +72,13 @@ def test_too_many_broken_pictures_stop_the_site(
     assert (run / "report.html").exists()
 
 
-def test_mixed_channels(fedpretext: Call, study_file: Path, pictures: Any, tmp_path: Path) -> None:
-    for path in pictures.of("south"):
+def test_mixed_channels(fedpretext: Call, study_file: Path, images: Any, tmp_path: Path) -> None:
+    for path in images.of("south"):
         grey = np.asarray(Image.open(path))
         Image.fromarray(np.stack([grey, grey // 2, grey], axis=-1)).save(path)
     said = fedpretext("simulate", study_file)
     assert said.error.startswith("site south: ")
-    assert "has 3 channels, but image.channels is 1; set image.channels to 3 or convert the picture" in said.error
+    assert "has 3 channels, but image.channels is 1; set image.channels to 3 or convert the image" in said.error
 
 
 def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
@@ -90,7 +88,7 @@ def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
     train_round, loss = client.training.site_training.train_round, MAE.loss
     now = {"at": ""}
 
-    def told(context: Any, *rest: Any) -> Any:
+    def answer(context: Any, *rest: Any) -> Any:
         now["at"] = context.site
         return train_round(context, *rest)
 
@@ -98,7 +96,7 @@ def not_a_number(monkeypatch: pytest.MonkeyPatch, sites: set[str]) -> None:
         value, scalars = loss(self, views)
         return value * (float("nan") if now["at"] in sites else 1.0), scalars
 
-    monkeypatch.setattr("client.training.site_training.train_round", told)
+    monkeypatch.setattr("client.training.site_training.train_round", answer)
     monkeypatch.setattr(MAE, "loss", poisoned)
 
 
@@ -110,8 +108,8 @@ def test_nan_at_one_site(
     prepared = federation(raw_study)
     run_in_process(prepared)
     rows = read_jsonl(prepared.folder / "metrics.jsonl")
-    told = {"event": "site left out", "site": "B", "reason": "loss-not-finite"}
-    assert [row for row in rows if "event" in row] == [{"round": number, **told} for number in (1, 2, 3)]
+    answer = {"event": "site left out", "site": "B", "reason": "loss-not-finite"}
+    assert [row for row in rows if "event" in row] == [{"round": number, **answer} for number in (1, 2, 3)]
     assert {row["site"] for row in rows if "loss" in row} == {"A", "C"}
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
     assert not list(prepared.folder.glob("sites/B/state/*/round-*"))
@@ -155,7 +153,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, below: str) -> None:
 def test_a_full_disk_and_then_room(
     monkeypatch: pytest.MonkeyPatch, fedpretext: Call, finished: Any, tmp_path: Path
 ) -> None:
-    """Where pictures are decoded, at a site, at the spool, at the checkpoint; then it ends as if nothing had been."""
+    """Where images are decoded, at a site, reply store or checkpoint; then it ends as if nothing had been."""
     command = ["simulate", finished.study, "--device", "cpu"]
     with monkeypatch.context() as full:
         full_disk(full, "/store/")
@@ -168,7 +166,7 @@ def test_a_full_disk_and_then_room(
         said = fedpretext(*command)
         assert said.error.startswith("site north: cannot take part (disk-full); its own log (state/site.log) says why")
         assert "No space left on device" in said.error
-    for place in ("/spool/", "/checkpoints/"):
+    for place in ("/replies/", "/checkpoints/"):
         with monkeypatch.context() as full:
             full_disk(full, place)
             said = fedpretext(*command)
@@ -211,7 +209,7 @@ def cut(path: Path) -> None:
 def test_truncated_files_of_a_federation(
     raw_study: dict[str, Any], federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint and a reply in the spool, both cut short: the last good ones are taken and the run ends the same."""
+    """A checkpoint and a reply in the reply store, cut short: the last good ones count and the run ends the same."""
     undisturbed, disturbed = federation(raw_study, "undisturbed"), federation(raw_study, "disturbed")
     run_in_process(undisturbed)
 
@@ -222,7 +220,7 @@ def test_truncated_files_of_a_federation(
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        calls = iter([False, False, True])  # dies in round 3, with its spool full
+        calls = iter([False, False, True])  # dies in round 3, with its reply store full
         write = __import__("server.rounds", fromlist=["write_checkpoint"]).write_checkpoint
 
         def dying(*arguments: Any, **named: Any) -> None:
@@ -230,7 +228,7 @@ def test_truncated_files_of_a_federation(
 
         patched.setattr("server.rounds.write_checkpoint", dying)
         run_in_process(disturbed)
-    cut(disturbed.folder / "spool" / "round-00003" / "B.safetensors")
+    cut(disturbed.folder / "replies" / "round-00003" / "B.safetensors")
     cut(disturbed.folder / "checkpoints" / "round-00002" / "weights.safetensors")
     run_in_process(disturbed)
     expected = (undisturbed.folder / "global.safetensors").read_bytes()

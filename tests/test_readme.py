@@ -49,7 +49,7 @@ def test_the_table_lists_every_method_as_it_is() -> None:
 
 
 def write_hospitals(root: Path, shape: tuple[int, ...]) -> None:
-    """Three hospitals of six patients, two pictures or volumes each, one series a patient."""
+    """Three hospitals of six patients, two images or volumes each, one series a patient."""
     draw = np.random.default_rng(3)
     root.mkdir()
     rows = ["image,patient,series,position,site,label"]
@@ -69,7 +69,7 @@ def write_hospitals(root: Path, shape: tuple[int, ...]) -> None:
 
 
 def made_small(name: str, tmp_path: Path) -> tuple[Path, list[str]]:
-    """The line's study file, and its overrides and those that make it small: small pictures, one round."""
+    """The line's study file, and its overrides and those that make it small: small images, one round."""
     config, *options = lines()[name].arguments
     overrides = [word for word in options if word != "--set"]
     assert options == [word for override in overrides for word in ("--set", override)]
@@ -77,11 +77,11 @@ def made_small(name: str, tmp_path: Path) -> tuple[Path, list[str]]:
     assert study.method.name == name
     side = SIDE[study.image.dimensions]
     shape = (side, side, 3) if study.image.dimensions == 2 else (side, side, side)
-    write_hospitals(tmp_path / "pictures", shape)
+    write_hospitals(tmp_path / "images", shape)
     assert study.simulation is not None
     small = [
         f"image.size={side}", "rounds.count=1", "training.batch=8", "training.threads=1", "evaluation.protocols=[knn]",
-        "evaluation.finetune.epochs=1", "simulation.dataset=folder", f"simulation.root={tmp_path / 'pictures'}",
+        "evaluation.finetune.epochs=1", "simulation.dataset=folder", f"simulation.root={tmp_path / 'images'}",
         "simulation.options={}", "simulation.arms=[]", "simulation.partition={kind: site}",
         "simulation.splits={folds: 1, left_out: []}",
     ]  # fmt: skip

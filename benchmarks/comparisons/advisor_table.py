@@ -2,7 +2,7 @@
 
     python -m benchmarks.comparisons.advisor_table
 
-Reads results/sweep.csv, adrenal-3d.md and natural-weights.md; writes advisor/sweep.csv.
+Reads results/sweep.csv, adrenal-3d.md and pretrained-weights.md; writes advisor/sweep.csv.
 """
 
 import re
@@ -19,15 +19,23 @@ _GAIN = r"\**([+-]?[\d.]+) \(([+-]?[\d.]+) to ([+-]?[\d.]+)\)\**"
 
 
 def flat_cells() -> Iterator[Cell]:
-    """The sweep's cells on pictures."""
+    """The sweep's cells on images."""
     for row in pd.read_csv(RESULTS / "sweep.csv").to_dict("records"):
         gain, low, high = (round(float(row[name]), 3) for name in ("difference", "low", "high"))
         method, dataset, encoder, protocol = (str(row[name]) for name in ("method", "dataset", "encoder", "protocol"))
         modality = str(DATASETS[dataset]["image"]["modality"])
         yield Cell(
-            method=method, dataset=dataset, modality=modality, dimensions=2, encoder=encoder, protocol=protocol,
-            difference=gain, low=low, high=high, units=int(row["units"]),
-        )  # fmt: skip
+            method=method,
+            dataset=dataset,
+            modality=modality,
+            dimensions=2,
+            encoder=encoder,
+            protocol=protocol,
+            difference=gain,
+            low=low,
+            high=high,
+            units=int(row["units"]),
+        )
 
 
 def volume_cells() -> Iterator[Cell]:
@@ -37,17 +45,25 @@ def volume_cells() -> Iterator[Cell]:
     for method, *numbers in re.findall(rf"^\| `(\w+)` \| [^|]+ \| {_GAIN} \|", text, re.MULTILINE):
         gain, low, high = map(float, numbers)
         yield Cell(
-            method=method, dataset="adrenalmnist3d", modality="ct", dimensions=3, encoder="monai_vit",
-            protocol="logistic", difference=gain, low=low, high=high, units=int(tested),
-        )  # fmt: skip
+            method=method,
+            dataset="adrenalmnist3d",
+            modality="ct",
+            dimensions=3,
+            encoder="monai_vit",
+            protocol="logistic",
+            difference=gain,
+            low=low,
+            high=high,
+            units=int(tested),
+        )
 
 
-def natural_gain() -> tuple[float, float, float]:
+def pretrained_gain() -> tuple[float, float, float]:
     """SimCLR continued from ImageNet weights minus from scratch: by how much, and the interval."""
-    text = (RESULTS / "natural-weights.md").read_text()
+    text = (RESULTS / "pretrained-weights.md").read_text()
     found = re.search(rf"same encoder from scratch \| logistic \| {_GAIN} \|", text)
     if found is None:
-        raise ValueError("natural-weights.md: the row of the same encoder from scratch is missing")
+        raise ValueError("pretrained-weights.md: the row of the same encoder from scratch is missing")
     gain, low, high = (float(number) for number in found.groups())
     return gain, low, high
 

@@ -1,10 +1,10 @@
-"""Two pretrained encoders a dataset on downstream tasks, against random ones, supervised training and floors.
+"""Two pretrained encoders a dataset on downstream tasks, against random ones, supervised training and baselines.
 
     python -m benchmarks.comparisons.downstream --root FOLDER [--only retina] [--work FOLDER]
 
 A cell is a dataset: two federations are simulated on it (MAE and SimCLR, one encoder, one split, one seed, equal
-numbers of pictures), then both encoders are judged on the dataset's tasks by ``fedpretext evaluate RUN RUN --task
-FILE``. All settings were fixed before any test picture was scored. Budgets are a demonstration's: minutes on two cores,
+numbers of images), then both encoders are judged on the dataset's tasks by ``fedpretext evaluate RUN RUN --task
+FILE``. All settings were fixed before any test image was scored. Budgets are a demonstration's: minutes on two cores,
 a small fraction of what these methods are published with, so that "not shown" is not "does not work".
 """
 
@@ -45,7 +45,7 @@ TRAINED = {
 class Cell:
     """A dataset with two pretrained encoders and the tasks they are judged on.
 
-    pictures: that each encoder is shown in pretraining, all sites together; train: about how many train; simulation:
+    images: that each encoder is shown in pretraining, all sites together; train: about how many train; simulation:
     dataset, options, partition and splits; tasks: by name, keys of a task file.
     """
 
@@ -53,7 +53,7 @@ class Cell:
     folder: str
     image: dict[str, Any]
     encoder: dict[str, Any]
-    pictures: int
+    images: int
     train: int
     batch: int
     simulation: dict[str, Any]
@@ -70,7 +70,7 @@ class Cell:
             "method": {"name": method} | (SMALL_DECODER if method == "mae" and "depth" not in self.image else {}),
             "training": {"batch": self.batch, "learning_rate": 0.002, "threads": 1},
             "algorithm": {"name": "fedavg"},
-            "rounds": {"count": max(2, round(self.pictures / self.train))},
+            "rounds": {"count": max(2, round(self.images / self.train))},
             "evaluation": next(iter(self.tasks.values())),
             "simulation": {"arms": [], "root": str(root / self.folder), **self.simulation},
         }
@@ -248,7 +248,7 @@ def facts_lines(cell: Cell, name: str, facts: Mapping[str, Any]) -> list[str]:
         f"## {cell.name}: {cell.tasks[name]['task']}",
         "",
         f"`make downstream DATA=FOLDER ONLY={cell.name}`; pretraining of both encoders {facts['pretraining_seconds']} "
-        f"s, {cell.pictures:,} pictures each; this task's evaluation {facts['evaluation_seconds']} s.",
+        f"s, {cell.images:,} images each; this task's evaluation {facts['evaluation_seconds']} s.",
     ]
 
 
@@ -279,7 +279,7 @@ def figures_of(cell: Cell, name: str) -> list[str]:
         "",
         *table(["encoder", "protocol", "labels", "site", metric, "units"], rows),
         "",
-        "Differences, the same patients (or picture clusters):",
+        "Differences, the same patients (or image clusters):",
         "",
         *table(["encoder", "minus", "protocol", "site", "difference (95 %)", "verdict"], apart),
     ]

@@ -1,4 +1,4 @@
-"""Keep a run's figures: ``python -m benchmarks.comparisons.record_run RUN`` writes results/<study>.md and its two tables.
+"""Keep a run's figures: ``python -m benchmarks.comparisons.record_run RUN`` writes results/<study>.md and two tables.
 
 Paths of the machine are left out, so that what is written can be published.
 """
@@ -101,7 +101,7 @@ def _site_rows(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _budget_rows(arms: list[dict[str, object]]) -> pd.DataFrame:
-    columns = ["arm", "pictures", "passes", "optimiser_steps", "sequential_steps", "folds", "seeds", "seconds"]
+    columns = ["arm", "images", "passes", "optimiser_steps", "sequential_steps", "folds", "seeds", "seconds"]
     return pd.DataFrame([{column: arm[column] for column in columns} for arm in arms])
 
 

@@ -6,7 +6,7 @@ A cell is one simulated federation and its random twin, judged on patients that 
 minutes on two cores. It is skipped when sweep.csv holds its study already.
 
 All was fixed before any cell was run: one learning rate, one batch, one seed for all methods; the same compute for all
-(pictures x encoder passes, as benchmarks/throughput.py counts them); joint embedding and classification pretexts are
+(images x encoder passes, as benchmarks/throughput.py counts them); joint embedding and classification pretexts are
 judged by a logistic probe of frozen features, masked and restoring ones by fine-tuning (against fine-tuning the random
 encoder). A method passes where the paired interval of its AUROC minus random's, over test patients, lies above 0.
 Otherwise it is "not shown", which is not "does not work": a cell is a small study.
@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from benchmarks.measure import RESULTS, machine_line, table
-from benchmarks.throughput import batch_of, passes_a_picture
+from benchmarks.throughput import batch_of, passes_a_image
 from evaluation.statistics import results_schema
 from evaluation.statistics.results_schema import COMPARISONS, Statistic
 from federation.study import Study, study_from
@@ -45,17 +45,17 @@ DATASETS: dict[str, dict[str, Any]] = {
         "task": "tumour in slice",
         "partition": {"kind": "site"},
         "left_out": ["EZ"],  # one patient
-        "pictures": 625,
+        "images": 625,
     },
     "busi_224": {
         "image": {"modality": "ultrasound", "size": 64, "channels": 1},
         "task": "benign, malignant or normal",
         "partition": {"kind": "dirichlet", "sites": 4, "alpha": 0.5},
         "left_out": [],
-        "pictures": 390,
+        "images": 390,
     },
 }
-"""Per dataset what differs, and about how many pictures train (half of them)."""
+"""Per dataset what differs, and about how many images train (half of them)."""
 ON_VIT = ("mae", "ijepa", "simmim", "moco_v3", "dino", "ibot", "combine", "simclr", "byol")
 _JOINT = ("simclr", "byol", "simsiam", "moco_v2", "barlow_twins", "vicreg", "swav")
 ON_RESNET = (*_JOINT, "rotation", "jigsaw", "relative_patch", "slice_order", "autoencoder", "models_genesis")
@@ -106,13 +106,13 @@ class Cell:
         }
         once = study_from(raw, "sweep")
         method = build_method(once.method, once.encoder, once.image, once.seed)
-        passes = passes_a_picture(method, batch_of(once.image, 8, torch.device("cpu")))
-        raw["rounds"] = {"count": max(1, round(PASSES / (passes * about["pictures"])))}
+        passes = passes_a_image(method, batch_of(once.image, 8, torch.device("cpu")))
+        raw["rounds"] = {"count": max(1, round(PASSES / (passes * about["images"])))}
         return study_from(raw, "sweep")
 
 
 def cells() -> Iterator[Cell]:
-    """All cells: every method on the brain slices first, then on the ultrasound pictures."""
+    """All cells: every method on the brain slices first, then on the ultrasound images."""
     for dataset in DATASETS:
         for names, encoder in ((ON_RESNET, RESNET), (ON_VIT, VIT)):
             for name in names:

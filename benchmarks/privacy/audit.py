@@ -3,11 +3,12 @@
     python -m benchmarks.privacy.audit [--runs 4000]
 
 Lower bounds on epsilon at 95 % confidence; a bound over the claim would prove the claim wrong. The game: so many small
-studies with one known patient and as many without, each judged by what a chosen event says (benchmarks/privacy/audit_game.py);
-"all": every patient in the one step, at epsilon 3; "sampled": a fifth of the patients in each of eight steps, at
-epsilon 1.5. "weights" is the same game over whole rounds (client/privacy/training.py), judged by the weights that leave
-the site after AdamW instead of the noised gradients. One run: 5,000 known patients in one step
-(benchmarks/privacy/audit_one_run.py). Faults are planted by replacing a function of the step.
+studies with one known patient and as many without, each judged by what a chosen event says
+(benchmarks/privacy/audit_game.py); "all": every patient in the one step, at epsilon 3; "sampled": a fifth of the
+patients in each of eight steps, at epsilon 1.5. "weights" is the same game over whole rounds
+(client/privacy/training.py), judged by the weights that leave the site after AdamW instead of the noised gradients.
+One run: 5,000 known patients in one step (benchmarks/privacy/audit_one_run.py). Faults are planted by replacing a
+function of the step.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def play_rounds(setting: Setting, canary: bool, runs: int) -> Figures:
     context = TrainingContext(study_of(setting), method, algorithm, store, "site", torch.device("cpu"))
     before = {name: value.clone() for name, value in method.state_dict().items()}
     found = []
-    with mock.patch.object(client.privacy.training, "look", lambda *_: {}):
+    with mock.patch.object(client.privacy.training, "feature_diagnostics_of", lambda *_: {}):
         for _ in range(runs):
             method.load_state_dict(before)
             train_private_round(context, 1, {})

@@ -1,6 +1,6 @@
 """The distinguishing game of an empirical privacy audit: the real private step, with and without one known patient.
 
-The adversary knows everything but whether one patient (the canary) takes part: the study, the others' pictures, the
+The adversary knows everything but whether one patient (the canary) takes part: the study, the others' images, the
 canary's gradient, and every noised gradient that the site computes (more than the site sends). A run is the whole of a
 small study: ``client.privacy.step`` as it is, over a loss that is linear in the weights, so that every gradient is
 known in advance. The canary's is along an axis of its own and far longer than the clip; the others' are small and at
@@ -44,15 +44,15 @@ from ssl_methods.table import Family, Role
 Figures = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-_WIDTH = 16  # numbers of a picture and so of a gradient; the first of them is the canary's alone
+_WIDTH = 16  # numbers of an image and so of a gradient; the first of them is the canary's alone
 _SMALL = 0.05  # length of the others' gradients
 _LARGE = 10.0  # length of the canary's, before it is clipped to 1
-_OF_CANARY = 8  # pictures
+_OF_CANARY = 8  # images
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A small study; ``sigma`` follows from what it promises. All patients but the canary have one picture each."""
+    """A small study; ``sigma`` follows from what it promises. All patients but the canary have one image each."""
 
     epsilon: float
     patients_per_step: int
@@ -65,7 +65,7 @@ class Setting:
         """As a study would say it."""
         own = {"patients": self.patients, "patients_per_step": self.patients_per_step}
         return PatientPrivacyConfig.model_validate(
-            {"epsilon": self.epsilon, "delta": self.delta, "pictures_per_patient": _OF_CANARY, **own}
+            {"epsilon": self.epsilon, "delta": self.delta, "images_per_patient": _OF_CANARY, **own}
         )
 
     @property
@@ -88,7 +88,7 @@ RARE = Setting(epsilon=1.5, patients_per_step=1, steps=6)
 
 
 class Linear(Method):
-    """The loss of a picture is its product with the weights, and its gradient so the picture itself."""
+    """The loss of an image is its product with the weights, and its gradient so the image itself."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     summary = paper = "for audits"
@@ -102,30 +102,30 @@ class Linear(Method):
         super().__init__(MethodConfig(), nn.Linear(width, 1, bias=False), image)
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """The pictures as they are."""
-        return {"x": batch.pictures.flatten(1)}
+        """The images as they are."""
+        return {"x": batch.images.flatten(1)}
 
-    def picture_losses(self, views: Views) -> Tensor:
+    def image_losses(self, views: Views) -> Tensor:
         """Products with the weights."""
         products: Tensor = self.encoder(views["x"])
         return products[:, 0]
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Their mean."""
-        return self.picture_losses(views).mean(), {}
+        return self.image_losses(views).mean(), {}
 
 
-class Pictures(TensorStore):
+class Images(TensorStore):
     """A store in memory."""
 
-    def __init__(self, pictures: Tensor, patients: list[int]) -> None:
+    def __init__(self, images: Tensor, patients: list[int]) -> None:
         codes, alone = np.asarray(patients, dtype=np.int64), np.arange(len(patients))
         super().__init__(Path(), cast(Any, None), alone, codes, alone, alone)
-        object.__setattr__(self, "pictures", pictures)
+        object.__setattr__(self, "images", images)
 
     def batch(self, indices: Any) -> Tensor:
-        """Those pictures."""
-        chosen: Tensor = self.__dict__["pictures"][torch.as_tensor(np.asarray(indices))]
+        """Those images."""
+        chosen: Tensor = self.__dict__["images"][torch.as_tensor(np.asarray(indices))]
         return chosen
 
 
@@ -146,14 +146,14 @@ class Seen:
         self._weight.grad = None
 
 
-def store_of(setting: Setting, canary: bool, axis: Tensor) -> Pictures:
-    """The canary's eight pictures along ``axis`` (of length 1), where it takes part, and one of each of the others."""
+def store_of(setting: Setting, canary: bool, axis: Tensor) -> Images:
+    """The canary's eight images along ``axis`` (of length 1), where it takes part, and one of each of the others."""
     others = torch.randn(setting.patients - 1, len(axis), generator=torch.Generator().manual_seed(1))
     others -= (others @ axis)[:, None] * axis
     others *= _SMALL / others.norm(dim=1, keepdim=True)
     own = (_LARGE * axis).repeat(_OF_CANARY if canary else 0, 1)
     codes = [0] * len(own) + list(range(1, setting.patients))
-    return Pictures(torch.cat([own, others]).reshape(len(codes), 1, 1, -1), codes)
+    return Images(torch.cat([own, others]).reshape(len(codes), 1, 1, -1), codes)
 
 
 def play(setting: Setting, canary: bool, runs: int) -> Figures:
@@ -192,13 +192,13 @@ def no_clipping() -> Iterator[None]:
 
 
 @contextmanager
-def clipped_by_picture() -> Iterator[None]:
-    """Each picture's gradient is clipped, not each patient's: what comes of training code that knows no patients."""
+def clipped_by_image() -> Iterator[None]:
+    """Each image's gradient is clipped, not each patient's: what comes of training code that knows no patients."""
 
-    def by_picture(method: Method, views: Views, groups: Tensor, count: int, clip: float) -> ClippedSum:
+    def by_image(method: Method, views: Views, groups: Tensor, count: int, clip: float) -> ClippedSum:
         return clipped_sum(method, views, torch.arange(len(groups)), len(groups), clip)
 
-    with mock.patch.object(client.privacy.step, "clipped_sum", by_picture):
+    with mock.patch.object(client.privacy.step, "clipped_sum", by_image):
         yield
 
 
@@ -233,7 +233,7 @@ def sampled_more_often() -> Iterator[None]:
 FAULTS: dict[str, tuple[Callable[[], AbstractContextManager[None]], Setting]] = {
     "noise / 4": (noise_too_small, WHOLE),
     "clipping off": (no_clipping, WHOLE),
-    "clipped by picture": (clipped_by_picture, WHOLE),
+    "clipped by image": (clipped_by_image, WHOLE),
     "noise used again": (noise_used_again, SAMPLED),
     "rate understated": (sampled_more_often, RARE),
 }

@@ -29,7 +29,7 @@ _LARGE = 10.0
 
 
 class Axes(TensorStore):
-    """Patients of one picture each, which is an axis of its own; made when it is asked for."""
+    """Patients of one image each, which is an axis of its own; made when it is asked for."""
 
     def __init__(self, axes: NDArray[np.int64], width: int) -> None:
         alone = np.arange(len(axes))
@@ -38,7 +38,7 @@ class Axes(TensorStore):
         object.__setattr__(self, "width", width)
 
     def batch(self, indices: Any) -> Tensor:
-        """Those pictures, ``[B, 1, 1, width]``."""
+        """Those images, ``[B, 1, 1, width]``."""
         chosen = self.__dict__["axes"][torch.as_tensor(np.asarray(indices))]
         return _LARGE * nn.functional.one_hot(chosen, self.__dict__["width"])[:, None, None].float()
 

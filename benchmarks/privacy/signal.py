@@ -2,17 +2,17 @@
 
     python -m benchmarks.privacy.signal --root FOLDER
 
-First table: one site of so many patients (chest x-rays, one picture each), a quarter of them expected in a step,
+First table: one site of so many patients (chest x-rays, one image each), a quarter of them expected in a step,
 epsilon 8 over 200 steps, delta 1e-5. Signal is the length of the sum of clipped gradients, noise the length of what was
 added to it, both in clipping bounds and means of ten steps of client/privacy/step.py; the formula for the noise is its
 multiplier times the square root of the trained numbers. Agreement is the signal over what it would be if all drawn
-patients pulled in one direction; it is measured with random weights, and again after 300 plain steps of 64 pictures.
+patients pulled in one direction; it is measured with random weights, and again after 300 plain steps of 64 images.
 The best ratio of the whole study is `signal_to_noise` of federation/privacy/plan.py, of which `validate` warns under 1;
 the measured one has the later signal in its place, as if every step pulled the same way.
 
 Second table: the same method trained for 60 private steps of 200 expected patients from the plainly trained weights and
 from random ones, with as much noise as brings the best ratio to a given figure. What is learnt is the loss on 500
-pictures of nobody in training, with the same masks every time, against the same before training; and without noise.
+images of nobody in training, with the same masks every time, against the same before training; and without noise.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from benchmarks.measure import RESULTS, table, write_result
-from benchmarks.privacy.audit_game import Pictures
+from benchmarks.privacy.audit_game import Images
 from client.privacy.step import PrivateStep
 from client.training.batches import BatchReader
 from client.training.optimiser import build_optimiser, set_rates
@@ -65,17 +65,17 @@ def build() -> Method:
     return build_method(config, encoder, ImageConfig(modality="x-ray", size=32, channels=1), 0).train()
 
 
-def pictures_of(root: Path) -> tuple[Pictures, Pictures]:
-    """Training pictures in an order of chance, and 500 others; 28 pixels in a frame of 32, 0 to 1."""
+def images_of(root: Path) -> tuple[Images, Images]:
+    """Training images in an order of chance, and 500 others; 28 pixels in a frame of 32, 0 to 1."""
     with np.load(root / "pneumoniamnist_trimmed" / "pneumoniamnist_trimmed.npz") as arrays:
         both = [torch.from_numpy(arrays[f"{split}_images"]).float()[:, None] / 255 for split in ("train", "test")]
     train, test = (torch.nn.functional.pad(each, (2, 2, 2, 2)) for each in both)
     train = train[torch.randperm(len(train), generator=torch_generator(0, "benchmark", "order"))]
-    return Pictures(train, list(range(len(train)))), Pictures(test[:500], list(range(500)))
+    return Images(train, list(range(len(train)))), Images(test[:500], list(range(500)))
 
 
-def plainly_trained(store: Pictures, steps: int = 300) -> dict[str, Tensor]:
-    """Weights after plain steps of 64 pictures."""
+def plainly_trained(store: Images, steps: int = 300) -> dict[str, Tensor]:
+    """Weights after plain steps of 64 images."""
     method, generator, reader = build(), torch_generator(0, "benchmark", "plain"), BatchReader(store, None, CPU)
     optimiser = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], PEAK)
     for _ in range(steps):
@@ -123,13 +123,13 @@ class Still:
 
 
 def lengths(
-    store: Pictures, patients: int, sigma: float, weights: dict[str, Tensor] | None
+    store: Images, patients: int, sigma: float, weights: dict[str, Tensor] | None
 ) -> tuple[float, float, float]:
     """Mean signal, noise and agreement of ten steps at a site of the first so many patients, in clipping bounds."""
     method = build()
     if weights is not None:
         method.load_state_dict(weights)
-    own = Pictures(store.batch(np.arange(patients)), list(range(patients)))
+    own = Images(store.batch(np.arange(patients)), list(range(patients)))
     still: Any = Still(method)
     learner = Learner(method, build_algorithm(FedAvgConfig()), still, CPU)
     step = PrivateStep(learner, own, privacy_of(patients, max(1, patients // 4)), sigma, 250)
@@ -141,7 +141,7 @@ def lengths(
     return float(signal), float(noise_), float(each[:, 0].sum() / max(1, step.facts.patients))
 
 
-def site_rows(store: Pictures, trained: dict[str, Tensor]) -> list[dict[str, float]]:
+def site_rows(store: Images, trained: dict[str, Tensor]) -> list[dict[str, float]]:
     """The first table."""
     numbers = sum(weight.numel() for weight in build().parameters() if weight.requires_grad)
     rows = []
@@ -169,15 +169,15 @@ def site_rows(store: Pictures, trained: dict[str, Tensor]) -> list[dict[str, flo
     return rows
 
 
-def held_out_loss(method: Method, store: Pictures) -> float:
-    """On the pictures, with the same masks every time."""
+def held_out_loss(method: Method, store: Images) -> float:
+    """On the images, with the same masks every time."""
     generator = torch_generator(0, "benchmark", "held out")
     batch = BatchReader(store, None, CPU).read(torch.arange(len(store)), generator)
     with torch.no_grad():
         return float(method.loss(method.make_views(batch, generator))[0])
 
 
-def learnt(store: Pictures, held: Pictures, sigma: float, weights: dict[str, Tensor] | None) -> tuple[float, float]:
+def learnt(store: Images, held: Images, sigma: float, weights: dict[str, Tensor] | None) -> tuple[float, float]:
     """Held-out loss before and after ``TRAINED_STEPS`` private steps."""
     method = build()
     if weights is not None:
@@ -193,7 +193,7 @@ def learnt(store: Pictures, held: Pictures, sigma: float, weights: dict[str, Ten
     return before, held_out_loss(method, held)
 
 
-def ratio_rows(store: Pictures, held: Pictures, trained: dict[str, Tensor]) -> list[dict[str, float | None]]:
+def ratio_rows(store: Images, held: Images, trained: dict[str, Tensor]) -> list[dict[str, float | None]]:
     """The second table."""
     numbers = sum(weight.numel() for weight in build().parameters() if weight.requires_grad)
     rows: list[dict[str, float | None]] = []
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, required=True, help="the folder that holds pneumoniamnist_trimmed")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    train, held = pictures_of(asked.root)
+    train, held = images_of(asked.root)
     trained = plainly_trained(train)
     sites, ratios = site_rows(train, trained), ratio_rows(train, held, trained)
     write_json(RESULTS / "privacy_signal.json", {"sites": sites, "ratios": ratios})

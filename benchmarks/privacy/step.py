@@ -1,10 +1,10 @@
-"""A step with privacy by patient against a plain step of the same pictures, in turns in the same run.
+"""A step with privacy by patient against a plain step of the same images, in turns in the same run.
 
     python -m benchmarks.privacy.step [--repetitions 5] [--only tiny]
 
-Both steps are whole: reading the pictures, views, gradients, AdamW. The private one (client/privacy/step.py) draws its
+Both steps are whole: reading the images, views, gradients, AdamW. The private one (client/privacy/step.py) draws its
 patients, clips each patient's gradient and adds noise; its sampling rate is 1, so that both see the same number. A
-patient gives one picture, the default, or four, of which the gradient of the mean is clipped. The steps of the larger
+patient gives one image, the default, or four, of which the gradient of the mean is clipped. The steps of the larger
 encoder go through in several pieces, of which a plain step adds up the gradients. Noise is drawn once a step, whatever
 its size: its share is in a column of its own. CPU, one thread, seconds of the process.
 """
@@ -20,7 +20,7 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.measure import interleaved, judged, median_ratio, table, write_result
-from benchmarks.privacy.audit_game import Pictures
+from benchmarks.privacy.audit_game import Images
 from client.privacy.step import PrivateStep
 from client.training.batches import BatchReader
 from client.training.optimiser import build_optimiser
@@ -43,7 +43,7 @@ SIGMA = 1.0  # its value has no influence on time
 
 @dataclass(frozen=True)
 class Case:
-    """A method and an encoder; ``patients`` in a step, computed ``chunk`` pictures at a time."""
+    """A method and an encoder; ``patients`` in a step, computed ``chunk`` images at a time."""
 
     name: str
     method: str
@@ -51,7 +51,7 @@ class Case:
     size: int
     patients: int
     chunk: int
-    pictures_per_patient: int = 1
+    images_per_patient: int = 1
 
     def build(self) -> Method:
         """The method, in training mode."""
@@ -59,12 +59,12 @@ class Case:
         image = ImageConfig(modality="x-ray", size=self.size, channels=1)
         return build_method(config, EncoderConfig.model_validate(self.encoder), image, 0).train()
 
-    def store(self) -> Pictures:
-        """Smooth pictures, so many a patient."""
-        count = self.patients * self.pictures_per_patient
+    def store(self) -> Images:
+        """Smooth images, so many a patient."""
+        count = self.patients * self.images_per_patient
         small = torch.rand(count, 1, 8, 8, generator=torch_generator(0, "benchmark"))
-        pictures = torch.nn.functional.interpolate(small, size=self.size, mode="bicubic").clamp(0, 1)
-        return Pictures(pictures, [number // self.pictures_per_patient for number in range(count)])
+        images = torch.nn.functional.interpolate(small, size=self.size, mode="bicubic").clamp(0, 1)
+        return Images(images, [number // self.images_per_patient for number in range(count)])
 
 
 TINY = {"name": "vit_tiny_patch16_224", "patch_size": 4, "depth": 6}
@@ -101,9 +101,9 @@ def plain(case: Case) -> Callable[[], None]:
 def private(case: Case) -> Callable[[], None]:
     """A step with it."""
     method, store = case.build(), case.store()
-    count, each = case.patients, case.pictures_per_patient
+    count, each = case.patients, case.images_per_patient
     privacy = PatientPrivacyConfig(
-        epsilon=8, delta=1e-5, patients=count, patients_per_step=count, pictures_per_patient=each
+        epsilon=8, delta=1e-5, patients=count, patients_per_step=count, images_per_patient=each
     )
     learner = Learner(method, build_algorithm(FedAvgConfig()), _optimiser(method), CPU)
     taken = PrivateStep(learner, store, privacy, SIGMA, case.chunk)
@@ -143,7 +143,7 @@ def measure(case: Case, repetitions: int) -> tuple[list[str], float]:
     ratio = median_ratio(seconds["private"], seconds["plain"])
     frozen = f", {case.encoder['frozen_blocks']} frozen" if "frozen_blocks" in case.encoder else ""
     encoder = f"{case.encoder['name'].split('_patch')[0]}{frozen}"
-    sizes = [f"{case.patients} x {case.pictures_per_patient}", str(case.chunk), f"{trained / 1e6:.1f} M"]
+    sizes = [f"{case.patients} x {case.images_per_patient}", str(case.chunk), f"{trained / 1e6:.1f} M"]
     times = [f"{value:.3f}" for value in medians]
     return [case.method, encoder, f"{case.size} px", *sizes, *times, f"{ratio:.2f}"], ratio
 
@@ -161,12 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row, ratio = measure(case, asked.repetitions)
             rows.append(row)
             print(*row, flush=True)
-            if case.pictures_per_patient == 1:
+            if case.images_per_patient == 1:
                 ratios.append(ratio)
-    sizes = ["picture", "patients x pictures", "at a time", "trained"]
+    sizes = ["image", "patients x images", "at a time", "trained"]
     header = ["method", "encoder", *sizes, "plain s", "private s", "noise s", "private / plain"]
     lines = [*table(header, rows), "", f"Medians of {asked.repetitions} interleaved repetitions.", ""]
-    lines += [judged("private over plain, one picture a patient, largest", max(ratios), TARGET)] if ratios else []
+    lines += [judged("private over plain, one image a patient, largest", max(ratios), TARGET)] if ratios else []
     print(write_result("private_step", "Cost of privacy by patient", __doc__, lines))
 
 

@@ -2,14 +2,14 @@
 
     python -m benchmarks.privacy.utility --root FOLDER [--only chest-xray]
 
-Two sets with many units: AdrenalMNIST3D (1,584 volumes) and a reduced PneumoniaMNIST (5,030 pictures), their published
-parts put together; 65 % train. One site holds all training pictures: the most that a federation of these patients
+Two sets with many units: AdrenalMNIST3D (1,584 volumes) and a reduced PneumoniaMNIST (5,030 images), their published
+parts put together; 65 % train. One site holds all training images: the most that a federation of these patients
 could have. Units are clusters of near-duplicates, as neither set has patient ids; a logistic probe on the frozen
 features is tested on patients whom no training saw. AUROC is of those patients with 95 % intervals; "minus start" is
-the difference to the starting encoder on the same patients. Every row has the same steps of the same expected pictures
+the difference to the starting encoder on the same patients. Every row has the same steps of the same expected images
 and the same learning rate; without privacy there is neither clipping nor noise.
 
-The chest x-rays start from an encoder that was pretrained on public pictures of another kind (breast ultrasound, BUSI,
+The chest x-rays start from an encoder that was pretrained on public images of another kind (breast ultrasound, BUSI,
 by MAE without privacy), and its lowest two of four blocks stay as they are. No other public volumes are at hand, so
 that the adrenal glands start from random weights, of which none is kept. All settings were fixed before a figure was
 seen; delta is 1e-5 throughout. A flat column is a result: at this size the noise leaves the encoder where it started.
@@ -47,7 +47,7 @@ FLAT = {"name": "vit_tiny_patch16_224", "patch_size": 4, "depth": 4, "width": 96
 
 @dataclass(frozen=True)
 class Cell:
-    """A set of pictures; ``patients`` and ``per_step`` as the study states them, ``steps`` of each round."""
+    """A set of images; ``patients`` and ``per_step`` as the study states them, ``steps`` of each round."""
 
     name: str
     image: dict[str, Any]
@@ -132,12 +132,12 @@ def chest_xrays(root: Path, place: Path) -> Path:
     with np.load(root / "pneumoniamnist_trimmed" / "pneumoniamnist_trimmed.npz") as arrays:
         for split in ("train", "val", "test"):
             (place / split).mkdir(parents=True)
-            pictures, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].ravel()
-            names = [f"{split}/{number:05d}.npy" for number in range(len(pictures))]
-            for name, picture in zip(names, pictures, strict=True):
-                np.save(place / name, picture)
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].ravel()
+            names = [f"{split}/{number:05d}.npy" for number in range(len(images))]
+            for name, image in zip(names, images, strict=True):
+                np.save(place / name, image)
             tables.append(pd.DataFrame({"image": names, "patient": names, "label": labels}))
-    listing = with_clusters(Manifest(pd.concat(tables, ignore_index=True), place, "picture cluster"))
+    listing = with_clusters(Manifest(pd.concat(tables, ignore_index=True), place, "image cluster"))
     listing.write(place / "manifest.csv")
     return place / "manifest.csv"
 
@@ -165,7 +165,7 @@ def row_of(cell: Cell, epsilon: float | None, chosen: Study, work: Path) -> dict
     results = results_schema.RESULTS.read(folder / "results.csv")
     comparisons = COMPARISONS.read(folder / "comparisons.csv")
     shutil.rmtree(folder)
-    start = "natural" if cell.public_start else "random"
+    start = "pretrained-init" if cell.public_start else "random"
     main = {"protocol": "logistic", "metric": "AUROC", "site": "all"}
     own = _one(results, **main, encoder="federated", statistic=Statistic.ESTIMATE)
     base = _one(results, **main, encoder=start, statistic=Statistic.ESTIMATE)

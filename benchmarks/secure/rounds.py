@@ -2,12 +2,12 @@
 
     python -m benchmarks.secure.rounds [--sites 4 16 64] [--rounds 3]
 
-Sites with a ViT-tiny MAE (64 px, patch 8, a decoder of one block) do one step on 8 pictures a round, so that nearly all
-of a round is what the federation does: messages, digests, checks, the sites' stored rounds, spool or masks, fold,
-checkpoints, audit logs. Both kinds run the apps of a real federation in one process, the sites in turn, in a new
-folder. A figure is the median over the rounds after the first, in seconds of the processor: on the wall a slow disk has
-the larger part. No site is lost: what lost sites cost the server is in
-secure_aggregation.md. With a network, masks are made at all sites at once, and the server's part alone is in turn.
+Sites with a ViT-tiny MAE (64 px, patch 8, a decoder of one block) do one step on 8 images a round, so that nearly all
+of a round is what the federation does: messages, digests, checks, the sites' stored rounds, reply store or masks,
+aggregation, checkpoints, audit logs. Both kinds run the apps of a real federation in one process, the sites in turn,
+in a new folder. A figure is the median over the rounds after the first, in seconds of the processor: on the wall a
+slow disk has the larger part. No site is lost: what lost sites cost the server is in secure_aggregation.md. With a
+network, masks are made at all sites at once, and the server's part alone is in turn.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from unittest import mock
 import torch
 
 from benchmarks.measure import table, write_result
-from benchmarks.simulation import SIDE, Laps, Measured, write_pictures
+from benchmarks.simulation import SIDE, Laps, Measured, write_images
 from foundation.files import write_text
 from foundation.messages import logger
 
-PICTURES = 8
+IMAGES = 8
 STUDY: dict[str, Any] = {
     "name": "benchmark",
     "image": {"modality": "mri", "size": SIDE, "channels": 1},
     "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8},
     "method": {"name": "mae", "decoder_width": 96, "decoder_depth": 1, "decoder_heads": 3},
-    "training": {"epochs": None, "steps": 1, "batch": PICTURES, "precision": "float32", "threads": 1},
+    "training": {"epochs": None, "steps": 1, "batch": IMAGES, "precision": "float32", "threads": 1},
     "algorithm": {"name": "fedavg"},
 }
 
@@ -56,7 +56,7 @@ def rounds_of(sites: int, rounds: int, *, secure: bool) -> Measured:
 
     with TemporaryDirectory() as place:
         folder = Path(place)
-        data = write_pictures(folder / "pictures", sites, PICTURES)
+        data = write_images(folder / "images", sites, IMAGES)
         write_study(folder, study)
         for site, manifest in data.items():
             text: dict[str, object] = {"site": site, "data": str(manifest), "state": "state", "cache": "../../store"}

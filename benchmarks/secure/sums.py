@@ -6,8 +6,8 @@ First a ViT-S (patch 16, 224 px) with 8 sites, of which 2 are lost after they sh
 server most: CPU seconds of one thread that one site spends in all five stages, and all bytes that it sends and gets
 beside what plain aggregation sends, an update of 4 bytes a number. Then a ViT-Ti with 4, 16 and 64 sites, of which as
 many are lost as may be: CPU seconds a site, and of the server from the first message to the weighted mean, against our
-FedAvg's fold of the survivors' updates from memory, of which there is no site's part. Signatures are checked on both
-sides, with certificates. Simulated sites are sessions in one process that pass values; no network is timed.
+FedAvg's aggregation of the survivors' updates from memory, of which there is no site's part. Signatures are checked
+on both sides, with certificates. Simulated sites are sessions in one process that pass values; no network is timed.
 """
 
 import argparse
@@ -81,10 +81,10 @@ class Clock:
 
 @dataclass
 class Contribution:
-    """A survivor's update as the plain fold reads it."""
+    """A survivor's update as the plain aggregation reads it."""
 
     site: str
-    pictures: int
+    images: int
     update: Tensor
 
     def tensor(self, name: str) -> Tensor:
@@ -98,7 +98,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one round: CPU seconds of the median survivor, of the server, of the plain fold; bytes of the median survivor,
+    """Of one round: CPU seconds of the median survivor, of the server, of plain aggregation; bytes of that survivor,
     over those of a plain update; the largest difference from the plain mean."""
 
     site: float
@@ -125,7 +125,7 @@ def one_round(count: int, numbers: int) -> Cost:
     update = torch.rand(numbers, generator=torch.Generator().manual_seed(0)) * 0.2 - 0.1
     context = Context("0" * 64, 1, 0)
     sessions, directory = certified_sites(count, context)
-    pictures = {name: 100 + number for number, name in enumerate(sessions)}
+    images = {name: 100 + number for number, name in enumerate(sessions)}
     clock, traffic = Clock(), dict.fromkeys(sessions, 0)
     with clock.of("server"):
         server = ServerSession(context, directory, numbers, FIXED)
@@ -135,7 +135,7 @@ def one_round(count: int, numbers: int) -> Cost:
     present = list(sessions)[: threshold(count)]
     for name in present:
         with clock.of(name):
-            masked = sessions[name].masked(forwards[name], update.numpy(), pictures[name], FIXED)
+            masked = sessions[name].masked(forwards[name], update.numpy(), images[name], FIXED)
         traffic[name] += sum(map(size, forwards[name])) + masked.values.nbytes
         with clock.of("server"):
             server.add_masked(masked)
@@ -144,9 +144,9 @@ def one_round(count: int, numbers: int) -> Cost:
     with clock.of("server"):
         total = server.total()
         mean = decode(total.sums, total.count, FIXED, total.sites).astype(np.float32)
-    contributions = [Contribution(name, pictures[name], update) for name in present]
+    contributions = [Contribution(name, images[name], update) for name in present]
     with clock.of("plain"):
-        plain = FedAvg(FedAvgConfig()).fold({"update": update}, contributions, {})[0]["update"]
+        plain = FedAvg(FedAvgConfig()).aggregate({"update": update}, contributions, {})[0]["update"]
     return Cost(
         statistics.median(clock.seconds[name] for name in present),
         clock.seconds["server"],
@@ -231,13 +231,13 @@ def main() -> None:
         lost = str(count - threshold(count))
         ends = (ratio, f"{cost.bytes_ratio:.3f}", f"{cost.difference:.1e}")
         rows.append([str(count), lost, *(f"{f:.2f}" for f in figures), *ends])
-    seconds = ["a site, CPU s", "server, CPU s", "plain fold, CPU s"]
+    seconds = ["a site, CPU s", "server, CPU s", "plain aggregation, CPU s"]
     lines = [
         f"ViT-S, {large / 1e6:.1f} M numbers, 8 sites, 2 lost; medians of {arguments.repetitions} repetitions.",
         "",
         judged("CPU seconds a site a round", eight.site, SECONDS),
         judged("bytes a site a round, over those of a plain update", eight.bytes_ratio, BYTES),
-        f"- server: {eight.server:.2f} CPU s; plain fold {eight.plain:.2f} CPU s; largest difference of the means "
+        f"- server: {eight.server:.2f} CPU s; plain aggregation {eight.plain:.2f} CPU s; largest difference of means "
         f"{eight.difference:.1e}",
         "",
         f"ViT-Ti, {small / 1e6:.1f} M numbers; one repetition above 16 sites.",

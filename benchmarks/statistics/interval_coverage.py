@@ -1,15 +1,18 @@
-"""How often the 95 % intervals of evaluation/statistics/intervals.py hold the truth: ``python -m benchmarks.statistics.interval_coverage``.
+"""How often the 95 % intervals of evaluation/statistics/intervals.py hold the truth.
 
-16 pictures a patient; score = shift x label + patient effect + noise, the patient effect having the share
+    python -m benchmarks.statistics.interval_coverage
+
+
+16 images a patient; score = shift x label + patient effect + noise, the patient effect having the share
 ``correlation`` of the variance. Labels differ within a patient ("slice", patient shares drawn from Beta(2,
-3)) or not ("patient", 40 % of patients). Truth: AUC .80 for a picture of each class from two patients; the
+3)) or not ("patient", 40 % of patients). Truth: AUC .80 for an image of each class from two patients; the
 second score of the paired case has .75 and half of its patient effect and noise in common with the first.
 Sites: strata within which patients are drawn. Folds: each with a shift of all its scores, mean of the folds'
 AUCs. Beside ours stand Obuchowski's clustered DeLong variance (logit scale, t quantile) and the percentile
 bootstrap over patients.
 
 Regression: errors of standard deviation 1 and 1.2, of a number of standard deviation 1.8. Segmentation: a
-patient's Dice is the mean over the pictures, logit-normal around 1.5 and 1.3. Both pairs have half of their
+patient's Dice is the mean over the images, logit-normal around 1.5 and 1.3. Both pairs have half of their
 patient effect and noise in common.
 """
 
@@ -225,7 +228,7 @@ def tables(found: Found, studies: int) -> list[str]:
     return [
         f"{studies} simulated studies a row (standard error of a coverage of .95: "
         f"{np.sqrt(0.95 * 0.05 / studies):.3f}), counting only studies for which the rules give an interval (10 "
-        "patients, 5 with a picture of each class).",
+        "patients, 5 with an image of each class).",
         "",
         summary(found, [*OURS, *OF_NUMBERS]),
         "",

@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of pictures ``[N]`` under two encoders, with the patient and stratum of each."""
+    """Numbers of images ``[N]`` under two encoders, with the patient and stratum of each."""
 
     truth: FloatArray
     errors: tuple[FloatArray, FloatArray]
@@ -45,7 +45,7 @@ class Sizes:
 
 
 def classified(case: Case, rng: np.random.Generator) -> list[Scored]:
-    """The same pictures under two scores, as ``[1 - p, p]``."""
+    """The same images under two scores, as ``[1 - p, p]``."""
     patient = np.repeat(np.arange(case.patients), SLICES)
     if case.labels == "patient":
         positive = rng.random(case.patients)[patient] < POSITIVE

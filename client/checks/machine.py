@@ -63,9 +63,9 @@ def _processor(study: Study, cores: int, device: torch.device | None) -> Iterato
 
 
 def _disk(needs: Needs, state: Path, cache: Path) -> Iterator[Finding]:
-    wanted = {"the decoded pictures (cache)": (needs.store, cache), "the site's state": (needs.state, state)}
+    wanted = {"the decoded images (cache)": (needs.store, cache), "the site's state": (needs.state, state)}
     if _device_of(state) == _device_of(cache):
-        wanted = {"the decoded pictures and the site's state": (needs.store + needs.state, state)}
+        wanted = {"the decoded images and the site's state": (needs.store + needs.state, state)}
     for what, (size, place) in wanted.items():
         free = free_at(place)
         if size > _TIGHT * free:

@@ -14,16 +14,16 @@ from imaging.inspection.finding import Finding, Subject, Table
 PAGE = "check.html"
 STAYS = "This report names files of this site. It stays at the site: nothing of it is sent anywhere."
 TITLES: dict[Subject, str] = {
-    "pictures": "The pictures",
-    "persons": "Persons in the pictures",
+    "images": "The images",
+    "persons": "Persons in the images",
     "study": "The study here",
     "machine": "The machine",
     "server": "The way to the server",
 }
 _CLEAN: dict[Subject, str] = {
-    "pictures": "Nothing odd was found.",
-    "persons": "No identifier and no text was found in headers, names or pictures.",
-    "study": "Its method and this site's policy have nothing against the pictures that can be used.",
+    "images": "Nothing odd was found.",
+    "persons": "No identifier and no text was found in headers, names or images.",
+    "study": "Its method and this site's policy have nothing against the images that can be used.",
     "machine": "It is enough.",
     "server": "It is the server of the kit, and answers.",
 }

@@ -1,4 +1,4 @@
-"""A hospital engineer's look at the pictures and the machine before joining; nothing of it leaves the site."""
+"""A hospital engineer's look at the images and the machine before joining; nothing of it leaves the site."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ from foundation.errors import DataError, StudyError
 from foundation.machine import DeviceName
 from foundation.messages import logger
 from imaging.config import ImageConfig
-from imaging.inspection.examine import Look, look_at
+from imaging.inspection.examine import InspectedFile, look_at
 from imaging.inspection.finding import Finding, Level, Table, counted, with_examples
-from imaging.inspection.inspect_site import picture_findings, picture_tables
+from imaging.inspection.inspect_site import image_findings, image_tables
 from imaging.listing.manifest import FILES, Manifest
-from imaging.reading.formats import is_picture
+from imaging.reading.formats import is_image
 
 _LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 _OTHER_IMAGES = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".svs", ".ndpi", ".mrxs", ".webp", ".gif", ".img"}
@@ -32,7 +32,7 @@ _OTHER_IMAGES = {".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".svs", ".ndp
 
 @dataclass(frozen=True)
 class SiteCheck:
-    """What was found, and the facts. ``looked`` of ``listed`` pictures were looked at."""
+    """What was found, and the facts. ``looked`` of ``listed`` images were looked at."""
 
     data: Path
     when: datetime
@@ -54,8 +54,8 @@ class SiteCheck:
     def verdict(self) -> str:
         """The whole in one sentence."""
         counts = [counted(len(self.of(level)), level) for level in _LEVELS if self.of(level)]
-        told = f" ({', '.join(counts)})" if counts else ""
-        return f"{'Nothing stands in the way' if self.ok else 'Not ready to join'}{told}."
+        answer = f" ({', '.join(counts)})" if counts else ""
+        return f"{'Nothing stands in the way' if self.ok else 'Not ready to join'}{answer}."
 
 
 def check_kit(site: Path, data: Path | None = None, study: Path | None = None, *, sample: int = 50) -> SiteCheck:
@@ -68,7 +68,7 @@ def check_kit(site: Path, data: Path | None = None, study: Path | None = None, *
     folder = path.parent
     file = load_site_file(path) if path.is_file() else None
     if data is None and file is None:
-        raise StudyError(f"{path}: there is no such site file; give one, or the pictures with --data")
+        raise StudyError(f"{path}: there is no such site file; give one, or the images with --data")
     kit = read_kit(folder) if (folder / KIT).is_file() else None
     chosen = study if study is not None else folder / STUDY if kit is not None else None
     return check_site(
@@ -98,10 +98,10 @@ def check_site(
     ledger: Path | None = None,
     sample: int = 50,
 ) -> SiteCheck:
-    """Look at ``sample`` pictures and say so, then at the server, at all pictures, at the study and at the machine.
+    """Look at ``sample`` images and say so, then at the server, at all images, at the study and at the machine.
 
-    data: a manifest or a folder of pictures; its faults are findings, never errors. state: where the
-    site will keep its state; cache: where decoded pictures; both default to this folder. policy: what
+    data: a manifest or a folder of images; its faults are findings, never errors. state: where the
+    site will keep its state; cache: where decoded images; both default to this folder. policy: what
     the site permits, where it has said. ledger: its privacy ledger, where it has one.
     """
     findings, facts = [], []
@@ -110,12 +110,12 @@ def check_site(
         findings += reached.findings
         facts.append(reached.table())
         _say(reached.findings)
-    pictures = _pictures(data, study.image if study else None, sample)
-    findings += pictures.findings
-    facts = [*pictures.facts, *facts]
+    images = _images(data, study.image if study else None, sample)
+    findings += images.findings
+    facts = [*images.facts, *facts]
     asked: StudyCheck | None = None
-    if study is not None and pictures.manifest is not None:
-        asked = study_check(study, pictures.usable(), policy, device, ledger)
+    if study is not None and images.manifest is not None:
+        asked = study_check(study, images.usable(), policy, device, ledger)
         findings += asked.findings
         facts.append(asked.table)
     needs = asked.needs if asked else None
@@ -124,15 +124,15 @@ def check_site(
     findings = sorted([*findings, *on_machine], key=lambda finding: _LEVELS.index(finding.level))
     name = study.name if study else None
     when = datetime.now().astimezone()
-    return SiteCheck(data, when, len(pictures.looks), name, findings, [*facts, table])
+    return SiteCheck(data, when, len(images.inspected_files), name, findings, [*facts, table])
 
 
 @dataclass
-class _Pictures:
+class _Images:
     """What was looked at, and what it told."""
 
     manifest: Manifest | None = None
-    looks: list[Look] = field(default_factory=list)
+    inspected_files: list[InspectedFile] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     facts: list[Table] = field(default_factory=list)
 
@@ -140,35 +140,35 @@ class _Pictures:
         """The rows that can be used."""
         assert self.manifest is not None
         mask = np.zeros(len(self.manifest), dtype=np.bool_)
-        mask[[look.row for look in self.looks if not look.problem]] = True
+        mask[[inspected.row for inspected in self.inspected_files if not inspected.problem]] = True
         return self.manifest.where(mask)
 
 
-def _pictures(data: Path, image: ImageConfig | None, sample: int) -> _Pictures:
+def _images(data: Path, image: ImageConfig | None, sample: int) -> _Images:
     """A sample, then all of them."""
-    found = _Pictures()
+    found = _Images()
     try:
         few, listed = _sampled(data, sample)
-        found.looks = list(look_at(few, range(len(few)), image, "a first look"))
-        _first_words(found.looks, listed, image)
+        found.inspected_files = list(look_at(few, range(len(few)), image, "a first look"))
+        _first_words(found.inspected_files, listed, image)
         found.manifest = Manifest.open(data)
         count = len(found.manifest)
-        found.looks = list(look_at(found.manifest, range(count), image, f"reading {counted(count, 'picture')}"))
+        found.inspected_files = list(look_at(found.manifest, range(count), image, f"reading {counted(count, 'image')}"))
     except DataError as error:
-        found.manifest, found.looks = None, []
-        found.findings.append(Finding("error", "pictures", "no pictures", str(error), ""))
+        found.manifest, found.inspected_files = None, []
+        found.findings.append(Finding("error", "images", "no images", str(error), ""))
         return found
     known = found.manifest.unit == "patient"
-    found.findings = [*picture_findings(found.looks, image, known), *_passed_over(data)]
-    found.facts = picture_tables(found.looks, found.manifest)
+    found.findings = [*image_findings(found.inspected_files, image, known), *_passed_over(data)]
+    found.facts = image_tables(found.inspected_files, found.manifest)
     return found
 
 
-def _first_words(looks: list[Look], listed: int, image: ImageConfig | None) -> None:
+def _first_words(inspected_files: list[InspectedFile], listed: int, image: ImageConfig | None) -> None:
     """The quick verdict: what a sample shows already."""
-    usable = sum(not look.problem for look in looks)
-    logger.info(f"first look: {counted(len(looks), 'picture')} of {listed:,} files, {usable:,} usable")
-    _say(picture_findings(looks, image))
+    usable = sum(not inspected.problem for inspected in inspected_files)
+    logger.info(f"first look: {counted(len(inspected_files), 'image')} of {listed:,} files, {usable:,} usable")
+    _say(image_findings(inspected_files, image))
 
 
 def _say(findings: Iterable[Finding]) -> None:
@@ -178,9 +178,9 @@ def _say(findings: Iterable[Finding]) -> None:
 
 
 def _sampled(data: Path, count: int) -> tuple[Manifest, int]:
-    """Some pictures spread over all that are listed, and how many these are; no header is read of the others.
+    """Some images spread over all that are listed, and how many these are; no header is read of the others.
 
-    In a folder without a manifest everything counts that could be a picture by its name. The patient of a row is then a
+    In a folder without a manifest everything counts that could be an image by its name. The patient of a row is then a
     guess by folder or name.
     """
     if not data.is_dir() or any((data / name).is_file() for name in FILES):
@@ -190,15 +190,15 @@ def _sampled(data: Path, count: int) -> tuple[Manifest, int]:
         return manifest.where(mask), len(manifest)
     files = _files(data)
     chosen = [files[index] for index in _spread(len(files), 2 * count)]
-    pictures = [path.relative_to(data) for path in chosen if is_picture(path)]
-    pictures = [pictures[index] for index in _spread(len(pictures), count)]
-    if not pictures:
-        return Manifest.from_folder(data), len(files)  # a few pictures among many other files, or an error that says so
+    images = [path.relative_to(data) for path in chosen if is_image(path)]
+    images = [images[index] for index in _spread(len(images), count)]
+    if not images:
+        return Manifest.from_folder(data), len(files)  # a few images among many other files, or an error that says so
     rows = [
-        {"image": path.as_posix(), "patient": path.stem if len(path.parts) == 1 else path.parts[0]} for path in pictures
+        {"image": path.as_posix(), "patient": path.stem if len(path.parts) == 1 else path.parts[0]} for path in images
     ]
-    flat = any(len(path.parts) == 1 for path in pictures)
-    return Manifest(pd.DataFrame(rows), data, "picture cluster" if flat else "patient"), len(files)
+    flat = any(len(path.parts) == 1 for path in images)
+    return Manifest(pd.DataFrame(rows), data, "image cluster" if flat else "patient"), len(files)
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -219,7 +219,7 @@ def _passed_over(data: Path) -> list[Finding]:
     """Files in a folder that no reader takes: images of other formats count more than text files."""
     if not data.is_dir() or any((data / name).is_file() for name in FILES):
         return []
-    others = [path for path in _files(data) if not is_picture(path)]
+    others = [path for path in _files(data) if not is_image(path)]
     if not others:
         return []
     kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
@@ -227,7 +227,7 @@ def _passed_over(data: Path) -> list[Finding]:
     shares = ", ".join(f"{name} {count:,}" for name, count in kinds.most_common(5))
     return [
         with_examples(
-            ("warning" if images else "note", "pictures", "passed over"),
+            ("warning" if images else "note", "images", "passed over"),
             f"passed over: {counted(len(others), 'file')} of other kinds ({shares})",
             "convert images of other formats to .nii.gz, .npy, .png or DICOM; leave the rest as it is",
             [path.relative_to(data).as_posix() for path in images or others],

@@ -1,4 +1,4 @@
-"""What a study would take at this site: whether it accepts the pictures, space, bytes, and hours a round."""
+"""What a study would take at this site: whether it accepts the images, space, bytes, and hours a round."""
 
 import math
 import re
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.policy import Policy, check_pictures, check_study, check_work
+from client.policy import Policy, check_images, check_study, check_work
 from client.privacy.approval_lines import private_findings, private_rows
 from client.privacy.rules import check_patients, expected_step
 from client.training.batches import BatchReader
@@ -37,13 +37,13 @@ from ssl_methods.per_sample.sample_gradients import clipped_sum
 _SECONDS = 6.0  # to spend on timing steps, once the first is done
 _FIRST_BATCH = 4
 _STEPS = 3
-_SAMPLE = 32  # pictures decoded for it
+_SAMPLE = 32  # images decoded for it
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a study takes at a site: decoded pictures and state on disk, memory but for activations, traffic."""
+    """Bytes that a study takes at a site: decoded images and state on disk, memory but for activations, traffic."""
 
     store: int
     state: int
@@ -51,13 +51,13 @@ class Needs:
     shared: int
 
 
-def needs_of(study: Study, method: Method, pictures: int) -> Needs:
+def needs_of(study: Study, method: Method, images: int) -> Needs:
     """As the tensor store, the site's state and ``fedpretext validate`` count them."""
     shared, local = _bytes(method.shared_state()), _bytes(method.local_state())
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
-    batch = local_work(study.training, pictures).batch * math.prod(study.image.shape) * 4
+    batch = local_work(study.training, images).batch * math.prod(study.image.shape) * 4
     return Needs(
-        store=2 * pictures * math.prod(study.image.shape),
+        store=2 * images * math.prod(study.image.shape),
         # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
         state=3 * (shared + local + 2 * trained),
         memory=4 * trained + local + batch,
@@ -71,7 +71,7 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step of ``batch`` pictures: views, loss, backward, optimiser."""
+    """Seconds of one step of ``batch`` images: views, loss, backward, optimiser."""
 
     seconds: float
     batch: int
@@ -89,9 +89,9 @@ class StudyCheck:
 def study_check(
     study: Study, usable: Manifest, policy: Policy | None, device: DeviceName, ledger: Path | None
 ) -> StudyCheck:
-    """Ask the study's own rules and the site's policy, then time a few steps on some of the pictures.
+    """Ask the study's own rules and the site's policy, then time a few steps on some of the images.
 
-    usable: the site's pictures that can be read. ledger: the site's privacy ledger, where its site file names one.
+    usable: the site's images that can be read. ledger: the site's privacy ledger, where its site file names one.
     """
     found = [] if policy is None else list(_permitted(study, policy))
     found += _enough(study, usable, policy)
@@ -107,7 +107,7 @@ def study_check(
     rows += [
         ("a round here", f"{counted(work.steps, 'step')} of {_step_here(study, usable, work)}"),
         ("sent in a round", f"{needs.shared / _MIB:,.1f} MiB here and as much back"),
-        ("decoded pictures", f"{_size(needs.store)} on disk"),
+        ("decoded images", f"{_size(needs.store)} on disk"),
         ("state", f"up to {_size(needs.state)} on disk"),
         ("memory", f"{_size(needs.memory)} and more for activations"),
     ]
@@ -117,11 +117,11 @@ def study_check(
         found.append(_does_not_fit(work.batch))
     except FedpretextError as error:
         if not any(finding.level == "error" for finding in found):
-            found.append(_told("no training step", error))
+            found.append(_answer("no training step", error))
     else:
-        each = _pictures_a_step(study, usable, work)
+        each = _images_a_step(study, usable, work)
         hours = timed.seconds / timed.batch * each * work.steps / 3600
-        timing = f"{timed.seconds / timed.batch:.2g} s a picture, timed with {timed.batch} a step"
+        timing = f"{timed.seconds / timed.batch:.2g} s an image, timed with {timed.batch} a step"
         about = "about" if timed.batch == work.batch else "at most"  # a step's fixed cost was counted more than once
         rows += [
             ("time a round", f"{about} {_duration(hours)} ({timing})"),
@@ -131,21 +131,21 @@ def study_check(
     return StudyCheck(found, Table("Study", "study", ("", ""), tuple(rows)), needs)
 
 
-def _pictures_a_step(study: Study, usable: Manifest, work: LocalWork) -> float:
-    """Pictures of a step here: the batches, or of drawn patients what is expected."""
-    expected = expected_step(study, _pictures_each(usable))
+def _images_a_step(study: Study, usable: Manifest, work: LocalWork) -> float:
+    """Images of a step here: the batches, or of drawn patients what is expected."""
+    expected = expected_step(study, _images_each(usable))
     return work.batch * work.accumulate if expected is None else expected
 
 
-def _pictures_each(usable: Manifest) -> list[int]:
-    """How many pictures each patient has."""
+def _images_each(usable: Manifest) -> list[int]:
+    """How many images each patient has."""
     return [int(count) for count in usable.table["patient"].value_counts()]
 
 
 def _step_here(study: Study, usable: Manifest, work: LocalWork) -> str:
     if isinstance(study.privacy, PatientPrivacyConfig):
-        return f"about {_pictures_a_step(study, usable, work):,.1f} pictures, of patients drawn at random"
-    return f"{work.batch} x {work.accumulate} pictures"
+        return f"about {_images_a_step(study, usable, work):,.1f} images, of patients drawn at random"
+    return f"{work.batch} x {work.accumulate} images"
 
 
 def _size(count: int) -> str:
@@ -157,26 +157,26 @@ def _permitted(study: Study, policy: Policy) -> Iterator[Finding]:
     try:
         check_study(policy, study, {study.training_hash()})
     except FedpretextError as error:
-        yield _told("policy on the study", error)
+        yield _answer("policy on the study", error)
 
 
 def _enough(study: Study, usable: Manifest, policy: Policy | None) -> Iterator[Finding]:
-    """What the study's method and the site's policy have against these pictures, a finding each."""
-    patients = None if usable.unit == "picture cluster" else int(usable.table["patient"].nunique())
+    """What the study's method and the site's policy have against these images, a finding each."""
+    patients = None if usable.unit == "image cluster" else int(usable.table["patient"].nunique())
     rules: dict[str, Callable[[], None]] = {"not accepted": lambda: check_site(study, _store_of(usable))}
     if patients is None:
-        rules["whose pictures"] = lambda: check_patients(study, patients)
+        rules["whose images"] = lambda: check_patients(study, patients)
     if policy is not None:
-        rules["policy on pictures"] = lambda: check_pictures(policy, len(usable), patients)
-        rules["policy on work"] = lambda: check_work(policy, study, _pictures_each(usable) or [1])
+        rules["policy on images"] = lambda: check_images(policy, len(usable), patients)
+        rules["policy on work"] = lambda: check_work(policy, study, _images_each(usable) or [1])
     for kind, rule in rules.items():
         try:
             rule()
         except FedpretextError as error:
-            yield _told(kind, error)
+            yield _answer(kind, error)
 
 
-def _told(kind: str, error: FedpretextError) -> Finding:
+def _answer(kind: str, error: FedpretextError) -> Finding:
     """An error's line as a finding: such a line is what is wrong, then what to do."""
     parts = re.split(r"; |: (?=\w+ )", str(error), maxsplit=1)
     return Finding("error", "study", kind, parts[0], parts[1] if len(parts) > 1 else "")
@@ -187,7 +187,7 @@ def _does_not_fit(batch: int) -> Finding:
         "error",
         "study",
         "out of memory",
-        f"a step of {counted(batch, 'picture')} does not fit into this machine's memory",
+        f"a step of {counted(batch, 'image')} does not fit into this machine's memory",
         "end what else uses the GPU, or take a larger one: a site cannot change the study's batch",
     )
 
@@ -212,7 +212,7 @@ def _duration(hours: float) -> str:
 
 
 def _store_of(usable: Manifest) -> TensorStore:
-    """The site's pictures as the tensor store numbers them, without any pixels."""
+    """The site's images as the tensor store numbers them, without any pixels."""
     alone = np.arange(len(usable), dtype=np.int64)
     studies, series = (usable.codes(name) if name in usable.table else alone for name in ("study", "series"))
     return TensorStore(Path(), usable.table, alone, usable.codes("patient"), studies, series)
@@ -220,7 +220,7 @@ def _store_of(usable: Manifest) -> TensorStore:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Rehearsal(TensorStore):
-    """All pictures of the site by number, but the pixels of a few in turn, in memory: a check writes none to disk."""
+    """All images of the site by number, but the pixels of a few in turn, in memory: a check writes none to disk."""
 
     pixels: Tensor
 
@@ -230,56 +230,56 @@ class _Rehearsal(TensorStore):
 
 
 def _rehearsal(usable: Manifest, study: Study) -> _Rehearsal:
-    paths, frames, pictures = usable.paths(), slices(usable), []
+    paths, frames, images = usable.paths(), slices(usable), []
     wanted = study.image.at_once(_SAMPLE)
     for row in np.unique(np.linspace(0, len(usable) - 1, wanted).round().astype(int)):
         try:
-            pictures.append(torch.from_numpy(prepare(paths[row], study.image, frames[row])))
+            images.append(torch.from_numpy(prepare(paths[row], study.image, frames[row])))
         except DataError:
-            continue  # told of with the pictures
-    if not pictures:
-        raise DataError("none of the pictures can be made into what the study asks for; see what is said of them")
+            continue  # told of with the images
+    if not images:
+        raise DataError("none of the images can be made into what the study asks for; see what is said of them")
     whole = _store_of(usable)
     known = {name: getattr(whole, name) for name in ("folder", "table", "slots", "patients", "studies", "series")}
-    return _Rehearsal(**known, pixels=torch.stack(pictures))
+    return _Rehearsal(**known, pixels=torch.stack(images))
 
 
 def time_step(study: Study, method: Method, usable: Manifest, device: torch.device) -> StepTime:
     """Time real steps of the study's method for a few seconds; ``method`` is trained by it.
 
-    A batch too large for that is timed with fewer pictures than the study's. Views, loss and backward are the study's;
-    reading the store and compiling are not counted. DataError where no picture can be used.
+    A batch too large for that is timed with fewer images than the study's. Views, loss and backward are the study's;
+    reading the store and compiling are not counted. DataError where no image can be used.
     """
     store, batch = _rehearsal(usable, study), local_work(study.training, len(usable)).batch
     with _threads(study.training.threads), seeded_torch(study.seed, "check"):
         step = _step_of(study, method.to(device).train(), store, device)
-        pictures = min(_FIRST_BATCH, batch)
-        step(pictures)  # the first one also sets up the device
-        started, seconds = time.perf_counter(), step(pictures)
-        # A step has a fixed cost, so that few pictures say little: the batch grows while that takes a few seconds.
-        while pictures < batch and time.perf_counter() - started + 2 * seconds < _SECONDS:
-            pictures = min(2 * pictures, batch)
-            seconds = step(pictures)
+        images = min(_FIRST_BATCH, batch)
+        step(images)  # the first one also sets up the device
+        started, seconds = time.perf_counter(), step(images)
+        # A step has a fixed cost, so that few images say little: the batch grows while that takes a few seconds.
+        while images < batch and time.perf_counter() - started + 2 * seconds < _SECONDS:
+            images = min(2 * images, batch)
+            seconds = step(images)
         if time.perf_counter() - started + _STEPS * seconds < _SECONDS:
-            seconds = statistics.median(step(pictures) for _ in range(_STEPS))
-        return StepTime(seconds, pictures)
+            seconds = statistics.median(step(images) for _ in range(_STEPS))
+        return StepTime(seconds, images)
 
 
 def _step_of(study: Study, method: Method, store: TensorStore, device: torch.device) -> Callable[[int], float]:
-    """The function ``pictures a batch -> seconds``."""
+    """The function ``images a batch -> seconds``."""
     training, generator = study.training, torch_generator(study.seed, "check")
     reader = BatchReader(store, method.config.partner, device)
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-6)
     half = training.precision == "bf16" or (training.precision == "auto" and device.type == "cuda")
 
-    def step(pictures: int) -> float:
-        chosen = torch.randperm(len(store), generator=generator)[:pictures]
+    def step(images: int) -> float:
+        chosen = torch.randperm(len(store), generator=generator)[:images]
         started = time.perf_counter()
         method.before_step(0.0)
         views = method.make_views(reader.read(chosen, generator), generator)
         if isinstance(study.privacy, PatientPrivacyConfig):
-            alone = torch.arange(pictures, device=device)  # as if each were another patient's
-            clipped = clipped_sum(method, views, alone, pictures, study.privacy.clip).gradients
+            alone = torch.arange(images, device=device)  # as if each were another patient's
+            clipped = clipped_sum(method, views, alone, images, study.privacy.clip).gradients
             for name, parameter in method.named_parameters():
                 parameter.grad = noised(clipped[name], study.privacy.clip) if name in clipped else None
         else:
@@ -288,7 +288,7 @@ def _step_of(study: Study, method: Method, store: TensorStore, device: torch.dev
             torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        method.after_step(0.0, pictures)
+        method.after_step(0.0, images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started

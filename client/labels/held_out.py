@@ -29,11 +29,11 @@ class HeldOut:
     roles: Mapping[str, str]
 
     def pretrained(self, manifest: Manifest) -> Manifest:
-        """The pictures that may be trained on."""
+        """The images that may be trained on."""
         return manifest.where(~manifest.table["patient"].isin(list(self.roles)).to_numpy(dtype=bool))
 
     def tested(self, manifest: Manifest) -> Manifest:
-        """The pictures of test patients."""
+        """The images of test patients."""
         tested = [patient for patient, role in self.roles.items() if role == TEST]
         return manifest.where(manifest.table["patient"].isin(tested).to_numpy(dtype=bool))
 
@@ -41,8 +41,9 @@ class HeldOut:
 def held_out(manifest: Manifest, study: Study, site: str) -> HeldOut:
     """Those that the manifest's column ``role`` says; without one, drawn of this site's labelled patients.
 
-    The draw depends on the study's seed, the site's name and its labelled patients (imaging/listing/splits.py). Nobody is held
-    out where the study has no federated evaluation. DataError for a role that there is not, or a patient of two.
+    The draw depends on the study's seed, the site's name and its labelled patients (imaging/listing/splits.py).
+    Nobody is held out where the study has no federated evaluation. DataError for a role that there is not, or a
+    patient of two.
     """
     config = study.federated_evaluation
     if config is None:

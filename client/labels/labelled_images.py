@@ -1,4 +1,4 @@
-"""A site's part in the federated evaluation: its labelled pictures, and what is told of them."""
+"""A site's part in the federated evaluation: its labelled images, and what is told of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from ssl_methods.encoders.outputs import features
 
 MOST_ENCODERS = 2
 """The federated one, and the one that training started from. An encoder of a server's own making could tell more."""
-_PICTURES_AT_ONCE = 128
+_IMAGES_AT_ONCE = 128
 
 
 class TooFewLabelsError(FedpretextError):
@@ -37,26 +37,26 @@ class TooFewLabelsError(FedpretextError):
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Labelled pictures of one role: features ``[N, D]``, class codes ``[N]``, codes of their patients ``[N]``."""
+    """Labelled images of one role: features ``[N, D]``, class codes ``[N]``, codes of their patients ``[N]``."""
 
     features: FloatArray
     labels: IntArray
     patients: IntArray
 
     def patients_of(self, label: int | None = None) -> int:
-        """How many patients have a picture of this class, or any."""
+        """How many patients have an image of this class, or any."""
         chosen = self.patients if label is None else self.patients[self.labels == label]
         return len(np.unique(chosen))
 
     def without_rare(self, fewest: int) -> "LabelledFeatures":
-        """The pictures of classes that at least ``fewest`` patients have."""
+        """The images of classes that at least ``fewest`` patients have."""
         common = [label for label in np.unique(self.labels) if self.patients_of(int(label)) >= fewest]
         keep = np.isin(self.labels, common)
         return LabelledFeatures(self.features[keep], self.labels[keep], self.patients[keep])
 
 
-class LabelledPictures:
-    """Features of a site's labelled pictures by one encoder, kept in the study's state, and sums over them.
+class LabelledImages:
+    """Features of a site's labelled images by one encoder, kept in the study's state, and sums over them.
 
     fewest: classes of fewer training patients take no part, and nothing is told of fewer test patients of a class.
     """
@@ -71,7 +71,7 @@ class LabelledPictures:
     def compute(
         self, encoder: str, stores: dict[str, TensorStore | None], build: Callable[[], nn.Module], device: torch.device
     ) -> None:
-        """Keep features of the labelled pictures of the stores "train" and "test", unless they are kept already.
+        """Keep features of the labelled images of the stores "train" and "test", unless they are kept already.
 
         TooFewLabelsError where fewer training patients than may be told of have a label.
         """
@@ -89,12 +89,12 @@ class LabelledPictures:
         tensors: dict[str, Tensor] = {}
         for role, store in stores.items():
             tensors |= self._part(role, store, codes[role], model, device)
-        self._vault.save_tensors(self._path(encoder), tensors, {"pictures": key})
+        self._vault.save_tensors(self._path(encoder), tensors, {"images": key})
         self._read.clear()
 
     def _check_enough(self, store: TensorStore | None, codes: IntArray | None) -> None:
         if store is None or codes is None:
-            raise TooFewLabelsError("this site has no pictures to train a probe on")
+            raise TooFewLabelsError("this site has no images to train a probe on")
         labelled = len(np.unique(store.patients[codes != NO_CLASS]))
         if labelled < max(1, self._fewest):
             raise TooFewLabelsError(
@@ -148,13 +148,13 @@ class LabelledPictures:
         if step == "histogram":
             counts = histogram(test.labels, scores, self._fewest)
             if counts is None:
-                raise TooFewLabelsError("a histogram of so few pictures tells of single ones; it is not given")
+                raise TooFewLabelsError("a histogram of so few images tells of single ones; it is not given")
             return {name: torch.from_numpy(getattr(counts, name)) for name in ("positive", "negative", "starts")}
         names = test.patients.astype(np.str_)
-        told = site_figures(Scored(test.labels, scores, names, np.full(len(names), "site")))
-        table = [[told.figures[n].value, told.figures[n].variance, told.figures[n].units] for n in FIGURES]
+        reported = site_figures(Scored(test.labels, scores, names, np.full(len(names), "site")))
+        table = [[reported.figures[n].value, reported.figures[n].variance, reported.figures[n].units] for n in FIGURES]
         figures = torch.tensor(table, dtype=torch.float64)
-        return {"patients": _vector(told.patients), "fewest": _vector(told.fewest), "figures": figures}
+        return {"patients": _vector(reported.patients), "fewest": _vector(reported.fewest), "figures": figures}
 
     def _probe(self, question: EvaluationRequest, width: int) -> tuple[FloatArray, Standard]:
         like, given = probe_like(width, len(self._config.classes)), question.tensors
@@ -184,10 +184,10 @@ class LabelledPictures:
         return self._folder / f"{encoder[:16]}.safetensors"
 
     def _kept(self, encoder: str) -> str | None:
-        """Which pictures the kept features are of; None without any."""
+        """Which images the kept features are of; None without any."""
         path = self._path(encoder)
         try:
-            return self._vault.load_tensors(path)[1].get("pictures") if path.exists() else None
+            return self._vault.load_tensors(path)[1].get("images") if path.exists() else None
         except LockedError:
             raise
         except RunError:
@@ -218,8 +218,8 @@ def _key(store: TensorStore | None, codes: IntArray | None) -> str:
 def _features(
     study: Study, store: TensorStore, places: NDArray[np.int64], model: nn.Module, device: torch.device
 ) -> Tensor:
-    """float32 ``[N, D]`` of the pictures at ``places``, as evaluation/features.py computes them."""
-    augmentation, step = Augmentation(study.image), study.image.at_once(_PICTURES_AT_ONCE)
+    """float32 ``[N, D]`` of the images at ``places``, as evaluation/features.py computes them."""
+    augmentation, step = Augmentation(study.image), study.image.at_once(_IMAGES_AT_ONCE)
     parts = [
         features(model, augmentation.plain(store.batch(places[start : start + step]).to(device))).float().cpu()
         for start in range(0, len(places), step)

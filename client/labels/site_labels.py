@@ -1,11 +1,11 @@
-"""A site's part in the federated evaluation: it permits a question, shows its pictures to the encoder, and answers."""
+"""A site's part in the federated evaluation: it permits a question, shows its images to the encoder, and answers."""
 
 from torch import Tensor, nn
 
-from client.labels.labelled_images import LabelledPictures
+from client.labels.labelled_images import LabelledImages
 from client.outgoing.statistics import checked_statistics
 from client.policy import check_label_statistics, wait_for_quiet_hours
-from client.site_images import SitePictures
+from client.site_images import SiteImages
 from client.site_study import SiteStudy
 from client.training.stored_rounds import StoredRounds
 from federation.federated_evaluation import EvaluationRequest, Statistics, answer_like
@@ -19,14 +19,14 @@ ENCODER = "encoder."
 
 
 class SiteLabels:
-    """Answers questions about the labelled pictures of one study."""
+    """Answers questions about the labelled images of one study."""
 
-    def __init__(self, here: SiteStudy, pictures: SitePictures, rounds: StoredRounds) -> None:
-        self._here, self._pictures, self._rounds = here, pictures, rounds
-        self._labelled: LabelledPictures | None = None
+    def __init__(self, here: SiteStudy, images: SiteImages, rounds: StoredRounds) -> None:
+        self._here, self._images, self._rounds = here, images, rounds
+        self._labelled: LabelledImages | None = None
 
-    def told(self, question: EvaluationRequest) -> Statistics:
-        """What is asked about this site's labelled pictures; the encoder that they are asked by comes with "moments".
+    def reported(self, question: EvaluationRequest) -> Statistics:
+        """What is asked about this site's labelled images; the encoder that they are asked by comes with "moments".
 
         StudyError for another study or question, LabelsNotPermittedError, TooFewLabelsError, RunError as ``train``.
         """
@@ -40,7 +40,7 @@ class SiteLabels:
         with self._rounds.alone(here.study.rounds.count):
             if self._labelled is None:
                 fewest = here.policy.smallest_count
-                self._labelled = LabelledPictures(here.study, config, here.folder, here.vault, fewest)
+                self._labelled = LabelledImages(here.study, config, here.folder, here.vault, fewest)
             if question.step == "moments":
                 self._see(question, self._labelled)
             tensors = self._labelled.answer(question)
@@ -57,14 +57,14 @@ class SiteLabels:
         here = self._here
         return checked_statistics(here.study, answer, self.statistics_like(answer), here.policy, here.name)
 
-    def _see(self, question: EvaluationRequest, labelled: LabelledPictures) -> None:
-        """Compute the features of the labelled pictures by the encoder that was sent."""
+    def _see(self, question: EvaluationRequest, labelled: LabelledImages) -> None:
+        """Compute the features of the labelled images by the encoder that was sent."""
         here = self._here
         like = {name: value for name, value in here.shared_like().items() if name.startswith(ENCODER)}
         if question.encoder != weights_digest(question.tensors) or question.tensors.keys() != like.keys():
             raise StudyError(f"site {here.name}: was sent an encoder that is not of the study")
         wait_for_quiet_hours(here.policy)
-        stores = {"train": self._pictures.store(), "test": self._pictures.tested()}
+        stores = {"train": self._images.store(), "test": self._images.tested()}
 
         def build() -> nn.Module:
             return here.model(question.tensors).encoder

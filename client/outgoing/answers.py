@@ -22,19 +22,19 @@ _MOST_ROUNDS = 100_000  # RoundsConfig's
 
 
 def hide_count(reply: TrainReply, received: Mapping[str, Tensor], policy: Policy) -> TrainReply:
-    """The reply without what tells how few pictures the site has, where these are fewer than ``smallest_count``.
+    """The reply without what tells how few images the site has, where these are fewer than ``smallest_count``.
 
     Not for a private study, whose count is a constant.
 
     The count becomes the threshold, telling metrics are left out, and counters (whole-number tensors, such as
     BatchNorm's of its steps) are those that were ``received``.
     """
-    if reply.pictures >= policy.smallest_count:
+    if reply.images >= policy.smallest_count:
         return reply
     untold = {name for name, facts in OUTGOING_METRICS.items() if facts.tells_count}
     return replace(
         reply,
-        pictures=policy.smallest_count,
+        images=policy.smallest_count,
         metrics={name: value for name, value in reply.metrics.items() if not _ends_in(name, untold)},
         weights={n: v if v.is_floating_point() else received[n] for n, v in reply.weights.items()},
     )
@@ -56,20 +56,20 @@ def checked_reply(
     1 and there are no metrics; with secure aggregation ``expected`` is empty.
     """
     private = study is not None and study.privacy is not None
-    uncounted = private or (study is not None and study.secure_aggregation is not None)
+    hides_counts = private or (study is not None and study.secure_aggregation is not None)
     check_words(study, reply, site)
     if isinstance(reply, Failure):
         if type(reply.round) is not int or not 0 <= reply.round <= _MOST_ROUNDS:
             raise WithheldError(f"a failure names a round that is not 0 to {_MOST_ROUNDS}")
         return reply
-    if uncounted and (type(reply.pictures) is not int or reply.pictures != 1):
-        raise WithheldError("the count of pictures is not 1, as it is at every site where counts are not told")
-    if type(reply.pictures) is not int or (reply.pictures < policy.smallest_count and not uncounted):
-        raise WithheldError(f"the count of pictures is no whole number of at least {policy.smallest_count}")
+    if hides_counts and (type(reply.images) is not int or reply.images != 1):
+        raise WithheldError("the count of images is not 1, as it is at every site where counts are not told")
+    if type(reply.images) is not int or (reply.images < policy.smallest_count and not hides_counts):
+        raise WithheldError(f"the count of images is no whole number of at least {policy.smallest_count}")
     if isinstance(reply, SiteInfo):
         return reply
     assert study is not None
-    if uncounted and reply.metrics:
+    if hides_counts and reply.metrics:
         raise WithheldError(
             "a reply has metrics, which tell of its patients, in a study whose metrics stay at the site"
         )

@@ -16,37 +16,37 @@ from federation.study import Study
 
 
 def checked_statistics(
-    study: Study, told: Statistics, expected: Mapping[str, Tensor], policy: Policy, site: str
+    study: Study, answer: Statistics, expected: Mapping[str, Tensor], policy: Policy, site: str
 ) -> Statistics:
     """``told`` as it may be sent; WithheldError when it holds anything that is not on the list.
 
     Figures go to six digits. Gradients go whole: rounded, they would not add up to the common minimum.
     """
-    check_words(study, told, site)
+    check_words(study, answer, site)
     if study.federated_evaluation is None or not policy.allow_label_statistics:
         raise WithheldError("statistics of labels are not permitted here, or not part of the study")
-    if told.step == "histogram" and not (policy.allow_score_histogram and study.federated_evaluation.histogram):
+    if answer.step == "histogram" and not (policy.allow_score_histogram and study.federated_evaluation.histogram):
         raise WithheldError("a histogram of scores is not permitted here, or not part of the study")
-    tensors = told.tensors
+    tensors = answer.tensors
     described = [{name: (t.shape, t.dtype) for name, t in each.items()} for each in (tensors, expected)]
     if described[0] != described[1] or not all(map(all_finite, tensors.values())):
-        raise WithheldError(f"an answer about labels ({told.step}) is not of the agreed form")
-    if not _of_enough(told, policy.smallest_count):
-        raise WithheldError(f"an answer about labels ({told.step}) tells of fewer than {policy.smallest_count}")
-    if told.step != "figures":
-        return told
+        raise WithheldError(f"an answer about labels ({answer.step}) is not of the agreed form")
+    if not _of_enough(answer, policy.smallest_count):
+        raise WithheldError(f"an answer about labels ({answer.step}) tells of fewer than {policy.smallest_count}")
+    if answer.step != "figures":
+        return answer
     table = [[rounded(value) for value in row] for row in tensors["figures"].tolist()]
-    return replace(told, tensors={**tensors, "figures": torch.tensor(table, dtype=torch.float64)})
+    return replace(answer, tensors={**tensors, "figures": torch.tensor(table, dtype=torch.float64)})
 
 
-def _of_enough(told: Statistics, fewest: int) -> bool:
-    """Counts that can be seen in the answer itself; those behind a gradient are the business of client/labels/labelled_images.py."""
-    tensors = told.tensors
-    if told.step == "moments":
+def _of_enough(answer: Statistics, fewest: int) -> bool:
+    """Counts that can be seen in the answer itself; those behind a gradient: client/labels/labelled_images.py."""
+    tensors = answer.tensors
+    if answer.step == "moments":
         return float(tensors["count"]) >= fewest
-    if told.step == "figures":
+    if answer.step == "figures":
         return _enough_patients(tensors, fewest)
-    return told.step == "gradient" or all(_merged(tensors[side], fewest) for side in ("positive", "negative"))
+    return answer.step == "gradient" or all(_merged(tensors[side], fewest) for side in ("positive", "negative"))
 
 
 def _enough_patients(tensors: Mapping[str, Tensor], fewest: int) -> bool:

@@ -18,10 +18,10 @@ def promise(study: Study) -> Iterator[str]:
     """The promise in figures, in words, and what it does not cover; a study without privacy promises nothing."""
     privacy, plan = study.privacy, plan_of(study)
     if privacy is None or plan is None:
-        yield "nothing: the study has no `privacy` section, and weights can give single pictures away"
+        yield "nothing: the study has no `privacy` section, and weights can give single images away"
         return
     if isinstance(privacy, PatientPrivacyConfig):
-        yield "to each patient, whose presence with all pictures the weights hide"
+        yield "to each patient, whose presence with all images the weights hide"
         yield (
             f"each of {plan.steps:,} steps draws a patient with probability {privacy.rate:.3g}, shortens the gradient "
             f"to {privacy.clip:g} and adds noise of {plan.noise:g} times that, here, before anything leaves"
@@ -86,17 +86,17 @@ def private_findings(study: Study, policy: Policy | None, ledger: Path | None) -
     if policy is None:
         return
     if ledger is None:
-        told = "the study is private, and the site file names no `ledger`"
+        answer = "the study is private, and the site file names no `ledger`"
         remedy = "set ledger: to the one file in which every study on these patients is written down"
-        yield Finding("error", "study", "no ledger", told, remedy)
+        yield Finding("error", "study", "no ledger", answer, remedy)
         return
     budget = budget_of(policy)
     if budget is None:
         return
     after = spent_and_after(study, ledger, budget.delta)[1]
     if after > budget.epsilon:
-        told = (
+        answer = (
             f"all rounds of the study would bring the ledger to epsilon {after:.3g}, above the {budget.epsilon:g} of "
         )
         remedy = "raise it, or ask for a study that costs less: this site would stop in the middle"
-        yield Finding("warning", "study", "budget", f"{told}policy.privacy_budget", remedy)
+        yield Finding("warning", "study", "budget", f"{answer}policy.privacy_budget", remedy)

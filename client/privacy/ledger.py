@@ -2,7 +2,7 @@
 
 from client.policy import Policy
 from client.site_file import SiteFile
-from federation.audit.log import Extension, Head
+from federation.audit.log import AuditHead, Extension
 from federation.privacy.ledger import Budget, Ledger
 from federation.privacy.plan import plan_of
 from federation.study import Study
@@ -29,7 +29,7 @@ class SiteLedger:
         self._budget = budget_of(site_file.policy)
         self._ledger = Ledger(site_file.ledger)
 
-    def extension(self, known: Head) -> Extension:
+    def extension(self, known: AuditHead) -> Extension:
         """The ledger's head, proved from the one that the server holds.
 
         LedgerNotContinuedError where that one is not in the ledger, which then understates what was spent.

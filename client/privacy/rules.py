@@ -1,4 +1,4 @@
-"""What a private study asks of a site's pictures."""
+"""What a private study asks of a site's images."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ def check_patients(study: "Study", patients: int | None) -> None:
         return
     if patients is None:
         raise DataError(
-            f"study {study.name} promises privacy to each patient, and this site's pictures do not say whose they are: "
+            f"study {study.name} promises privacy to each patient, and this site's images do not say whose they are: "
             "list them in a manifest with a `patient` column, or leave the site out"
         )
     if privacy.delta > 1 / (10 * patients):
@@ -42,18 +42,18 @@ def fewer_patients(study: "Study", patients: int) -> str:
     )
 
 
-def expected_step(study: "Study", pictures: Collection[int]) -> float | None:
-    """Pictures that a step expects of patients who have ``pictures`` each; None where steps are not of patients."""
+def expected_step(study: "Study", images: Collection[int]) -> float | None:
+    """Images that a step expects of patients who have ``images`` each; None where steps are not of patients."""
     privacy = study.privacy
     if not isinstance(privacy, PatientPrivacyConfig):
         return None
-    return privacy.rate * sum(min(privacy.pictures_per_patient, count) for count in pictures)
+    return privacy.rate * sum(min(privacy.images_per_patient, count) for count in images)
 
 
-def work_of_round(study: "Study", pictures: Collection[int]) -> tuple[int, float]:
-    """Steps of a round at a site whose patients have ``pictures`` each, and pictures seen, repeats counted.
+def work_of_round(study: "Study", images: Collection[int]) -> tuple[int, float]:
+    """Steps of a round at a site whose patients have ``images`` each, and images seen, repeats counted.
 
-    In a study that is private by patient the pictures are what the draws of patients are expected to give.
+    In a study that is private by patient the images are what the draws of patients are expected to give.
     """
-    work, expected = local_work(study.training, sum(pictures)), expected_step(study, pictures)
-    return work.steps, work.pictures if expected is None else work.steps * expected
+    work, expected = local_work(study.training, sum(images)), expected_step(study, images)
+    return work.steps, work.images if expected is None else work.steps * expected

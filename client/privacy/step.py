@@ -30,7 +30,7 @@ class StepFacts:
 
     steps: int = 0
     patients: int = 0
-    pictures: int = 0
+    images: int = 0
     clipped: int = 0
     broken: int = 0
     loss: float = 0.0
@@ -42,7 +42,7 @@ class StepFacts:
 
     def means(self) -> dict[str, float]:
         """Means a step or a patient who took part; without a loss where nobody did."""
-        means = {"patients_a_step": self.patients / max(1, self.steps), "pictures_seen": float(self.pictures)}
+        means = {"patients_a_step": self.patients / max(1, self.steps), "images_seen": float(self.images)}
         if not self.patients:
             return means
         counted = max(1, self.patients - self.broken)
@@ -51,23 +51,23 @@ class StepFacts:
 
 
 class PatientSampler:
-    """Draws a step's patients and their pictures, by the operating system's randomness and never by a seed."""
+    """Draws a step's patients and their images, by the operating system's randomness and never by a seed."""
 
     def __init__(self, store: TensorStore, privacy: PatientPrivacyConfig, batch: int) -> None:
         codes, patients = torch.unique(torch.from_numpy(store.patients), return_inverse=True)
         self.patients = len(codes)
-        self._pictures = [(patients == number).nonzero()[:, 0] for number in range(self.patients)]
+        self._images = [(patients == number).nonzero()[:, 0] for number in range(self.patients)]
         self._privacy, self._batch = privacy, batch
 
     def draw(self, generator: torch.Generator) -> list[list[Tensor]]:
-        """The pictures of each patient who takes part, in chunks of at most ``training.batch`` pictures.
+        """The images of each patient who takes part, in chunks of at most ``training.batch`` images.
 
-        A patient's pictures are never in two chunks, or there would be two norms to clip.
+        A patient's images are never in two chunks, or there would be two norms to clip.
         """
         chunks: list[list[Tensor]] = []
         room = 0
         for number in noise.poisson_sample(self.patients, self._privacy.rate).tolist():
-            chosen = self._some_of(self._pictures[number], generator)
+            chosen = self._some_of(self._images[number], generator)
             if len(chosen) > room:
                 chunks.append([])
                 room = self._batch
@@ -75,9 +75,9 @@ class PatientSampler:
             room -= len(chosen)
         return chunks
 
-    def _some_of(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        order = torch.randperm(len(pictures), generator=generator)
-        return pictures[order[: self._privacy.pictures_per_patient]]
+    def _some_of(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        order = torch.randperm(len(images), generator=generator)
+        return images[order[: self._privacy.images_per_patient]]
 
 
 class PrivateStep:
@@ -115,7 +115,7 @@ class PrivateStep:
                 sums[name] = sums[name].add_(gradient) if name in sums else gradient
             finite = found.norms.isfinite()
             self.facts.patients += count
-            self.facts.pictures += len(groups)
+            self.facts.images += len(groups)
             self.facts.clipped += int((found.norms > self._privacy.clip * (1 - _MARGIN)).sum())
             self.facts.broken += int((~finite).sum())
             self.facts.loss += float(found.losses[finite & found.losses.isfinite()].sum())
@@ -123,7 +123,7 @@ class PrivateStep:
 
     def _batches(self, generator: torch.Generator) -> Iterator[tuple[Batch, Tensor, int]]:
         for chunk in self._sampler.draw(generator):
-            sizes = torch.tensor([len(pictures) for pictures in chunk])
+            sizes = torch.tensor([len(images) for images in chunk])
             groups = torch.repeat_interleave(torch.arange(len(chunk)), sizes).to(self._device)
             yield self._reader.read(torch.cat(chunk), generator), groups, len(chunk)
 

@@ -28,7 +28,7 @@ def clipped_update(shared: Mapping[str, Tensor], received: Mapping[str, Tensor],
     """``shared`` with its difference to ``received`` shortened to an L2 norm of at most ``clip``.
 
     The norm is over all parameters (``is_parameter``), in float64; counters and normalisation statistics are as
-    received: they are measured on pictures, and no noise is made for them. Weights are rounded to their own type after
+    received: they are measured on images, and no noise is made for them. Weights are rounded to their own type after
     that, which can lengthen the difference by a hair: it is shortened until the weights that leave are within ``clip``.
     A clip that is far below what the weights' type can express leaves no difference. TrainingError where the difference
     is not finite.

@@ -21,17 +21,17 @@ def build_optimiser(method: Method, training: TrainingConfig) -> torch.optim.Ada
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and id(parameter) not in embeddings
             groups.setdefault((method.part_of(name), decays), []).append(parameter)
-    told = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
+    answer = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
     # The fused step is one pass over memory on CPU and CUDA alike.
     fused = next(method.encoder.parameters()).device.type != "mps"
-    return torch.optim.AdamW(told, lr=0.0, betas=training.betas, fused=fused)
+    return torch.optim.AdamW(answer, lr=0.0, betas=training.betas, fused=fused)
 
 
 def set_rates(
-    optimiser: torch.optim.Optimizer, training: TrainingConfig, method: Method, progress: float, pictures: int
+    optimiser: torch.optim.Optimizer, training: TrainingConfig, method: Method, progress: float, images: int
 ) -> float:
-    """Set the learning rate and weight decay of every part for steps of ``pictures`` pictures; the encoder's rate."""
-    peak = training.learning_rate * pictures / 256
+    """Set the learning rate and weight decay of every part for steps of ``images`` images; the encoder's rate."""
+    peak = training.learning_rate * images / 256
     scheduled = warmup_cosine(progress, peak, warmup=training.warmup)
     end = training.weight_decay if training.final_weight_decay is None else training.final_weight_decay
     decay = cosine(progress, training.weight_decay, end)

@@ -22,7 +22,7 @@ from foundation.randomness import seeded_torch, torch_generator
 from imaging.listing.partners import Partners
 from imaging.store import TensorStore
 from ssl_methods import method_class
-from ssl_methods.diagnostics import watch
+from ssl_methods.diagnostics import feature_diagnostics
 from ssl_methods.method import Batch, Method
 
 _WATCHED = 16  # images: enough to see a collapse, and no more than a fifth of a step of 32
@@ -60,24 +60,24 @@ class RoundOutcome:
 
 
 def check_site(study: Study, store: TensorStore) -> None:
-    """Refuse pictures that the study's method cannot learn from; DataError with the remedy."""
+    """Refuse images that the study's method cannot learn from; DataError with the remedy."""
     check_amount(study, len(store), len(set(store.patients.tolist())))
     relation = study.method.partner
     if relation is not None and Partners(store.table, relation).share() == 0:
         raise DataError(
-            f"{study.method.name} needs a second picture by {relation}, and no picture of this site has one; choose "
+            f"{study.method.name} needs a second image by {relation}, and no image of this site has one; choose "
             "another relation or method, or leave the site out"
         )
 
 
-def check_amount(study: Study, pictures: int, patients: int) -> None:
-    """DataError when a site has too few pictures or patients for the study's method, or too many for its delta."""
-    if pictures < 2:
-        raise DataError(f"this site has {pictures} picture; pretraining needs at least 2, so leave the site out")
+def check_amount(study: Study, images: int, patients: int) -> None:
+    """DataError when a site has too few images or patients for the study's method, or too many for its delta."""
+    if images < 2:
+        raise DataError(f"this site has {images} image; pretraining needs at least 2, so leave the site out")
     fewest = method_class(study.method).fewest_patients
     if patients < fewest:
         raise DataError(
-            f"this site has {patients} patient; {study.method.name} needs {fewest}, as pictures of one patient are "
+            f"this site has {patients} patient; {study.method.name} needs {fewest}, as images of one patient are "
             "not each other's negatives: choose mae or ijepa, or leave the site out"
         )
     check_patients(study, patients)
@@ -102,7 +102,7 @@ def train_round(context: TrainingContext, round_: int, optimiser_state: dict[str
     named = study.training.batch * study.training.accumulate  # not what a small site has: all sites keep in step
     # Stochastic depth draws inside the forward pass and takes no generator.
     title = f"{site}, round {round_}/{study.rounds.count}"
-    with bar(title, work.steps, "pictures") as line, seeded_torch(study.seed, "forward", site, round_):
+    with bar(title, work.steps, "images") as line, seeded_torch(study.seed, "forward", site, round_):
         for number in range(work.steps):
             progress = (round_ - 1 + (number + 0.5) / work.steps) / study.rounds.count
             rate = set_rates(optimiser, study.training, method, progress, named)
@@ -116,10 +116,10 @@ def train_round(context: TrainingContext, round_: int, optimiser_state: dict[str
     check_weights(method, site, round_, "lower training.learning_rate or set training.clip")
     metrics = (
         step.totals.means()
-        | look(context, round_)
+        | feature_diagnostics_of(context, round_)
         | {
             "learning_rate": rate,
-            "pictures_seen": float(work.pictures),
+            "images_seen": float(work.images),
             "steps": float(work.steps),
             "seconds": time.perf_counter() - started,
         }
@@ -171,19 +171,19 @@ class _Totals:
         if not bool(torch.isfinite(self._sums["loss"])):
             raise TrainingError(
                 f"site {site}, round {round_}: the loss is not finite; lower training.learning_rate, set training.clip "
-                "or look for broken pictures"
+                "or look for broken images"
             )
 
     def means(self) -> dict[str, float]:
         return {name: float(value) / self._count for name, value in self._sums.items()}
 
 
-def look(context: TrainingContext, round_: int) -> dict[str, float]:
-    """The features of some of the site's pictures, the same ones in every round."""
+def feature_diagnostics_of(context: TrainingContext, round_: int) -> dict[str, float]:
+    """The features of some of the site's images, the same ones in every round."""
     study, store, site = context.study, context.store, context.site
     chosen = torch.randperm(len(store), generator=torch_generator(study.seed, "watched", site))[:_WATCHED]
     with _autocast(study.training, context.device):
-        return watch(
+        return feature_diagnostics(
             context.method,
             store.batch(chosen.sort().values.numpy()).to(context.device),
             torch_generator(study.seed, "watch", site, round_),
@@ -200,7 +200,7 @@ def check_weights(method: Method, site: str, round_: int, remedy: str) -> None:
 
 
 def _batches(store: TensorStore, reader: BatchReader, work: LocalWork, generator: torch.Generator) -> Iterator[Batch]:
-    """Batches without end: every pass a fresh order, whole batches only, so that no batch holds a picture twice."""
+    """Batches without end: every pass a fresh order, whole batches only, so that no batch holds an image twice."""
     while True:
         order = torch.randperm(len(store), generator=generator)
         for start in range(0, len(store) - work.batch + 1, work.batch):

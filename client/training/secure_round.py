@@ -37,9 +37,9 @@ UPDATE, NOISE = "update", "noise"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round's training left to be masked. tensors: of ``to_mask``; pictures: that it counts for."""
+    """What a round's training left to be masked. tensors: of ``to_mask``; images: that it counts for."""
 
-    pictures: int
+    images: int
     tensors: dict[str, Tensor]
 
 
@@ -140,4 +140,4 @@ class SecureRounds:
         drawn = kept.tensors[NOISE].numpy() if NOISE in kept.tensors else None
         if (drawn is None) != (grid_of(self._study) is None):
             raise RunError(f"site {self._site}: the stored update lacks its noise; it is not sent")
-        return session.masked(shares, kept.tensors[UPDATE].numpy(), kept.pictures, fixed, drawn)
+        return session.masked(shares, kept.tensors[UPDATE].numpy(), kept.images, fixed, drawn)

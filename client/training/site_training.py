@@ -9,7 +9,7 @@ from client.outgoing.metrics import rounded
 from client.policy import check_trained, wait_for_quiet_hours
 from client.privacy.training import train_private_round
 from client.privacy.update import released
-from client.site_images import SitePictures
+from client.site_images import SiteImages
 from client.site_study import SiteStudy
 from client.training.round import TrainingContext, train_round
 from client.training.secure_round import SecureRounds, Trained, to_mask
@@ -28,10 +28,8 @@ SEEN = "private.jsonl"
 class SiteTraining:
     """Trains the rounds of one study."""
 
-    def __init__(
-        self, here: SiteStudy, pictures: SitePictures, rounds: StoredRounds, secure: SecureRounds | None
-    ) -> None:
-        self._here, self._pictures, self._rounds, self._secure = here, pictures, rounds, secure
+    def __init__(self, here: SiteStudy, images: SiteImages, rounds: StoredRounds, secure: SecureRounds | None) -> None:
+        self._here, self._images, self._rounds, self._secure = here, images, rounds, secure
 
     def trained_or_stored(self, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
         """Train one round, or give back its stored update: one (study, round) is trained once from the same weights.
@@ -51,7 +49,7 @@ class SiteTraining:
             raise StudyError(f"site {here.name}: was asked to train a study that is not the one on this site's disk")
         here.permit()
         self._check(instruction)
-        self._pictures.store()  # too few pictures for the policy: then nothing stored is sent either
+        self._images.store()  # too few images for the policy: then nothing stored is sent either
         if here.ledger is not None:
             here.ledger.extension(instruction.ledger)  # a ledger that lost rows is told before more is spent
         with self._rounds.alone(instruction.round):
@@ -63,18 +61,18 @@ class SiteTraining:
         return self._leaving(reply, instruction), stored is not None
 
     def to_sum(self, round_: int) -> Trained:
-        """What the round's training left to be masked; its pictures never count as fewer than the policy tells."""
+        """What the round's training left to be masked; its images never count as fewer than the policy tells."""
         here, stored = self._here, self._rounds.reply_of(round_, None)
         if stored is None:
             raise RunError(f"site {here.name}: was asked for an update of round {round_}, which it has not trained")
-        pictures = 1 if here.private else max(stored.pictures, here.policy.smallest_count)
-        return Trained(pictures, stored.weights)
+        images = 1 if here.private else max(stored.images, here.policy.smallest_count)
+        return Trained(images, stored.weights)
 
     def _leaving(self, reply: TrainReply, instruction: TrainInstruction) -> TrainReply:
-        """The update without what stays: under masks all of it, and what tells how few pictures there are."""
+        """The update without what stays: under masks all of it, and what tells how few images there are."""
         here = self._here
         if self._secure is not None:
-            reply = replace(reply, pictures=1, weights={}, metrics={})
+            reply = replace(reply, images=1, weights={}, metrics={})
         if here.ledger is not None:
             return replace(reply, ledger=here.ledger.extension(instruction.ledger))
         return reply if self._secure is not None else hide_count(reply, instruction.weights, here.policy)
@@ -91,7 +89,7 @@ class SiteTraining:
 
     def _train(self, instruction: TrainInstruction, received: str) -> TrainReply:
         here, study, round_ = self._here, self._here.study, instruction.round
-        store, device = self._pictures.store(), choose_device(here.file.device)
+        store, device = self._images.store(), choose_device(here.file.device)
         wait_for_quiet_hours(here.policy)
         here.permit()  # an approval may have been withdrawn while it waited
         local, optimiser = self._rounds.before(round_)

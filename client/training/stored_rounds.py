@@ -63,8 +63,8 @@ class StoredRounds:
             if received is not None and metadata["received"] != received:
                 logger.warning(f"site {here.name}: round {round_} is asked for from other weights and is trained again")
                 return None
-            pictures, metrics = int(metadata["pictures"]), json.loads(metadata["metrics"])
-            return TrainReply(here.hash, round_, here.name, pictures, weights, metrics)
+            images, metrics = int(metadata["images"]), json.loads(metadata["metrics"])
+            return TrainReply(here.hash, round_, here.name, images, weights, metrics)
         except LockedError:
             raise
         except (RunError, KeyError, ValueError):
@@ -96,7 +96,7 @@ class StoredRounds:
             vault.save_tensors(temporary / "local.safetensors", local)
             vault.save_tensors(temporary / "optimiser.safetensors", optimiser)
             metadata = {
-                "pictures": str(reply.pictures),
+                "images": str(reply.images),
                 "metrics": json.dumps(reply.metrics),
                 "received": received,
             }

@@ -1,4 +1,4 @@
-"""Which pictures of a run folder its encoders are shown with, and where in them likeness is asked for."""
+"""Which images of a run folder its encoders are shown with, and where in them likeness is asked for."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.explain.encoder_images import PicturePanel, Point, Shown, encoder_panels, in_order, salient_points
+from evaluation.explain.encoder_images import ImagePanel, Point, Shown, encoder_panels, in_order, salient_points
 from evaluation.explain.restorations import restoration_panels
 from evaluation.inputs import Encoder, Inputs, read_inputs
 from evaluation.statistics.intervals import IntArray
-from evaluation.tasks.targets import Pictures
+from evaluation.tasks.targets import Images
 from foundation.errors import RunError, nearest
 from foundation.machine import choose_device
 from foundation.randomness import numpy_generator
@@ -18,23 +18,23 @@ from imaging.listing.splits import HELD
 from imaging.reading.planes import middle_slice
 
 
-def panels(run: Path, arms: Sequence[str] | None = None, count: int = 3, at: Point | None = None) -> list[PicturePanel]:
-    """What the encoders of ``arms`` (None: all) make of ``count`` held pictures; [] where no held one can be read.
+def panels(run: Path, arms: Sequence[str] | None = None, count: int = 3, at: Point | None = None) -> list[ImagePanel]:
+    """What the encoders of ``arms`` (None: all) make of ``count`` held images; [] where no held one can be read.
 
-    The panels hold pictures of patients, and a report may leave the hospital: to call this is a decision. It is for
-    runs of public pictures, or for an evaluator who asks for pictures. Captions name neither files nor patients, sites
-    or labels, but text burnt into a picture stays in it.
+    The panels hold images of patients, and a report may leave the hospital: to call this is a decision. It is for
+    runs of public images, or for an evaluator who asks for images. Captions name neither files nor patients, sites
+    or labels, but text burnt into an image stays in it.
 
-    Pictures are test and left-out ones of the first fold that all arms have, each arm's encoder that of its first
+    Images are test and left-out ones of the first fold that all arms have, each arm's encoder that of its first
     training seed. at: the place whose patch others are compared with; None: in the middle of the mask, or where the
-    picture tells most. RunError: no such arm, no fold that all have, or a place outside the picture.
+    image tells most. RunError: no such arm, no fold that all have, or a place outside the image.
     """
     if at is not None and not all(0 <= part <= 1 for part in at):
-        raise RunError(f"the place {at[0]:g}, {at[1]:g} lies outside the picture; give x and y from 0 to 1")
+        raise RunError(f"the place {at[0]:g}, {at[1]:g} lies outside the image; give x and y from 0 to 1")
     inputs = read_inputs(run, show=False)
     encoders = _chosen(inputs, arms)
     masks = inputs.target(encoders[0].image) if inputs.config.kind == "segmentation" else None
-    places = _places(inputs.pictures, encoders[0].fold, count, masks)
+    places = _places(inputs.images, encoders[0].fold, count, masks)
     if not len(places):
         return []
     points = _points(inputs, encoders[0], places, masks) if at is None else [at] * len(places)
@@ -50,12 +50,12 @@ def _chosen(inputs: Inputs, arms: Sequence[str] | None) -> list[Encoder]:
             raise RunError(f"arm {arm!r} is not in {inputs.run}, which has {', '.join(known)}{nearest(arm, known)}")
     asked = list(dict.fromkeys(known if arms is None else arms))
     if not asked:
-        raise RunError(f"no arm is chosen to show pictures with; {inputs.run} has {', '.join(known)}")
+        raise RunError(f"no arm is chosen to show images with; {inputs.run} has {', '.join(known)}")
     folds = [{encoder.fold for encoder in inputs.encoders if encoder.arm == arm} for arm in asked]
     shared = set.intersection(*folds)
     if not shared:
         raise RunError(
-            f"{', '.join(asked)} have no fold in common, so no picture is held back from all; name arms that have"
+            f"{', '.join(asked)} have no fold in common, so no image is held back from all; name arms that have"
         )
     fold = min(shared)
     return [
@@ -70,14 +70,14 @@ def _shown(inputs: Inputs, encoders: Sequence[Encoder], places: IntArray) -> Ite
         yield Shown(one.title, one.build().to(device), one.image, inputs.view(one.image).read(places))
 
 
-def _places(pictures: Pictures, fold: int, count: int, masks: NDArray[np.uint8] | None) -> IntArray:
-    """Held pictures in a fixed random order, each next one preferably of a new patient, then site and label.
+def _places(images: Images, fold: int, count: int, masks: NDArray[np.uint8] | None) -> IntArray:
+    """Held images in a fixed random order, each next one preferably of a new patient, then site and label.
 
     Among equals one with an outlined structure comes first: there is something to look at.
     """
-    held = pictures.where(fold, *HELD)
-    left = held[numpy_generator(0, "pictures shown").permutation(len(held))].tolist()
-    kinds = pictures.patient, pictures.site, pictures.label
+    held = images.where(fold, *HELD)
+    left = held[numpy_generator(0, "images shown").permutation(len(held))].tolist()
+    kinds = images.patient, images.site, images.label
     taken: list[int] = []
     while left and len(taken) < count:
         seen = [{str(names[place]) for place in taken} for names in kinds]
@@ -92,7 +92,7 @@ def _places(pictures: Pictures, fold: int, count: int, masks: NDArray[np.uint8] 
 
 
 def _points(inputs: Inputs, encoder: Encoder, places: IntArray, masks: NDArray[np.uint8] | None) -> list[Point]:
-    """In the middle of each picture's mask, where it has one in the slice that is shown, else where it tells most."""
+    """In the middle of each image's mask, where it has one in the slice that is shown, else where it tells most."""
     salient = salient_points(inputs.view(encoder.image).read(places))
     if masks is None:
         return salient

@@ -1,4 +1,4 @@
-"""Small PNGs of pictures and of maps over them: 8 bits, the same bytes each time, nothing said beside pixels."""
+"""Small PNGs of images and of maps over them: 8 bits, the same bytes each time, nothing said beside pixels."""
 
 import io
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from evaluation.statistics.intervals import FloatArray
 
 SIDE = 160
 """Pixels of a tile, or the next multiple of its grid: cells stay squares, and a full palette stays below 30 kB."""
-THIRD = 128  # pixels of a picture among three
+THIRD = 128  # pixels of an image among three
 GAP = 6
 COLUMNS = 4
 LEVELS = 253
 DARK, LIGHT, CLEAR = 253, 254, 255
 """Places in a map's palette after its levels: the two lines of a mark, and what lies between tiles."""
-BRIGHTEST = 99.8  # percentile of a grey picture that is shown white
+BRIGHTEST = 99.8  # percentile of a grey image that is shown white
 HIDDEN = "#93a0b4"  # as on the sheet of ``fedpretext preview``
-RING = 0.035  # radius of the mark on a picture, as a share of its side
+RING = 0.035  # radius of the mark on an image, as a share of its side
 
 ByteArray = NDArray[np.uint8]
 Cell = tuple[int, int]
@@ -53,7 +53,7 @@ def colours_png(colours: FloatArray) -> bytes:
 
 
 def plane_png(plane: NDArray[np.float32], point: tuple[float, float] | None) -> bytes:
-    """A grey ``[H, W]`` or coloured ``[H, W, 3]`` picture; ``point``: x and y in 0..1 of a ring on it.
+    """A grey ``[H, W]`` or coloured ``[H, W, 3]`` image; ``point``: x and y in 0..1 of a ring on it.
 
     A grey one is stretched from 0 to its 99.8th percentile, a coloured one has 128 colours at the most.
     """

@@ -1,4 +1,4 @@
-"""Which encoders of a run see held pictures alike: the arms among each other, and the federated one over its rounds."""
+"""Which encoders of a run see held images alike: the arms among each other, and the federated one over its rounds."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,9 +23,9 @@ ROUND_COLUMNS = ("arm", "round", "site", "cka", "n")
 
 
 def arm_similarity(run: Path) -> pd.DataFrame:
-    """CKA of every two arms on held pictures, a row a site and one over all (``all``): ``ARM_COLUMNS``.
+    """CKA of every two arms on held images, a row a site and one over all (``all``): ``ARM_COLUMNS``.
 
-    Both encoders are of one fold and seed, so that neither has seen the pictures; means over these. n: pictures. NaN of
+    Both encoders are of one fold and seed, so that neither has seen the images; means over these. n: images. NaN of
     a site with too few. Errors as ``read_inputs``.
     """
     inputs = read_inputs(Path(run), show=False)
@@ -63,15 +63,15 @@ def _snapshots(encoder: Encoder) -> Iterator[tuple[int, Encoder]]:
 
 
 def _by_site(inputs: Inputs, fold: int, first: FloatArray, second: FloatArray) -> list[dict[str, Any]]:
-    """CKA over all of a fold's held pictures and at each site."""
-    held = inputs.pictures.where(fold, *HELD)
-    site = inputs.pictures.site[held]
+    """CKA over all of a fold's held images and at each site."""
+    held = inputs.images.where(fold, *HELD)
+    site = inputs.images.site[held]
     places: dict[str, IntArray] = {ALL: held} | {str(name): held[site == name] for name in sorted(set(site.tolist()))}
     return [{"site": name, "cka": linear_cka(first[at], second[at]), "n": len(at)} for name, at in places.items()]
 
 
 def _means(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
-    """One row for all folds and seeds: the mean CKA, and all pictures."""
+    """One row for all folds and seeds: the mean CKA, and all images."""
     frame = pd.DataFrame(rows, columns=list(columns))
     keys = [name for name in columns if name not in ("cka", "n")]
     mean: Callable[[pd.Series], float] = pd.Series.mean

@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from evaluation.explain.encoder_images import PicturePanel
+from evaluation.explain.encoder_images import ImagePanel
 from evaluation.explain.map_images import triptych_png
 from evaluation.inputs import Encoder
 from foundation.errors import RunError
@@ -37,7 +37,7 @@ def restoring_method(encoder: Encoder) -> Method | None:
         section = yaml.safe_load(study.read_text())["method"]
         config = TypeAdapter[Any](AnyMethodConfig).validate_python(section)
     except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
-        raise RunError(f"{study}: has no readable section method; restore the file, or leave pictures out") from error
+        raise RunError(f"{study}: has no readable section method; restore the file, or leave images out") from error
     method = build_method(config, encoder.config, encoder.image, SEED)
     tensors, _ = load_tensors(weights)
     shared = method.shared_state()
@@ -50,19 +50,19 @@ def restoring_method(encoder: Encoder) -> Method | None:
 
 
 @torch.no_grad()
-def restoration(method: Method, pictures: Tensor, generator: torch.Generator, name: str) -> list[PicturePanel]:
-    """A triptych of each of ``pictures`` ``[N, *image.shape]`` in [0, 1], of volumes the middle slice.
+def restoration(method: Method, images: Tensor, generator: torch.Generator, name: str) -> list[ImagePanel]:
+    """A triptych of each of ``images`` ``[N, *image.shape]`` in [0, 1], of volumes the middle slice.
 
     The view, what of it the encoder sees, and what the method restores, all on one scale of intensities; name: of the
-    encoder. [] where a method does not make one view of a picture, which it then restores.
+    encoder. [] where a method does not make one view of an image, which it then restores.
     """
     made: list[Made] = []
     method.augmentation.made = made
-    codes = torch.arange(len(pictures))
+    codes = torch.arange(len(images))
     try:
         with seeded_torch(SEED, "restoration"):
             method.before_step(1.0)
-            views = method.make_views(Batch(pictures, codes, codes, codes), generator)
+            views = method.make_views(Batch(images, codes, codes, codes), generator)
             restored: Tensor = method.restore(views)  # type: ignore[operator]
     finally:
         method.augmentation.made = None
@@ -73,19 +73,19 @@ def restoration(method: Method, pictures: Tensor, generator: torch.Generator, na
     ]
 
 
-def _panel(method: Method, made: Made, seen: Tensor, restored: Tensor, place: int, name: str) -> PicturePanel:
+def _panel(method: Method, made: Made, seen: Tensor, restored: Tensor, place: int, name: str) -> ImagePanel:
     mean, deviation = (each[place if len(each) > 1 else 0] for each in (made.mean, made.deviation))
     planes = [shown_plane(each * deviation + mean, method.image) for each in (made.views[place], seen, restored[place])]
-    caption = "A crop of the picture; what the encoder sees of it; what the method makes of that."
+    caption = "A crop of the image; what the encoder sees of it; what the method makes of that."
     if getattr(method.config, "norm_pixels", False):
         caption += " Mean and contrast of each hidden patch are given, not restored."
-    alt = f"Restoration of a crop of picture {place + 1} by {name}. {caption}"
-    return PicturePanel("restoration", place + 1, name, caption, alt, triptych_png(planes))
+    alt = f"Restoration of a crop of image {place + 1} by {name}. {caption}"
+    return ImagePanel("restoration", place + 1, name, caption, alt, triptych_png(planes))
 
 
-def restoration_panels(encoder: Encoder, pictures: Tensor) -> list[PicturePanel]:
+def restoration_panels(encoder: Encoder, images: Tensor) -> list[ImagePanel]:
     """Triptychs by an encoder of a run; [] where ``restoring_method`` has none."""
     method = restoring_method(encoder)
     if method is None:
         return []
-    return restoration(method, pictures, torch_generator(SEED, "restoration", "views"), encoder.title)
+    return restoration(method, images, torch_generator(SEED, "restoration", "views"), encoder.title)

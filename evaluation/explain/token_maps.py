@@ -34,7 +34,7 @@ def last_attention(encoder: nn.Module) -> Any | None:
 
 
 @torch.no_grad()
-def attention_received(vit: nn.Module, pictures: Tensor) -> Tensor:
+def attention_received(vit: nn.Module, images: Tensor) -> Tensor:
     """``[B, heads, *grid]``: the mean attention that each patch receives from all patches in the last block.
 
     Our ViTs have no class token whose attention could be shown, but pool all patches alike: so much does each one weigh
@@ -46,7 +46,7 @@ def attention_received(vit: nn.Module, pictures: Tensor) -> Tensor:
     found: list[Tensor] = []
     handle = layer.qkv.register_forward_hook(lambda _module, _given, joined: found.append(joined))
     try:
-        patch_tokens(vit, pictures)
+        patch_tokens(vit, images)
     finally:
         handle.remove()
     # timm and MONAI order the channels alike: q, k, v, each head after head.
@@ -62,7 +62,7 @@ def attention_received(vit: nn.Module, pictures: Tensor) -> Tensor:
 def token_colours(maps: FloatArray, inside: BoolArray) -> tuple[FloatArray, float]:
     """The first three principal components of tokens as red, green, blue: ``[N, *grid, 3]`` in [0, 1], 0 outside.
 
-    maps ``[N, D, *grid]``; inside ``[N, *grid]``: the tokens that components are fitted on and shown of, all pictures
+    maps ``[N, D, *grid]``; inside ``[N, *grid]``: the tokens that components are fitted on and shown of, all images
     together (Oquab et al. 2024, fig. 1); all of them where they are under 4. A component's sign makes its largest
     coordinate positive; its 2nd to 98th percentile become 0 to 1, and .5 all over where it has no spread. Also the
     share of the tokens' variance that the three hold.

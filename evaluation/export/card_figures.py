@@ -25,7 +25,7 @@ from evaluation.statistics.metric_values import (
 from evaluation.statistics.results_schema import ALL, Statistic
 
 UNJUDGED = (
-    "Nothing is known of what this encoder is worth: the run was not evaluated. Judge it on labelled pictures of your "
+    "Nothing is known of what this encoder is worth: the run was not evaluated. Judge it on labelled images of your "
     "own first (`fedpretext evaluate`)."
 )
 

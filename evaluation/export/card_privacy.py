@@ -8,7 +8,7 @@ from evaluation.export.markdown import plain
 from evaluation.export.source import Source
 from foundation.files import read_json
 
-_HIDDEN = {"patient": "each patient with all pictures", "site": "each hospital with all it has"}
+_HIDDEN = {"patient": "each patient with all images", "site": "each hospital with all it has"}
 
 
 def run_privacy(run: Path) -> Mapping[str, Any]:

@@ -48,7 +48,7 @@ def what_it_is(source: Source) -> str:
     options = {name: value for name, value in source.config.model_dump(mode="json").items() if value and name != "name"}
     sides = " x ".join(map(str, image.shape[1:]))
     count = sum(weight.numel() for weight in encoder.parameters())
-    kind = "volumes" if source.volumes else "pictures"
+    kind = "volumes" if source.volumes else "images"
     return bullets(
         [
             ("Network", f"`{source.config.name}`" + (f" ({plain(described(options))})" if options else "")),
@@ -98,14 +98,14 @@ def _sites(source: Source) -> int:
 
 
 def on_what(source: Source, study: Mapping[str, Any], splits: pd.DataFrame) -> str:
-    """The pictures it was pretrained on, in counts; nothing that names a place or a person."""
+    """The images it was pretrained on, in counts; nothing that names a place or a person."""
     simulation = study.get("simulation")
     if source.kind in UNTRAINED:
-        return "No picture of this run was used to train it."
+        return "No image of this run was used to train it."
     if isinstance(simulation, Mapping):
         own = splits[(splits["fold"] == str(source.facts.get("fold", 0))) & (splits["role"] == "train")]
         counts = (
-            f" Of it, pretraining may have read {len(own):,} pictures of {own['patient'].nunique():,} patients at "
+            f" Of it, pretraining may have read {len(own):,} images of {own['patient'].nunique():,} patients at "
             f"{own['site'].nunique()} sites, the split's training part; validation, test and left-out patients were "
             "held back from it."
             if len(own) and own["site"].nunique() > 1
@@ -114,16 +114,16 @@ def on_what(source: Source, study: Mapping[str, Any], splits: pd.DataFrame) -> s
         return f"The data set `{plain(str(simulation.get('dataset', '')))}`, in simulated hospitals.{counts}"
     if not study:
         return "The folder does not say what it was pretrained on."
-    told = _told_pictures(source)
+    answer = _told_images(source)
     return (
-        f"Pictures of the hospitals that took part{told}. They never left the hospitals, so that nothing more about "
+        f"Images of the hospitals that took part{answer}. They never left the hospitals, so that nothing more about "
         "them is known here."
     )
 
 
-def _told_pictures(source: Source) -> str:
-    """How many pictures the sites have, where every one of them tells."""
-    counts = {row.get("site"): row.get("pictures") for row in _rows(source)}
+def _told_images(source: Source) -> str:
+    """How many images the sites have, where every one of them tells."""
+    counts = {row.get("site"): row.get("images") for row in _rows(source)}
     if not counts or None in counts.values():
         return "; how many, not all of them tell"
     return f", {sum(int(count) for count in counts.values() if count is not None):,} together"
@@ -131,8 +131,8 @@ def _told_pictures(source: Source) -> str:
 
 def cost(source: Source, info: Mapping[str, Any]) -> str:
     """What this encoder cost, and the machine where one machine did it all."""
-    titles = ("Pictures seen, repeats counted", "Optimiser steps, all sites", "Steps one after another", "Passes")
-    counts = zip(titles, ("pictures", "optimiser_steps", "sequential_steps", "passes"), strict=True)
+    titles = ("Images seen, repeats counted", "Optimiser steps, all sites", "Steps one after another", "Passes")
+    counts = zip(titles, ("images", "optimiser_steps", "sequential_steps", "passes"), strict=True)
     known = [(title, f"{source.facts[key]:,}") for title, key in counts if source.facts.get(key) is not None]
     seconds = source.facts.get("seconds")
     return (
@@ -149,11 +149,11 @@ def cost(source: Source, info: Mapping[str, Any]) -> str:
 
 def how_to_repeat(source: Source, info: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     """Hashes, commit, versions, and the study without its section of places."""
-    told = [(key.replace("_", " ").capitalize(), plain(str(info[key]))) for key in _TOLD if info.get(key) is not None]
+    answer = [(key.replace("_", " ").capitalize(), plain(str(info[key]))) for key in _TOLD if info.get(key) is not None]
     trained = str(source.facts.get("training_hash", ""))
     facts = bullets(
         [
-            *told,
+            *answer,
             ("Training hash", plain(trained)),
             (f"SHA-256 of the run's {source.weights.name}", file_digest(source.weights)),
             ("Versions of the run", plain(described(info.get("versions")))),

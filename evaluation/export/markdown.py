@@ -7,7 +7,7 @@ from foundation.wording import one_line
 
 
 def plain(text: str) -> str:
-    """A text, perhaps another party's, on one line, in which nothing is a link, a picture, a tag or a table's edge."""
+    """A text, perhaps another party's, on one line, in which nothing is a link, an image, a tag or a table's edge."""
     return re.sub(r"([\\`\[\]<>|])", r"\\\1", one_line(text))
 
 

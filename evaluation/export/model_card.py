@@ -1,6 +1,6 @@
 """The model card of a run's encoder: what it is, where it comes from, what it is worth, what not to do with it.
 
-A card goes where the weights go. No site is named in it, and no path, patient or picture; the study lead's own words
+A card goes where the weights go. No site is named in it, and no path, patient or image; the study lead's own words
 (title, task, data set) are in it as they are.
 """
 
@@ -69,24 +69,24 @@ def _head(info: Mapping[str, Any], folder: RunFolder | None) -> list[str]:
 
 
 def _purpose(source: Source, study: Mapping[str, Any]) -> str:
-    kind = "volumes" if source.volumes else "pictures"
+    kind = "volumes" if source.volumes else "images"
     trace = privacy_use(source, study, run_privacy(source.run))
     return "\n".join(
         [
             f"- **For:** research on {modality_word(source)} {kind} like those it was trained on: frozen features for "
             "a small classifier, or weights to fine-tune from.",
-            "- **Before use:** judge it on labelled pictures of the place where it is to be used, against an encoder "
+            "- **Before use:** judge it on labelled images of the place where it is to be used, against an encoder "
             "that was not pretrained.",
             "- **Not for:** diagnosis, triage or any decision on a patient; other modalities or other ways of "
-            "preparing pictures; telling people or hospitals apart.",
-            f"- **Privacy:** weights can keep traces of the pictures they were trained on, and features can tell from "
-            f"which scanner or site a picture comes. {trace}",
+            "preparing images; telling people or hospitals apart.",
+            f"- **Privacy:** weights can keep traces of the images they were trained on, and features can tell from "
+            f"which scanner or site an image comes. {trace}",
         ]
     )
 
 
 def _use(source: Source, loading: str) -> str:
-    kind = "volume" if source.volumes else "picture"
+    kind = "volume" if source.volumes else "image"
     here = ["In the arm's folder of the run:", "", "```python", *loading_code(source), "```"]
     return "\n".join(
         [
@@ -105,6 +105,6 @@ def _use(source: Source, loading: str) -> str:
 def _licence() -> str:
     return (
         "fedpretext's code is under the Apache License 2.0; that says nothing of these weights. What may be done with "
-        "them follows from the licence of the pictures they were trained on, from that of the starting weights, and "
+        "them follows from the licence of the images they were trained on, from that of the starting weights, and "
         "from what the sites agreed. Whoever publishes them writes the terms here: *not stated*."
     )

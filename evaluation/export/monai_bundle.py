@@ -20,7 +20,7 @@ VERSION = "0.1.0"
 _MODALITIES = {"ct": "CT", "mri": "MR", "x-ray": "XR", "ultrasound": "US"}
 LICENCE = """\
 The weights in models/ were made with fedpretext, whose code is under the Apache License 2.0. That licence is of the
-code. What may be done with the weights follows from the pictures they were trained on and from what the sites agreed:
+code. What may be done with the weights follows from the images they were trained on and from what the sites agreed:
 whoever publishes this bundle says so here.
 """
 
@@ -38,8 +38,8 @@ def loading(source: Source) -> str:
             'parser.read_config("configs/inference.json")',
             'parser.get_parsed_content("load")',
             'encoder, pool = parser.get_parsed_content("network"), parser.get_parsed_content("pool")',
-            'pictures = prepare(pixels).to(parser.get_parsed_content("device"))',
-            "features = pool(encoder.eval()(pictures))",
+            'images = prepare(pixels).to(parser.get_parsed_content("device"))',
+            "features = pool(encoder.eval()(images))",
             "```",
         ]
     )
@@ -70,10 +70,10 @@ def _metadata(source: Source, width: int) -> dict[str, Any]:
         "numpy_version": importlib.metadata.version("numpy"),
         "required_packages_version": {package: importlib.metadata.version(package)},
         "name": f"{source.config.name}, {source.kind}",
-        "task": "Features of medical pictures by a self-supervised encoder",
+        "task": "Features of medical images by a self-supervised encoder",
         "description": f"{source.title}. No classifier: a starting point for one.",
         "authors": "The sites of the study",
-        "copyright": "See LICENSE: the weights' terms follow from the pictures they were trained on",
+        "copyright": "See LICENSE: the weights' terms follow from the images they were trained on",
         "intended_use": "Research; not for clinical use",
         "network_data_format": {"inputs": {"image": _input_format(source.image)}, "outputs": {"pred": _made(width)}},
     }
@@ -117,7 +117,7 @@ def _inference(source: Source, encoder: nn.Module) -> dict[str, Any]:
         "network": "$@network_def.to(@device)",
         "weights": "$@bundle_root + '/models/model.pt'",
         "load": "$@network.load_state_dict(torch.load(@weights, map_location=@device, weights_only=True))",
-        "standardise": f"$lambda pictures: (pictures - {mean}) / {deviation}",
+        "standardise": f"$lambda images: (images - {mean}) / {deviation}",
         "pool": f"$lambda output: {pooled_code(source, 'output')}",
     }
 

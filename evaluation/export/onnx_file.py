@@ -23,7 +23,7 @@ from ssl_methods.encoders.volume_encoders import is_volume_encoder, is_volume_vi
 
 FILE_NAME = "encoder.onnx"
 CARD_NAME = "README.md"
-INPUT, OUTPUTS = "pictures", ("features", "feature_map")
+INPUT, OUTPUTS = "images", ("features", "feature_map")
 OPSET = 18
 """The lowest that torch's exporter writes without converting: the most runtimes read it."""
 BATCHES = (1, 2, 5)
@@ -42,11 +42,11 @@ class _Outputs(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.encoder, VisionTransformer) or is_volume_vit(self.encoder):
-            tokens = patch_tokens(self.encoder, pictures)  # [B, N, D]
+            tokens = patch_tokens(self.encoder, images)  # [B, N, D]
             return tokens.mean(dim=1), torch.unflatten(tokens.transpose(1, 2), 2, grid_shape(self.encoder))
-        maps = feature_maps(self.encoder, pictures)
+        maps = feature_maps(self.encoder, images)
         if is_volume_encoder(self.encoder):
             return maps.flatten(2).mean(dim=2), maps
         model = cast(Any, self.encoder)
@@ -59,7 +59,7 @@ def loading(source: Source) -> str:
     shape = ", ".join(map(str, source.image.shape))
     return "\n".join(
         [
-            f"With ONNX Runtime, any number of pictures at a time (float32 `[B, {shape}]`, prepared as below); the "
+            f"With ONNX Runtime, any number of images at a time (float32 `[B, {shape}]`, prepared as below); the "
             "second output is the map before pooling:",
             "",
             "```python",
@@ -98,12 +98,12 @@ def _needed(name: str) -> Any:
 
 
 def _exported(encoder: nn.Module, source: Source) -> Any:
-    """The encoder as an ONNX ModelProto with a free number of pictures."""
-    pictures = _pictures(source, 2)
+    """The encoder as an ONNX ModelProto with a free number of images."""
+    images = _images(source, 2)
     with _silent(), torch.no_grad():
         program = torch.onnx.export(
             _Outputs(encoder).eval(),
-            (pictures,),
+            (images,),
             dynamo=True,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
@@ -157,19 +157,19 @@ def _compare(runtime: Any, data: bytes, encoder: nn.Module, source: Source) -> N
     """RunError where an output of the file is further from the encoder's than ``TOLERANCE``."""
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     for count in BATCHES:
-        pictures = _pictures(source, count)
+        images = _images(source, count)
         with torch.no_grad():
-            expected = features(encoder, pictures), feature_maps(encoder, pictures)
-        found = session.run(list(OUTPUTS), {INPUT: pictures.numpy()})
+            expected = features(encoder, images), feature_maps(encoder, images)
+        found = session.run(list(OUTPUTS), {INPUT: images.numpy()})
         for name, own, other in zip(OUTPUTS, expected, map(torch.from_numpy, found), strict=True):
             apart = float((other - own).abs().max() / own.abs().max()) if other.shape == own.shape else float("inf")
             if not apart <= TOLERANCE:
                 raise RunError(
-                    f"{source.weights}: as ONNX its {name} of {count} pictures differ by {apart:.1e} of the largest "
+                    f"{source.weights}: as ONNX its {name} of {count} images differ by {apart:.1e} of the largest "
                     f"value, more than {TOLERANCE:g}, so no file is written; use --to timm, or another onnxscript"
                 )
 
 
-def _pictures(source: Source, count: int) -> Tensor:
-    """Noise with the mean and deviation of standardised pictures, ``[count, *image.shape]``."""
+def _images(source: Source, count: int) -> Tensor:
+    """Noise with the mean and deviation of standardised images, ``[count, *image.shape]``."""
     return torch.randn(count, *source.image.shape, generator=torch_generator(0, "onnx", count))

@@ -1,6 +1,6 @@
 """What an encoder expects of its input, as Python that needs only numpy and torch: it goes into cards and folders.
 
-timm's mean and deviation are constants of a data set. Where each picture is standardised by its own mean and deviation,
+timm's mean and deviation are constants of a data set. Where each image is standardised by its own mean and deviation,
 nothing in a ``config.json`` can say so; this code does.
 """
 
@@ -10,9 +10,9 @@ from imaging.reading.standardise import FIXED_DEVIATION, FIXED_MEAN, FLAT
 from imaging.views.presets import Standardisation, resolve
 
 _WHOLE: dict[Standardisation, str] = {
-    "picture": "each picture to mean 0 and deviation 1",
-    "channel": "each channel of each picture to mean 0 and deviation 1",
-    "fixed": f"all pictures alike, mean {FIXED_MEAN} and deviation {FIXED_DEVIATION}",
+    "image": "each image to mean 0 and deviation 1",
+    "channel": "each channel of each image to mean 0 and deviation 1",
+    "fixed": f"all images alike, mean {FIXED_MEAN} and deviation {FIXED_DEVIATION}",
 }
 
 _HEAD = '''\
@@ -21,11 +21,11 @@ import torch
 from torch.nn.functional import interpolate
 
 
-def standardise(pictures):
-    """Pictures [B, {axes}] in [0, 1], standardised: {whole}."""
+def standardise(images):
+    """Images [B, {axes}] in [0, 1], standardised: {whole}."""
     mean = {mean}
     deviation = {deviation}
-    return (pictures - mean) / deviation
+    return (images - mean) / deviation
 
 
 '''
@@ -42,9 +42,9 @@ _WINDOW = """\
         if values == "physical":
             low, high = np.float32({low}), np.float32({high})
 """
-_PICTURE = '''\
+_IMAGE = '''\
 def prepare(pixels, values="stored"):
-    """A picture's own pixels, float32 [{channels}, H, W], to the encoder's input [1, {shape}].
+    """An image's own pixels, float32 [{channels}, H, W], to the encoder's input [1, {shape}].
 
     values: "8-bit" for 0 to 255, "physical" for Hounsfield units, "stored" for any other scale.
     """
@@ -79,7 +79,7 @@ def prepare(pixels, values="stored", spacing=(1.0, 1.0, 1.0)):
 
 
 def standardisation(image: ImageConfig) -> Standardisation:
-    """Whether pictures are standardised by the picture, by the channel, or all alike."""
+    """Whether images are standardised by the image, by the channel, or all alike."""
     return resolve(image).standardise
 
 
@@ -89,14 +89,14 @@ def standardisation_text(image: ImageConfig) -> str:
 
 
 def statistics_code(image: ImageConfig) -> tuple[str, str]:
-    """Python expressions for mean and deviation that ``pictures``, ``[B, *image.shape]``, are standardised with."""
+    """Python expressions for mean and deviation that ``images``, ``[B, *image.shape]``, are standardised with."""
     how = standardisation(image)
     if how == "fixed":
         return f"{FIXED_MEAN}", f"{FIXED_DEVIATION}"
     axes = tuple(range(2 if how == "channel" else 1, image.dimensions + 2))
     return (
-        f"pictures.mean(dim={axes}, keepdim=True)",
-        f"pictures.std(dim={axes}, correction=0, keepdim=True).clamp(min={FLAT})",
+        f"images.mean(dim={axes}, keepdim=True)",
+        f"images.std(dim={axes}, correction=0, keepdim=True).clamp(min={FLAT})",
     )
 
 
@@ -108,7 +108,7 @@ def timm_statistics(image: ImageConfig) -> tuple[list[float], list[float]]:
 
 
 def input_code(image: ImageConfig) -> str:
-    """Python with ``standardise(pictures)`` and ``prepare(pixels, values)``: the input as it was in training."""
+    """Python with ``standardise(images)`` and ``prepare(pixels, values)``: the input as it was in training."""
     axes = "C, D, H, W" if image.depth is not None else "C, H, W"
     mean, deviation = statistics_code(image)
     head = _HEAD.format(axes=axes, whole=standardisation_text(image), mean=mean, deviation=deviation)
@@ -120,5 +120,5 @@ def input_code(image: ImageConfig) -> str:
         window=_WINDOW.format(low=low, high=high) if ct else "",
     )
     shape = ", ".join(map(str, image.shape))
-    body = _PICTURE if image.depth is None else _VOLUME
+    body = _IMAGE if image.depth is None else _VOLUME
     return head + body.format(channels=image.channels, shape=shape, size=image.size, depth=image.depth, unit=unit)

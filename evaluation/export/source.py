@@ -36,7 +36,7 @@ class Source:
     def title(self) -> str:
         """The arm's title; that of a site on its own does not name the site, as it goes where the weights go."""
         title = str(self.facts.get("title", self.kind))
-        return f"One site alone{title.partition(' alone')[2]}" if self.kind == "alone" else title
+        return f"One site, local-only{title.partition(' alone')[2]}" if self.kind == "local-only" else title
 
     @property
     def volumes(self) -> bool:

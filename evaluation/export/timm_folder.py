@@ -50,7 +50,7 @@ def loading(source: Source) -> str:
 
 
 def loading_code(source: Source, weights: str = "encoder.safetensors") -> list[str]:
-    """Lines of Python that load the file ``weights`` with plain timm or MONAI, and encode a picture."""
+    """Lines of Python that load the file ``weights`` with plain timm or MONAI, and encode an image."""
     line = timm_line(source.config, source.image).replace("encoder.safetensors", weights)
     first = [] if source.volumes else ["import timm", ""]
     return [
@@ -77,7 +77,7 @@ def write_folder(source: Source, folder: Path, card: str) -> None:
 
 
 def read_folder(path: Path) -> tuple[EncoderConfig, ImageConfig, Path]:
-    """Encoder, how it sees a picture, and the file of weights of a folder that ``write_folder`` wrote.
+    """Encoder, how it sees an image, and the file of weights of a folder that ``write_folder`` wrote.
 
     RunError where a part is missing or damaged, or another program wrote the folder.
     """
@@ -86,7 +86,7 @@ def read_folder(path: Path) -> tuple[EncoderConfig, ImageConfig, Path]:
     own = value.get(OWN_KEY) if isinstance(value, dict) else None
     if own is None:
         raise RunError(
-            f"{path / CONFIG_NAME}: has no section {OWN_KEY!r}, so it does not say how the encoder sees a picture; "
+            f"{path / CONFIG_NAME}: has no section {OWN_KEY!r}, so it does not say how the encoder sees an image; "
             f"give its weights alone, as NAME={weights}"
         )
     if not weights.is_file():
@@ -109,7 +109,7 @@ def _config(source: Source, encoder: nn.Module) -> dict[str, Any]:
         "fixed_input_size": encoder_kind(source.config.name) == "vit",
         "interpolation": "bilinear",
         "crop_pct": 1.0,
-        "crop_mode": "border",  # the whole picture, its proportions kept
+        "crop_mode": "border",  # the whole image, its proportions kept
         "mean": mean,
         "std": deviation,
         "num_classes": 0,
@@ -168,7 +168,7 @@ def _own(source: Source) -> dict[str, Any]:
 
 
 def front_matter(source: Source) -> str:
-    """Hugging Face's front matter. The licence is ``other``: it follows from the pictures, which no code knows."""
+    """Hugging Face's front matter. The licence is ``other``: it follows from the images, which no code knows."""
     tags = ["federated-learning", "self-supervised-learning", "medical-imaging", source.image.modality]
     value = {
         "library_name": "monai" if source.volumes else "timm",

@@ -10,7 +10,7 @@ from evaluation.statistics.held_scores import LEFT_OUT
 from evaluation.statistics.results_schema import ALL
 
 _NO_SITES = {ALL, LEFT_OUT}
-_ALONE = "alone-"
+_LOCAL_ONLY = "local-only-"
 _SOME = "a site"
 
 
@@ -21,7 +21,7 @@ def without_site_names(folder: RunFolder) -> tuple[RunFolder, Mapping[str, str]]
     frames = (folder.results, folder.comparisons, folder.federated, folder.splits, curves)
     found = {str(site) for frame in frames for site in frame["site"].unique()} - _NO_SITES
     names = {site: f"S{number}" for number, site in enumerate(sorted(found), start=1)}
-    arms = {f"{_ALONE}{site}": f"{_ALONE}{name}" for site, name in names.items()}
+    arms = {f"{_LOCAL_ONLY}{site}": f"{_LOCAL_ONLY}{name}" for site, name in names.items()}
     unnamed = replace(
         folder,
         results=_renamed(folder.results, names, arms, ("encoder",)),
@@ -52,6 +52,6 @@ def _arm(arm: Arm, names: Mapping[str, str], arms: Mapping[str, str]) -> Arm:
     """An arm of one site alone has its name in the title, too."""
     if arm.name not in arms:
         return arm
-    site = arm.name.removeprefix(_ALONE)
+    site = arm.name.removeprefix(_LOCAL_ONLY)
     rest = arm.title.removeprefix(site) if arm.title.startswith(site) else " alone"
     return replace(arm, name=arms[arm.name], title=f"{names[site]}{rest}")

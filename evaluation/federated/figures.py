@@ -52,7 +52,7 @@ class SiteFigures:
 
 
 def site_figures(data: Scored) -> SiteFigures:
-    """What a site tells of its test pictures."""
+    """What a site tells of its test images."""
     found, fewest = {}, MIN_PATIENTS_PER_CLASS
     for name, figure in FIGURES.items():
         estimate = figure(data)
@@ -64,9 +64,9 @@ def site_figures(data: Scored) -> SiteFigures:
     return SiteFigures(len(np.unique(data.patients)), fewest, found)
 
 
-def stand_in(site: str, told: SiteFigures, name: str) -> Estimate | None:
+def stand_in(site: str, answer: SiteFigures, name: str) -> Estimate | None:
     """An estimate with the site's value, variance and number of units, as the influences of its patients stay there."""
-    figure = told.figures[name]
+    figure = answer.figures[name]
     if not figure.units:
         return None
     influence = np.zeros(figure.units)
@@ -74,13 +74,13 @@ def stand_in(site: str, told: SiteFigures, name: str) -> Estimate | None:
         influence[:2] = math.sqrt(figure.variance * (figure.units - 1) / (2 * figure.units))
         influence[1] *= -1
     names = tuple(f"{site} {number}" for number in range(figure.units))
-    return Estimate(figure.value, names, (site,) * figure.units, influence, (told.fewest,))
+    return Estimate(figure.value, names, (site,) * figure.units, influence, (answer.fewest,))
 
 
 def rows(sites: Mapping[str, SiteFigures], pooled: PooledArea | None, histograms: Sequence[str]) -> list[Row]:
     """Rows from site to note of the results table: each site, their mean by patients, the worst one.
 
-    pooled: the AUROC over the pictures of the sites ``histograms``, None without any; its n counts those in ``sites``.
+    pooled: the AUROC over the images of the sites ``histograms``, None without any; its n counts those in ``sites``.
     """
     found = []
     for name in FIGURES:
@@ -105,7 +105,7 @@ def rows(sites: Mapping[str, SiteFigures], pooled: PooledArea | None, histograms
 def _worst(sites: Mapping[str, SiteFigures]) -> list[Row]:
     """The worst site by the main figure, where there are two to choose from."""
     main = next(iter(FIGURES))
-    values = {site: told.figures[main].value for site, told in sorted(sites.items()) if told.figures[main].units}
+    values = {site: answer.figures[main].value for site, answer in sorted(sites.items()) if answer.figures[main].units}
     if len(values) < 2:
         return []
     worst = min(values, key=lambda site: values[site])

@@ -1,6 +1,7 @@
-"""Logistic probe without bringing pictures or labels together: sites give sums, the minimum is that of all together.
+"""Logistic probe without bringing images or labels together: sites give sums, the minimum is that of all together.
 
-Objective as evaluation/protocols/logistic.py's at one fixed C: sum over the training pictures of all sites of cross-entropies +
+Objective as evaluation/protocols/logistic.py's at one fixed C: sum over the training images of all sites of
+cross-entropies +
 |W|^2 / (2 C), bias free. The features are standardised with the mean and spread over all sites. Sites give counts,
 means and squared deviations once, then for each W the value and the gradient of their own sum; whoever minimises adds
 the penalty and takes L-BFGS steps (Liu and Nocedal 1989). Away from the bias the objective is 1/C-convex, so that a
@@ -33,7 +34,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: FloatArray) -> "Moments":
-        """Of one site's training pictures, ``[N, D]``, N may be 0."""
+        """Of one site's training images, ``[N, D]``, N may be 0."""
         if not len(features):
             return cls(0, np.zeros(features.shape[1]), np.zeros(features.shape[1]))
         mean = features.mean(0)
@@ -57,8 +58,8 @@ def standard_of(sites: Mapping[str, Moments]) -> Standard:
     for moments in others:
         whole = whole.with_(moments)
     spread = np.sqrt(whole.deviations / max(whole.count, 1))
-    floor = 1e-7 * max(1.0, float(np.abs(whole.mean).max(initial=0.0)))
-    return Standard(whole.mean, np.where(spread > floor, spread, 1.0))
+    baseline = 1e-7 * max(1.0, float(np.abs(whole.mean).max(initial=0.0)))
+    return Standard(whole.mean, np.where(spread > baseline, spread, 1.0))
 
 
 def outputs_of(classes: int) -> int:
@@ -68,7 +69,7 @@ def outputs_of(classes: int) -> int:
 
 @dataclass(frozen=True)
 class SiteShare:
-    """A site's training pictures: features ``[N, D]``, class codes ``[N]`` below ``classes``. Only sums leave it."""
+    """A site's training images: features ``[N, D]``, class codes ``[N]`` below ``classes``. Only sums leave it."""
 
     features: FloatArray
     labels: IntArray
@@ -102,7 +103,7 @@ def summed(answers: Mapping[str, tuple[float, FloatArray]]) -> tuple[float, Floa
 
 
 LEAST_BEND = 10.0
-"""Curvature that the stopping rule counts on at most: a bias over a few pictures has little more."""
+"""Curvature that the stopping rule counts on at most: a bias over a few images has little more."""
 
 
 def minimise(
@@ -112,7 +113,7 @@ def minimise(
 
     strength: C. most: how often ``ask`` may be asked; RunError where that is not enough.
     """
-    # The penalty bends the weights by 1 / C, but not the bias, which only the pictures hold: hence the second bound.
+    # The penalty bends the weights by 1 / C, but not the bias, which only the images hold: hence the second bound.
     goal = PRECISION * min(1 / strength, LEAST_BEND) / math.sqrt(shape[0] * shape[1])
     asked = 0
 

@@ -1,8 +1,8 @@
 """The AUROC over all sites from histograms of their scores, with the exact bound of what binning can cost.
 
-A site counts its pictures of a class, and the others, in 100 bins of the score. Two scores in one bin are not told
+A site counts its images of a class, and the others, in 100 bins of the score. Two scores in one bin are not told
 apart: such a pair counts one half, so that binning moves the area by at most half of the share of those pairs. A site
-with few pictures in a bin merges it with its neighbours, whose order it then does not tell either; the bound grows
+with few images in a bin merges it with its neighbours, whose order it then does not tell either; the bound grows
 accordingly.
 """
 
@@ -30,7 +30,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class PooledArea:
-    """The pooled AUROC is within ``bound`` of ``value``; both NaN where a class has no picture, or is all there is."""
+    """The pooled AUROC is within ``bound`` of ``value``; both NaN where a class has no image, or is all there is."""
 
     value: float
     bound: float
@@ -42,7 +42,7 @@ def told_apart(classes: int) -> list[int]:
 
 
 def histogram(labels: IntArray, scores: FloatArray, fewest: int) -> Histogram | None:
-    """Of class codes ``[N]`` and probabilities ``[N, K]``; in each group 0 or at least ``fewest`` pictures a side.
+    """Of class codes ``[N]`` and probabilities ``[N, K]``; in each group 0 or at least ``fewest`` images a side.
 
     None where even all bins together have fewer: then nothing may be told.
     """
@@ -65,7 +65,7 @@ def histogram(labels: IntArray, scores: FloatArray, fewest: int) -> Histogram | 
 
 
 def _groups(sides: IntArray, fewest: int) -> list[int] | None:
-    """First bins of the groups: from below, a group ends as soon as neither side has 1 to ``fewest`` - 1 pictures."""
+    """First bins of the groups: from below, a group ends as soon as neither side has 1 to ``fewest`` - 1 images."""
     starts: list[int] = []
     tells = False
     for place in range(BINS):
@@ -81,13 +81,13 @@ def _groups(sides: IntArray, fewest: int) -> list[int] | None:
 
 
 def _tells(group: IntArray, fewest: int) -> bool:
-    """Whether ``[2, bins]`` would tell of fewer pictures of a side than may be told."""
+    """Whether ``[2, bins]`` would tell of fewer images of a side than may be told."""
     counts = group.sum(axis=1)
     return bool(((counts > 0) & (counts < fewest)).any())
 
 
 def pooled_area(sites: Mapping[str, Histogram]) -> PooledArea:
-    """The AUROC of all sites' pictures together (more than two classes: mean of one-versus-rest), from their counts."""
+    """The AUROC of all sites' images together (more than two classes: mean of one-versus-rest), from their counts."""
     outputs = next(iter(sites.values())).positive.shape[0]
     parts = [_area([_intervals(sites[name], output) for name in sorted(sites)]) for output in range(outputs)]
     return PooledArea(float(np.mean([value for value, _ in parts])), float(np.mean([bound for _, bound in parts])))

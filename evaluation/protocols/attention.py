@@ -1,7 +1,7 @@
-"""Gated attention over a patient's pictures (multiple-instance learning; Ilse et al. 2018, eq. 8 and 9).
+"""Gated attention over a patient's images (multiple-instance learning; Ilse et al. 2018, eq. 8 and 9).
 
 A patient is a bag of frozen, standardised features h: weights a = softmax of w^T (tanh(V h) x sigmoid(U h)) over the
-patient's pictures, logits linear in their weighted mean. Trained on the patients' labels with AdamW and a cosine with
+patient's images, logits linear in their weighted mean. Trained on the patients' labels with AdamW and a cosine with
 warm-up for a fixed number of passes: neither validation nor test patients are read. Unlike the paper's, the features
 are not trained, and a step takes several bags, padded to the largest.
 """
@@ -56,7 +56,7 @@ def attention_scores(
 ) -> tuple[FloatArray, Patients]:
     """Probabilities ``[P, K]`` of the test patients, and the patients ``[P]``, in order of first appearance.
 
-    train: features ``[N, D]``, labels ``[N]``, patients ``[N]``; test without labels. DataError where the pictures of a
+    train: features ``[N, D]``, labels ``[N]``, patients ``[N]``; test without labels. DataError where the images of a
     training patient differ in label.
     """
     features, labels, patients = train
@@ -101,24 +101,24 @@ def _predict(network: GatedAttention, features: Tensor, bags: list[IntArray], de
 
 
 def _bags(patients: Patients) -> list[IntArray]:
-    """Places of each patient's pictures, patients in order of first appearance."""
+    """Places of each patient's images, patients in order of first appearance."""
     _, first, code = np.unique(patients, return_index=True, return_inverse=True)
     return [np.flatnonzero(code == k) for k in np.argsort(first)]
 
 
 def _common(labels: IntArray) -> int:
-    """The one label of a patient's pictures."""
+    """The one label of a patient's images."""
     found = np.unique(labels)
     if len(found) > 1:
         raise DataError(
-            f"a training patient has pictures of {len(found)} classes, but the protocol attention needs one label a "
-            "patient; give every picture its patient's label, or leave the protocol out"
+            f"a training patient has images of {len(found)} classes, but the protocol attention needs one label a "
+            "patient; give every image its patient's label, or leave the protocol out"
         )
     return int(found[0])
 
 
 def _padded(features: Tensor, bags: list[IntArray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Bags ``[B, M, D]`` of the largest one's size, zeros after the smaller ones, and where pictures are ``[B, M]``."""
+    """Bags ``[B, M, D]`` of the largest one's size, zeros after the smaller ones, and where images are ``[B, M]``."""
     sizes = torch.tensor([len(places) for places in bags])
     shown = nn.utils.rnn.pad_sequence([features[places] for places in bags], batch_first=True)
     there = torch.arange(shown.shape[1]) < sizes[:, None]

@@ -1,4 +1,4 @@
-"""Floors without learning of features: what answering alike, and the bare pixels, are worth for each kind of task."""
+"""Baselines without learning of features: what answering alike, and the bare pixels, are worth by kind of task."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _READ_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Roles:
-    """Places of the pictures whose labels are used, of those that settings are chosen on, and of the held ones."""
+    """Places of the images whose labels are used, of those that settings are chosen on, and of the held ones."""
 
     train: IntArray
     validation: IntArray
@@ -34,7 +34,7 @@ class Roles:
 
 @dataclass
 class Seen:
-    """All labelled pictures without an encoder. ``read``: places to pictures; ``classes``: columns of a prediction."""
+    """All labelled images without an encoder. ``read``: places to images; ``classes``: columns of a prediction."""
 
     read: Callable[[IntArray], Tensor]
     target: Any
@@ -43,7 +43,7 @@ class Seen:
     _small: list[FloatArray] = field(default_factory=list)
 
     def small(self) -> FloatArray:
-        """``small_pixels`` of every picture, made once."""
+        """``small_pixels`` of every image, made once."""
         if not self._small:
             starts = range(0, self.count, _READ_AT_ONCE)
             blocks = [np.arange(start, min(start + _READ_AT_ONCE, self.count)) for start in starts]
@@ -51,28 +51,28 @@ class Seen:
         return self._small[0]
 
     def components(self, roles: Roles) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Pixels of each role on the principal components of the training pictures."""
+        """Pixels of each role on the principal components of the training images."""
         small = self.small()
         known, chosen, unseen = principal(small[roles.train], (small[roles.validation], small[roles.held]))
         return known, chosen, unseen
 
 
-Floor = Callable[[Seen, Roles, int], Any]
-"""What is seen, roles and a seed to predictions for the held pictures."""
+Baseline = Callable[[Seen, Roles, int], Any]
+"""What is seen, roles and a seed to predictions for the held images."""
 
 
 def majority_scores(train: IntArray, test: int, classes: int) -> FloatArray:
-    """``[test, K]``: the class shares of the training pictures, the same for every test picture (AUROC .5)."""
+    """``[test, K]``: the class shares of the training images, the same for every test image (AUROC .5)."""
     shares = np.bincount(train, minlength=classes) / len(train)
     return np.tile(shares, (test, 1))
 
 
-def small_pixels(pictures: Tensor) -> FloatArray:
-    """Pictures ``[B, C, S, S]`` as rows ``[B, C * 32 * 32]``, each small pixel the mean of those it covers.
+def small_pixels(images: Tensor) -> FloatArray:
+    """Images ``[B, C, S, S]`` as rows ``[B, C * 32 * 32]``, each small pixel the mean of those it covers.
 
     Volumes ``[B, C, D, S, S]`` as rows ``[B, C * 16 * 16 * 16]``.
     """
-    exact = pictures.to(torch.float32)
+    exact = images.to(torch.float32)
     flat = exact.ndim == 4
     small = functional.adaptive_avg_pool2d(exact, SIDE) if flat else functional.adaptive_avg_pool3d(exact, VOLUME_SIDE)
     return small.flatten(1).numpy().astype(np.float64)
@@ -99,7 +99,7 @@ def _class_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
 
 
 def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    """The mean of each column of the training target, the same for every held picture."""
+    """The mean of each column of the training target, the same for every held image."""
     known = np.asarray(seen.target[roles.train], dtype=np.float64).reshape(len(roles.train), -1)
     return np.tile(known.mean(0), (len(roles.held), 1))
 
@@ -115,7 +115,7 @@ def _number_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
     return ridge_values((known, y[roles.train]), (chosen, y[roles.validation]), unseen)[:, None]
 
 
-def _pictures(seen: Seen, places: IntArray) -> Any:
+def _images(seen: Seen, places: IntArray) -> Any:
     return seen.read(places).numpy()
 
 
@@ -124,8 +124,8 @@ def _no_mask(seen: Seen, roles: Roles, seed: int) -> Any:
 
 
 def _mask_pixels(seen: Seen, roles: Roles, seed: int) -> Any:
-    known = (_pictures(seen, roles.train), seen.target[roles.train])
-    return pixel_masks(known, _pictures(seen, roles.held), seen.classes, seed)
+    known = (_images(seen, roles.train), seen.target[roles.train])
+    return pixel_masks(known, _images(seen, roles.held), seen.classes, seed)
 
 
 def _no_boxes(seen: Seen, roles: Roles, seed: int) -> Any:
@@ -133,11 +133,11 @@ def _no_boxes(seen: Seen, roles: Roles, seed: int) -> Any:
 
 
 def _blobs(seen: Seen, roles: Roles, seed: int) -> Any:
-    known = (_pictures(seen, roles.train), [seen.target[place] for place in roles.train])
-    return blobs_found(known, _pictures(seen, roles.held), seen.classes)
+    known = (_images(seen, roles.train), [seen.target[place] for place in roles.train])
+    return blobs_found(known, _images(seen, roles.held), seen.classes)
 
 
-FLOORS: dict[TaskKind, dict[str, Floor]] = {
+BASELINES: dict[TaskKind, dict[str, Baseline]] = {
     "classification": {PIXELS: _class_pixels, MAJORITY: _class_shares},
     "multilabel": {PIXELS: _finding_pixels, MAJORITY: _means},
     "regression": {PIXELS: _number_pixels, MAJORITY: _means},

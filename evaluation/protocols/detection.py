@@ -2,10 +2,10 @@
 
 An object is the peak of its class's heatmap in the middle of its box; size and exact place are read there (CenterNet,
 Zhou et al. 2019, "Objects as points", sec. 3 and 4). Peaks are local maxima of 3 x 3 cells, so that no suppression of
-boxes is needed. AdamW, cosine with warm-up; the number of epochs is fixed: no picture outside the training patients is
+boxes is needed. AdamW, cosine with warm-up; the number of epochs is fixed: no image outside the training patients is
 read, so neither test nor validation can steer it.
 
-The head sees the encoder's maps of all depths, and never the picture, so that a frozen encoder is judged by what it
+The head sees the encoder's maps of all depths, and never the image, so that a frozen encoder is judged by what it
 kept. The last map alone has one place for 32 x 32 pixels in most convolutional networks: a blood platelet is smaller.
 """
 
@@ -29,24 +29,24 @@ from foundation.schedules import warmup_cosine
 from imaging.annotations.boxes import Boxes
 from imaging.views.augment import Augmentation
 
-PICTURES_AT_ONCE = 128
+IMAGES_AT_ONCE = 128
 LARGEST = 4.0
-"""Logarithm of the largest side in pictures' sides that is decoded: what has not learnt cannot overflow."""
+"""Logarithm of the largest side in images' sides that is decoded: what has not learnt cannot overflow."""
 
-Pictures = NDArray[Any]
-Train = tuple[Pictures, Sequence[Boxes]]
+Images = NDArray[Any]
+Train = tuple[Images, Sequence[Boxes]]
 
 
-def frozen_detections(train: Train, test: Pictures, trial: Trial) -> list[Detected]:
-    """What is found in the test pictures by a head trained on the frozen encoder's maps.
+def frozen_detections(train: Train, test: Images, trial: Trial) -> list[Detected]:
+    """What is found in the test images by a head trained on the frozen encoder's maps.
 
-    train: pictures ``[N, C, S, S]`` in [0, 1] and their boxes of ``trial.classes`` classes, of some pictures none. They
+    train: images ``[N, C, S, S]`` in [0, 1] and their boxes of ``trial.classes`` classes, of some images none. They
     are mirrored with their boxes, as often as the modality's augmentation preset mirrors. StudyError for volumes.
     """
     return _detections(train, test, trial, frozen=True)
 
 
-def finetune_detections(train: Train, test: Pictures, trial: Trial) -> list[Detected]:
+def finetune_detections(train: Train, test: Images, trial: Trial) -> list[Detected]:
     """As ``frozen_detections``, but all weights of the encoder are trained with the head.
 
     Lower layers learn more slowly (``detection.layer_decay``).
@@ -54,10 +54,10 @@ def finetune_detections(train: Train, test: Pictures, trial: Trial) -> list[Dete
     return _detections(train, test, trial, frozen=False)
 
 
-def _detections(train: Train, test: Pictures, trial: Trial, *, frozen: bool) -> list[Detected]:
+def _detections(train: Train, test: Images, trial: Trial, *, frozen: bool) -> list[Detected]:
     if trial.image.dimensions != 2:
         raise StudyError(
-            f"detection takes 2-D pictures, but image.depth is {trial.image.depth}; leave it out, with a slice a row"
+            f"detection takes 2-D images, but image.depth is {trial.image.depth}; leave it out, with a slice a row"
         )
     seed = stream_seed(trial.seed, "detection")
     with seeded_torch(seed, "head"):
@@ -75,24 +75,24 @@ def _fit(network: Detector, train: Train, trial: Trial, seed: int) -> None:
     train_mode(network)
     for progress, chosen in batches(len(truth), settings.epochs, settings.batch, seed):
         set_rate(optimiser, warmup_cosine(progress, settings.learning_rate, warmup=settings.warmup))
-        pictures, boxes = flipped(shown[chosen], [truth[place] for place in chosen], augmentation.preset, views)
-        answers = network(augmentation.plain(pictures.to(trial.device)))
+        images, boxes = flipped(shown[chosen], [truth[place] for place in chosen], augmentation.preset, views)
+        answers = network(augmentation.plain(images.to(trial.device)))
         take_step(network, optimiser, centre_loss(answers, targets_of(boxes, trial.classes, trial.image.size)))
 
 
 @torch.no_grad()
-def _found(network: Detector, pictures: Pictures, trial: Trial) -> list[Detected]:
+def _found(network: Detector, images: Images, trial: Trial) -> list[Detected]:
     network.eval()
     augmentation = Augmentation(trial.image)
     found = []
-    for part in torch.split(torch.from_numpy(pictures), trial.image.at_once(PICTURES_AT_ONCE)):
+    for part in torch.split(torch.from_numpy(images), trial.image.at_once(IMAGES_AT_ONCE)):
         answers = network(augmentation.plain(part.to(trial.device)))
         found += decoded(answers, trial.image.size, trial.config.detection.most_boxes)
     return found
 
 
 def decoded(answers: Answers, side: int, most: int) -> list[Detected]:
-    """The ``most`` surest peaks of each picture of ``side`` pixels as boxes, cut at its edge.
+    """The ``most`` surest peaks of each image of ``side`` pixels as boxes, cut at its edge.
 
     A cell is a peak where no cell beside it is more of its class (CenterNet, sec. 4). On the CPU, whatever the device.
     """
@@ -102,13 +102,13 @@ def decoded(answers: Answers, side: int, most: int) -> list[Detected]:
     peak = functional.max_pool2d(scores, 3, stride=1, padding=1) == scores
     order = torch.where(peak, scores, 0.0).flatten(1).argsort(dim=1, descending=True, stable=True)[:, :most]
     found = []
-    for picture in range(len(scores)):
-        places = order[picture][peak[picture].flatten()[order[picture]]]
+    for image in range(len(scores)):
+        places = order[image][peak[image].flatten()[order[image]]]
         kind, cell = places // grid**2, places % grid**2
         row, column = cell // grid, cell % grid
-        middle = torch.stack([column, row], dim=1) + offset[picture, :, row, column].T
-        half = size[picture, :, row, column].T.clamp(max=np.log(grid) + LARGEST).exp() / 2
+        middle = torch.stack([column, row], dim=1) + offset[image, :, row, column].T
+        half = size[image, :, row, column].T.clamp(max=np.log(grid) + LARGEST).exp() / 2
         boxes = (torch.cat([middle - half, middle + half], dim=1) * side / grid).clamp(0, side)
-        sure = scores[picture].flatten()[places]
+        sure = scores[image].flatten()[places]
         found.append(Detected(boxes.float().numpy(), kind.numpy(), sure.numpy()))
     return found

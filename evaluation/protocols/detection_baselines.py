@@ -1,4 +1,4 @@
-"""Floors of detection without an encoder: nothing anywhere, and blobs on either side of a threshold."""
+"""Baselines of detection without an encoder: nothing anywhere, and blobs on either side of a threshold."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from imaging.annotations.boxes import Boxes
 
 GREYS = 256
 SMALLEST = 5e-4
-"""Smaller blobs, as a share of the picture's pixels, are noise."""
+"""Smaller blobs, as a share of the image's pixels, are noise."""
 SAME = 0.5
 """Overlap from which a blob is the object in the true box."""
 SUREST = 1e-9
@@ -25,23 +25,23 @@ Floats = NDArray[np.float32]
 
 
 def nothing_found(count: int) -> list[Detected]:
-    """No box in any of ``count`` pictures: average precision 0."""
+    """No box in any of ``count`` images: average precision 0."""
     nothing = Detected(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0))
     return [nothing] * count
 
 
 def blobs_found(train: tuple[NDArray[Any], Sequence[Boxes]], test: NDArray[Any], classes: int) -> list[Detected]:
-    """Boxes around blobs: pixels that hang together on one side of the picture's own threshold (Otsu 1979).
+    """Boxes around blobs: pixels that hang together on one side of the image's own threshold (Otsu 1979).
 
     Dark and bright blobs both count. Which are objects, and of which class, is told by a logistic regression on side,
-    size, shape and mean intensities, fitted on the training pictures' blobs: one that overlaps a true box by half or
-    more is of its class, any other is nothing. At most 100 of a picture are kept.
+    size, shape and mean intensities, fitted on the training images' blobs: one that overlaps a true box by half or
+    more is of its class, any other is nothing. At most 100 of an image are kept.
 
-    train: pictures ``[N, C, S, S]`` in [0, 1] and their boxes of ``classes`` classes. No random choice.
+    train: images ``[N, C, S, S]`` in [0, 1] and their boxes of ``classes`` classes. No random choice.
     """
-    known = [blobs(picture) for picture in train[0]]
+    known = [blobs(image) for image in train[0]]
     codes = np.concatenate([_codes(boxes, true) for (boxes, _), true in zip(known, train[1], strict=True)])
-    unseen = [blobs(picture) for picture in test]
+    unseen = [blobs(image) for image in test]
     ends = np.cumsum([len(boxes) for boxes, _ in unseen])[:-1]
     described, asked = (np.concatenate([rows for _, rows in part]) for part in (known, unseen))
     likely = _likely(described, codes, asked, classes + 1)[:, 1:].clip(SUREST, 1 - SUREST)
@@ -52,14 +52,14 @@ def blobs_found(train: tuple[NDArray[Any], Sequence[Boxes]], test: NDArray[Any],
     return found
 
 
-def blobs(picture: NDArray[Any]) -> tuple[Floats, FloatArray]:
-    """Boxes ``[M, 4]`` of the blobs of one picture ``[C, S, S]``, the dark ones first, and their features ``[M, F]``.
+def blobs(image: NDArray[Any]) -> tuple[Floats, FloatArray]:
+    """Boxes ``[M, 4]`` of the blobs of one image ``[C, S, S]``, the dark ones first, and their features ``[M, F]``.
 
-    Black bars beside a picture that is not square are no part of it.
+    Black bars beside an image that is not square are no part of it.
     """
-    grey = picture.mean(axis=0, dtype=np.float64)
+    grey = image.mean(axis=0, dtype=np.float64)
     top, left, bottom, right = _shown(grey)
-    shown, colours = grey[top:bottom, left:right], picture[:, top:bottom, left:right]
+    shown, colours = grey[top:bottom, left:right], image[:, top:bottom, left:right]
     bright = shown > otsu(shown)
     boxes, rows = [], []
     for side, mask in enumerate((~bright, bright)):
@@ -73,7 +73,7 @@ def blobs(picture: NDArray[Any]) -> tuple[Floats, FloatArray]:
             sizes = (np.log(own.sum() / grey.size), np.log(height * width / grey.size), np.log(width / height))
             rows.append((side, *sizes, own.mean(), *colours[:, down, across][:, own].mean(axis=1, dtype=np.float64)))
     found = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return found, np.array(rows, dtype=np.float64).reshape(-1, 5 + len(picture))
+    return found, np.array(rows, dtype=np.float64).reshape(-1, 5 + len(image))
 
 
 def otsu(grey: FloatArray) -> float:
@@ -87,7 +87,7 @@ def otsu(grey: FloatArray) -> float:
 
 
 def _shown(grey: FloatArray) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right of what is not all black; of a black picture, all."""
+    """Top, left, bottom and right of what is not all black; of a black image, all."""
     rows, columns = (np.flatnonzero(grey.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return 0, 0, *grey.shape

@@ -38,9 +38,9 @@ class Detector(nn.Module):
         width = trial.config.detection.width
         self.head = CentreHead(pyramid_shapes(encoder, trial.image), cells(trial.image.size), trial.classes, width)
 
-    def forward(self, pictures: Tensor) -> Answers:
-        """Of standardised pictures ``[B, C, S, S]``."""
-        return cast(Answers, self.head(feature_pyramid(self.encoder, pictures)))
+    def forward(self, images: Tensor) -> Answers:
+        """Of standardised images ``[B, C, S, S]``."""
+        return cast(Answers, self.head(feature_pyramid(self.encoder, images)))
 
 
 class CentreHead(nn.Module):
@@ -79,7 +79,7 @@ class CentreHead(nn.Module):
 
 
 def cells(size: int) -> int:
-    """T, cells along a side of a picture of ``size`` pixels."""
+    """T, cells along a side of an image of ``size`` pixels."""
     return -(-size // STRIDE)
 
 

@@ -1,4 +1,4 @@
-"""What a centre-based head should answer for true boxes, its loss, and pictures mirrored with their boxes."""
+"""What a centre-based head should answer for true boxes, its loss, and images mirrored with their boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ LEAST_SIZE = 1e-2
 class Targets:
     """What ``Answers`` are compared with.
 
-    heat ``[B, K, T, T]``: 1 in the cell of a middle, falling off round it. Of each of M boxes: its picture ``[M]``, row
+    heat ``[B, K, T, T]``: 1 in the cell of a middle, falling off round it. Of each of M boxes: its image ``[M]``, row
     and column of its cell ``[M]``, logarithms of width and height in cells ``[M, 2]``, and offset x, y ``[M, 2]``.
     """
 
     heat: Tensor
-    picture: Tensor
+    image: Tensor
     row: Tensor
     column: Tensor
     size: Tensor
@@ -36,20 +36,20 @@ class Targets:
 
 
 def targets_of(truth: Sequence[Boxes], classes: int, side: int) -> Targets:
-    """Of the boxes of B pictures of ``side`` pixels, on the CPU."""
+    """Of the boxes of B images of ``side`` pixels, on the CPU."""
     grid = cells(side)
     boxes = np.concatenate([true.boxes for true in truth]).astype(np.float64) * grid / side
     kinds = np.concatenate([true.kinds for true in truth])
-    picture = np.repeat(np.arange(len(truth)), [len(true.kinds) for true in truth])
+    image = np.repeat(np.arange(len(truth)), [len(true.kinds) for true in truth])
     middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).clip(LEAST_SIZE)
     cell = np.floor(middle).astype(np.int64).clip(0, grid - 1)
     distance = np.arange(grid) - cell[:, :, None]  # [M, 2, T]
     falling = np.exp(-0.5 * (distance / (SPREAD * size[:, :, None])) ** 2)
     heat = np.zeros((len(truth), classes, grid, grid))
-    np.maximum.at(heat, (picture, kinds), falling[:, 1, :, None] * falling[:, 0, None, :])
+    np.maximum.at(heat, (image, kinds), falling[:, 1, :, None] * falling[:, 0, None, :])
     found = (heat, np.log(size), middle - cell)
     exact = [torch.from_numpy(part.astype(np.float32)) for part in found]
-    places = [torch.from_numpy(part) for part in (picture, cell[:, 1].copy(), cell[:, 0].copy())]
+    places = [torch.from_numpy(part) for part in (image, cell[:, 1].copy(), cell[:, 0].copy())]
     return Targets(exact[0], *places, *exact[1:])
 
 
@@ -66,29 +66,29 @@ def centre_loss(answers: Answers, targets: Targets) -> Tensor:
     at_middle = (1 - likely) ** 2 * functional.logsigmoid(heat)
     elsewhere = (1 - truth) ** 4 * likely**2 * functional.logsigmoid(-heat)
     focal = -torch.where(middle, at_middle, elsewhere).sum()
-    picture, row, column = (part.to(device) for part in (targets.picture, targets.row, targets.column))
+    image, row, column = (part.to(device) for part in (targets.image, targets.row, targets.column))
     apart = [
-        (found[picture, :, row, column] - asked.to(device)).abs().sum()
+        (found[image, :, row, column] - asked.to(device)).abs().sum()
         for found, asked in ((answers.size, targets.size), (answers.offset, targets.offset))
     ]
-    return (focal + apart[0] + apart[1]) / max(len(picture), 1)
+    return (focal + apart[0] + apart[1]) / max(len(image), 1)
 
 
 def flipped(
-    pictures: Tensor, truth: Sequence[Boxes], preset: Preset, generator: torch.Generator
+    images: Tensor, truth: Sequence[Boxes], preset: Preset, generator: torch.Generator
 ) -> tuple[Tensor, list[Boxes]]:
-    """Pictures ``[B, C, S, S]`` and their boxes, some mirrored left-right and some up-down, both alike."""
-    draws, side = torch.rand(2, len(pictures), generator=generator), pictures.shape[-1]
+    """Images ``[B, C, S, S]`` and their boxes, some mirrored left-right and some up-down, both alike."""
+    draws, side = torch.rand(2, len(images), generator=generator), images.shape[-1]
     boxes = [true.boxes for true in truth]
     for axis, share, draw in ((-1, preset.horizontal_flip, draws[0]), (-2, preset.vertical_flip, draws[1])):
         mirrored = draw < share
-        pictures = torch.where(mirrored[:, None, None, None], pictures.flip(axis), pictures)
+        images = torch.where(mirrored[:, None, None, None], images.flip(axis), images)
         boxes = [_mirrored(own, -1 - axis, side) if turn else own for own, turn in zip(boxes, mirrored, strict=True)]
-    return pictures, [Boxes(own, true.kinds) for own, true in zip(boxes, truth, strict=True)]
+    return images, [Boxes(own, true.kinds) for own, true in zip(boxes, truth, strict=True)]
 
 
 def _mirrored(boxes: FloatArray, axis: int, side: int) -> FloatArray:
-    """Boxes ``[M, 4]`` of a picture mirrored along x (axis 0) or y (1)."""
+    """Boxes ``[M, 4]`` of an image mirrored along x (axis 0) or y (1)."""
     found = boxes.copy()
     found[:, axis], found[:, axis + 2] = side - boxes[:, axis + 2], side - boxes[:, axis]
     return found

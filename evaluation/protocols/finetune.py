@@ -2,7 +2,7 @@
 
 AdamW, cosine with warm-up, layer-wise decay of the rate and stochastic depth as in MAE's fine-tuning (He et al.
 2022, table 9; only the last layers: their sec. 4.3; layer decay: Clark et al. 2020), without mixup. The number of
-epochs is fixed: no picture outside the training patients is read, so neither test nor validation can steer it. From
+epochs is fixed: no image outside the training patients is read, so neither test nor validation can steer it. From
 random weights, or from the starting weights where a study has any, it is the supervised reference.
 """
 
@@ -51,9 +51,9 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of standardised pictures ``[B, *image.shape]``."""
-        return cast(Tensor, self.head(features(self.encoder, pictures)))
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of standardised images ``[B, *image.shape]``."""
+        return cast(Tensor, self.head(features(self.encoder, images)))
 
 
 def layer_ranks(encoder: nn.Module) -> dict[str, int]:
@@ -114,9 +114,9 @@ def train_mode(network: nn.Module) -> None:
 
 
 def train(
-    classifier: Classifier, pictures: Tensor, labels: Tensor, trial: Trial, seed: int, outcome: Outcome = "class"
+    classifier: Classifier, images: Tensor, labels: Tensor, trial: Trial, seed: int, outcome: Outcome = "class"
 ) -> None:
-    """Fine-tune in place on ``pictures [N, *image.shape]`` in [0, 1]; labels: codes ``[N]``, or float32 ``[N, K]``."""
+    """Fine-tune in place on ``images [N, *image.shape]`` in [0, 1]; labels: codes ``[N]``, or float32 ``[N, K]``."""
     config, augmentation = trial.config.finetune, Augmentation(trial.image)
     optimiser = optimiser_for(classifier, config.learning_rate, config.layer_decay, config.weight_decay)
     order, views = numpy_generator(seed, "order"), torch_generator(seed, "views")
@@ -126,39 +126,39 @@ def train(
     for _ in range(config.epochs):
         for chosen in np.array_split(order.permutation(len(labels)), a_pass):
             set_rate(optimiser, warmup_cosine((step + 0.5) / total, config.learning_rate, warmup=config.warmup))
-            view = augmentation.light(pictures[chosen].to(trial.device), views)
+            view = augmentation.light(images[chosen].to(trial.device), views)
             loss = _LOSS[outcome](classifier(view), labels[chosen].to(trial.device))
             take_step(classifier, optimiser, loss)
             step += 1
 
 
 @torch.no_grad()
-def predict(classifier: Classifier, pictures: Tensor, trial: Trial, outcome: Outcome = "class") -> FloatArray:
-    """Probabilities, or the head's value, ``[N, K]``; pictures unaltered but standardised."""
+def predict(classifier: Classifier, images: Tensor, trial: Trial, outcome: Outcome = "class") -> FloatArray:
+    """Probabilities, or the head's value, ``[N, K]``; images unaltered but standardised."""
     augmentation = Augmentation(trial.image)
     classifier.eval()
     parts = [
         _ANSWER[outcome](classifier(augmentation.plain(part.to(trial.device))).cpu().double()).numpy()
-        for part in torch.split(pictures, trial.image.at_once(SCORED_AT_ONCE))
+        for part in torch.split(images, trial.image.at_once(SCORED_AT_ONCE))
     ]
     return np.concatenate(parts)
 
 
 def finetune_scores(
-    pictures: NDArray[Any],
+    images: NDArray[Any],
     labels: NDArray[Any],
     test: NDArray[Any],
     trial: Trial,
     outcome: Outcome = "class",
     last: int | None = None,
 ) -> FloatArray:
-    """``[N, K]`` for the test pictures, the mean over ``finetune.seeds`` runs.
+    """``[N, K]`` for the test images, the mean over ``finetune.seeds`` runs.
 
     Probabilities of ``trial.classes`` classes (cross-entropy) or findings (binary cross-entropy of each), or with K = 1
     the value in its own unit (smooth L1 of the standardised value; Girshick 2015, eq. 3). last: train so many of the
     encoder's last layers and keep those below as they are; None: train all.
     """
-    shown, unseen = torch.from_numpy(pictures).float(), torch.from_numpy(test).float()
+    shown, unseen = torch.from_numpy(images).float(), torch.from_numpy(test).float()
     centre, spread = _unit(labels) if outcome == "value" else (0.0, 1.0)
     answers = []
     for repeat in range(trial.config.finetune.seeds):

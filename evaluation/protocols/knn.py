@@ -17,7 +17,7 @@ QUERIES_AT_ONCE = 256
 GROUPS = 64
 """Groups of the bank for each neighbour, whose largest similarities bound the neighbours' from below."""
 CROWD = 64
-"""Candidates for each neighbour above which float32 cannot tell pictures apart: the features have all but collapsed."""
+"""Candidates for each neighbour above which float32 cannot tell images apart: the features have all but collapsed."""
 
 
 def lengths(features: FloatArray) -> FloatArray:
@@ -32,9 +32,9 @@ def unit_rows(features: FloatArray) -> FloatArray:
 
 
 def nearest(query: FloatArray, bank: FloatArray, neighbours: int) -> tuple[IntArray, FloatArray]:
-    """Places in the bank and cosines of the nearest pictures, both ``[Q, neighbours]``, the nearest first.
+    """Places in the bank and cosines of the nearest images, both ``[Q, neighbours]``, the nearest first.
 
-    query ``[Q, D]``, bank ``[N, D]``, neighbours <= N. Of equally near pictures the earlier in the bank comes first.
+    query ``[Q, D]``, bank ``[N, D]``, neighbours <= N. Of equally near images the earlier in the bank comes first.
     """
     asked, length = unit_rows(query), lengths(bank)
     coarse = np.empty((bank.shape[1], len(bank)), dtype=np.float32)
@@ -61,9 +61,9 @@ def _blocks(rows: IntArray) -> list[IntArray]:
 
 
 def _candidates(similarity: NDArray[np.float32], neighbours: int, width: int) -> NDArray[np.bool_]:
-    """``[Q, N]``: which pictures may be among the nearest, however float32 has rounded.
+    """``[Q, N]``: which images may be among the nearest, however float32 has rounded.
 
-    As many groups as there are neighbours have a picture at least as near as ``least``. A product of unit vectors of
+    As many groups as there are neighbours have an image at least as near as ``least``. A product of unit vectors of
     width D is off by less than (D + 2) 2^-24, in whatever order it was summed (Higham 2002, sec. 3.1).
     """
     count = similarity.shape[1]
@@ -78,7 +78,7 @@ def _candidates(similarity: NDArray[np.float32], neighbours: int, width: int) ->
 def _ranked(
     asked: FloatArray, bank: FloatArray, length: FloatArray, near: NDArray[np.bool_], neighbours: int
 ) -> tuple[IntArray, FloatArray]:
-    """The nearest of the candidates, by float64 products that do not depend on a picture's place."""
+    """The nearest of the candidates, by float64 products that do not depend on an image's place."""
     rows, columns = np.divmod(np.flatnonzero(near), near.shape[1])
     cosine = np.einsum("ij,ij->i", asked[rows], bank[columns]) / length[columns]
     order = np.lexsort((-cosine, rows))  # stable: columns rise within a row
@@ -114,9 +114,9 @@ def votes(
     neighbours: int,
     temperature: float = TEMPERATURE,
 ) -> FloatArray:
-    """``[Q, K]`` sums of exp(cosine / temperature) over the nearest pictures of the bank, by class.
+    """``[Q, K]`` sums of exp(cosine / temperature) over the nearest images of the bank, by class.
 
-    query ``[Q, D]``, bank ``[N, D]``, labels ``[N]``. Of equally near pictures the earlier in the bank counts.
+    query ``[Q, D]``, bank ``[N, D]``, labels ``[N]``. Of equally near images the earlier in the bank counts.
     """
     places, cosines = nearest(query, bank, min(neighbours, len(bank)))
     weight, kind = np.exp(cosines / temperature), labels[places]

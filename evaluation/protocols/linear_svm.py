@@ -2,7 +2,7 @@
 
 scikit-learn's LinearSVC in its primal form, which draws nothing at random; several classes one against the rest. The
 margin is no likelihood: strengths are compared by balanced accuracy. Decision values become probabilities by Platt
-scaling (Platt 2000; targets and objective of Lin et al. 2007) fitted on the validation pictures, with a slope that
+scaling (Platt 2000; targets and objective of Lin et al. 2007) fitted on the validation images, with a slope that
 never turns round: of two classes the order of scores is the machine's. Of more, each class's is, before rows are made
 to sum to 1.
 """
@@ -34,7 +34,7 @@ class Platt:
 
     @classmethod
     def of(cls, values: FloatArray, positive: FloatArray) -> "Platt":
-        """Fitted to truths ``[N]`` of 0 and 1, which are drawn in by one picture of each class (Platt's prior)."""
+        """Fitted to truths ``[N]`` of 0 and 1, which are drawn in by one image of each class (Platt's prior)."""
         spread, count = float(values.std()), positive.sum()
         unit = spread if spread > 1e-9 * float(np.abs(values).max(initial=0.0)) else 1.0
         scaled = values / unit
@@ -72,9 +72,9 @@ def decisions(features: FloatArray, labels: IntArray, strength: float, *others: 
 def svm_scores(
     train: tuple[FloatArray, IntArray], validation: tuple[FloatArray, IntArray], test: FloatArray, classes: int
 ) -> FloatArray:
-    """``[N, K]`` for ``test`` at the strength of best balanced accuracy on validation pictures; rows sum to 1.
+    """``[N, K]`` for ``test`` at the strength of best balanced accuracy on validation images; rows sum to 1.
 
-    Of equals the strongest penalty. A class without a training picture has probability 0.
+    Of equals the strongest penalty. A class without a training image has probability 0.
     """
     standard, present = Standard.of(train[0]), np.unique(train[1])
     scores = np.zeros((len(test), classes))

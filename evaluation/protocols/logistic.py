@@ -4,7 +4,7 @@
 Objective as scikit-learn's: sum of cross-entropies + |W|^2 / (2 C), bias free. Fitted along the path of C by truncated
 Newton steps (conjugate gradients on exact Hessian products), each C from the last one's solution. In the basis of the
 features' singular vectors the penalty is the same and the Hessian nearly diagonal, so few products are needed and more
-features than pictures cost nothing.
+features than images cost nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +17,9 @@ from evaluation.statistics.intervals import FloatArray, IntArray
 STRENGTHS: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6.0, 5.0, 45))
 NEWTON_STEPS = 60
 TOLERANCE = 1e-6
-"""Stop at a gradient this small per picture: figures no longer move in the fifth digit."""
+"""Stop at a gradient this small per image: figures no longer move in the fifth digit."""
 TALL = 4
-"""So many times more pictures than features make their products the quicker way to the singular vectors."""
+"""So many times more images than features make their products the quicker way to the singular vectors."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Standard:
     def of(cls, features: FloatArray) -> "Standard":
         """Fitted on ``[N, D]``."""
         spread = features.std(0)
-        floor = 1e-7 * max(1.0, float(np.abs(features).max(initial=0.0)))
-        return cls(features.mean(0), np.where(spread > floor, spread, 1.0))
+        baseline = 1e-7 * max(1.0, float(np.abs(features).max(initial=0.0)))
+        return cls(features.mean(0), np.where(spread > baseline, spread, 1.0))
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """``[N, D]`` standardised."""
@@ -57,7 +57,7 @@ class Problem:
         return _probabilities(self.basis @ weights[:-1] + weights[-1])
 
     def value(self, weights: FloatArray) -> float:
-        """The objective, per picture."""
+        """The objective, per image."""
         logits = self.basis @ weights[:-1] + weights[-1]
         loss = float((_normaliser(logits) - (logits * self.targets).sum(1)).sum())
         return (loss + float((weights[:-1] ** 2).sum()) / (2 * self.strength)) / len(self.basis)
@@ -75,7 +75,7 @@ class Problem:
         return self._back(pulled - probabilities * pulled.sum(1, keepdims=True), direction)
 
     def near_inverse(self, probabilities: FloatArray) -> Callable[[FloatArray], FloatArray]:
-        """Divides ``[R + 1, O]`` by a matrix near the Hessian: as if all pictures had the same mean class weights.
+        """Divides ``[R + 1, O]`` by a matrix near the Hessian: as if all images had the same mean class weights.
 
         Then the singular vectors, and the outputs' common eigenvectors, take it apart into single numbers.
         """
@@ -168,7 +168,7 @@ class Fitted:
 def singular_basis(features: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Features ``[N, D]`` in the basis of their singular vectors, ``[N, R]``, and the rotation ``[D, R]`` to it.
 
-    Of many more pictures than features the vectors come from the products of the features, which costs one pass.
+    Of many more images than features the vectors come from the products of the features, which costs one pass.
     Directions that rounding alone has made are left out.
     """
     eps = np.finfo(np.float64).eps
@@ -201,7 +201,7 @@ def log_loss(labels: IntArray, probabilities: FloatArray) -> float:
 def logistic_scores(
     train: tuple[FloatArray, IntArray], validation: tuple[FloatArray, IntArray], test: FloatArray, classes: int
 ) -> FloatArray:
-    """``[N, K]`` for ``test`` at the C of least log loss on validation pictures; of equals the strongest penalty."""
+    """``[N, K]`` for ``test`` at the C of least log loss on validation images; of equals the strongest penalty."""
     standard = Standard.of(train[0])
     known, unseen = standard(validation[0]), standard(test)
     best, scores = np.inf, np.empty((0, classes))
@@ -217,7 +217,7 @@ def logistic_findings(
 ) -> FloatArray:
     """``[N, L]`` probabilities of each finding: a probe each, with a strength of its own. Labels ``[N, L]``, 0 or 1.
 
-    A finding that all training pictures have, or none, gets that share.
+    A finding that all training images have, or none, gets that share.
     """
     scores = np.empty((len(test), train[1].shape[1]))
     for k, (seen, chosen) in enumerate(zip(train[1].T, validation[1].T, strict=True)):

@@ -10,7 +10,7 @@ from evaluation.protocols.logistic import Standard, singular_basis
 from evaluation.statistics.intervals import FloatArray
 
 PENALTIES: tuple[float, ...] = tuple(float(penalty) for penalty in np.logspace(5.0, -6.0, 45))
-"""Per training picture, the strongest first: from no use of the features to least squares."""
+"""Per training image, the strongest first: from no use of the features to least squares."""
 
 
 def ridge_path(features: FloatArray, values: FloatArray, penalties: tuple[float, ...]) -> FloatArray:
@@ -24,7 +24,7 @@ def ridge_path(features: FloatArray, values: FloatArray, penalties: tuple[float,
 def ridge_values(
     train: tuple[FloatArray, FloatArray], validation: tuple[FloatArray, FloatArray], test: FloatArray
 ) -> FloatArray:
-    """``[N]`` for ``test`` at the penalty of least squared error on validation pictures; of equals the strongest."""
+    """``[N]`` for ``test`` at the penalty of least squared error on validation images; of equals the strongest."""
     standard, mean = Standard.of(train[0]), float(train[1].mean())
     weights = ridge_path(standard(train[0]), train[1] - mean, PENALTIES)
     errors = ((standard(validation[0]) @ weights + mean - validation[1][:, None]) ** 2).mean(0)

@@ -1,9 +1,9 @@
 """Segmentation: a linear layer on frozen patch tokens, and a UNETR-style decoder trained with the whole encoder.
 
 Both minimise cross-entropy + soft Dice of the structures (MONAI's DiceCELoss, Dice over the whole batch as in nnU-Net,
-Isensee et al. 2021, so that small structures count and a picture without any teaches as well) with AdamW, cosine and
-warm-up. The number of epochs is fixed: no picture outside the training patients is read, so neither test nor validation
-can steer it. A structure that no training picture has is never found.
+Isensee et al. 2021, so that small structures count and an image without any teaches as well) with AdamW, cosine and
+warm-up. The number of epochs is fixed: no image outside the training patients is read, so neither test nor validation
+can steer it. A structure that no training image has is never found.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +24,9 @@ from imaging.views.augment import Augmentation
 from imaging.views.presets import Preset
 from ssl_methods.encoders.pyramid import PyramidDecoder, feature_pyramid, pyramid_shapes
 
-PICTURES_AT_ONCE = 128
+IMAGES_AT_ONCE = 128
 
-Pictures = NDArray[Any]
+Images = NDArray[Any]
 Mask = NDArray[np.uint8]
 Maps = Sequence[Tensor]
 Logits = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -36,13 +36,13 @@ Logits = Callable[[Tensor], tuple[Tensor, Tensor]]
 class LinearHead(nn.Module):
     """Standardisation, dropout and a 1x1 convolution that starts at zero, for each map; their logits are summed.
 
-    The sum, at the picture's sides, is what one convolution gives of all maps side by side (hypercolumns, Hariharan et
-    al. 2015). The standardisation is a BatchNorm whose statistics are those of all training pictures, as their maps are
+    The sum, at the image's sides, is what one convolution gives of all maps side by side (hypercolumns, Hariharan et
+    al. 2015). The standardisation is a BatchNorm whose statistics are those of all training images, as their maps are
     known, in place of running ones; its scale and shift would change nothing before a convolution.
     """
 
     def __init__(self, known: Maps, classes: int, dropout: float) -> None:
-        """known: the training pictures' maps ``[N, D, *grid]``."""
+        """known: the training images' maps ``[N, D, *grid]``."""
         super().__init__()
         convolution = nn.Conv2d if known[0].ndim == 4 else nn.Conv3d
         self.statistics = [_statistics(maps) for maps in known]
@@ -61,7 +61,7 @@ class LinearHead(nn.Module):
 
 
 def _statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Deviation and mean ``[1, D, 1, 1]`` of each channel over pictures and places; a constant one's deviation is 1."""
+    """Deviation and mean ``[1, D, 1, 1]`` of each channel over images and places; a constant one's deviation is 1."""
     spread, centre = torch.std_mean(maps, dim=(0, *range(2, maps.ndim)), correction=0, keepdim=True)
     return torch.where(spread > 1e-6, spread, torch.ones_like(spread)), centre
 
@@ -75,16 +75,16 @@ class Segmenter(nn.Module):
         shapes = pyramid_shapes(encoder, trial.image)
         self.decoder = PyramidDecoder(shapes, trial.image, trial.classes, trial.config.segmentation.width)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits ``[B, K, *sides]`` of standardised pictures ``[B, *image.shape]``."""
-        return cast(Tensor, self.decoder(pictures, feature_pyramid(self.encoder, pictures)))
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K, *sides]`` of standardised images ``[B, *image.shape]``."""
+        return cast(Tensor, self.decoder(images, feature_pyramid(self.encoder, images)))
 
 
-def linear_masks(train: tuple[Pictures, Mask], test: Pictures, trial: Trial) -> Mask:
-    """Masks of the test pictures by a linear layer on the frozen encoder's maps (``linear_maps``).
+def linear_masks(train: tuple[Images, Mask], test: Images, trial: Trial) -> Mask:
+    """Masks of the test images by a linear layer on the frozen encoder's maps (``linear_maps``).
 
-    train: pictures ``[N, *image.shape]`` in [0, 1] and masks ``[N, S, S]`` (or ``[N, D, S, S]``) of ``trial.classes``
-    values, 0 the background. The maps of the training pictures, unaltered, are computed once.
+    train: images ``[N, *image.shape]`` in [0, 1] and masks ``[N, S, S]`` (or ``[N, D, S, S]``) of ``trial.classes``
+    values, 0 the background. The maps of the training images, unaltered, are computed once.
     """
     seed, device, settings = stream_seed(trial.seed, "linear segmentation"), trial.device, trial.config.segmentation
     with seeded_torch(seed, "dropout"):
@@ -110,10 +110,10 @@ def linear_masks(train: tuple[Pictures, Mask], test: Pictures, trial: Trial) -> 
     return _likeliest((head([maps.to(device) for maps in part], test.shape[2:]) for part in found), train[1])
 
 
-def decoder_masks(train: tuple[Pictures, Mask], test: Pictures, trial: Trial) -> Mask:
+def decoder_masks(train: tuple[Images, Mask], test: Images, trial: Trial) -> Mask:
     """As ``linear_masks``, by a decoder over the encoder's pyramid; all weights of the encoder are trained with it.
 
-    Lower layers learn more slowly (``segmentation.layer_decay``). Training pictures and their masks are flipped
+    Lower layers learn more slowly (``segmentation.layer_decay``). Training images and their masks are flipped
     together, as often as the modality's augmentation preset flips.
     """
     seed, device = stream_seed(trial.seed, "decoder segmentation"), trial.device
@@ -124,19 +124,19 @@ def decoder_masks(train: tuple[Pictures, Mask], test: Pictures, trial: Trial) ->
         network = Segmenter(trial.encoder(0.0), trial).to(device)
 
         def logits(chosen: Tensor) -> tuple[Tensor, Tensor]:
-            pictures, truth = flipped(shown[chosen], masks[chosen], augmentation.preset, views)
-            return network(augmentation.plain(pictures.to(device))), truth.to(device)
+            images, truth = flipped(shown[chosen], masks[chosen], augmentation.preset, views)
+            return network(augmentation.plain(images.to(device))), truth.to(device)
 
         optimiser = optimiser_for(network, settings.learning_rate, settings.layer_decay, settings.weight_decay)
         fit(network, optimiser, logits, len(shown), trial, seed)
     network.eval()
-    return _likeliest((network(pictures) for pictures in _standardised(test, trial)), train[1])
+    return _likeliest((network(images) for images in _standardised(test, trial)), train[1])
 
 
 def fit(
     network: nn.Module, optimiser: torch.optim.Optimizer, logits: Logits, count: int, trial: Trial, seed: int
 ) -> None:
-    """Train in place on ``count`` pictures; of a parameter group ``scale`` is its multiple of the rate."""
+    """Train in place on ``count`` images; of a parameter group ``scale`` is its multiple of the rate."""
     from monai.losses.dice import DiceCELoss  # seconds to import, and most tasks are none of segmentation
 
     settings = trial.config.segmentation
@@ -148,48 +148,48 @@ def fit(
         take_step(network, optimiser, loss_of(found, truth[:, None].long()))
 
 
-def flipped(pictures: Tensor, masks: Tensor, preset: Preset, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures ``[B, C, ...]`` and masks ``[B, ...]``, some mirrored left-right and some up-down, both alike."""
+def flipped(images: Tensor, masks: Tensor, preset: Preset, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images ``[B, C, ...]`` and masks ``[B, ...]``, some mirrored left-right and some up-down, both alike."""
     draws = torch.rand(2, len(masks), generator=generator)
     for axis, share, draw in ((-1, preset.horizontal_flip, draws[0]), (-2, preset.vertical_flip, draws[1])):
         mirrored = draw < share
-        pictures = torch.where(_per_picture(mirrored, pictures), pictures.flip(axis), pictures)
-        masks = torch.where(_per_picture(mirrored, masks), masks.flip(axis), masks)
-    return pictures, masks
+        images = torch.where(_per_image(mirrored, images), images.flip(axis), images)
+        masks = torch.where(_per_image(mirrored, masks), masks.flip(axis), masks)
+    return images, masks
 
 
-def _per_picture(values: Tensor, like: Tensor) -> Tensor:
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def enlarged(logits: Tensor, sides: Sequence[int]) -> Tensor:
-    """Logits ``[B, K, *grid]`` at the picture's sides, by straight-line interpolation."""
+    """Logits ``[B, K, *grid]`` at the image's sides, by straight-line interpolation."""
     mode = "bilinear" if len(sides) == 2 else "trilinear"
     return functional.interpolate(logits, tuple(sides), mode=mode, align_corners=False)
 
 
-def linear_maps(encoder: nn.Module, pictures: Tensor) -> list[Tensor]:
-    """What a linear layer sees of pictures: a ViT's last patch tokens on their grid, of others each stage's map.
+def linear_maps(encoder: nn.Module, images: Tensor) -> list[Tensor]:
+    """What a linear layer sees of images: a ViT's last patch tokens on their grid, of others each stage's map.
 
-    In words that hold for both: of the pyramid the last map on each grid. Grids finer than a quarter of the picture are
+    In words that hold for both: of the pyramid the last map on each grid. Grids finer than a quarter of the image are
     left out, as in feature pyramids for detection (Lin et al. 2017): they take the most memory and say the least. The
     last map alone has one place for 32 x 32 pixels in most convolutional networks and in Swin.
     """
-    *finer, last = feature_pyramid(encoder, pictures)
-    on_grid = {tuple(maps.shape[2:]): maps for maps in finer if 4 * maps.shape[-1] <= pictures.shape[-1]}
+    *finer, last = feature_pyramid(encoder, images)
+    on_grid = {tuple(maps.shape[2:]): maps for maps in finer if 4 * maps.shape[-1] <= images.shape[-1]}
     return list((on_grid | {tuple(last.shape[2:]): last}).values())
 
 
-def _standardised(pictures: Pictures, trial: Trial) -> Iterator[Tensor]:
-    """The pictures, standardised, on the device, as many at once as memory bears."""
+def _standardised(images: Images, trial: Trial) -> Iterator[Tensor]:
+    """The images, standardised, on the device, as many at once as memory bears."""
     augmentation = Augmentation(trial.image)
-    for part in torch.split(torch.from_numpy(pictures), trial.image.at_once(PICTURES_AT_ONCE)):
+    for part in torch.split(torch.from_numpy(images), trial.image.at_once(IMAGES_AT_ONCE)):
         yield augmentation.plain(part.to(trial.device))
 
 
-def _frozen_maps(encoder: nn.Module, pictures: Pictures, trial: Trial) -> Iterator[Maps]:
-    """Maps ``[B, D, *grid]`` of the pictures, without gradient, on the CPU."""
-    for part in _standardised(pictures, trial):
+def _frozen_maps(encoder: nn.Module, images: Images, trial: Trial) -> Iterator[Maps]:
+    """Maps ``[B, D, *grid]`` of the images, without gradient, on the CPU."""
+    for part in _standardised(images, trial):
         with torch.no_grad():
             maps = [found.float().cpu() for found in linear_maps(encoder, part)]
         yield maps

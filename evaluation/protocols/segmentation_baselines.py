@@ -1,4 +1,4 @@
-"""Floors of segmentation without an encoder: nothing anywhere, and each pixel by its intensity and place."""
+"""Baselines of segmentation without an encoder: nothing anywhere, and each pixel by its intensity and place."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from foundation.randomness import numpy_generator
 SAMPLED = 20_000
 """Training pixels that the regression is fitted on."""
 BLURS = (1 / 64, 1 / 16)
-"""Deviations of the two Gaussian blurs, as shares of the picture's side."""
+"""Deviations of the two Gaussian blurs, as shares of the image's side."""
 
 Mask = NDArray[np.uint8]
 
@@ -25,17 +25,17 @@ def background_masks(shape: Sequence[int]) -> Mask:
 
 
 def pixel_masks(train: tuple[NDArray[Any], NDArray[Any]], test: NDArray[Any], classes: int, seed: int) -> Mask:
-    """Masks of the test pictures by a logistic regression over single pixels (voxels).
+    """Masks of the test images by a logistic regression over single pixels (voxels).
 
     Each pixel has its intensities, those of two Gaussian blurs, and its place. The regression is fitted on 20,000
     training pixels, equally many of each class, so that rare structures count; the classes' true shares then come back
     as priors, and the likeliest class is taken.
 
-    train: pictures ``[N, C, S, S]`` (or ``[N, C, D, S, S]``) in [0, 1] and masks ``[N, S, S]`` of ``classes`` values.
+    train: images ``[N, C, S, S]`` (or ``[N, C, D, S, S]``) in [0, 1] and masks ``[N, S, S]`` of ``classes`` values.
     """
-    pictures, masks = train
+    images, masks = train
     chosen, values, present = _sample(masks, classes, seed)
-    described = _described_pixels(pictures, chosen)
+    described = _described_pixels(images, chosen)
     if len(present) == 1:
         return np.full((len(test), *test.shape[2:]), present[0], dtype=np.uint8)
     standard = Standard.of(described)
@@ -43,16 +43,16 @@ def pixel_masks(train: tuple[NDArray[Any], NDArray[Any]], test: NDArray[Any], cl
     fitted = next(path(standard(described), codes, len(present), (1.0,)))
     counts = np.bincount(masks.reshape(-1), minlength=classes)[present]
     prior = counts / np.bincount(codes)  # up to a factor: true share by sampled share
-    found = [(fitted.probabilities(standard(described_pixels(picture))) * prior).argmax(1) for picture in test]
+    found = [(fitted.probabilities(standard(described_pixels(image))) * prior).argmax(1) for image in test]
     return np.asarray(present[np.stack(found)], dtype=np.uint8).reshape(len(test), *test.shape[2:])
 
 
-def described_pixels(picture: NDArray[Any]) -> FloatArray:
-    """``[pixels, F]`` of one picture ``[C, *sides]``: intensities, two blurs of them, places and their squares.
+def described_pixels(image: NDArray[Any]) -> FloatArray:
+    """``[pixels, F]`` of one image ``[C, *sides]``: intensities, two blurs of them, places and their squares.
 
     Places run from -1 to 1; with the square a class can be likelier in the middle than on both sides.
     """
-    exact, sides = picture.astype(np.float64), picture.shape[1:]
+    exact, sides = image.astype(np.float64), image.shape[1:]
     blurred = [ndimage.gaussian_filter(exact, (0, *(share * side for side in sides))) for share in BLURS]
     lines = [(2 * np.arange(side) + 1) / side - 1 for side in sides]
     places = np.stack(np.meshgrid(*lines, indexing="ij"))
@@ -71,8 +71,8 @@ def _sample(masks: NDArray[Any], classes: int, seed: int) -> tuple[IntArray, Int
     return places, flat[places].astype(np.int64), np.array(present, dtype=np.int64)
 
 
-def _described_pixels(pictures: NDArray[Any], chosen: IntArray) -> FloatArray:
-    """``[len(chosen), F]``, a picture at a time."""
-    pixels = int(np.prod(pictures.shape[2:]))
+def _described_pixels(images: NDArray[Any], chosen: IntArray) -> FloatArray:
+    """``[len(chosen), F]``, an image at a time."""
+    pixels = int(np.prod(images.shape[2:]))
     number, place = np.divmod(chosen, pixels)
-    return np.concatenate([described_pixels(pictures[one])[place[number == one]] for one in np.unique(number)])
+    return np.concatenate([described_pixels(images[one])[place[number == one]] for one in np.unique(number)])

@@ -1,4 +1,4 @@
-"""The optimiser's steps of heads that are trained on labels: how many, which pictures, at which rate."""
+"""The optimiser's steps of heads that are trained on labels: how many, which images, at which rate."""
 
 from collections.abc import Iterator
 
@@ -10,12 +10,12 @@ from foundation.randomness import numpy_generator
 
 LEAST_STEPS = 300
 """Optimiser steps of a dense head: small training sets are passed more often than its ``epochs`` say until there are as
-many. 30 passes over 20 pictures teach a new head nothing."""
+many. 30 passes over 20 images teach a new head nothing."""
 LARGEST_GRADIENT = 1.0
 
 
 def batches(count: int, epochs: int, batch: int, seed: int) -> Iterator[tuple[float, Tensor]]:
-    """How much of the training is done at the middle of a step, and the places ``[B]`` of the pictures it takes."""
+    """How much of the training is done at the middle of a step, and the places ``[B]`` of the images it takes."""
     order = numpy_generator(seed, "order")
     a_pass = -(-count // batch)
     passes = max(epochs, -(-LEAST_STEPS // a_pass))

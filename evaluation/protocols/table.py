@@ -1,4 +1,4 @@
-"""The table of protocols: what is done with an encoder and labelled pictures to get predictions for held pictures."""
+"""The table of protocols: what is done with an encoder and labelled images to get predictions for held images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from evaluation.protocols.trial import Trial
 
 @dataclass(frozen=True)
 class RoleSamples:
-    """Pictures of one role.
+    """Images of one role.
 
-    x: features ``[N, D]`` float64, or pictures ``[N, *image.shape]`` float32 in [0, 1], as the protocol reads; y: what
-    is asked of them (held pictures: None): codes ``[N]`` or ``[N, K]``, numbers ``[N]``, masks ``[N, ...]``, boxes;
+    x: features ``[N, D]`` float64, or images ``[N, *image.shape]`` float32 in [0, 1], as the protocol reads; y: what
+    is asked of them (held images: None): codes ``[N]`` or ``[N, K]``, numbers ``[N]``, masks ``[N, ...]``, boxes;
     patient: ``[N]``.
     """
 
@@ -34,7 +34,7 @@ class RoleSamples:
 
 
 Predict = Callable[[RoleSamples, RoleSamples, RoleSamples, Trial], Any]
-"""Training, validation and held pictures to predictions for the held ones."""
+"""Training, validation and held images to predictions for the held ones."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Protocol:
     weights of the encoder change, so that from random weights it is supervised training without pretraining.
     """
 
-    reads: Literal["features", "pictures"]
+    reads: Literal["features", "images"]
     summary: str
     predict: dict[TaskKind, Predict]
     trains_encoder: bool = False
@@ -115,34 +115,34 @@ PROTOCOLS: dict[str, Protocol] = {
         by_patient=True,
     ),
     "finetune": Protocol(
-        "pictures",
+        "images",
         "all weights trained further on the labels, a fixed number of epochs",
         {kind: _finetune(outcome) for kind, outcome in _FINETUNED.items()},
         trains_encoder=True,
     ),
     "finetune_last": Protocol(
-        "pictures",
+        "images",
         "the last layers trained further on the labels, the others frozen",
         {kind: _finetune(outcome, last=True) for kind, outcome in _FINETUNED.items()},
     ),
     "linear_segmentation": Protocol(
-        "pictures",
-        "a linear layer on the frozen encoder's maps, enlarged to the picture",
+        "images",
+        "a linear layer on the frozen encoder's maps, enlarged to the image",
         {"segmentation": lambda train, val, held, trial: linear_masks((train.x, train.y), held.x, trial)},
     ),
     "decoder_segmentation": Protocol(
-        "pictures",
+        "images",
         "a UNETR-style decoder, trained with all weights of the encoder",
         {"segmentation": lambda train, val, held, trial: decoder_masks((train.x, train.y), held.x, trial)},
         trains_encoder=True,
     ),
     "frozen_detection": Protocol(
-        "pictures",
+        "images",
         "a centre-based head on the frozen encoder's feature map",
         {"detection": lambda train, val, held, trial: frozen_detections((train.x, train.y), held.x, trial)},
     ),
     "finetune_detection": Protocol(
-        "pictures",
+        "images",
         "a centre-based head, trained with all weights of the encoder",
         {"detection": lambda train, val, held, trial: finetune_detections((train.x, train.y), held.x, trial)},
         trains_encoder=True,

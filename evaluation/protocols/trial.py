@@ -1,4 +1,4 @@
-"""What a protocol knows beside labelled pictures."""
+"""What a protocol knows beside labelled images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from evaluation.report.role_words import floor_wording
+from evaluation.report.role_words import baseline_wording
 from evaluation.report.run_folder import RunFolder
 from evaluation.report.sentences import NAMES, SENTENCES, Verdict
 from evaluation.report.tables.equal_budgets import equal_in, trained_arms
@@ -43,7 +43,18 @@ class Contrast:
 
 
 BASELINE, RIVAL = "baseline", "rival"
-_CONTRAST_ORDER = (BASELINE, RIVAL, "natural", "random", "pixels", "alone", "pooled", "supervised", "majority", "other")
+_CONTRAST_ORDER = (
+    BASELINE,
+    RIVAL,
+    "pretrained-init",
+    "random",
+    "pixels",
+    "local-only",
+    "centralised",
+    "supervised",
+    "majority",
+    "other",
+)
 
 
 def verdict_of(figure: MetricValue, less_is_better: bool = False) -> Verdict:
@@ -110,16 +121,16 @@ def _contrast(
     arm, who = folder.arm(other), folder.arm(own).short
     kind = BASELINE if folder.is_base(own, other) else RIVAL if other in folder.leads else arm.kind
     verdict = verdict_of(figure, question.metric.lower() in LESS_IS_BETTER)
-    told, there = figures.get(own), figures.get(other)
+    reported, there = figures.get(own), figures.get(other)
     wording = SENTENCES.get(kind, SENTENCES["other"]) if folder.about_one else SENTENCES["named"]
     sentence = wording[verdict].format(
         units=folder.unit,
         metric=metric_title(question.metric),
-        own=number(told.value) if told else "not on record",
+        own=number(reported.value) if reported else "not on record",
         there=number(there.value) if there else "a figure that is not on record",
         who=who,
         title=_name(folder, arm.kind, arm.short),
-        floor=floor_wording(Role.PIXELS, folder.kind),
+        baseline=baseline_wording(Role.PIXELS, folder.kind),
         base=NAMES[folder.baseline] if folder.about_one else _name(folder, arm.kind, arm.short),
         apart=_apart(figure),
         bracket=_bracket(figure, verdict),
@@ -132,7 +143,7 @@ def _contrast(
 def _name(folder: RunFolder, role: Role, title: str) -> str:
     """The other arm within a sentence."""
     if role in (Role.PIXELS, Role.MAJORITY):
-        return floor_wording(role, folder.kind)
+        return baseline_wording(role, folder.kind)
     if not folder.about_one:
         return title if role in (*LEADS, Role.OTHER) else title[0].lower() + title[1:]
     if role is Role.SUPERVISED and folder.baseline is Role.NATURAL:
@@ -247,12 +258,12 @@ def worth_telling(found: list[Contrast]) -> list[Contrast]:
     return [item for item in found if item.kind != "majority" or item.verdict is not Verdict.BETTER]
 
 
-def tally(found: list[Contrast], equal: Literal["pictures", "passes", ""]) -> str:
+def tally(found: list[Contrast], equal: Literal["images", "passes", ""]) -> str:
     """Whether training together helped: the federated encoder against each site alone; "" without such arms.
 
     equal: in what the pretraining of both was.
     """
-    alone = [contrast for contrast in found if contrast.kind == "alone"]
+    alone = [contrast for contrast in found if contrast.kind == "local-only"]
     if not alone:
         return ""
     parts = [
@@ -273,7 +284,7 @@ def tally(found: list[Contrast], equal: Literal["pictures", "passes", ""]) -> st
         lead = f"Training together was {'better' if Verdict.BETTER in verdicts else 'worse'} than some sites only"
     else:
         lead = "Whether training together helped is not clear"
-    ways = {"pictures": ", with as many pictures seen,", "passes": ", with each picture seen as often,", "": ""}
+    ways = {"images": ", with as many images seen,", "passes": ", with each image seen as often,", "": ""}
     return f"{lead}: against each site on its own{ways[equal]} the federated encoder is {'; '.join(said)}."
 
 

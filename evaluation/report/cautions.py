@@ -44,7 +44,7 @@ def demonstration_text(folder: RunFolder) -> str:
     seeds = training_seeds(folder)
     what = "one pretraining seed" if seeds in (None, 1) else f"{seeds} pretraining seeds"
     return (
-        f"This is a demonstration: {what}; a short training on few pictures. It shows that the software works from "
+        f"This is a demonstration: {what}; a short training on few images. It shows that the software works from "
         "end to end. It is no evidence for or against a method."
     )
 
@@ -79,17 +79,17 @@ def _on_purpose(folder: RunFolder) -> Iterator[tuple[str, str]]:
 
 
 def elsewhere_text(folder: RunFolder) -> str:
-    """Where the pictures of a run that hospitals made came from, and what cannot be known of them; "" for others."""
+    """Where the images of a run that hospitals made came from, and what cannot be known of them; "" for others."""
     if not folder.pretrained_elsewhere:
         return ""
     if not folder.about_one:
         return (
-            "Not all pretrained here: what some of these encoders were trained on is not on record. Whether pictures "
+            "Not all pretrained here: what some of these encoders were trained on is not on record. Whether images "
             "of this test, or of the same people, were among it cannot be seen from here."
         )
     return (
-        "Judged away from the hospitals: the labelled pictures are the evaluator’s own and none was taken from a site "
-        "for this. Whether these pictures are also at a site cannot be seen from here."
+        "Judged away from the hospitals: the labelled images are the evaluator’s own and none was taken from a site "
+        "for this. Whether these images are also at a site cannot be seen from here."
     )
 
 
@@ -99,20 +99,20 @@ def _on_origin(folder: RunFolder) -> Iterator[tuple[str, str]]:
     if not folder.about_one:
         yield (
             "Encoders from elsewhere.",
-            "They differ in more than one thing: architecture, size, pictures, method, length of training. A "
-            "difference does not say which of these it comes from; and if pictures of this test were in the training "
+            "They differ in more than one thing: architecture, size, images, method, length of training. A "
+            "difference does not say which of these it comes from; and if images of this test were in the training "
             "of one, its figures are too good.",
         )
         return
     yield (
-        "Whether these pictures are also at a site cannot be seen from here.",
-        "The sites’ pictures never left them, so that no duplicates could be looked for. If these pictures, or others "
+        "Whether these images are also at a site cannot be seen from here.",
+        "The sites’ images never left them, so that no duplicates could be looked for. If these images, or others "
         "of the same people, were in the pretraining, the figures of the federated encoder are too good.",
     )
     yield (
-        "Not the hospitals’ pictures.",
-        "The figures are of the evaluator’s pictures. How the encoder does on those of a site that took part, only "
-        "labelled pictures of that site can show.",
+        "Not the hospitals’ images.",
+        "The figures are of the evaluator’s images. How the encoder does on those of a site that took part, only "
+        "labelled images of that site can show.",
     )
 
 
@@ -127,7 +127,7 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
     if folder.cluster_units:
         yield (
             "The intervals are optimistic.",
-            "The data name no patients, so near-duplicate pictures were grouped and the group is the unit. Pictures "
+            "The data name no patients, so near-duplicate images were grouped and the group is the unit. Images "
             "of one patient may still be spread over several units, and over training and test.",
         )
     seeds = training_seeds(folder)
@@ -155,8 +155,8 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
             f"Intervals are over {folder.unit} only; the spread over the {seeds} training seeds is shown apart, and "
             f"{seeds} seeds give a rough idea of it at best.",
         )
-    told = worth_telling(found)
-    if several := holm_sentence([item.title for item in told], [item.p for item in told]):
+    answer = worth_telling(found)
+    if several := holm_sentence([item.title for item in answer], [item.p for item in answer]):
         yield (
             "Several comparisons.",
             f"{several} Every interval on this page is for its own comparison; with so many, one may exclude zero "
@@ -166,16 +166,16 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
 
 def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]:
     kinds = {folder.arm(str(name)).kind for name in folder.results["encoder"].unique()}
-    if folder.about_one and "federated" in kinds and not kinds & {"alone", "pooled"}:
+    if folder.about_one and "federated" in kinds and not kinds & {"local-only", "centralised"}:
         yield (
             "Whether training together helped was not asked.",
-            "No site was pretrained alone and no pictures were pooled, so nothing here says what the federation gained "
+            "No site was pretrained alone and no images were pooled, so nothing here says what the federation gained "
             "over either.",
         )
-    if "pooled" in kinds:
+    if "centralised" in kinds:
         yield (
             "Pooled is a reference, not a ceiling.",
-            "It saw each picture about as often, in one place. It is not the best that pooling could do, and a "
+            "It saw each image about as often, in one place. It is not the best that pooling could do, and a "
             "federated encoder may come out above it.",
         )
     if (folder.results["protocol"] == "knn").any():
@@ -225,7 +225,7 @@ def _on_data(folder: RunFolder) -> Iterator[tuple[str, str]]:
         yield (
             "Features were collapsing.",
             f"In training ({', '.join(arms)}) the features of {', '.join(sites)} were becoming all alike in some "
-            "rounds. Such an encoder says little of its pictures: look at the curve output_spread before using it.",
+            "rounds. Such an encoder says little of its images: look at the curve output_spread before using it.",
         )
     if folder.missing:
         yield (

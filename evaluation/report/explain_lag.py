@@ -1,4 +1,4 @@
-"""Why a federated encoder lags one of pooled pictures, as far as the run's figures say: what goes with it, in words."""
+"""Why a federated encoder lags a centralised one, as far as the run's figures say: what goes with it, in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +19,19 @@ from foundation.files import read_jsonl
 
 COSINE_APART = 0.1
 """A site stands apart in a layer where its cosine is so far below that of every other site. Three sites of 24
-pictures each, all of one kind, lay within 0.06 of each other; with those of one inverted it lay 0.13 to 0.17 below."""
+images each, all of one kind, lay within 0.06 of each other; with those of one inverted it lay 0.13 to 0.17 below."""
 LENGTH_APART = 3.0
 """So many times as long (or as short) as the others' updates, in most layers. Steps of AdamW are about equally long, so
 this is what some three times as many steps come to, or a loss that never settles."""
 INTENSITY_APART = 0.05
 """Distance of grey values, as a share of the way from black to white. Four hospitals' MRI (lgg_mri_128) lay 0.01 from
-each other; inverted pictures lie above 0.5."""
+each other; inverted images lie above 0.5."""
 LEAKAGE_APART = 0.1
-"""So much better can the site be told from the federated features than from the pooled ones (balanced accuracy)."""
+"""So much better is the site told from federated than from centralised features (balanced accuracy)."""
 SIZE_APART = 10.0
-"""The largest site has so many times the pictures of the smallest: a fold by pictures then hardly hears the latter."""
+"""The largest site has so many times the images of the smallest: a fold by images then hardly hears the latter."""
 BINS = 32
-_PICTURES = 500  # of a site, evenly spread: more would not move a histogram of 32 bins
+_IMAGES = 500  # of a site, evenly spread: more would not move a histogram of 32 bins
 _AT_ONCE = 64
 
 
@@ -48,7 +48,7 @@ class Evidence:
     """What a run knows of the sites that trained together; what it does not know is empty.
 
     divergence: by site and layer. histograms: by site, shares of ``BINS`` grey values. leakage: how well the site is
-    told from the federated and from the pooled features. collapsing: sites with that alarm. sizes: pictures by site.
+    told from the federated and from the pooled features. collapsing: sites with that alarm. sizes: images by site.
     """
 
     divergence: Mapping[str, Mapping[str, SiteLayer]] = field(default_factory=dict)
@@ -59,13 +59,13 @@ class Evidence:
 
 
 def explain_lag(folder: RunFolder) -> list[str]:
-    """Sentences on each federated encoder beside the pooled one; [] where there is none of either.
+    """Sentences on each federated encoder beside the centralised one; [] where there is none of either.
 
     Reasons are looked for only where the whole interval of the difference lies on the worse side of zero.
     """
     lines = []
     for contrast in contrasts(folder, main_question(folder)):
-        if contrast.kind == "pooled" and folder.arm(contrast.own).kind == "federated":
+        if contrast.kind == "centralised" and folder.arm(contrast.own).kind == "federated":
             lines.append(_verdict_line(folder, contrast))
             if contrast.verdict is Verdict.WORSE:
                 lines += reasons(_evidence(folder, contrast))
@@ -98,7 +98,7 @@ def reasons(evidence: Evidence) -> list[str]:
 
 
 def _on_site(evidence: Evidence, site: str) -> str:
-    """Where one site's updates and pictures differ from all others', "" where neither does."""
+    """Where one site's updates and images differ from all others', "" where neither does."""
     parts = [part for part in (_direction(evidence, site), _length(evidence, site)) if part]
     distances = intensity_distances(evidence.histograms)
     if distances.get(site, 0.0) >= INTENSITY_APART:
@@ -149,7 +149,7 @@ def _on_pair(evidence: Evidence) -> str:
     mean = fmean(layers[name].cosine for name in apart)
     return (
         f"The updates of {first} and {second} point away from each other in {_listed(apart, list(layers))} (cosine "
-        f"{number(mean)}). With two sites it cannot be said which of them is unlike the pooled pictures."
+        f"{number(mean)}). With two sites it cannot be said which of them is unlike the others."
     )
 
 
@@ -165,10 +165,10 @@ def _on_collapse(evidence: Evidence) -> str:
 def _on_leakage(evidence: Evidence) -> str:
     if evidence.leakage is None or evidence.leakage[0] - evidence.leakage[1] < LEAKAGE_APART:
         return ""
-    own, pooled = map(number, evidence.leakage)
+    own, centralised = map(number, evidence.leakage)
     return (
-        f"The site can be told from the federated features better than from the pooled ones (balanced accuracy {own}, "
-        f"pooled {pooled}): they hold more of what differs between sites. What differs may be patients, not scanners."
+        f"The site can be told from the federated features better than from centralised ones (balanced accuracy {own}, "
+        f"pooled {centralised}): they hold more of what differs between sites. It may be patients, not scanners."
     )
 
 
@@ -179,9 +179,9 @@ def _on_sizes(evidence: Evidence) -> str:
     if evidence.sizes[large] < SIZE_APART * evidence.sizes[small]:
         return ""
     return (
-        f"The sites' sizes are far apart: {large} has {evidence.sizes[large]} pictures, "
-        f"{small} {evidence.sizes[small]}. An update that counts by pictures is then nearly the largest site's; "
-        "pooling too sees mostly its pictures."
+        f"The sites' sizes are far apart: {large} has {evidence.sizes[large]} images, "
+        f"{small} {evidence.sizes[small]}. An update that counts by images is then nearly the largest site's; "
+        "pooling too sees mostly its images."
     )
 
 
@@ -208,15 +208,15 @@ def _listed(apart: Sequence[str], layers: Sequence[str]) -> str:
 
 
 def intensity_histograms(inputs: Inputs) -> dict[str, FloatArray]:
-    """By site, the shares of ``BINS`` equal bins of grey values from 0 to 1 in its pictures, as an encoder sees them.
+    """By site, the shares of ``BINS`` equal bins of grey values from 0 to 1 in its images, as an encoder sees them.
 
-    Of training and held pictures with a label, at most 500 a site, evenly spread over them.
+    Of training and held images with a label, at most 500 a site, evenly spread over them.
     """
-    view, pictures = inputs.view(), inputs.pictures
+    view, images = inputs.view(), inputs.images
     found = {}
-    for site in sorted(set(pictures.site.tolist())):
-        places = np.flatnonzero(pictures.site == site).astype(np.int64)
-        places = places[np.linspace(0, len(places) - 1, min(_PICTURES, len(places))).astype(np.int64)]
+    for site in sorted(set(images.site.tolist())):
+        places = np.flatnonzero(images.site == site).astype(np.int64)
+        places = places[np.linspace(0, len(places) - 1, min(_IMAGES, len(places))).astype(np.int64)]
         counts = np.zeros(BINS)
         for start in range(0, len(places), _AT_ONCE):
             values = view.read(places[start : start + _AT_ONCE]).numpy()
@@ -245,7 +245,7 @@ def intensity_distances(histograms: Mapping[str, FloatArray]) -> dict[str, float
 
 def _evidence(folder: RunFolder, contrast: Contrast) -> Evidence:
     arm, curves = contrast.own, folder.curves[folder.curves["arm"] == contrast.own]
-    sizes = {str(site): int(n) for site, n in curves.groupby("site")["pictures"].max().dropna().items()}
+    sizes = {str(site): int(n) for site, n in curves.groupby("site")["images"].max().dropna().items()}
     return Evidence(
         divergence=read_divergence(folder, arm),
         histograms=_histograms(folder, [*sizes]),
@@ -274,7 +274,7 @@ def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _histograms(folder: RunFolder, sites: Sequence[str]) -> dict[str, FloatArray]:
-    """Of the sites that trained; {} where this run's pictures are not theirs, or not there."""
+    """Of the sites that trained; {} where this run's images are not theirs, or not there."""
     try:
         found = intensity_histograms(read_inputs(folder.path, show=False))
     except FedpretextError:
@@ -282,8 +282,8 @@ def _histograms(folder: RunFolder, sites: Sequence[str]) -> dict[str, FloatArray
     return {site: shares for site, shares in found.items() if site in sites}
 
 
-def _leakage(folder: RunFolder, own: str, pooled: str) -> tuple[float, float] | None:
+def _leakage(folder: RunFolder, own: str, centralised: str) -> tuple[float, float] | None:
     rows = folder.results
     rows = rows[(rows["metric"] == "site_leakage") & (rows["site"] == ALL)].dropna(subset=["value"])
     values = {str(arm): float(value) for arm, value in zip(rows["encoder"], rows["value"], strict=True)}
-    return (values[own], values[pooled]) if {own, pooled} <= values.keys() else None
+    return (values[own], values[centralised]) if {own, centralised} <= values.keys() else None

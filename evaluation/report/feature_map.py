@@ -1,4 +1,4 @@
-"""The scatter of features in the report: held pictures on two principal components, by label and by site."""
+"""The scatter of features in the report: held images on two principal components, by label and by site."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ MOST_NAMES = 12
 
 
 def feature_panels(folder: RunFolder) -> list[Panel]:
-    """Two panels of the features of test and left-out pictures, first fold and seed, of the first encoder in question.
+    """Two panels of the features of test and left-out images, first fold and seed, of the first encoder in question.
 
-    None when evaluation kept no features, or the run's pictures and weights are no longer in their place.
+    None when evaluation kept no features, or the run's images and weights are no longer in their place.
     """
     if not any((folder.path / "evaluation" / "features").glob("*.npy")):
         return []
@@ -29,11 +29,11 @@ def feature_panels(folder: RunFolder) -> list[Panel]:
         encoder = next((encoder for encoder in inputs.encoders if encoder.arm in folder.leads), None)
         if encoder is None:
             return []
-        held = inputs.pictures.where(encoder.fold, *HELD)
+        held = inputs.images.where(encoder.fold, *HELD)
         table = features_of(inputs, encoder)[held]
     except FedpretextError:
         return []
-    return scatter_panels(table, list(inputs.pictures.label[held]), list(inputs.pictures.site[held]))
+    return scatter_panels(table, list(inputs.images.label[held]), list(inputs.images.site[held]))
 
 
 def scatter_panels(features: FloatArray, labels: Sequence[str], sites: Sequence[str]) -> list[Panel]:
@@ -43,7 +43,7 @@ def scatter_panels(features: FloatArray, labels: Sequence[str], sites: Sequence[
     """
     if len(features) < 3 or features.shape[1] < 2:
         return []
-    # Every k-th would follow any order that the pictures have, so the ones that are shown are drawn by lot.
+    # Every k-th would follow any order that the images have, so the ones that are shown are drawn by lot.
     lot = numpy_generator(0, "scatter").permutation(len(features))[:MOST_POINTS]
     points = principal_components(features)[lot]
     return [

@@ -31,14 +31,14 @@ def arms_caption(folder: RunFolder, question: Question) -> str:
     counts = {figure.n for figure in figures if figure.n is not None}
     units = f" ({'–'.join(str(n) for n in sorted({min(counts), max(counts)}))} {folder.unit})" if counts else ""
     seeds = " Small marks: single training seeds." if any(figure.seeds for figure in figures) else ""
-    floor, has_majority = "", Role.MAJORITY in folder.roles.values()
+    baseline, has_majority = "", Role.MAJORITY in folder.roles.values()
     if question.metric.lower() == "auroc":
-        floor = " Chance is 0.50"
-        floor += "; the majority class is there by definition and is not drawn." if has_majority else "."
+        baseline = " Chance is 0.50"
+        baseline += "; the majority class is there by definition and is not drawn." if has_majority else "."
     return (
         f"{metric_title(question.metric)} of each encoder on unseen {folder.unit}{units}: "
         f"{protocol_title(question.protocol)}, {all_labels(question)}. Lines are 95 % "
-        f"intervals over {folder.unit}; a hollow point has none.{seeds}{floor}"
+        f"intervals over {folder.unit}; a hollow point has none.{seeds}{baseline}"
     )
 
 

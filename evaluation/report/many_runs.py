@@ -105,7 +105,7 @@ def _part(task: str, members: Sequence[Member]) -> TaskPart:
         if name in member.folder.leads or any(member.folder.is_base(lead, name) for lead in member.folder.leads)
     ]
     found, apart = _differences(members)
-    told = [item for item, _ in found]
+    answer = [item for item, _ in found]
     return TaskPart(
         task=task,
         asked="; ".join(asked),
@@ -113,8 +113,8 @@ def _part(task: str, members: Sequence[Member]) -> TaskPart:
         runs=tuple(member.title for member in members),
         rows=tuple(_rows(members, figures)),
         plot=forest(items, 0.0, "") if items and len({member.question.metric for member in members}) == 1 else None,
-        differences=forest(told, 0.0, "no difference", signed=True) if told else None,
-        several=holm_sentence([item.title for item in told], [p for _, p in found]),
+        differences=forest(answer, 0.0, "no difference", signed=True) if answer else None,
+        several=holm_sentence([item.title for item in answer], [p for _, p in found]),
         apart=tuple(apart),
     )
 
@@ -167,7 +167,7 @@ def _scores(member: Member) -> pd.DataFrame:
 
 
 def _not_comparable(first: Member, second: Member, one: pd.DataFrame, two: pd.DataFrame) -> str:
-    """Why two runs' encoders are not subtracted; "" where pictures and labels of the test are the same."""
+    """Why two runs' encoders are not subtracted; "" where images and labels of the test are the same."""
     if one.empty or two.empty:
         return "evaluation/scores.csv of one of them has no scores of the encoder in question"
     if first.question != second.question:
@@ -176,12 +176,12 @@ def _not_comparable(first: Member, second: Member, one: pd.DataFrame, two: pd.Da
         return "their classes differ"
     tested = [_tested(table) for table in (one, two)]
     if not tested[0][_WHOSE].equals(tested[1][_WHOSE]):
-        return "not tested on the same pictures of the same patients"
-    return "" if tested[0].equals(tested[1]) else "the same pictures have other labels"
+        return "not tested on the same images of the same patients"
+    return "" if tested[0].equals(tested[1]) else "the same images have other labels"
 
 
 def _tested(table: pd.DataFrame) -> pd.DataFrame:
-    """Which pictures were tested, and what is true of them, once each and in order."""
+    """Which images were tested, and what is true of them, once each and in order."""
     truth = [name for name in table if name == "label" or str(name).startswith("truth")]
     once = table[[*_WHOSE, *truth]].drop_duplicates(_WHOSE)
     return once.sort_values(_WHOSE, ignore_index=True)

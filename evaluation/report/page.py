@@ -37,23 +37,23 @@ from evaluation.tasks.leaks import leak_sentence
 from foundation.files import write_text
 
 REPORT_NAME = "report.html"
-_TOLD_FIRST = (BASELINE, "pixels", "alone")
+_TOLD_FIRST = (BASELINE, "pixels", "local-only")
 """Kinds that the answer speaks of where one encoder is in question."""
 _TOLD_OF_SEVERAL = (BASELINE, RIVAL, "pixels")
 
 
-def write_report(run: Path, pictures: bool = False) -> Path:
+def write_report(run: Path, images: bool = False) -> Path:
     """Write ``report.html`` into a run folder from its records, and a model card beside it; returns the page's path.
 
-    pictures: show test pictures as the encoders see them; the page then holds pictures of patients. Needs
+    images: show test images as the encoders see them; the page then holds images of patients. Needs
     ``results.csv``; what else is missing is named in the report. RunError when results.csv is missing or damaged.
     """
     page, folder = run / REPORT_NAME, read_run(run)
-    shown = panels(run, _shown(folder)) if pictures else []
+    shown = panels(run, _shown(folder)) if images else []
     titled = {one.title: folder.arm(one.name).short for one in folder.arms}
     shown = [replace(panel, encoder=titled.get(panel.encoder, panel.encoder)) for panel in shown]
-    explained = {"picture_titles": TITLES, "picture_explanations": EXPLANATIONS}
-    write_page(page, REPORT_NAME, page_values(folder) | explained | {"pictures": shown})
+    explained = {"image_titles": TITLES, "image_explanations": EXPLANATIONS}
+    write_page(page, REPORT_NAME, page_values(folder) | explained | {"images": shown})
     if folder.about_one and _is_there(folder):
         write_text(run / CARD_NAME, model_card(run, folder.leads[0]))
     return page
@@ -114,10 +114,10 @@ def sentences(folder: RunFolder, question: Question, found: list[Contrast]) -> l
     if len(folder.leads) < 2:
         return [item.sentence for item in worth_telling(found) if item.kind not in _TOLD_FIRST]
     sites = sites_of(select(folder, question))
-    told = [item for item in found if item.kind in _TOLD_OF_SEVERAL]
+    reported = [item for item in found if item.kind in _TOLD_OF_SEVERAL]
     return [
         f"{item.sentence} {at_single_sites(folder, question, item, sites) if item.kind == RIVAL else ''}".strip()
-        for item in told
+        for item in reported
     ]
 
 

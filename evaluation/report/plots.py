@@ -27,9 +27,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 KIND_STYLES: Mapping[str, tuple[str, str, str]] = {
     "federated": ("#0072B2", "o", "-"),
     "pretrained": ("#56B4E9", "h", "-"),
-    "pooled": ("#009E73", "s", "-"),
-    "alone": ("#E69F00", "^", "-"),
-    "natural": ("#CC79A7", "D", "-"),
+    "centralised": ("#009E73", "s", "-"),
+    "local-only": ("#E69F00", "^", "-"),
+    "pretrained-init": ("#CC79A7", "D", "-"),
     "supervised": ("#D55E00", "v", "-"),
     "random": ("#66707a", "P", "--"),
     "pixels": ("#000000", "X", ":"),
@@ -158,10 +158,10 @@ def _efficiency_panel(curves: Sequence[Curve], metric: str, title: str) -> Panel
     with _style():
         canvas, axes = _axes(4.7, 3.0)
         drawn = [curve for curve in curves if curve.points]
-        single = [curve for curve in drawn if curve.kind == "alone"]
+        single = [curve for curve in drawn if curve.kind == "local-only"]
         for index, curve in enumerate(drawn):
             # Arms of one site share a colour and one entry in the key; an underscore keeps the others out of it.
-            label = curve.title if curve.kind != "alone" else "one site alone" if curve is single[0] else "_"
+            label = curve.title if curve.kind != "local-only" else "one site, local-only" if curve is single[0] else "_"
             shift = 0.24 * ((index + 0.5) / len(drawn) - 0.5)
             _efficiency_line(axes, curve, names, shift, label)
         axes.set_xticks(range(len(names)), [fraction_title(name) for name in names])
@@ -255,6 +255,6 @@ def scatter_panel(points: NDArray[np.float64], groups: Sequence[str], title: str
         axes.set(xticks=[], yticks=[], xlabel="first principal component", ylabel="second")
         canvas.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, markerscale=1.8, handletextpad=0.1)
         canvas.set_dpi(200)
-        shown = f"{len(points)} pictures’ features on two principal components"
+        shown = f"{len(points)} images’ features on two principal components"
         alt = f"Scatter of {shown}, {title.lower()}: {', '.join(names)}."
         return _panel(title, alt, canvas)

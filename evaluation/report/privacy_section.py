@@ -7,7 +7,7 @@ from typing import Any
 from evaluation.report.run_folder import RunFolder
 
 _UNITS = {
-    "patient": "one patient with all pictures, over the whole study: noise at the sites, in every training step",
+    "patient": "one patient with all images, over the whole study: noise at the sites, in every training step",
     "site": "one hospital with all it has, over the whole study",
 }
 
@@ -69,6 +69,6 @@ def _noise(record: Mapping[str, Any]) -> str:
 
 
 def _others(folder: RunFolder) -> list[str]:
-    shown = [arm.short for arm in folder.arms if arm.kind in ("alone", "pooled")]
+    shown = [arm.short for arm in folder.arms if arm.kind in ("local-only", "centralised")]
     said = "The noise is in the difference to them, beside what else differs; no arm here is federated without it."
     return [f"No noise and no promise: {', '.join(shown)}. {said}"] if shown else []

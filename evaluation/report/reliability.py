@@ -10,7 +10,7 @@ from evaluation.statistics.held_scores import TEST, matrix
 from evaluation.statistics.metric_values import Question, arm_order
 
 _MOST = 4
-"""Curves in one picture; more cannot be told apart."""
+"""Curves in one image; more cannot be told apart."""
 
 
 def reliability_panels(folder: RunFolder, question: Question) -> list[Panel]:

@@ -1,18 +1,18 @@
-"""What an encoder is called by its role, where its run does not describe it: floors and supervised training."""
+"""What an encoder is called by its role, where its run does not describe it: baselines and supervised training."""
 
 from evaluation.statistics.results_schema import Role
 
 _TITLES = {
     Role.FEDERATED: "Federated",
     Role.RANDOM: "Random initialisation: no pretraining",
-    Role.POOLED: "Pooled pictures",
+    Role.POOLED: "Centralised",
     Role.NATURAL: "Starting weights as they are: no pretraining",
 }
 _SUPERVISED = {
     Role.RANDOM: "Supervised from scratch: the same labels, no pretraining",
     Role.NATURAL: "Supervised from the starting weights: the same labels, no pretraining",
 }
-_FLOORS: dict[Role, dict[str, tuple[str, str]]] = {
+_BASELINES: dict[Role, dict[str, tuple[str, str]]] = {
     Role.PIXELS: {
         "classification": (
             "Raw pixels: logistic regression, nothing pretrained",
@@ -29,29 +29,29 @@ _FLOORS: dict[Role, dict[str, tuple[str, str]]] = {
         ),
     },
     Role.MAJORITY: {
-        "classification": ("Majority class: no picture is looked at", "always answering the majority class"),
+        "classification": ("Majority class: no image is looked at", "always answering the majority class"),
         "multilabel": ("Shares: each finding by its frequency", "answering each finding by its frequency"),
-        "regression": ("Mean: no picture is looked at", "always answering the mean"),
-        "segmentation": ("Nothing: no structure in any picture", "finding no structure anywhere"),
-        "detection": ("Nothing: no box in any picture", "finding no box anywhere"),
+        "regression": ("Mean: no image is looked at", "always answering the mean"),
+        "segmentation": ("Nothing: no structure in any image", "finding no structure anywhere"),
+        "detection": ("Nothing: no box in any image", "finding no box anywhere"),
     },
 }
-"""Title and wording of each floor by what is asked of a picture; the first where nothing else is said."""
+"""Title and wording of each baseline by what is asked of an image; the first where nothing else is said."""
 
 
-def floor_wording(role: Role, task: str) -> str:
-    """The floor within a sentence; ``task``: what is asked of a picture."""
-    return _FLOORS[role].get(task, _FLOORS[role]["classification"])[1]
+def baseline_wording(role: Role, task: str) -> str:
+    """The baseline within a sentence; ``task``: what is asked of an image."""
+    return _BASELINES[role].get(task, _BASELINES[role]["classification"])[1]
 
 
 def title_of(name: str, role: Role, started_from: str, task: str) -> str:
     """A readable title for an encoder that the run did not describe.
 
     started_from: the role of the arm that supervised training started from, or that arm's name. task: what is asked of
-    a picture.
+    an image.
     """
-    if role in _FLOORS:
-        return _FLOORS[role].get(task, _FLOORS[role]["classification"])[0]
+    if role in _BASELINES:
+        return _BASELINES[role].get(task, _BASELINES[role]["classification"])[0]
     if role is Role.SUPERVISED:
         known = {str(base): title for base, title in _SUPERVISED.items()}
         return known.get(started_from, f"Supervised from {started_from}: the same labels, no pretraining")

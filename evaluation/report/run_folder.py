@@ -20,7 +20,7 @@ from foundation.errors import RunError
 from foundation.files import read_json, read_jsonl
 
 SPLIT_COLUMNS = ("image", "patient", "site", "label", "fold", "role")
-CURVE_COLUMNS = ("arm", "fold", "seed", "round", "site", "loss", "learning_rate", "pictures", "seconds")
+CURVE_COLUMNS = ("arm", "fold", "seed", "round", "site", "loss", "learning_rate", "images", "seconds")
 
 _CURVES = "arms/*/fold-*/seed-*/metrics.jsonl"
 
@@ -29,14 +29,14 @@ _CURVES = "arms/*/fold-*/seed-*/metrics.jsonl"
 class Arm:
     """One way of getting an encoder, and what it cost. ``kind`` says which.
 
-    passes: how often a picture was seen on average. base: the arm that its training started from, "" where the run
+    passes: how often an image was seen on average. base: the arm that its training started from, "" where the run
     does not say.
     """
 
     name: str
     title: str
     kind: Role
-    pictures: int | None = None
+    images: int | None = None
     optimiser_steps: int | None = None
     sequential_steps: int | None = None
     passes: float | None = None
@@ -140,7 +140,7 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """What is asked of a picture (``evaluation.config.TaskKind``), "" where the run does not say."""
+        """What is asked of an image (``evaluation.config.TaskKind``), "" where the run does not say."""
         return str(self.task.get("kind", ""))
 
     @property
@@ -154,12 +154,12 @@ class RunFolder:
 
     @property
     def cluster_units(self) -> bool:
-        """True when some figure counts picture clusters instead of patients."""
+        """True when some figure counts image clusters instead of patients."""
         return Unit.CLUSTER in {*self.results["unit"], *self.comparisons["unit"]}
 
     @property
     def unit(self) -> str:
-        return "picture clusters" if self.cluster_units else "patients"
+        return "image clusters" if self.cluster_units else "patients"
 
 
 def read_run(run: Path) -> RunFolder:
@@ -176,8 +176,8 @@ def read_run(run: Path) -> RunFolder:
     gathered = (run / "evaluation" / "gathered.json").exists()
     study = run / ("task.yaml" if gathered else "study.yaml")
     info = _json(run / "run.json")
-    told = _json(run / "results.json")
-    arms = _read_arms(run / "arms.json", told)
+    answer = _json(run / "results.json")
+    arms = _read_arms(run / "arms.json", answer)
     expected = {
         "comparisons.csv": not comparisons.empty,
         "run.json": bool(info),
@@ -199,9 +199,9 @@ def read_run(run: Path) -> RunFolder:
         collapsing=collapsing,
         skipped=_read_skipped(run, splits),
         pretrained_elsewhere=_json(run / "evaluation" / "config.json").get("pretrained_elsewhere") is True,
-        task={key: told[key] for key in ("kind", "classes") if key in told},
+        task={key: answer[key] for key in ("kind", "classes") if key in answer},
         federated=_table(run / "evaluation" / "federated.csv", RESULTS),
-        supervised=told.get("supervised", {}),
+        supervised=answer.get("supervised", {}),
         leaks=_json(run / "evaluation" / "leaks.json"),
         gathered=gathered,
         privacy=_json(run / "privacy.json"),
@@ -223,10 +223,10 @@ def _json(path: Path) -> Mapping[str, Any]:
     return dict(read_json(path)) if path.exists() else {}
 
 
-def _read_arms(path: Path, told: Mapping[str, Any]) -> tuple[Arm, ...]:
+def _read_arms(path: Path, answer: Mapping[str, Any]) -> tuple[Arm, ...]:
     if not path.exists():
         return ()
-    bases = {str(each["arm"]): str(each.get("base", "")) for each in told.get("encoders", [])}
+    bases = {str(each["arm"]): str(each.get("base", "")) for each in answer.get("encoders", [])}
     rows = read_json(path)
     titles = {str(row["arm"]): str(row["title"]) for row in rows}
     shorts = Counter(_short(title) for title in titles.values())
@@ -235,7 +235,7 @@ def _read_arms(path: Path, told: Mapping[str, Any]) -> tuple[Arm, ...]:
             name=name,
             title=title if shorts[_short(title)] == 1 else f"{_short(title)} ({name}){title[len(_short(title)) :]}",
             kind=Role(row["kind"]),
-            **{key: row.get(key) for key in ("pictures", "optimiser_steps", "sequential_steps", "passes", "seconds")},
+            **{key: row.get(key) for key in ("images", "optimiser_steps", "sequential_steps", "passes", "seconds")},
             folds=len(row["folds"]),
             seeds=len(row["seeds"]),
             base=bases.get(name, ""),
@@ -266,8 +266,8 @@ def _read_curves(run: Path) -> tuple[pd.DataFrame, tuple[LeftOut, ...], frozense
 
 
 def _read_skipped(run: Path, splits: pd.DataFrame) -> dict[str, int]:
-    """Unreadable pictures per site. Several stores of a run may list the same picture: it counts once."""
-    # A site's own manifest may name a picture by another path than the split does: folder and name decide.
+    """Unreadable images per site. Several stores of a run may list the same image: it counts once."""
+    # A site's own manifest may name an image by another path than the split does: folder and name decide.
     sites = {_tail(image): str(site) for image, site in zip(splits["image"], splits["site"], strict=True)}
     found: dict[tuple[str, str], str] = {}
     for path in sorted(run.rglob("skipped.csv")):

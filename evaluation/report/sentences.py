@@ -15,9 +15,9 @@ class Verdict(StrEnum):
 
 # "baseline" is for what pretraining started from, random initialisation ({base}) or the weights that were given.
 # "named" is for pages on several encoders, or on one that is not federated.
-# {metric}, {own}: the federated encoder’s figure; {there}: the other's; {units}: patients or picture clusters;
+# {metric}, {own}: the federated encoder’s figure; {there}: the other's; {units}: patients or image clusters;
 # {apart}: "0.05 above", "0.05 below"; {bracket}: " (95 % interval 0.02 to 0.09)"; {why}: why there is none;
-# {floor}: what is done with pixels alone.
+# {baseline}: what is done with pixels alone.
 _LEAD = "on unseen {units} the federated encoder’s {metric} is {own}, {apart} {base}"
 SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
     "baseline": {
@@ -27,21 +27,20 @@ SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
         Verdict.NO_INTERVAL: "We cannot say whether pretraining helped: " + _LEAD + ", with {why}.",
     },
     "pixels": {
-        Verdict.BETTER: "It does better than simple pixels: {floor}, with no pretraining "
+        Verdict.BETTER: "It does better than simple pixels: {baseline}, with no pretraining "
         "at all, reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.WORSE: "Simple pixels do better: {floor}, with no pretraining at all, "
+        Verdict.WORSE: "Simple pixels do better: {baseline}, with no pretraining at all, "
         "reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.UNCLEAR: "We cannot tell it from simple pixels: {floor}, with no pretraining "
+        Verdict.UNCLEAR: "We cannot tell it from simple pixels: {baseline}, with no pretraining "
         "at all, reaches {there}; the encoder is {apart} that{bracket}.",
-        Verdict.NO_INTERVAL: "We cannot tell it from simple pixels: {floor}, with no pretraining "
+        Verdict.NO_INTERVAL: "We cannot tell it from simple pixels: {baseline}, with no pretraining "
         "at all, reaches {there}; the encoder is {apart} that, with {why}.",
     },
-    "pooled": {
-        Verdict.BETTER: "It did better than pooling all pictures in one place: {apart} {there}{bracket}.",
-        Verdict.WORSE: "Pooling all pictures in one place did better: the federated encoder is {apart} "
-        "{there}{bracket}.",
-        Verdict.UNCLEAR: "We cannot tell it from pooling all pictures in one place: {apart} {there}{bracket}.",
-        Verdict.NO_INTERVAL: "We cannot tell it from pooling all pictures in one place: {apart} {there}, with {why}.",
+    "centralised": {
+        Verdict.BETTER: "It did better than pooling all images in one place: {apart} {there}{bracket}.",
+        Verdict.WORSE: "Pooling all images in one place did better: the federated encoder is {apart} {there}{bracket}.",
+        Verdict.UNCLEAR: "We cannot tell it from pooling all images in one place: {apart} {there}{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot tell it from pooling all images in one place: {apart} {there}, with {why}.",
     },
     "named": {
         Verdict.BETTER: "{who} did better than {base}: {metric} {own}, {apart} {there}{bracket}.",
@@ -60,6 +59,6 @@ SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
 
 NAMES = {
     "random": "random initialisation",
-    "natural": "the weights it started from",
+    "pretrained-init": "the weights it started from",
     "supervised": "supervised training from scratch with the same labels",
 }

@@ -50,8 +50,8 @@ def _table(folder: RunFolder, question: Question, found: list[Contrast]) -> Tabl
         table.add_column(heading, justify="right" if side == "right" else "left")
     one = folder.about_one
     table.add_column("federated minus it" if one else "minus what it started from")
-    told = found if one else [contrast for contrast in found if contrast.kind == BASELINE]
-    verdicts = {contrast.other if one else contrast.own: contrast for contrast in told}
+    reported = found if one else [contrast for contrast in found if contrast.kind == BASELINE]
+    verdicts = {contrast.other if one else contrast.own: contrast for contrast in reported}
     for name, figure in arm_figures(folder, question).items():
         contrast = verdicts.get(name)
         said = f"{number(contrast.figure.value, signed=True)}  {contrast.verdict}" if contrast else ""

@@ -9,7 +9,7 @@ from evaluation.statistics.intervals import FloatArray, IntArray
 
 @dataclass(frozen=True)
 class Bin:
-    """Pictures whose likeliest class has a probability from ``low`` up to ``high``."""
+    """Images whose likeliest class has a probability from ``low`` up to ``high``."""
 
     low: float
     high: float
@@ -20,7 +20,7 @@ class Bin:
 
 
 def reliability(labels: IntArray, scores: FloatArray, bins: int = 10) -> list[Bin]:
-    """Bins of equal width that hold a picture, in order; labels ``[N]``, scores ``[N, K]`` probabilities.
+    """Bins of equal width that hold an image, in order; labels ``[N]``, scores ``[N, K]`` probabilities.
 
     The mean of |accuracy - confidence|, weighted by count, is ``metrics.calibration_error`` (Guo et al. 2017).
     """

@@ -8,7 +8,7 @@ from foundation.randomness import numpy_generator
 from ssl_methods.diagnostics import COLLAPSED_SPREAD, LOST_SPREAD
 
 MOST_FOR_PAIRS = 5000
-"""Pictures above which their pairs are those of a sample: 12.5 million pairs say it to three digits."""
+"""Images above which their pairs are those of a sample: 12.5 million pairs say it to three digits."""
 _ROWS_AT_ONCE = 500
 
 
@@ -31,25 +31,25 @@ def feature_spread(features: FloatArray) -> float:
 
 
 def collapse(features: FloatArray, started_from: FloatArray) -> bool:
-    """Whether training has made all pictures look the same to an encoder; both ``[N, D]``, of the same pictures.
+    """Whether training has made all images look the same to an encoder; both ``[N, D]``, of the same images.
 
     So it is where ``feature_spread`` is below 0.1 and below a quarter of what it was before training: the bounds of the
-    alarm in training. The second one, as the features of nearly empty pictures lie close together from the start.
+    alarm in training. The second one, as the features of nearly empty images lie close together from the start.
     """
     spread = feature_spread(features)
     return spread < COLLAPSED_SPREAD and spread < LOST_SPREAD * feature_spread(started_from)
 
 
 def alignment(first: FloatArray, second: FloatArray) -> float:
-    """Mean of |u - v|^2 over pairs of unit features of two views of a picture: 0 (the same) to 4 (opposite).
+    """Mean of |u - v|^2 over pairs of unit features of two views of an image: 0 (the same) to 4 (opposite).
 
-    first, second ``[N, D]``: row i of both is picture i. Wang and Isola 2020, sec. 4.1.2, with alpha 2.
+    first, second ``[N, D]``: row i of both is image i. Wang and Isola 2020, sec. 4.1.2, with alpha 2.
     """
     return float(np.square(unit_rows(first) - unit_rows(second)).sum(1).mean())
 
 
 def uniformity(features: FloatArray) -> float:
-    """log of the mean of exp(-2 |u - v|^2) over all pairs of pictures: 0 (all alike) down to about -4 (spread evenly).
+    """log of the mean of exp(-2 |u - v|^2) over all pairs of images: 0 (all alike) down to about -4 (spread evenly).
 
     features ``[N, D]``, made unit vectors; of more than ``MOST_FOR_PAIRS`` rows a sample, always the same one. NaN of
     fewer than two rows. Wang and Isola 2020, sec. 4.1.2, with t 2.

@@ -1,4 +1,4 @@
-"""Scores of held pictures, cut by role, site, fold, training seed and label draw, and the estimates made of them."""
+"""Scores of held images, cut by role, site, fold, training seed and label draw, and the estimates made of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ TEST = "test"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its name in the tables, and how it is estimated from rows of held pictures.
+    """A metric: its name in the tables, and how it is estimated from rows of held images.
 
     estimate: a frame with the columns patient, strata and those of its kind of task; NaN where it is not defined.
     within_fold: rows of two folds' models cannot be held against each other (an order of scores), so that the figure is
@@ -43,8 +43,8 @@ class Cell:
 class Scores:
     """Scores of one encoder under one protocol and label budget.
 
-    table: a row a held picture (or patient) with fold, seed, label_seed, image, patient, site, role, strata
-    ("fold/site") and what the kind of task keeps of a picture.
+    table: a row a held image (or patient) with fold, seed, label_seed, image, patient, site, role, strata
+    ("fold/site") and what the kind of task keeps of an image.
     """
 
     table: pd.DataFrame
@@ -82,7 +82,7 @@ class Scores:
         return sorted(int(fold) for fold in set.intersection(*own))
 
     def sites(self, role: str) -> list[str]:
-        """Sites with held pictures of this role."""
+        """Sites with held images of this role."""
         return sorted(self.table.loc[self.table["role"] == role, "site"].unique())
 
     def patients(self) -> int:
@@ -92,7 +92,7 @@ class Scores:
     def cells(self, role: str, site: str, seeds: Sequence[int], folds: Sequence[int]) -> list[Cell]:
         """One cell for each training seed and label draw.
 
-        Pictures of left-out sites are held in every fold: theirs is the mean of the folds' figures.
+        Images of left-out sites are held in every fold: theirs is the mean of the folds' figures.
         """
         here = self.at(role, site).table
         here = here[here["fold"].isin(list(folds)) & here["seed"].isin(list(seeds))]

@@ -1,10 +1,10 @@
 """Intervals over patients: delete-one-patient jackknife, stratified, on the logit scale, with a t quantile.
 
-Pictures of one patient are not independent, so the patient is the unit. A figure is kept with its *influences*: one
+Images of one patient are not independent, so the patient is the unit. A figure is kept with its *influences*: one
 number a patient, the jackknife's estimate of how far that patient moves it. Influences add up as the figures do, so
 means over folds, classes and seeds, and paired differences of two encoders on the same patients, need nothing else.
 
-For the area under the ROC curve the jackknife has a closed form. With one picture a patient, and the classes as
+For the area under the ROC curve the jackknife has a closed form. With one image a patient, and the classes as
 strata, it is DeLong's variance (DeLong et al. 1988) but for a factor near 1; with several it does the work of
 Obuchowski 1997. Of the ways tried it covers best with few patients: docs/intervals.md has the table, which
 ``python -m benchmarks.statistics.interval_coverage`` makes.
@@ -37,7 +37,7 @@ class Estimate:
     """A figure with what each patient does to it.
 
     influence: ``[P]``, in the order of ``patients``; strata: ``[P]``, the site and fold a patient is drawn within.
-    carriers: for each class, how many patients have a picture of it.
+    carriers: for each class, how many patients have an image of it.
     """
 
     value: float
@@ -58,7 +58,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Scored:
-    """Test pictures with their scores.
+    """Test images with their scores.
 
     labels: ``[N]`` class codes; scores: ``[N, K]``, higher is likelier; patients, strata: ``[N]``.
     """
@@ -69,7 +69,7 @@ class Scored:
     strata: NDArray[np.str_]
 
     def where(self, keep: NDArray[np.bool_]) -> "Scored":
-        """The pictures with ``keep``."""
+        """The images with ``keep``."""
         return Scored(self.labels[keep], self.scores[keep], self.patients[keep], self.strata[keep])
 
 
@@ -97,7 +97,7 @@ def _grouped(patients: Sequence[str], strata: Sequence[str]) -> tuple[IntArray, 
 
 
 def _units(data: Scored) -> tuple[tuple[str, ...], tuple[str, ...], IntArray, tuple[int, ...]]:
-    """Patients, their strata, the patient code of each picture, and the carriers of each class."""
+    """Patients, their strata, the patient code of each image, and the carriers of each class."""
     patients, first, codes = np.unique(data.patients, return_index=True, return_inverse=True)
     classes = range(data.scores.shape[1])
     carriers = tuple(len(np.unique(codes[data.labels == k])) for k in classes)
@@ -158,7 +158,7 @@ def patient_mean(
 def auc(data: Scored) -> Estimate:
     """Area under the ROC curve (two classes: of the second one's score; more: mean of one-versus-rest), O(N log N).
 
-    NaN where a class has no picture or is all there is.
+    NaN where a class has no image or is all there is.
     """
     patients, strata, codes, carriers = _units(data)
     count = data.scores.shape[1]

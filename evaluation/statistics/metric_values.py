@@ -221,7 +221,7 @@ def _from_row(row: "pd.Series[float]") -> MetricValue:
 def arm_figures(
     folder: RunFolder, question: Question, site: str = ALL, statistic: Statistic = Statistic.ESTIMATE
 ) -> dict[str, MetricValue]:
-    """Figure per encoder for one question at one site, the encoders in question first, floors last."""
+    """Figure per encoder for one question at one site, the encoders in question first, baselines last."""
     rows = select(folder, question, statistic)
     rows = rows[rows["site"] == site]
     found = {name: figure_of(group) for name, group in rows.groupby("encoder", sort=False)}

@@ -46,7 +46,7 @@ def rows_of(scores: Scores, metrics: Sequence[Metric], config: RunEvaluation, fi
 
 
 def places(scores: Scores) -> list[tuple[str, str]]:
-    """(role, site): all test pictures, each site in the federation if there are several, each left-out site."""
+    """(role, site): all test images, each site in the federation if there are several, each left-out site."""
     sites = scores.sites(TEST)
     single = [(TEST, site) for site in sites] if len(sites) > 1 else []
     return [(TEST, ALL), *single, *((LEFT_OUT, site) for site in scores.sites(LEFT_OUT))]
@@ -81,10 +81,18 @@ def table_row(
     elif estimate is not None:
         value = estimate
     return {
-        "statistic": Statistic.ESTIMATE, "unit": config.unit, "note": "", **fixed, **where,
+        "statistic": Statistic.ESTIMATE,
+        "unit": config.unit,
+        "note": "",
+        **fixed,
+        **where,
         "metric": metric if isinstance(metric, str) else metric.name,
-        "value": value, "ci_low": bounds.low, "ci_high": bounds.high, "interval": bounds.how, **other,
-    }  # fmt: skip
+        "value": value,
+        "ci_low": bounds.low,
+        "ci_high": bounds.high,
+        "interval": bounds.how,
+        **other,
+    }
 
 
 def _bounds(metric: Metric | str, estimate: Estimate) -> Interval:

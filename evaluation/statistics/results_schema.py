@@ -21,9 +21,9 @@ class Role(StrEnum):
 
     FEDERATED = "federated"
     PRETRAINED = "pretrained"
-    POOLED = "pooled"
-    ALONE = "alone"
-    NATURAL = "natural"
+    POOLED = "centralised"
+    ALONE = "local-only"
+    NATURAL = "pretrained-init"
     SUPERVISED = "supervised"
     RANDOM = "random"
     PIXELS = "pixels"
@@ -57,7 +57,7 @@ class Unit(StrEnum):
     """What n counts, and what an interval is over."""
 
     PATIENT = "patient"
-    CLUSTER = "picture cluster"
+    CLUSTER = "image cluster"
     SITE = "site"
     SEED = "training seed"
     LABEL_DRAW = "label draw"
@@ -67,9 +67,17 @@ LOGIT, SYMMETRIC = "jackknife, logit scale", "jackknife, symmetric"
 """In the column interval: how it was made. Where there is none, the column says why."""
 
 _TYPES: Mapping[str, type] = {
-    "value": float, "ci_low": float, "ci_high": float, "p": float, "n": int,
-    "role": Role, "role_a": Role, "role_b": Role, "statistic": Statistic, "unit": Unit,
-}  # fmt: skip
+    "value": float,
+    "ci_low": float,
+    "ci_high": float,
+    "p": float,
+    "n": int,
+    "role": Role,
+    "role_a": Role,
+    "role_b": Role,
+    "statistic": Statistic,
+    "unit": Unit,
+}
 """Every other column is text."""
 
 
@@ -101,13 +109,47 @@ class Table:
 
 
 RESULTS = Table(
-    ("task", "dataset", "encoder", "role", "protocol", "label_fraction", "site", "seed", "metric", "statistic",
-     "value", "ci_low", "ci_high", "n", "unit", "interval", "note")
-)  # fmt: skip
+    (
+        "task",
+        "dataset",
+        "encoder",
+        "role",
+        "protocol",
+        "label_fraction",
+        "site",
+        "seed",
+        "metric",
+        "statistic",
+        "value",
+        "ci_low",
+        "ci_high",
+        "n",
+        "unit",
+        "interval",
+        "note",
+    )
+)
 COMPARISONS = Table(
-    ("task", "protocol", "label_fraction", "metric", "site", "encoder_a", "role_a", "encoder_b", "role_b",
-     "value", "ci_low", "ci_high", "p", "n", "unit", "interval", "note")
-)  # fmt: skip
+    (
+        "task",
+        "protocol",
+        "label_fraction",
+        "metric",
+        "site",
+        "encoder_a",
+        "role_a",
+        "encoder_b",
+        "role_b",
+        "value",
+        "ci_low",
+        "ci_high",
+        "p",
+        "n",
+        "unit",
+        "interval",
+        "note",
+    )
+)
 
 
 def _typed(column: "pd.Series[Any]", kind: type) -> "pd.Series[Any]":

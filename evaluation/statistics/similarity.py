@@ -1,22 +1,22 @@
-"""How alike two encoders see the same pictures: Kornblith et al. 2019, Similarity of neural network representations."""
+"""How alike two encoders see the same images: Kornblith et al. 2019, Similarity of neural network representations."""
 
 import numpy as np
 
 from evaluation.statistics.intervals import FloatArray
 
-FEWEST_PICTURES = 4
+FEWEST_IMAGES = 4
 """The unbiased estimator divides by n - 3."""
 
 
 def linear_cka(first: FloatArray, second: FloatArray) -> float:
-    """CKA with a linear kernel of the features ``[N, D1]`` and ``[N, D2]`` of the same pictures, row by row.
+    """CKA with a linear kernel of the features ``[N, D1]`` and ``[N, D2]`` of the same images, row by row.
 
     HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)), with the unbiased estimator of HSIC (Song et al. 2012, eq. 5): the usual
     one nears 1 for any two encoders where D is above N. So it lies in [-1, 1]: 1 for features that differ by rotation,
     scale and shift only, about 0 for those that have nothing to do with each other. NaN of fewer than
-    ``FEWEST_PICTURES`` pictures, or where all features of an encoder are the same.
+    ``FEWEST_IMAGES`` images, or where all features of an encoder are the same.
     """
-    if len(first) < FEWEST_PICTURES:
+    if len(first) < FEWEST_IMAGES:
         return float("nan")
     x, y = _centred(first), _centred(second)
     own = _hsic(x, x) * _hsic(y, y)

@@ -1,15 +1,15 @@
 """Average precision of detections, counted as COCO does (Lin et al. 2014; its code, for objects of all sizes).
 
-In each picture and class, detections take their true box in the order of their scores: of those not taken the one they
+In each image and class, detections take their true box in the order of their scores: of those not taken the one they
 overlap most, where the overlap (intersection over union) reaches the threshold. What takes none is a false alarm.
 Average precision is the mean, over the 101 recalls 0, .01, ..., 1, of the best precision at that recall or a greater
 one, 0 where it is not reached; the figure is its mean over thresholds and over the classes that have a true box.
 
-Two deviations. Detections of equal score come in together, so that the order of the pictures does not matter. COCO
-counts the 100 surest of a picture *and class*; here it is all that the caller gives.
+Two deviations. Detections of equal score come in together, so that the order of the images does not matter. COCO
+counts the 100 surest of an image *and class*; here it is all that the caller gives.
 
-Taking is done once, a picture at a time (``matches``), and kept as text, from which the precision of any selection of
-pictures is made.
+Taking is done once, an image at a time (``matches``), and kept as text, from which the precision of any selection of
+images is made.
 """
 
 import json
@@ -27,14 +27,14 @@ from imaging.annotations.boxes import Boxes
 THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = np.linspace(0.0, 1.0, 101)
 KEPT_TABLES = 20_000
-"""Pictures whose text is not read again for every selection."""
+"""Images whose text is not read again for every selection."""
 
 BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What came of one picture's detections, the surest first.
+    """What came of one image's detections, the surest first.
 
     truth: ``[K]`` true boxes of each class; kinds, scores: ``[M]``; hits: ``[M, 10]``, whether a true box was taken at
     each of ``THRESHOLDS``.
@@ -68,22 +68,22 @@ def thresholds_of() -> tuple[float, ...]:
 
 
 def matches(detected: Sequence[Detected], truth: Sequence[Boxes], classes: int) -> list[str]:
-    """For each picture the text of its table, enough for average precision; nothing of it says where a box is."""
+    """For each image the text of its table, enough for average precision; nothing of it says where a box is."""
     return [_match(found, true, classes).written() for found, true in zip(detected, truth, strict=True)]
 
 
 def average_precision(tables: Sequence[str], classes: Sequence[str], thresholds: Sequence[float]) -> float:
-    """Of the pictures with these texts the mean over ``thresholds`` and classes, in [0, 1]; NaN without a true box.
+    """Of the images with these texts the mean over ``thresholds`` and classes, in [0, 1]; NaN without a true box.
 
     thresholds: some of ``THRESHOLDS``.
     """
-    pictures = [read_table(text) for text in tables]
+    images = [read_table(text) for text in tables]
     places = [THRESHOLDS.index(threshold) for threshold in thresholds]
-    truth = sum((table.truth for table in pictures), np.zeros(len(classes), dtype=np.int64))
+    truth = sum((table.truth for table in images), np.zeros(len(classes), dtype=np.int64))
     if not truth.any():
         return float("nan")
     kinds, scores, hits = (
-        np.concatenate([getattr(table, name) for table in pictures]) for name in ("kinds", "scores", "hits")
+        np.concatenate([getattr(table, name) for table in images]) for name in ("kinds", "scores", "hits")
     )
     found = [
         _of_class(scores[kinds == kind], hits[kinds == kind][:, places], int(count))

@@ -1,4 +1,4 @@
-"""The kinds of task: which metrics each has, and what is kept of a held picture to compute them again."""
+"""The kinds of task: which metrics each has, and what is kept of a held image to compute them again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -156,9 +156,9 @@ def _detection(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Metric,
 
 
 KINDS: dict[TaskKind, Kind] = {
-    "classification": Kind("one class a picture (or patient)", _classification),
+    "classification": Kind("one class an image (or patient)", _classification),
     "multilabel": Kind("several findings, each there or not", _multilabel),
-    "regression": Kind("a number a picture", _regression),
+    "regression": Kind("a number an image", _regression),
     "segmentation": Kind("a class for every pixel", _segmentation),
     "detection": Kind("boxes with a class", _detection),
 }

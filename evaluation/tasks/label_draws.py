@@ -1,4 +1,4 @@
-"""Which training pictures' labels a head gets: every draw of every budget, the same for all encoders."""
+"""Which training images' labels a head gets: every draw of every budget, the same for all encoders."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from foundation.files import digest
 
 @dataclass(frozen=True)
 class Labels:
-    """Which training pictures' labels are used in each draw, and the budgets that cannot be drawn."""
+    """Which training images' labels are used in each draw, and the budgets that cannot be drawn."""
 
     draws: dict[tuple[int, str, int], IntArray]
-    """(fold, budget name, draw) to places in ``Pictures``."""
+    """(fold, budget name, draw) to places in ``Images``."""
     skipped: dict[str, str]
 
     def key(self, fold: int) -> str:
-        """Tells the draws of a fold from others."""
+        """Tells the draws of a aggregation from others."""
         return digest(*(f"{name}:{repeat}:{places.tolist()}" for name, repeat, places in self.of(fold)))
 
     def of(self, fold: int) -> list[tuple[str, int, IntArray]]:
@@ -29,14 +29,14 @@ class Labels:
 
 def draw_labels(inputs: Inputs) -> Labels:
     """Every draw of every budget, the same for all encoders; one that fails in a fold or draw is skipped whole."""
-    config, pictures = inputs.config, inputs.pictures
+    config, images = inputs.config, inputs.images
     budgets = [LabelBudget(fraction=f) for f in config.label_fractions] + [LabelBudget(shots=k) for k in config.shots]
     draws: dict[tuple[int, str, int], IntArray] = {}
     skipped: dict[str, str] = {}
     for budget in budgets:
         found: dict[tuple[int, str, int], IntArray] = {}
-        for fold in sorted(pictures.roles):
-            places = pictures.where(fold, "train")
+        for fold in sorted(images.roles):
+            places = images.where(fold, "train")
             for repeat in range(1 if budget.whole else config.label_seeds):
                 drawn = _draw(inputs, budget, places, repeat, fold)
                 if drawn.skipped:
@@ -49,7 +49,7 @@ def draw_labels(inputs: Inputs) -> Labels:
 
 def _draw(inputs: Inputs, budget: LabelBudget, places: IntArray, repeat: int, fold: int) -> Drawn:
     """Of a classification every class has to be there; of the other kinds only patients are counted."""
-    pictures, told_apart = inputs.pictures, inputs.config.kind == "classification"
-    codes = pictures.y[places] if told_apart else np.zeros(len(places), dtype=np.int64)
-    classes = pictures.classes if told_apart else ("",)
-    return draw(budget, pictures.patient[places], codes, classes, inputs.config.seed, repeat, fold)
+    images, told_apart = inputs.images, inputs.config.kind == "classification"
+    codes = images.y[places] if told_apart else np.zeros(len(places), dtype=np.int64)
+    classes = images.classes if told_apart else ("",)
+    return draw(budget, images.patient[places], codes, classes, inputs.config.seed, repeat, fold)

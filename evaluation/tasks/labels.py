@@ -32,7 +32,7 @@ class LabelBudget:
 
 @dataclass(frozen=True)
 class Drawn:
-    """``keep``: the training pictures whose label is used; ``skipped``: why this budget cannot be, or empty."""
+    """``keep``: the training images whose label is used; ``skipped``: why this budget cannot be, or empty."""
 
     keep: NDArray[np.bool_]
     skipped: str = ""
@@ -47,10 +47,10 @@ def draw(
     repeat: int,
     fold: int,
 ) -> Drawn:
-    """The labelled training pictures of one draw; fractions of the same draw are nested.
+    """The labelled training images of one draw; fractions of the same draw are nested.
 
-    patients, labels: ``[N]`` of the training pictures. The draw is the same for every encoder. With ``shots``, k
-    patients who have the class give all their pictures of that class.
+    patients, labels: ``[N]`` of the training images. The draw is the same for every encoder. With ``shots``, k
+    patients who have the class give all their images of that class.
     """
     generator = numpy_generator(seed, "labels", repeat, fold)
     keep = np.zeros(len(labels), dtype=np.bool_)
@@ -70,5 +70,5 @@ def draw(
     keep = np.isin(patients, order[:count])
     missing = sorted(set(range(len(classes))) - set(labels[keep].tolist()))
     if missing:
-        return Drawn(keep, f"a draw has no training picture of class {classes[missing[0]]}")
+        return Drawn(keep, f"a draw has no training image of class {classes[missing[0]]}")
     return Drawn(keep)

@@ -1,4 +1,4 @@
-"""What is on both sides of a split: patients, copies and near-copies of pictures. Looked for in every evaluation."""
+"""What is on both sides of a split: patients, copies and near-copies of images. Looked for in every evaluation."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -27,26 +27,26 @@ FITTED = ("train", "validation")
 RULE = {"hash_bits": DISTANCE, "correlation": CORRELATION, "sure": SURE, "lit_correlation": LIT, "most": MOST_NEAR}
 RECORD = Path("evaluation") / "leaks.json"
 SEEN = Path("evaluation") / "seen" / "manifest.csv"
-"""Pictures that encoders from elsewhere were trained on, where they are known."""
+"""Images that encoders from elsewhere were trained on, where they are known."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Pictures to be compared: ``[N]`` prints and names."""
+    """Images to be compared: ``[N]`` prints and names."""
 
     prints: Prints
     images: npt.NDArray[np.str_]
 
     @staticmethod
     def of(store: TensorStore, *, progress: bool = True) -> "Shown":
-        """The pictures of a store."""
+        """The images of a store."""
         names = store.table["image"].astype(str)
         if "slice" in store.table:
             names = names + store.table["slice"].map(lambda number: f"#{number}", na_action="ignore").fillna("")
         return Shown(store_prints(store, progress=progress), names.to_numpy(dtype=np.str_))
 
     def together(self, other: "Shown") -> "Shown":
-        """These pictures, then the other ones."""
+        """These images, then the other ones."""
         one, two = self.prints, other.prints
         prints = Prints(
             np.concatenate([one.digest, two.digest]),
@@ -58,7 +58,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pair:
-    """Places of a tested picture and of one trained on."""
+    """Places of a tested image and of one trained on."""
 
     tested: int
     trained: int
@@ -66,7 +66,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Leaks:
-    """Exact copies, and near-copies: of each tested picture the one trained on that is most alike."""
+    """Exact copies, and near-copies: of each tested image the one trained on that is most alike."""
 
     exact: tuple[Pair, ...]
     near: tuple[Pair, ...]
@@ -94,7 +94,7 @@ def patient_leak(tested: Collection[str], trained: Mapping[str, Collection[str]]
 
 
 def find_leaks(shown: Shown, tested: IntArray, trained: IntArray) -> Leaks:
-    """Copies and near-copies of the pictures at ``tested`` among those at ``trained``; blank ones are none."""
+    """Copies and near-copies of the images at ``tested`` among those at ``trained``; blank ones are none."""
     digests = shown.prints.digest
     first: dict[str, int] = {}
     for place in trained.tolist():
@@ -109,7 +109,7 @@ def find_leaks(shown: Shown, tested: IntArray, trained: IntArray) -> Leaks:
 
 
 def write_seen(place: Path, runs: Mapping[str, Manifest]) -> None:
-    """Note in an evaluation folder which pictures runs trained on, so that test pictures are compared with them too."""
+    """Note in an evaluation folder which images runs trained on, so that test images are compared with them too."""
     tables = []
     for name, manifest in runs.items():
         table = manifest.table.reindex(columns=["image", "slice", "patient"])
@@ -127,12 +127,12 @@ def check_leaks(
     *,
     progress: bool = True,
 ) -> Screen:
-    """Compare each fold's test pictures with all its training and validation pictures; kept in evaluation/leaks.json.
+    """Compare each fold's test images with all its training and validation images; kept in evaluation/leaks.json.
 
     Also with those that encoders from elsewhere were trained on, as far as they are known (``write_seen``) and still
     there. store: in the frame of evaluation/image.json. roles: of each fold's patients. scored: rows of the manifest
     whose labels are there. DataError, one line, for an exact copy, or where more than MOST_NEAR of a fold's test
-    pictures are near-copies; fewer are to be left out.
+    images are near-copies; fewer are to be left out.
     """
     seen = _seen(run, progress)
     texts = [f"{fold} {sorted(role_of.items())}" for fold, role_of in sorted(roles.items())]
@@ -147,13 +147,13 @@ def check_leaks(
         named = [f"{image} of {name}" for image, name in zip(other.images, seen.table["run"], strict=True)]
         shown = shown.together(Shown(other.prints, np.array(named, dtype=np.str_)))
     folds = [_fold(fold, role_of, shown, store, scored) for fold, role_of in sorted(roles.items())]
-    record = {"key": key, "rule": RULE, "pictures": len(shown.images), "folds": folds}
+    record = {"key": key, "rule": RULE, "images": len(shown.images), "folds": folds}
     write_json(path, record)
     return _screen(record)
 
 
 def _seen(run: Path, progress: bool) -> TensorStore | None:
-    """Pictures that encoders from elsewhere were trained on, those that are still there."""
+    """Images that encoders from elsewhere were trained on, those that are still there."""
     if not (run / SEEN).is_file():
         return None
     manifest = Manifest.read(run / SEEN)
@@ -173,14 +173,14 @@ def _fold(fold: int, role_of: Mapping[str, str], shown: Shown, store: TensorStor
     if leaks.exact:
         copy, original = _names(shown, leaks.exact[0])
         raise DataError(
-            f"fold {fold}: {copy} is tested and {original} trained on, but they are the same picture "
-            f"({counted(len(leaks.exact), 'such test picture')}); remove one of them, or give both to one patient"
+            f"fold {fold}: {copy} is tested and {original} trained on, but they are the same image "
+            f"({counted(len(leaks.exact), 'such test image')}); remove one of them, or give both to one patient"
         )
     if len(leaks.near) > MOST_NEAR * len(tested):
         copy, original = _names(shown, leaks.near[0])
         raise DataError(
-            f"fold {fold}: {_share(len(leaks.near), len(tested))} are nearly the same as pictures trained on ({copy} "
-            f"and {original}, for one), more than the {MOST_NEAR:.0%} that can be left out; give pictures that belong "
+            f"fold {fold}: {_share(len(leaks.near), len(tested))} are nearly the same as images trained on ({copy} "
+            f"and {original}, for one), more than the {MOST_NEAR:.0%} that can be left out; give images that belong "
             "together, of a patient or a video, to one patient"
         )
     found = [(*_names(shown, pair), int(store.slots[pair.tested])) for pair in leaks.near]
@@ -193,17 +193,17 @@ def _names(shown: Shown, pair: Pair) -> tuple[str, str]:
 
 
 def _share(near: int, tested: int) -> str:
-    return f"{near:,} of {counted(tested, 'test picture')} ({near / max(tested, 1):.0%})"
+    return f"{near:,} of {counted(tested, 'test image')} ({near / max(tested, 1):.0%})"
 
 
 def _screen(record: Mapping[str, Any]) -> Screen:
-    """A line for each fold of which test pictures are left out, with an example."""
+    """A line for each fold of which test images are left out, with an example."""
     lines = []
     for fold in record["folds"]:
         if left_out := fold["left_out"]:
             where = f" of fold {fold['fold']}" if len(record["folds"]) > 1 else ""
             lines.append(
-                f"{_share(len(left_out), fold['tested'])}{where} left out: nearly the same as pictures trained on "
+                f"{_share(len(left_out), fold['tested'])}{where} left out: nearly the same as images trained on "
                 f"({left_out[0]['tested']} and {left_out[0]['trained']}, for one)"
             )
     rows = {
@@ -213,23 +213,23 @@ def _screen(record: Mapping[str, Any]) -> Screen:
 
 
 def leak_caution(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Heading and text for the report where test pictures were left out, without the name of a picture."""
+    """Heading and text for the report where test images were left out, without the name of an image."""
     near, tested = _counts(record)
     if not near:
         return None
     were = "was" if near == 1 else "were"
     return (
         "Near-copies were left out of the test.",
-        f"{_share(near, tested)} {were} nearly the same as a picture trained on (saved again, resized, in other grey "
-        f"values, or the next frame) and {were} not tested on. Pictures that are alike in subtler ways are not found.",
+        f"{_share(near, tested)} {were} nearly the same as an image trained on (saved again, resized, in other grey "
+        f"values, or the next frame) and {were} not tested on. Images that are alike in subtler ways are not found.",
     )
 
 
 def leak_sentence(record: Mapping[str, Any]) -> str:
-    """What was compared and found, for the report, without the name of a picture."""
+    """What was compared and found, for the report, without the name of an image."""
     near, tested = _counts(record)
     found = f"{_share(near, tested)} nearly the same, left out" if near else "none the same or nearly the same"
-    return f"Test pictures were compared with all pictures trained on, pixel by pixel and by their looks: {found}."
+    return f"Test images were compared with all images trained on, pixel by pixel and by their looks: {found}."
 
 
 def _counts(record: Mapping[str, Any]) -> tuple[int, int]:

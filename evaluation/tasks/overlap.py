@@ -13,7 +13,7 @@ PERCENTILE = 95
 
 
 def overlap_table(predicted: NDArray[Any], truth: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Per picture and class, from masks ``[N, S, S]`` or ``[N, D, S, S]``: columns ``[N]`` such as ``truth_tumour``.
+    """Per image and class, from masks ``[N, S, S]`` or ``[N, D, S, S]``: columns ``[N]`` such as ``truth_tumour``.
 
     classes: names of the mask values 1, 2, ... Columns are the class's name after ``intersection_``, ``predicted_`` and
     ``truth_`` (pixels) and ``hd95_`` (see ``edge_distance``).
@@ -31,10 +31,10 @@ def overlap_table(predicted: NDArray[Any], truth: NDArray[Any], classes: Sequenc
 
 
 def edge_distance(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """The 95 % Hausdorff distance of two masks of one picture, in pixels of the picture that the encoder sees.
+    """The 95 % Hausdorff distance of two masks of one image, in pixels of the image that the encoder sees.
 
     The greater of two 95th percentiles: of the distances from the edge pixels of one mask to the nearest edge pixel of
-    the other, and the other way. NaN where both are empty; where one is, the picture's diagonal, as in the BraTS
+    the other, and the other way. NaN where both are empty; where one is, the image's diagonal, as in the BraTS
     challenge, so that a structure that was missed counts.
     """
     if not predicted.any() and not truth.any():
@@ -53,7 +53,7 @@ def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def patient_dice(intersection: FloatArray, predicted: FloatArray, truth: FloatArray) -> float:
-    """2 sum I / (sum P + sum T) over a patient's pictures ``[N]``; NaN where all of them are empty in both masks."""
+    """2 sum I / (sum P + sum T) over a patient's images ``[N]``; NaN where all of them are empty in both masks."""
     whole = float(predicted.sum() + truth.sum())
     return 2 * float(intersection.sum()) / whole if whole > 0 else float("nan")
 

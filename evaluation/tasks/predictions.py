@@ -1,4 +1,4 @@
-"""What is kept of a held picture: enough to compute every figure of merit again, and no picture."""
+"""What is kept of a held image: enough to compute every figure of merit again, and no image."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Columns = dict[str, Any]
 
 
 def kept_columns(kind: TaskKind, predictions: Any, truth: Any, classes: Sequence[str]) -> Columns:
-    """Columns ``[N]`` of held pictures from a protocol's predictions and what is true."""
+    """Columns ``[N]`` of held images from a protocol's predictions and what is true."""
     return _KEPT[kind](predictions, truth, classes)
 
 

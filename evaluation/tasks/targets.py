@@ -1,4 +1,4 @@
-"""What is asked of each labelled picture: classes, findings, numbers, masks or boxes, and the patients' roles."""
+"""What is asked of each labelled image: classes, findings, numbers, masks or boxes, and the patients' roles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evaluation.config import EvaluationConfig
 from evaluation.statistics.intervals import IntArray
-from evaluation.tasks.label_checks import no_test_pictures, unknown_classes
+from evaluation.tasks.label_checks import no_test_images, unknown_classes
 from foundation.errors import DataError, nearest
 from imaging.annotations.boxes import listed_boxes
 from imaging.listing.splits import HELD, check_splits
@@ -23,12 +23,12 @@ COLUMN_OF = {"segmentation": "mask", "detection": "boxes"}
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Labelled pictures in the manifest's order.
+class Images:
+    """Labelled images in the manifest's order.
 
     rows: ``[N]`` places in the manifest; image, patient, site: ``[N]`` text; classes: names of what is told apart
     (regression: none). codes: int64 ``[N]`` (classification), ``[N, K]`` of 0 and 1 (multilabel), else None; numbers:
-    float64 ``[N]`` (regression), else None. Masks and boxes depend on the picture's frame: ``Inputs.target`` has them.
+    float64 ``[N]`` (regression), else None. Masks and boxes depend on the image's frame: ``Inputs.target`` has them.
     roles: for each fold ``[N]`` train, validation, test, left-out or "".
     """
 
@@ -45,12 +45,12 @@ class Pictures:
     def y(self) -> IntArray:
         """Class codes ``[N]`` of a classification."""
         if self.codes is None or self.codes.ndim != 1:
-            raise ValueError("only pictures of a classification have one class each")
+            raise ValueError("only images of a classification have one class each")
         return self.codes
 
     @property
     def label(self) -> NDArray[np.str_]:
-        """``[N]`` what a figure may colour a picture by: its class, its findings, its number; else ""."""
+        """``[N]`` what a figure may colour an image by: its class, its findings, its number; else ""."""
         if self.numbers is not None:
             return np.array([f"{number:g}" for number in self.numbers], dtype=np.str_)
         if self.codes is None:
@@ -61,17 +61,17 @@ class Pictures:
         return np.array([SEPARATOR.join(names[row > 0]) or NO_FINDING for row in self.codes], dtype=np.str_)
 
     def where(self, fold: int, *roles: str) -> IntArray:
-        """Places (in this object) of the pictures with one of these roles in the fold."""
+        """Places (in this object) of the images with one of these roles in the fold."""
         return np.flatnonzero(np.isin(self.roles[fold], roles)).astype(np.int64)
 
-    def without_roles(self, fold: int, places: IntArray) -> "Pictures":
-        """The same pictures, those at ``places`` without a role in the fold."""
+    def without_roles(self, fold: int, places: IntArray) -> "Images":
+        """The same images, those at ``places`` without a role in the fold."""
         roles = self.roles[fold].copy()
         roles[places] = ""
         return replace(self, roles={**self.roles, fold: roles})
 
-    def subset(self, keep: NDArray[np.bool_]) -> "Pictures":
-        """The pictures with ``keep``."""
+    def subset(self, keep: NDArray[np.bool_]) -> "Images":
+        """The images with ``keep``."""
         return replace(
             self,
             rows=self.rows[keep],
@@ -84,10 +84,10 @@ class Pictures:
         )
 
 
-def label_pictures(table: pd.DataFrame, splits: pd.DataFrame, config: EvaluationConfig) -> Pictures:
-    """Labelled pictures with their roles: the role is the patient's, from the split; unlabelled pictures stay out.
+def label_images(table: pd.DataFrame, splits: pd.DataFrame, config: EvaluationConfig) -> Images:
+    """Labelled images with their roles: the role is the patient's, from the split; unlabelled images stay out.
 
-    DataError when labels or split cannot be evaluated; looks at no picture, so that it can come before training.
+    DataError when labels or split cannot be evaluated; looks at no image, so that it can come before training.
     """
     check_splits(splits)
     labelled = labelled_rows(table, config)
@@ -100,7 +100,7 @@ def label_pictures(table: pd.DataFrame, splits: pd.DataFrame, config: Evaluation
     site = kept["site"].fillna("").astype(str) if "site" in kept else pd.Series([""] * len(kept))
     classes, codes, numbers = _targets(kept, config)
     roles = patient_roles(splits)
-    pictures = Pictures(
+    images = Images(
         rows=rows,
         image=image.to_numpy(dtype=np.str_),
         patient=patients,
@@ -110,24 +110,24 @@ def label_pictures(table: pd.DataFrame, splits: pd.DataFrame, config: Evaluation
         codes=codes,
         numbers=numbers,
     )
-    _check_roles(pictures, roles, config)
+    _check_roles(images, roles, config)
     if config.aggregate != "none":
-        _check_patients_have_one_class(pictures, config)
-    return pictures
+        _check_patients_have_one_class(images, config)
+    return images
 
 
 def check_labels(table: pd.DataFrame, splits: pd.DataFrame, config: EvaluationConfig) -> None:
     """DataError when labels or split cannot be evaluated."""
-    label_pictures(table, splits, config)
+    label_images(table, splits, config)
 
 
 def target_column(config: EvaluationConfig) -> str:
-    """The manifest's column that holds what is asked of a picture."""
+    """The manifest's column that holds what is asked of an image."""
     return COLUMN_OF.get(config.kind, config.label)
 
 
 def labelled_rows(table: pd.DataFrame, config: EvaluationConfig) -> NDArray[np.bool_]:
-    """``[rows]``, whether a row says what is asked of its picture; DataError where none does."""
+    """``[rows]``, whether a row says what is asked of its image; DataError where none does."""
     column = target_column(config)
     if column not in table:
         known = [str(name) for name in table]
@@ -138,7 +138,7 @@ def labelled_rows(table: pd.DataFrame, config: EvaluationConfig) -> NDArray[np.b
         return np.ones(len(table), dtype=np.bool_)
     labelled = has_label(table[column])
     if not labelled.any():
-        raise DataError(f"no picture has a {column!r}; evaluation needs labelled pictures")
+        raise DataError(f"no image has a {column!r}; evaluation needs labelled images")
     return labelled
 
 
@@ -168,7 +168,7 @@ def _targets(
     if config.classes:
         unknown_classes([part for parts in found for part in parts], config.classes, config.label)
     if not names:
-        raise DataError(f"no picture has a finding in {config.label!r}; each is {NO_FINDING!r}")
+        raise DataError(f"no image has a finding in {config.label!r}; each is {NO_FINDING!r}")
     classes = config.classes or tuple(sorted(names))
     return classes, np.array([[int(name in parts) for name in classes] for parts in found], dtype=np.int64), None
 
@@ -181,9 +181,7 @@ def box_classes(cells: pd.Series, config: EvaluationConfig) -> tuple[str, ...]:
         unknown_classes(labels, config.classes, "boxes")
         return config.classes
     if not labels:
-        raise DataError(
-            "no picture has a box; detection needs some, [[x0, y0, x1, y1, label], ...] in the column boxes"
-        )
+        raise DataError("no image has a box; detection needs some, [[x0, y0, x1, y1, label], ...] in the column boxes")
     return tuple(sorted(set(labels)))
 
 
@@ -220,7 +218,7 @@ def ordered_classes(labels: list[str], config: EvaluationConfig) -> tuple[str, .
         unknown_classes(labels, config.classes, config.label)
         names = [name for name in config.classes if name in names]
     if len(names) < 2:
-        raise DataError(f"all {len(labels)} labelled pictures have {config.label} {names[0]!r}; two classes are needed")
+        raise DataError(f"all {len(labels)} labelled images have {config.label} {names[0]!r}; two classes are needed")
     if len(names) > MOST_CLASSES:
         raise DataError(
             f"{config.label!r} has {len(names)} different values; a classification has at most {MOST_CLASSES}: if they "
@@ -242,25 +240,25 @@ def _is_number(name: str) -> bool:
         return False
 
 
-def _check_roles(pictures: Pictures, roles: Mapping[int, Mapping[str, str]], config: EvaluationConfig) -> None:
+def _check_roles(images: Images, roles: Mapping[int, Mapping[str, str]], config: EvaluationConfig) -> None:
     column = target_column(config)
-    for fold in pictures.roles:
+    for fold in images.roles:
         for role in ("train", "validation"):
-            places = pictures.where(fold, role)
+            places = images.where(fold, role)
             if not len(places):
-                raise DataError(f"fold {fold} has no labelled {role} picture; give {role} patients a {column}")
-            one_class = config.kind == "classification" and len(np.unique(pictures.y[places])) < 2
+                raise DataError(f"fold {fold} has no labelled {role} image; give {role} patients a {column}")
+            one_class = config.kind == "classification" and len(np.unique(images.y[places])) < 2
             if role == "train" and one_class:
-                raise DataError(f"fold {fold}: training pictures have one {column} only; two classes are needed")
-        if not len(pictures.where(fold, *HELD)):
-            raise no_test_pictures(fold, column, roles[fold])
+                raise DataError(f"fold {fold}: training images have one {column} only; two classes are needed")
+        if not len(images.where(fold, *HELD)):
+            raise no_test_images(fold, column, roles[fold])
 
 
-def _check_patients_have_one_class(pictures: Pictures, config: EvaluationConfig) -> None:
-    pairs = pd.DataFrame({"patient": pictures.patient, "code": pictures.y}).drop_duplicates()
+def _check_patients_have_one_class(images: Images, config: EvaluationConfig) -> None:
+    pairs = pd.DataFrame({"patient": images.patient, "code": images.y}).drop_duplicates()
     mixed = pairs.loc[pairs["patient"].duplicated(), "patient"].unique()
     if len(mixed):
         raise DataError(
-            f"aggregate {config.aggregate}: {len(mixed)} patients have pictures of several classes of "
+            f"aggregate {config.aggregate}: {len(mixed)} patients have images of several classes of "
             f"{config.label!r}, {mixed[0]!r} for one; the label has to be the patient's, or leave aggregate out"
         )

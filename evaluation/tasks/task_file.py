@@ -12,16 +12,16 @@ from imaging.listing.splits import SplitConfig
 
 
 class TaskFile(EvaluationConfig):
-    """The keys of a study's ``evaluation`` section, and where labelled pictures are. One YAML file a task."""
+    """The keys of a study's ``evaluation`` section, and where labelled images are. One YAML file a task."""
 
     data: Path | None = Field(
         default=None,
-        description="Labelled pictures: a manifest, or a folder with one; a relative path starts at the task file. "
+        description="Labelled images: a manifest, or a folder with one; a relative path starts at the task file. "
         "Left out: those of the simulated runs that are judged, with the split that was drawn before they trained.",
     )
     dataset: str = Field(default="", description="Name of the data in tables and report; default: the folder's.")
     image: ImageConfig | None = Field(
-        default=None, description="How encoders see a picture that do not say it themselves (timm's, say)."
+        default=None, description="How encoders see an image that do not say it themselves (timm's, say)."
     )
     splits: SplitConfig = Field(
         default=SplitConfig(), description="How the patients of ``data`` are divided; once, and written down."

@@ -29,7 +29,7 @@ class AlgorithmFacts:
 ALGORITHMS: dict[str, AlgorithmFacts] = {
     "fedavg": AlgorithmFacts(
         path="federation.algorithms.fedavg.FedAvg",
-        summary="average of the sites' weights, each counted by its pictures",
+        summary="average of the sites' weights, each counted by its images",
         paper="McMahan et al. 2017",
     ),
     "fedprox": AlgorithmFacts(

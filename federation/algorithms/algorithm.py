@@ -1,4 +1,4 @@
-"""What every federated algorithm is: a fold at the server and hooks at the site, in one file a paper."""
+"""What every federated algorithm is: a aggregation at the server and hooks at the site, in one file a paper."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ State = dict[str, Tensor]
 
 
 class Contribution(Protocol):
-    """One site's accepted reply, read piece by piece so that a fold holds one model plus one tensor."""
+    """One site's accepted reply, read piece by piece so that a aggregation holds one model plus one tensor."""
 
     @property
     def site(self) -> str:
@@ -24,8 +24,8 @@ class Contribution(Protocol):
         ...
 
     @property
-    def pictures(self) -> int:
-        """How many pictures the site has."""
+    def images(self) -> int:
+        """How many images the site has."""
         ...
 
     def tensor(self, name: str) -> Tensor:
@@ -57,7 +57,7 @@ class Algorithm(ABC):
         self.config = config
 
     @abstractmethod
-    def fold(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
+    def aggregate(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
         """Server half: the next global weights from this round's, and the next state.
 
         ``contributions`` come in site-name order. Results have the shapes and types of ``weights``.
@@ -80,17 +80,17 @@ _PIECE = 1 << 16  # numbers: so many, once as float32 and twice as float64, stay
 
 
 def average(name: str, like: Tensor, contributions: Sequence[Contribution]) -> Tensor:
-    """Mean of one tensor over the sites, weighted by pictures, summed in float64 in the order given.
+    """Mean of one tensor over the sites, weighted by images, summed in float64 in the order given.
 
     Integer tensors (counters) are averaged likewise and rounded. The result has the type of ``like``.
     """
-    total = float(sum(c.pictures for c in contributions))
+    total = float(sum(c.images for c in contributions))
     result = torch.empty(like.numel(), dtype=like.dtype)
     mean, wide = (torch.empty(min(_PIECE, like.numel()), dtype=torch.float64) for _ in range(2))
     for start in range(0, like.numel(), _PIECE):
         stop = min(start + _PIECE, like.numel())
         part, numbers = mean[: stop - start].zero_(), wide[: stop - start]
         for c in contributions:
-            part.add_(numbers.copy_(c.piece(name, start, stop)), alpha=c.pictures / total)
+            part.add_(numbers.copy_(c.piece(name, start, stop)), alpha=c.images / total)
         result[start:stop] = part if like.is_floating_point() else part.round()
     return result.reshape(like.shape)

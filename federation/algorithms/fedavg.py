@@ -14,11 +14,11 @@ class FedAvgConfig(AlgorithmConfig):
 
 
 class FedAvg(Algorithm, name="fedavg"):
-    """w <- sum_k (n_k / n) w_k, with n_k the pictures of site k."""
+    """w <- sum_k (n_k / n) w_k, with n_k the images of site k."""
 
     Config = FedAvgConfig
     config: FedAvgConfig
 
-    def fold(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
+    def aggregate(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
         """Average every tensor over the sites."""
         return {name: average(name, like, contributions) for name, like in weights.items()}, {}

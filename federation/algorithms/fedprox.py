@@ -25,7 +25,7 @@ class FedProxConfig(AlgorithmConfig):
 class FedProx(FedAvg, name="fedprox"):
     """FedAvg whose sites add mu/2 |w - w_t|^2 to their loss."""
 
-    Config = FedProxConfig  # type: ignore[assignment]  # the config differs, the fold does not
+    Config = FedProxConfig  # type: ignore[assignment]  # the config differs, the aggregation does not
     config: FedProxConfig  # type: ignore[assignment]
 
     def penalty(self, trained: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensor | None:

@@ -41,7 +41,7 @@ class FlowerStrategy(Algorithm):
     def strategy(self) -> FlowerFedAvg:
         """The Flower strategy as this study sets it."""
 
-    def fold(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
+    def aggregate(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
         """Let the strategy make the parameters; average the rest. Results have the declared types."""
         parameters = {name: value for name, value in weights.items() if is_parameter(name, value)}
         strategy: Any = self.strategy()
@@ -54,10 +54,12 @@ class FlowerStrategy(Algorithm):
         arrays, _ = strategy.aggregate_train(rounds + 1, replies)
         if arrays is None:
             raise ValueError("Flower's strategy made no weights from the replies it was given")
-        folded = {name: average(name, like, contributions) for name, like in weights.items() if name not in parameters}
+        aggregated = {
+            name: average(name, like, contributions) for name, like in weights.items() if name not in parameters
+        }
         for name, like in parameters.items():
-            folded[name] = torch.from_numpy(np.array(arrays[name].numpy())).to(like.dtype)
-        return {name: folded[name] for name in weights}, self._state_of(strategy, rounds + 1)
+            aggregated[name] = torch.from_numpy(np.array(arrays[name].numpy())).to(like.dtype)
+        return {name: aggregated[name] for name in weights}, self._state_of(strategy, rounds + 1)
 
     def _state_of(self, strategy: Any, rounds: int) -> State:
         state = {
@@ -70,7 +72,7 @@ class FlowerStrategy(Algorithm):
 
 def _reply(number: int, contribution: Contribution, parameters: Weights, rounds: int) -> Any:
     arrays: ArrayRecord = tensors_to_arrays({name: contribution.tensor(name) for name in parameters})
-    metrics = MetricRecord({"num-examples": contribution.pictures})
+    metrics = MetricRecord({"num-examples": contribution.images})
     return reply_as_received(RecordDict({"arrays": arrays, "metrics": metrics}), number, rounds + 1)
 
 

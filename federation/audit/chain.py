@@ -31,7 +31,7 @@ _BLOCK = 8192  # bytes; about twenty rows
 
 
 @dataclass(frozen=True)
-class Head:
+class AuditHead:
     """A row of a chain by number and hash, mostly the last; 0 and ``""`` where there is none, or none is known.
 
     RunError when it is neither.
@@ -45,14 +45,14 @@ class Head:
             raise RunError("the head of an audit log is not a count and 64 hex digits; give one that a log has made")
 
 
-NOTHING = Head(0, "")
+NOTHING = AuditHead(0, "")
 
 
 @dataclass(frozen=True)
 class Extension:
     """A chain's head, and the digests of the rows that lead to it, the newest last. RunError when malformed."""
 
-    head: Head
+    head: AuditHead
     digests: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Extension:
         if not all(_HASH.fullmatch(digest) for digest in self.digests):
             raise RunError("the proof of an audit log holds what is not 64 hex digits; give one that a log has made")
 
-    def follows(self, known: Head) -> bool:
+    def follows(self, known: AuditHead) -> bool:
         """Whether the chain goes on from ``known``, or ends there; True for any chain when ``known`` is ``NOTHING``.
 
         Digests of rows up to ``known`` may come first: the sender's last word of what is known may be an older one.
@@ -105,14 +105,14 @@ def parsed(line: bytes) -> Row | None:
         return None
 
 
-def head_in(row: Row) -> tuple[str, Head] | None:
+def head_in(row: Row) -> tuple[str, AuditHead] | None:
     """The party, and its head that is held from this row on; None for a row that is about something else."""
     if row["event"] == "chain restart accepted":
         return str(row.get("party")), NOTHING
     if row["event"] != "head received":
         return None
     try:
-        return str(row["party"]), Head(row["count"], row["head"])
+        return str(row["party"]), AuditHead(row["count"], row["head"])
     except (KeyError, TypeError, RunError):
         return None  # no log of ours has such a row
 

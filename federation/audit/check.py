@@ -5,7 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation.audit.chain import NOTHING, ZEROS, Head, Row, head_in, lines, link, locked, parsed, row_digest, whole
+from federation.audit.chain import (
+    NOTHING,
+    ZEROS,
+    AuditHead,
+    Row,
+    head_in,
+    lines,
+    link,
+    locked,
+    parsed,
+    row_digest,
+    whole,
+)
 from foundation.errors import RunError
 
 
@@ -15,7 +27,7 @@ class VerifiedLog:
 
     path: Path
     party: str
-    head: Head
+    head: AuditHead
     fault: str = ""
     torn: bool = False
 
@@ -40,12 +52,12 @@ def verify(path: Path, see: Callable[[Row], object] = lambda row: None) -> Verif
             fault = _fault(row, head, party)
             if row is None or fault:
                 return VerifiedLog(path, party, head, fault, torn)
-            party, head = row["by"], Head(row["n"], row["hash"])
+            party, head = row["by"], AuditHead(row["n"], row["hash"])
             see(row)
     return VerifiedLog(path, party, head, "", torn)
 
 
-def _fault(row: Row | None, head: Head, party: str) -> str:
+def _fault(row: Row | None, head: AuditHead, party: str) -> str:
     if row is None:
         return "it is not a row that a log writes"
     if row["n"] != head.count + 1:
@@ -61,7 +73,7 @@ def _fault(row: Row | None, head: Head, party: str) -> str:
 class Agreement:
     """How many heads two logs hold of each other, and a line for each log that is broken or was changed."""
 
-    heads: int
+    audit_heads: int
     faults: list[str]
 
 
@@ -85,17 +97,17 @@ class _Contents:
 
     def __init__(self, path: Path) -> None:
         self._hashes: list[str] = []
-        self._held: dict[str, list[tuple[int, Head]]] = {}
+        self._held: dict[str, list[tuple[int, AuditHead]]] = {}
         self.path, self.verdict = path, verify(path, self._see)
         self.party = self.verdict.party
         if not self.party:
             raise RunError(f"{path}: has no row that could be compared; {self.verdict.line}")
 
-    def has(self, head: Head) -> bool:
+    def has(self, head: AuditHead) -> bool:
         """Whether this is a row of the log."""
         return self._hashes[head.count - 1 : head.count] == [head.hash]
 
-    def held(self, party: str) -> list[tuple[int, Head]]:
+    def held(self, party: str) -> list[tuple[int, AuditHead]]:
         """Heads of that party since its last restart, and the number of the row that each is in."""
         return self._held.get(party, [])
 

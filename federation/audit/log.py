@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Literal
 
 from federation.audit import chain
-from federation.audit.chain import NOTHING, Extension, Head, Row
+from federation.audit.chain import NOTHING, AuditHead, Extension, Row
 from federation.audit.check import VerifiedLog, verify
 from foundation.errors import RunError, nearest
 
-__all__ = ["NOTHING", "AuditLog", "Event", "Extension", "Head", "Row", "Value", "VerifiedLog", "verify"]
+__all__ = ["NOTHING", "AuditHead", "AuditLog", "Event", "Extension", "Row", "Value", "VerifiedLog", "verify"]
 
 _EveryParty = Literal["log opened", "head received", "head refused", "chain restart accepted"]
 _OfLedger = Literal["privacy charged"]  # of patients: privacy/ledger.py
 _Permission = Literal["study approved", "approval withdrawn", "app refused", "policy refused", "request refused"]
 _SiteRound = Literal["instruction received", "round failed", "update released", "update sent again", "connection lost"]
 _SiteAnswer = Literal["statistics released", "weights delivered", "secure stage asked for", "secure stage answered"]
-_ServerRun = Literal["server started", "run started", "paused", "study finished", "round folded", "round retried"]
+_ServerRun = Literal["server started", "run started", "paused", "study finished", "round aggregated", "round retried"]
 _Enrolment = Literal["site enrolled", "site revoked", "site not admitted", "site left out"]
 _ServerRound = Literal["instruction sent", "update received", "update refused"]
 _ServerQuestion = Literal["statistics asked", "statistics received", "secure stage sent", "secure stage received"]
@@ -51,16 +51,16 @@ class AuditLog:
 
     def __init__(self, path: Path, party: str) -> None:
         self.path, self.party = path, party
-        self._held: tuple[int, int, dict[str, Head]] = (0, 0, {})  # inode, bytes read, heads found in them
+        self._held: tuple[int, int, dict[str, AuditHead]] = (0, 0, {})  # inode, bytes read, heads found in them
         with self._writing() as handle:
             self._head(handle)
 
-    def append(self, event: Event, **fields: Value) -> Head:
+    def append(self, event: Event, **fields: Value) -> AuditHead:
         """Write one row, wait until it is on the disk, and return the new head. Reads no row but the last."""
         with self._writing() as handle:
             return self._write(handle, event, fields, wait=True)
 
-    def note(self, event: Event, **fields: Value) -> Head:
+    def note(self, event: Event, **fields: Value) -> AuditHead:
         """Write one row without waiting for the disk, which ``append`` and ``extension`` do: before anything is proved.
 
         A process that is killed loses none; a power cut may take rows that no other party has been told of.
@@ -68,23 +68,23 @@ class AuditLog:
         with self._writing() as handle:
             return self._write(handle, event, fields)
 
-    def head(self) -> Head:
+    def head(self) -> AuditHead:
         """The last row's number and hash."""
         with chain.locked(self.path) as handle:
             return self._head(handle)
 
-    def extension(self, since: Head) -> Extension:
+    def extension(self, since: AuditHead) -> Extension:
         """Proof that this log goes on from ``since``, which another party holds, by ``MOST_DIGESTS`` rows at most.
 
         What the other party holds may be newer than ``since``; for ``NOTHING`` the proof is of the newest rows.
         RunError when ``since`` is not in this log, which then has been rewritten, cut or restored from a backup.
         """
-        newer: list[tuple[Head, str]] = []
+        newer: list[tuple[AuditHead, str]] = []
         with chain.locked(self.path) as handle:
             os.fsync(handle)
             for line in chain.lines_backwards(handle):
                 row = self._row(line)
-                head = Head(row["n"], row["hash"])
+                head = AuditHead(row["n"], row["hash"])
                 if head.count <= since.count or (since == NOTHING and len(newer) == chain.MOST_DIGESTS):
                     break
                 newer.append((head, chain.row_digest(row)))
@@ -98,11 +98,11 @@ class AuditLog:
         newer = newer[::-1][: chain.MOST_DIGESTS]
         return Extension(newer[-1][0] if newer else head, tuple(digest for _, digest in newer))
 
-    def known(self, party: str) -> Head:
+    def known(self, party: str) -> AuditHead:
         """The head that is held of that party's log; ``NOTHING`` before the first and after an accepted restart."""
         return self.known_heads().get(party, NOTHING)
 
-    def known_heads(self) -> dict[str, Head]:
+    def known_heads(self) -> dict[str, AuditHead]:
         """The head that is held of each party. Reads only what was written since the last call."""
         with chain.locked(self.path) as handle:
             return dict(self._heads(handle))
@@ -155,7 +155,7 @@ class AuditLog:
                 f"{self.path}: could not be written ({error.strerror}); free space or permit writing, then start again"
             ) from error
 
-    def _write(self, handle: int, event: Event, fields: dict[str, Value], wait: bool = False) -> Head:
+    def _write(self, handle: int, event: Event, fields: dict[str, Value], wait: bool = False) -> AuditHead:
         row = self._next(self._head(handle), event, fields)
         line, end = chain.canonical(row) + b"\n", os.fstat(handle).st_size
         try:
@@ -167,9 +167,9 @@ class AuditLog:
             with suppress(OSError):
                 os.ftruncate(handle, end)
             raise
-        return Head(row["n"], row["hash"])
+        return AuditHead(row["n"], row["hash"])
 
-    def _next(self, head: Head, event: Event, fields: dict[str, Value]) -> Row:
+    def _next(self, head: AuditHead, event: Event, fields: dict[str, Value]) -> Row:
         for name, value in fields.items():
             if name in chain.OWN_FIELDS or not isinstance(value, Value):
                 raise ValueError(f"field {name!r} of an audit row is not a field of its own with one text or number")
@@ -184,12 +184,12 @@ class AuditLog:
         previous = head.hash or chain.ZEROS
         return row | {"previous": previous, "hash": chain.link(previous, chain.row_digest(row))}
 
-    def _head(self, handle: int) -> Head:
+    def _head(self, handle: int) -> AuditHead:
         last = next(chain.lines_backwards(handle), None)
         if last is None:
             return NOTHING
         row = self._row(last)
-        return Head(row["n"], row["hash"])
+        return AuditHead(row["n"], row["hash"])
 
     def _row(self, line: bytes) -> Row:
         row = chain.parsed(line)
@@ -203,18 +203,18 @@ class AuditLog:
             )
         return row
 
-    def _heads(self, handle: int) -> dict[str, Head]:
+    def _heads(self, handle: int) -> dict[str, AuditHead]:
         inode, end = os.fstat(handle).st_ino, chain.whole(handle)
-        read_inode, start, heads = self._held
+        read_inode, start, audit_heads = self._held
         if read_inode != inode or start > end:
-            start, heads = 0, {}
-        heads = dict(heads)
+            start, audit_heads = 0, {}
+        audit_heads = dict(audit_heads)
         for line in chain.lines(handle, start, end):
             if b'"event":"head received"' in line or b'"event":"chain restart accepted"' in line:
                 found = chain.head_in(self._row(line))
-                heads |= dict([found] if found else [])
-        self._held = inode, end, heads
-        return heads
+                audit_heads |= dict([found] if found else [])
+        self._held = inode, end, audit_heads
+        return audit_heads
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from federation.audit.chain import NOTHING, OWN_FIELDS, Head, Row, head_in
+from federation.audit.chain import NOTHING, OWN_FIELDS, AuditHead, Row, head_in
 from federation.audit.check import Agreement, cross_check, verify
 from foundation.wording import one_line
 
@@ -15,7 +15,7 @@ WIDTH = 80
 _LEFT = ("update released", "update sent again")
 _HEADS, _ROUND = ("log opened", "head received"), ("instruction sent", "instruction received", "update received")
 _ANSWERS = ("statistics asked", "statistics received", "statistics released")
-_TRAFFIC = (*_LEFT, *_HEADS, *_ROUND, "round folded", *_ANSWERS)
+_TRAFFIC = (*_LEFT, *_HEADS, *_ROUND, "round aggregated", *_ANSWERS)
 _LEFT_WIDTHS = (-16, 5, -12, -7, 7, 9, -12)  # below 0: to the left; with two spaces between them, 80
 _SITE_WIDTHS = (-20, 7, 9, 7, 8, 10)
 
@@ -44,10 +44,10 @@ def report(*paths: Path) -> Report:
 
 def _said_of(agreement: Agreement) -> str:
     if agreement.faults:
-        return f"the logs do not agree; they hold {agreement.heads} heads of each other"
-    if agreement.heads == 0:
+        return f"the logs do not agree; they hold {agreement.audit_heads} heads of each other"
+    if agreement.audit_heads == 0:
         return "hold no heads of each other yet, so that nothing can be compared"
-    return f"the logs agree on the {agreement.heads} heads that they hold of each other"
+    return f"the logs agree on the {agreement.audit_heads} heads that they hold of each other"
 
 
 class _Log:
@@ -58,7 +58,7 @@ class _Log:
         self._left: list[Row] = []
         self._of_labels: list[Row] = []
         self._decisions: list[Row] = []
-        self._heads: dict[str, tuple[Head, str]] = {}
+        self._heads: dict[str, tuple[AuditHead, str]] = {}
         self._sites: dict[str, Counter[str]] = {}
         self.verdict = verify(path, self._see)
         self.party = self.verdict.party

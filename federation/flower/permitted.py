@@ -21,7 +21,7 @@ _ANSWERS = (
     _UPDATE,
     _STATISTICS,
     _UPDATE | {"failure"},
-    frozenset({"site", "study", "pictures"}),
+    frozenset({"site", "study", "images"}),
     frozenset({"site", "study", "weights"}),
 )
 _EXTENSION = frozenset({"count", "head", "digests"})
@@ -32,7 +32,7 @@ _NOTE = _EXTENSION | {"known", "known-head"}
 class Permitted:
     """What one answer may say: of which site and study, which tensors (names, shapes, types) and names of metrics.
 
-    private: the study has a ``privacy`` section: then an update bears its ledger's head. uncounted: every count is 1
+    private: the study has a ``privacy`` section: then an update bears its ledger's head. hides_counts: every count is 1
     and no metric leaves, as in a private study and where updates are summed under masks.
     """
 
@@ -41,7 +41,7 @@ class Permitted:
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     metrics: Collection[str] = ()
     private: bool = False
-    uncounted: bool = False
+    hides_counts: bool = False
 
 
 def check_record_dict(content: RecordDict, permitted: Permitted) -> None:
@@ -67,12 +67,12 @@ def check_record_dict(content: RecordDict, permitted: Permitted) -> None:
         _check_arrays(cast(ArrayRecord, content[ARRAYS]), permitted.tensors)
     if with_metrics:
         _check_metrics(cast(MetricRecord, content[METRICS]), permitted.metrics)
-    if permitted.private or permitted.uncounted:
+    if permitted.private or permitted.hides_counts:
         _check_private(content, config)
 
 
 def _check_private(content: RecordDict, config: ConfigRecord) -> None:
-    if config.get("pictures", 1) != 1 or (METRICS in content and dict(content[METRICS]) != {"num-examples": 1}):
+    if config.get("images", 1) != 1 or (METRICS in content and dict(content[METRICS]) != {"num-examples": 1}):
         raise WithheldError("an answer tells a count or a metric that stays; in such a study the count is 1")
     if LEDGER in content and not _is_extension(cast(ConfigRecord, content[LEDGER])):
         raise WithheldError("an update's head of the privacy ledger is not of the agreed form")
@@ -83,7 +83,7 @@ def _true_words(config: ConfigRecord, site: str, study_hash: str) -> bool:
         "site": lambda value: value == site,
         "study": lambda value: value == study_hash or (value == "" and "failure" in config),
         "round": lambda value: type(value) is int and 0 <= value <= 100_000,
-        "pictures": lambda value: type(value) is int and value >= 1,
+        "images": lambda value: type(value) is int and value >= 1,
         "failure": lambda value: value in CATEGORIES,
         "weights": _is_hash,
         "step": lambda value: value in STEPS,
@@ -124,8 +124,8 @@ def _check_arrays(arrays: ArrayRecord, expected: Mapping[str, torch.Tensor]) -> 
     check_packed(array.data, expected)
 
 
-def _check_metrics(told: MetricRecord, permitted: Collection[str]) -> None:
-    for name, value in told.items():
+def _check_metrics(answer: MetricRecord, permitted: Collection[str]) -> None:
+    for name, value in answer.items():
         if name == "num-examples" and type(value) is int and value >= 1:
             continue
         if name not in permitted or type(value) is not float or float(f"{value:.6g}") != value or math.isinf(value):

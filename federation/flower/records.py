@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from federation.audit.log import NOTHING, Extension, Head
+from federation.audit.log import NOTHING, AuditHead, Extension
 from federation.federated_evaluation import STEPS, EvaluationRequest, Statistics, Step
 from federation.keys.signing import Signature
 from federation.packed import pack, unpack
@@ -90,7 +90,10 @@ def content_to_note(content: RecordDict) -> AuditNote | None:
         return None
     try:
         said = cast(Any, content[AUDIT])
-        head, known = Head(int(said["count"]), str(said["head"])), Head(int(said["known"]), str(said["known-head"]))
+        head, known = (
+            AuditHead(int(said["count"]), str(said["head"])),
+            AuditHead(int(said["known"]), str(said["known-head"])),
+        )
         return AuditNote(Extension(head, tuple(map(str, said["digests"]))), known)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
@@ -138,12 +141,12 @@ def content_to_instruction(content: RecordDict) -> TrainInstruction:
     )
 
 
-def _known_ledger(content: RecordDict) -> Head:
+def _known_ledger(content: RecordDict) -> AuditHead:
     if LEDGER not in content:
         return NOTHING
     try:
         known = cast(Any, content[LEDGER])
-        return Head(int(known["known"]), str(known["known-head"]))
+        return AuditHead(int(known["known"]), str(known["known-head"]))
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"an instruction's head of the privacy ledger is not of the agreed form ({type(error).__name__})"
@@ -154,8 +157,8 @@ def _ledger(content: RecordDict) -> Extension | None:
     """The ledger's head in a reply, None where there is none; an exception of some kind when malformed."""
     if LEDGER not in content:
         return None
-    told = cast(Any, content[LEDGER])
-    return Extension(Head(int(told["count"]), str(told["head"])), tuple(map(str, told["digests"])))
+    answer = cast(Any, content[LEDGER])
+    return Extension(AuditHead(int(answer["count"]), str(answer["head"])), tuple(map(str, answer["digests"])))
 
 
 def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
@@ -163,7 +166,7 @@ def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
     config: dict[str, Any] = {"study": reply.study_hash, "round": reply.round, "site": reply.site}
     if isinstance(reply, Failure):
         return RecordDict({CONFIG: ConfigRecord(config | {"failure": reply.category})})
-    metrics = MetricRecord({"num-examples": reply.pictures, **reply.metrics})
+    metrics = MetricRecord({"num-examples": reply.images, **reply.metrics})
     weights = weights_to_record(reply.weights)
     content = RecordDict({ARRAYS: weights, CONFIG: ConfigRecord(config), METRICS: metrics})
     if reply.ledger is not None:
@@ -180,9 +183,9 @@ def content_to_reply(content: RecordDict) -> TrainReply | Failure:
         if "failure" in config:
             return Failure(study, round_, site, _category(config))
         metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[METRICS]).items()}
-        pictures = int(metrics.pop("num-examples"))
+        images = int(metrics.pop("num-examples"))
         weights = record_to_weights(cast(ArrayRecord, content[ARRAYS]))
-        return TrainReply(study, round_, site, pictures, weights, metrics, _ledger(content))
+        return TrainReply(study, round_, site, images, weights, metrics, _ledger(content))
     except Exception as error:  # whatever a site sends, it must not stop the server
         raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__})") from error
 
@@ -195,14 +198,14 @@ def _category(config: ConfigRecord) -> str:
 
 def site_to_content(info: SiteInfo) -> RecordDict:
     """The content of a site's answer to 'who are you'."""
-    return RecordDict({CONFIG: ConfigRecord({"site": info.site, "study": info.study_hash, "pictures": info.pictures})})
+    return RecordDict({CONFIG: ConfigRecord({"site": info.site, "study": info.study_hash, "images": info.images})})
 
 
 def content_to_site(content: RecordDict) -> SiteInfo:
     """Read a site's answer to 'who are you'; RunError when it is not of the agreed form."""
     try:
         config = cast(ConfigRecord, content[CONFIG])
-        return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["pictures"])))
+        return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["images"])))
     except Exception as error:
         raise RunError(f"a site's answer lacks what the study agreed on ({type(error).__name__})") from error
 
@@ -238,22 +241,24 @@ def failure_in(content: RecordDict) -> str | None:
 
 
 def question_to_content(question: EvaluationRequest, arrays: ArrayRecord, note: AuditNote) -> RecordDict:
-    """The content of a question about labelled pictures; ``arrays``: its tensors, encoded once for all sites."""
+    """The content of a question about labelled images; ``arrays``: its tensors, encoded once for all sites."""
     config = ConfigRecord({"study": question.study_hash, "step": question.step, "encoder": question.encoder})
     return with_note(RecordDict({ARRAYS: arrays, CONFIG: config}), note)
 
 
 def content_to_question(content: RecordDict) -> EvaluationRequest:
-    """Read a question about labelled pictures; StudyError for a step that there is not."""
+    """Read a question about labelled images; StudyError for a step that there is not."""
     config = cast(ConfigRecord, content[CONFIG])
     tensors = record_to_weights(cast(ArrayRecord, content[ARRAYS]))
     return EvaluationRequest(str(config["study"]), _step(config), str(config["encoder"]), tensors)
 
 
-def statistics_to_content(told: Statistics) -> RecordDict:
-    """The content of a site's answer to a question about labelled pictures."""
-    config = ConfigRecord({"study": told.study_hash, "site": told.site, "step": told.step, "encoder": told.encoder})
-    return RecordDict({ARRAYS: weights_to_record(told.tensors), CONFIG: config})
+def statistics_to_content(answer: Statistics) -> RecordDict:
+    """The content of a site's answer to a question about labelled images."""
+    config = ConfigRecord(
+        {"study": answer.study_hash, "site": answer.site, "step": answer.step, "encoder": answer.encoder}
+    )
+    return RecordDict({ARRAYS: weights_to_record(answer.tensors), CONFIG: config})
 
 
 def content_to_statistics(content: RecordDict) -> Statistics | Failure:

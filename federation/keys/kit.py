@@ -116,11 +116,11 @@ Kit of site {site} for the federation {federation}, server {server}.
 It holds nothing secret. What is made here (site.key above all) is secret and
 stays here.
 
-1. Make this site's key:         fedpretext site init . --data PICTURES
+1. Make this site's key:         fedpretext site init . --data IMAGES
    It prints two fingerprints. Telephone the study lead and compare all of both.
 2. Send site.csr to the study lead. It holds the public key and the site's name,
    nothing else.
-3. Look at your pictures:        fedpretext site check
+3. Look at your images:        fedpretext site check
 4. Read and approve the study:   fedpretext site approve study.yaml
 5. Join:                         fedpretext client .
 """

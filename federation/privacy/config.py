@@ -13,7 +13,7 @@ _Delta = Annotated[float, Field(gt=0, lt=0.01)]
 class PatientPrivacyConfig(Section):
     """Patient-level differential privacy: noise at the site, in every step (Abadi et al. 2016, with patients as units).
 
-    Two data sets are neighbours when one is the other without one patient and all that patient's pictures. Every number
+    Two data sets are neighbours when one is the other without one patient and all that patient's images. Every number
     here is public and the same for all sites, so that the study file alone says what is promised: how many patients a
     site really has changes neither noise nor promise.
     """
@@ -38,11 +38,11 @@ class PatientPrivacyConfig(Section):
         description="Patients that a step expects to see at a site of `patients`: each takes part by a throw of its "
         "own, with probability patients_per_step / patients. Large steps drown less in the noise.",
     )
-    pictures_per_patient: int = Field(
+    images_per_patient: int = Field(
         default=1,
         ge=1,
         le=1024,
-        description="Pictures that a patient who takes part gives to a step, drawn anew each time (all, where there "
+        description="Images that a patient who takes part gives to a step, drawn anew each time (all, where there "
         "are fewer); the mean of their losses counts.",
     )
     clip: float = Field(

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from federation.audit.chain import locked
-from federation.audit.log import AuditLog, Event, Extension, Head, Row, Value, verify
+from federation.audit.log import AuditHead, AuditLog, Event, Extension, Row, Value, verify
 from federation.privacy.accounting import Release, epsilon_of
 from foundation.errors import FedpretextError, RunError, StudyError
 
@@ -61,7 +61,7 @@ class Ledger:
 
     def charge(
         self, study_hash: str, round_: int, release: Release, budget: Budget | None, unit: str = "patient"
-    ) -> Head:
+    ) -> AuditHead:
         """Charge a release, on the disk before this returns. The new head.
 
         BudgetSpentError when the pool would have cost more than ``budget`` with it; then nothing is written.
@@ -97,11 +97,11 @@ class Ledger:
         with locked(place.with_name(f".{place.name}.lock"), os.O_RDWR | os.O_CREAT):
             yield
 
-    def head(self) -> Head:
+    def head(self) -> AuditHead:
         """The last row's number and hash."""
         return self._log.head()
 
-    def extension(self, since: Head) -> Extension:
+    def extension(self, since: AuditHead) -> Extension:
         """Proof for whoever holds the head ``since`` that this ledger goes on from it; RunError when it does not."""
         return self._log.extension(since)
 

@@ -27,7 +27,7 @@ _TWO_TO = 2.0**-53
 
 
 def secure_generator() -> torch.Generator:
-    """A generator on the CPU, seeded from 63 secure bits, for views, masks and the choice of pictures.
+    """A generator on the CPU, seeded from 63 secure bits, for views, masks and the choice of images.
 
     torch's Mersenne Twister keeps 32 bits of a seed and can be told from true chance. The promise does not rest on it:
     it holds whatever the views, as long as they are drawn without regard to who is in the data. Noise and the sampling

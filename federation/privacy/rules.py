@@ -14,7 +14,7 @@ def check_private(training: TrainingConfig, federated_evaluation: FederatedEvalu
     if training.steps is None:
         raise StudyError(
             "training.epochs: a private study does a fixed number of steps a round, as passes over a site's own "
-            "pictures would tell how many it has: set training.epochs: null and training.steps"
+            "images would tell how many it has: set training.epochs: null and training.steps"
         )
     if federated_evaluation is not None:
         raise StudyError(
@@ -35,10 +35,10 @@ def check_patient_level(training: TrainingConfig, privacy: PatientPrivacyConfig)
                 f"training.{key} {getattr(training, key)}: with privacy by patient {reason}; set it to "
                 f"{'null' if wanted is None else str(wanted).lower()}"
             )
-    if training.batch < privacy.pictures_per_patient:
+    if training.batch < privacy.images_per_patient:
         raise StudyError(
-            f"privacy.pictures_per_patient {privacy.pictures_per_patient}: a patient's pictures are computed at once, "
-            f"and training.batch is {training.batch}: raise it, or take fewer pictures of a patient"
+            f"privacy.images_per_patient {privacy.images_per_patient}: a patient's images are computed at once, "
+            f"and training.batch is {training.batch}: raise it, or take fewer images of a patient"
         )
     if training.precision == "bf16":
         raise StudyError("training.precision bf16: privacy by patient is computed in float32; set auto or float32")

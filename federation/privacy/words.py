@@ -25,12 +25,12 @@ def meaning(epsilon: float, delta: float, unit: str = "patient") -> list[str]:
     """What the promise says, a sentence a line. ``unit``: whose presence is hidden."""
     if epsilon < 0 or not 0 <= delta < 1:
         raise StudyError(f"epsilon {epsilon} and delta {delta}: epsilon is 0 or more, delta a probability")
-    whole = "with all pictures" if unit == "patient" else "with all its patients"
+    whole = "with all images" if unit == "patient" else "with all its patients"
     lines = [
         f"Whatever anybody believed about whether one {unit} took part, {whole}, what leaves changes the odds by a "
         f"factor of at most {_factor(epsilon)}; with a probability of at most {delta:g} that does not hold.",
         f"Who guesses at 50 : 50 whether a certain {unit} took part is right {_how_often(epsilon, delta)} "
-        "after seeing everything that leaves, and knowing everybody else's pictures.",
+        "after seeing everything that leaves, and knowing everybody else's images.",
     ]
     if epsilon > _WEAK:
         lines.append(
@@ -55,7 +55,7 @@ def not_covered(study: "Study") -> list[str]:
     ]
     if by_patient:
         lines.append("that the site takes part, and what all its patients have in common")
-        lines.append("pictures of one person under two patient numbers: they count as two patients")
+        lines.append("images of one person under two patient numbers: they count as two patients")
         return lines
     lines.append("a single site's own update before the noise, to whoever sees it: " + _who_sees(study))
     lines.append("single patients beyond their site: they are hidden as their whole site is, and no better")

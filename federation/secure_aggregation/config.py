@@ -19,6 +19,6 @@ class SecureAggregationConfig(Section):
         default=1000,
         ge=1,
         le=1_000_000,
-        description="Pictures from which on sites count alike: a site is weighted by its pictures, at most so many. "
+        description="Images from which on sites count alike: a site is weighted by its images, at most so many. "
         "Private studies weight all sites alike.",
     )

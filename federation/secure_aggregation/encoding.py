@@ -1,6 +1,6 @@
 """Updates as whole numbers that add up: fixed point with a stated error, weights and counts among the numbers.
 
-Of n sites, site k with update d_k (float32, each |d| <= B = largest_value) and c_k pictures (at most C = largest_count;
+Of n sites, site k with update d_k (float32, each |d| <= B = largest_value) and c_k images (at most C = largest_count;
 1 of 1 in a private study) sends round(s w_k d_k), with w_k = c_k / C, and c_k as one more number, all modulo 2**32. The
 server gets E = sum round(s w_k d_k) and c = sum c_k and from them the weighted mean E / (s c / C).
 
@@ -52,21 +52,21 @@ class FixedPoint:
         return scale
 
     def weight(self, count: int) -> float:
-        """W of so many pictures."""
+        """W of so many images."""
         return count / self.largest_count
 
 
 def encode(
     update: NDArray[np.float32], count: int, fixed: FixedPoint, sites: int, noise: NDArray[np.int64] | None = None
 ) -> NDArray[np.uint32]:
-    """The numbers that a site adds: uint32 [numbers + 1], the last of them its count of pictures.
+    """The numbers that a site adds: uint32 [numbers + 1], the last of them its count of images.
 
     update: one-dimensional; noise: whole numbers in units of 1 / scale, added after rounding. TrainingError for a
     number that is not finite or larger than largest_value: it would come out as another one.
     """
     scale = fixed.scale_for(sites)
     if count < 1:
-        raise TrainingError(f"an update of {count} pictures; it is weighted by at least 1")
+        raise TrainingError(f"an update of {count} images; it is weighted by at least 1")
     if noise is not None:
         _check_noise(noise, update, scale, fixed, sites)
     counted = min(count, fixed.largest_count)
@@ -88,7 +88,7 @@ def encode(
 
 
 def decode(sums: NDArray[np.int32], count: int, fixed: FixedPoint, sites: int) -> NDArray[np.float64]:
-    """The mean update, weighted by pictures, of any run of the summed numbers (not of the count).
+    """The mean update, weighted by images, of any run of the summed numbers (not of the count).
 
     count: the sum of counts; sites: how many had advertised, whoever survived.
     """

@@ -38,7 +38,7 @@ from foundation.errors import QuorumError
 
 @dataclass(frozen=True)
 class Total:
-    """A round's sum. sums: int32 [numbers], for encoding.decode; count: the survivors' pictures, capped, together."""
+    """A round's sum. sums: int32 [numbers], for encoding.decode; count: the survivors' images, capped, together."""
 
     sums: NDArray[np.int32]
     count: int

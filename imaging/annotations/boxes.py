@@ -1,4 +1,4 @@
-"""Boxes of pictures, in the frame in which an encoder sees these."""
+"""Boxes of images, in the frame in which an encoder sees these."""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from imaging.reading.readers import decode, fitted_box
 Floats = npt.NDArray[np.float64]
 FORM = "a list of [x0, y0, x1, y1, label]"
 LARGEST = 1e9
-"""No picture has so many pixels along a side; what is no number is not below it either."""
+"""No image has so many pixels along a side; what is no number is not below it either."""
 
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """boxes: float32 ``[M, 4]``, x0, y0, x1, y1 in pixels of the encoder's picture, edges and not middles of pixels;
+    """boxes: float32 ``[M, 4]``, x0, y0, x1, y1 in pixels of the encoder's image, edges and not middles of pixels;
     kinds: int64 ``[M]``, places in the task's classes."""
 
     boxes: FloatArray
@@ -37,7 +37,7 @@ def read_boxes(table: pd.DataFrame, root: Path, image: ImageConfig, classes: Seq
     DataError, one line: as ``listed_boxes`` and ``placed_boxes``, a label that is none of ``classes``, volumes.
     """
     if image.depth is not None:
-        raise DataError(f"boxes outline pictures, but image.depth is {image.depth}; leave it out, with a slice a row")
+        raise DataError(f"boxes outline images, but image.depth is {image.depth}; leave it out, with a slice a row")
     rows = Manifest(table, root)
     names, cells, paths, frames = rows.table["image"], rows.table["boxes"], rows.paths(), slices(rows)
     found = []
@@ -50,15 +50,15 @@ def read_boxes(table: pd.DataFrame, root: Path, image: ImageConfig, classes: Seq
 
 
 def placed_boxes(listed: Floats, name: str, size: tuple[int, int], image: ImageConfig) -> FloatArray:
-    """Boxes ``[M, 4]`` of the picture ``name`` where ``readers.prepare`` puts it, float32.
+    """Boxes ``[M, 4]`` of the image ``name`` where ``readers.prepare`` puts it, float32.
 
-    size: height and width of the file's picture. DataError, one line, for a box that reaches out of it.
+    size: height and width of the file's image. DataError, one line, for a box that reaches out of it.
     """
     height, width = size
     outside = ((listed < 0) | (listed > np.array([width, height, width, height]))).any(axis=1)
     if outside.any():
         raise DataError(
-            f"{name}: box {_shown(listed[outside][0])} reaches out of the picture, which is {width} pixels wide and "
+            f"{name}: box {_shown(listed[outside][0])} reaches out of the image, which is {width} pixels wide and "
             f"{height} high; give boxes in pixels of the file, cut at its edge"
         )
     top, left, new_height, new_width = fitted_box(height, width, image.size)

@@ -1,7 +1,7 @@
-"""Masks of pictures and volumes, in the frame in which an encoder sees these.
+"""Masks of images and volumes, in the frame in which an encoder sees these.
 
-A mask file holds a whole number for each pixel: 0 for background. It is read as pictures are, so that a mask is turned
-upright by its own header, and has the sides of its picture as both are read.
+A mask file holds a whole number for each pixel: 0 for background. It is read as images are, so that a mask is turned
+upright by its own header, and has the sides of its image as both are read.
 """
 
 import json
@@ -51,22 +51,22 @@ def read_masks(
 
 
 def mask_of(
-    picture: Path, mask: Path, image: ImageConfig, frame: int | None = None, classes: Sequence[str] | None = None
+    image_file: Path, mask: Path, image: ImageConfig, frame: int | None = None, classes: Sequence[str] | None = None
 ) -> Mask:
-    """What the file ``mask`` outlines in ``picture``, where ``readers.prepare`` puts it: uint8 [S, S], or [D, S, S].
+    """What the file ``mask`` outlines in ``image_file``, where ``readers.prepare`` puts it: uint8 [S, S], or [D, S, S].
 
     Without ``classes`` every value above 0 becomes 1 (an instance map, too, is a mask of its foreground). With K
     classes the file may hold 0 to K, or, of one class, 0 and 255. ``frame`` picks a slice of both files. Pixels are
     taken from their nearest neighbour, so that no value is mixed. DataError, one line: another size than the
-    picture's, another value, a fraction, colours, JPEG, a missing or damaged file.
+    image_file's, another value, a fraction, colours, JPEG, a missing or damaged file.
     """
     labels = _labels(_values(mask, image, frame), classes, mask)
-    sides, box = _frame_of(picture, image, frame)
+    sides, box = _frame_of(image_file, image, frame)
     if labels.shape != sides:
         what = "rows and columns" if image.depth is None else "slices, rows and columns"
         raise DataError(
-            f"{mask}: has {list(labels.shape)} {what}, but its picture {picture} has {list(sides)}; name the mask that "
-            "was drawn on this picture, or resample it to the picture's size"
+            f"{mask}: has {list(labels.shape)} {what}, but its image {image_file} has {list(sides)}; name the mask "
+            "that was drawn on this image_file, or resample it to the image_file's size"
         )
     top, left, height, width = box
     inner = _nearest(labels, (height, width) if image.depth is None else (image.depth, height, width))
@@ -135,7 +135,7 @@ def _labels(values: FloatArray, classes: Sequence[str] | None, path: Path) -> Ma
 
 
 def _frame_of(path: Path, image: ImageConfig, frame: int | None) -> tuple[tuple[int, ...], tuple[int, int, int, int]]:
-    """The picture's sides as it is filed, and where ``readers.prepare`` puts it in the square."""
+    """The image's sides as it is filed, and where ``readers.prepare`` puts it in the square."""
     if image.depth is None:
         height, width = decode(path, image.channels, frame).pixels.shape[1:]
         return (height, width), fitted_box(height, width, image.size)

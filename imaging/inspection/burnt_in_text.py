@@ -1,4 +1,4 @@
-"""A plain detector of text burnt into pictures: no learning, nothing to download.
+"""A plain detector of text burnt into images: no learning, nothing to download.
 
 Letters are thin strokes of one brightness on something darker (or brighter), and stand on a common baseline. A white
 top-hat keeps what is thinner than a stroke; its connected parts, at several thresholds, that have a letter's shape are
@@ -19,11 +19,11 @@ from imaging.listing.clusters import join
 from imaging.reading.formats import FloatArray
 
 FINDS, FALSE_ALARMS = 0.94, 0.01
-"""Share of bright drawn labels of 10 to 36 pixels that are found, and of pictures without text that are reported."""
+"""Share of bright drawn labels of 10 to 36 pixels that are found, and of images without text that are reported."""
 
 LONGEST_SIDE = 1024
 STROKE = 7  # pixels: thicker than any stroke of letters up to 50 pixels
-CONTRASTS = (0.2, 0.35, 0.55)  # of the picture's range: letters on bright ground come apart at a higher one
+CONTRASTS = (0.2, 0.35, 0.55)  # of the image's range: letters on bright ground come apart at a higher one
 SHORTEST, TALLEST = 5, 64  # pixels; a capital of a 8 pixel font is 5 or 6 high
 WIDEST = 2.5  # times its height: two letters that touch, no more
 FEWEST = 3
@@ -34,7 +34,7 @@ Marks = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TextLine:
-    """A line of at least three letters, or what looks so, and where it is in the picture, in pixels."""
+    """A line of at least three letters, or what looks so, and where it is in the image, in pixels."""
 
     letters: int
     x: int
@@ -43,9 +43,9 @@ class TextLine:
 
 
 def find_text(pixels: FloatArray) -> TextLine | None:
-    """The longest line of text in a picture [C, H, W] of any range, None where there is none.
+    """The longest line of text in an image [C, H, W] of any range, None where there is none.
 
-    Channels are averaged. A picture with a side above 1024 is first shrunk by a whole factor.
+    Channels are averaged. An image with a side above 1024 is first shrunk by a whole factor.
     """
     grey = pixels.mean(axis=0, dtype=np.float64)
     step = -(-max(grey.shape) // LONGEST_SIDE)

@@ -1,4 +1,4 @@
-"""One look at one picture file: whether it can be read, what it is, and what is needed to compare it with others."""
+"""One look at one image file: whether it can be read, what it is, and what is needed to compare it with others."""
 
 import hashlib
 import warnings
@@ -24,12 +24,12 @@ from imaging.reading.formats import FloatArray, is_dicom, load_numpy, nibabel_re
 from imaging.reading.readers import decode, decode_volume
 
 BLANK = 0.999
-"""A picture of which this share has the value of its corner shows nothing."""
+"""An image of which this share has the value of its corner shows nothing."""
 _BIT_DEPTHS = {"1": "1-bit", "I;16": "16-bit", "I;16B": "16-bit", "I;16L": "16-bit", "I": "32-bit", "F": "float32"}
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class InspectedFile:
     """What one row's file turned out to be; ``problem`` is the decoder's reason where it cannot be used."""
 
     row: int
@@ -55,40 +55,42 @@ class Look:
 
     @property
     def readable(self) -> bool:
-        """Whether a decoder made a picture of it, fit for the study or not."""
+        """Whether a decoder made an image of it, fit for the study or not."""
         return self.channels > 0
 
 
-def look_at(manifest: Manifest, rows: Sequence[int], image: ImageConfig | None, title: str) -> Iterator[Look]:
+def look_at(manifest: Manifest, rows: Sequence[int], image: ImageConfig | None, title: str) -> Iterator[InspectedFile]:
     """Look at these rows of the manifest, with a progress bar; a broken file is a finding, not an error.
 
-    image: what a study asks of pictures; None takes any picture, and of a volume the middle slice.
+    image: what a study asks of images; None takes any image, and of a volume the middle slice.
     """
     paths, frames = manifest.paths(), slices(manifest)
     names, patients = manifest.table["image"].tolist(), manifest.table["patient"].tolist()
     for row in track(rows, title):
         name = str(names[row]) + ("" if frames[row] is None else f"#{frames[row]}")
-        yield _look(row, name, str(patients[row]), paths[row], frames[row], image)
+        yield _inspect(row, name, str(patients[row]), paths[row], frames[row], image)
 
 
-def _look(row: int, name: str, patient: str, path: Path, frame: int | None, image: ImageConfig | None) -> Look:
-    look = Look(row, name, "", patient, problem=_absent(path), sliced=frame is not None)
-    if look.problem:
-        return replace(look, format=path.suffix.lstrip(".").upper() or "unknown")
-    look = replace(look, format=format_of(path), header=_header(path), file_digest=_bytes_digest(path))
+def _inspect(
+    row: int, name: str, patient: str, path: Path, frame: int | None, image: ImageConfig | None
+) -> InspectedFile:
+    inspected = InspectedFile(row, name, "", patient, problem=_absent(path), sliced=frame is not None)
+    if inspected.problem:
+        return replace(inspected, format=path.suffix.lstrip(".").upper() or "unknown")
+    inspected = replace(inspected, format=format_of(path), header=_header(path), file_digest=_bytes_digest(path))
     try:
         pixels, slices_, problem = _pixels(path, frame, image)
     except DataError as error:
-        return replace(look, problem=_reason(error, path))
+        return replace(inspected, problem=_reason(error, path))
     channels, height, width = pixels.shape
     return replace(
-        look,
+        inspected,
         problem=problem,
         height=height,
         width=width,
         channels=channels,
-        slices=max(slices_, look.header.frames if look.header else 1),
-        depth=_depth(path, look.header),
+        slices=max(slices_, inspected.header.frames if inspected.header else 1),
+        depth=_depth(path, inspected.header),
         blank=bool((pixels == pixels[:, :1, :1]).mean() >= BLANK),
         pixel_digest=digest(str(pixels.shape), pixels.tobytes()),
         hash=difference_hash(pixels),
@@ -111,7 +113,7 @@ def _absent(path: Path) -> str:
 
 
 def _pixels(path: Path, frame: int | None, image: ImageConfig | None) -> tuple[FloatArray, int, str]:
-    """The picture [C, H, W] to judge, how many slices the file has, and why the study refuses it, if it does."""
+    """The image [C, H, W] to judge, how many slices the file has, and why the study refuses it, if it does."""
     channels = None if image is None else image.channels
     if path.is_dir() or (image is not None and image.depth is not None):
         volume = decode_volume(path, channels or 1).pixels
@@ -160,7 +162,7 @@ def _header(path: Path) -> Header | None:
 
 
 def _slices(path: Path, pixels: FloatArray) -> int:
-    """How many slices, pages or stacked pictures a file other than DICOM holds."""
+    """How many slices, pages or stacked images a file other than DICOM holds."""
     name = path.name.lower()
     if name.endswith((".npy", ".npz")):
         return max(1, load_numpy(path).size // pixels.size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["error", "warning", "note"]
-Subject = Literal["pictures", "persons", "study", "machine", "server"]
+Subject = Literal["images", "persons", "study", "machine", "server"]
 EXAMPLES: dict[Level, int] = {"error": 10, "warning": 10, "note": 3}
 
 
@@ -13,7 +13,7 @@ EXAMPLES: dict[Level, int] = {"error": 10, "warning": 10, "note": 3}
 class Finding:
     """One thing that was found.
 
-    error: the study would not run here, or would not take the pictures. warning: it runs, but something is likely
+    error: the study would not run here, or would not take the images. warning: it runs, but something is likely
     wrong, or against a rule of the site. note: good to know. ``kind`` is a short fixed name.
     """
 
@@ -52,5 +52,5 @@ class Table:
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """``1 picture``, ``1,234 pictures``."""
+    """``1 image``, ``1,234 images``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -1,4 +1,4 @@
-"""What pictures say of persons: DICOM headers, file names, and patient ids that do not fit the persons.
+"""What images say of persons: DICOM headers, file names, and patient ids that do not fit the persons.
 
 Only what is there is told (which tags, in how many files), never what it says. Names and birth dates are compared by
 keyed hashes that live as long as the process.
@@ -104,7 +104,7 @@ def _hashed(text: str) -> str:
 
 @dataclass(frozen=True)
 class Person:
-    """One picture's patient as the manifest has it, and what its header says of the person."""
+    """One image's patient as the manifest has it, and what its header says of the person."""
 
     patient: str
     header: Header

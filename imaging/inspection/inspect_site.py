@@ -1,4 +1,4 @@
-"""All pictures of a site, looked at one by one: what they are, and what is wrong with them."""
+"""All images of a site, looked at one by one: what they are, and what is wrong with them."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from imaging.config import ImageConfig
 from imaging.inspection.burnt_in_text import FALSE_ALARMS, FINDS
 from imaging.inspection.duplicates import duplicate_findings
-from imaging.inspection.examine import Look
+from imaging.inspection.examine import InspectedFile
 from imaging.inspection.finding import Finding, Table, counted, with_examples
 from imaging.inspection.identifiers import Person, shared_ids, split_persons, tag_groups, telling_names
 from imaging.listing.manifest import Manifest
@@ -20,144 +20,170 @@ _LIGHT = {"SM": "histopathology", "OP": "fundus", "ES": "endoscopy", "DMS": "der
 _MODALITIES = {"MR": "mri", "CT": "ct", "US": "ultrasound", "IVUS": "ultrasound", **_XRAY, **_LIGHT}
 
 
-def picture_findings(
-    looks: Sequence[Look], image: ImageConfig | None = None, patients_known: bool = True
+def image_findings(
+    inspected_files: Sequence[InspectedFile], image: ImageConfig | None = None, patients_known: bool = True
 ) -> list[Finding]:
     """Everything that these looks tell, errors first.
 
     image: what the study asks for. patients_known: whether the patients of the looks are patients.
     """
-    readable = [look for look in looks if look.readable]
+    readable = [inspected for inspected in inspected_files if inspected.readable]
     parts: list[Iterator[Finding]] = [
-        _unusable(looks),
+        _unusable(inspected_files),
         _dimensions(readable, image),
         _uniform(readable, image),
         _sizes(readable, image),
         _blank(readable),
-        iter(duplicate_findings(looks, patients_known)),
-        _persons(looks),
-        _headers(looks),
+        iter(duplicate_findings(inspected_files, patients_known)),
+        _persons(inspected_files),
+        _headers(inspected_files),
         _text(readable),
     ]
     found = [finding for part in parts for finding in part]
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
-def _unusable(looks: Sequence[Look]) -> Iterator[Finding]:
-    """Broken files, and pictures that the study does not take; too many of both and the tensor store refuses."""
-    bad = [look for look in looks if look.problem]
-    share = len(bad) / len(looks) if looks else 0.0
+def _unusable(inspected_files: Sequence[InspectedFile]) -> Iterator[Finding]:
+    """Broken files, and images that the study does not take; too many of both and the tensor store refuses."""
+    bad = [inspected for inspected in inspected_files if inspected.problem]
+    share = len(bad) / len(inspected_files) if inspected_files else 0.0
     too_many = share > BROKEN_SHARE
     limit = f" ({share * 100:.0f} % unusable in all, and a study allows {BROKEN_SHARE * 100:.0f} %)" if too_many else ""
     for kind, readable, what in (
         ("broken", False, "cannot be read"),
         ("not for this study", True, "can be read, but not used in this study"),
     ):
-        group = [look for look in bad if look.readable == readable]
+        group = [inspected for inspected in bad if inspected.readable == readable]
         if group:
             yield with_examples(
-                ("error" if too_many else "warning", "pictures", kind),
-                f"{len(group):,} of {counted(len(looks), 'picture')} {what}{limit}",
+                ("error" if too_many else "warning", "images", kind),
+                f"{len(group):,} of {counted(len(inspected_files), 'image')} {what}{limit}",
                 "export them again or take them out; a study leaves them out",
-                [f"{look.file}: {look.problem}" for look in group],
+                [f"{inspected.file}: {inspected.problem}" for inspected in group],
             )
 
 
-def _dimensions(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Finding]:
-    """Volumes among pictures, or pictures among volumes."""
+def _dimensions(inspected_files: Sequence[InspectedFile], image: ImageConfig | None) -> Iterator[Finding]:
+    """Volumes among images, or images among volumes."""
     if image is not None and image.depth is not None:
-        return  # a flat picture cannot be read as a volume, and is told of with the broken ones
-    volumes = [look for look in looks if look.slices > 1 and not look.sliced]
-    flat = [look for look in looks if look.slices == 1 or look.sliced]
+        return  # a flat image cannot be read as a volume, and is told of with the broken ones
+    volumes = [inspected for inspected in inspected_files if inspected.slices > 1 and not inspected.sliced]
+    flat = [inspected for inspected in inspected_files if inspected.slices == 1 or inspected.sliced]
     if image is None and len(volumes) > len(flat):
-        odd, text = flat, f"{counted(len(flat), 'single picture')} among {counted(len(volumes), 'volume')}"
+        odd, text = flat, f"{counted(len(flat), 'single image')} among {counted(len(volumes), 'volume')}"
     else:
-        odd, text = volumes, f"{counted(len(volumes), 'volume')} among {counted(len(flat), 'single picture')}"
+        odd, text = volumes, f"{counted(len(volumes), 'volume')} among {counted(len(flat), 'single image')}"
     if odd:
         yield with_examples(
-            ("warning", "pictures", "mixed dimensions"),
+            ("warning", "images", "mixed dimensions"),
             text,
             "sort them out, or list their slices in a manifest: of a volume a 2-D study takes only the middle slice",
-            [f"{look.file}: {counted(look.slices, 'slice')} of {look.height} x {look.width}" for look in odd],
+            [
+                f"{inspected.file}: {counted(inspected.slices, 'slice')} of {inspected.height} x {inspected.width}"
+                for inspected in odd
+            ],
         )
 
 
-def _uniform(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Finding]:
+def _uniform(inspected_files: Sequence[InspectedFile], image: ImageConfig | None) -> Iterator[Finding]:
     """More than one number of channels or modality, and a modality that is not the study's."""
     if image is None:
-        yield from _mixed(looks, "channels", lambda look: counted(look.channels, "channel"), "channel counts")
-    yield from _mixed(looks, "modalities", _modality, "DICOM modalities")
+        yield from _mixed(
+            inspected_files, "channels", lambda inspected: counted(inspected.channels, "channel"), "channel counts"
+        )
+    yield from _mixed(inspected_files, "modalities", _modality, "DICOM modalities")
     if image is None:
         return
-    other = [look for look in looks if _MODALITIES.get(_modality(look), image.modality) != image.modality]
+    other = [
+        inspected
+        for inspected in inspected_files
+        if _MODALITIES.get(_modality(inspected), image.modality) != image.modality
+    ]
     if other:
         yield with_examples(
-            ("warning", "pictures", "other modality"),
-            f"{counted(len(other), 'picture')} say in the header that they are not {image.modality}",
+            ("warning", "images", "other modality"),
+            f"{counted(len(other), 'image')} say in the header that they are not {image.modality}",
             "check the folder and the study: intensities are treated by modality",
-            [f"{look.file}: {_modality(look)}" for look in other],
+            [f"{inspected.file}: {_modality(inspected)}" for inspected in other],
         )
 
 
-def _modality(look: Look) -> str:
-    return look.header.modality if look.header else ""
+def _modality(inspected: InspectedFile) -> str:
+    return inspected.header.modality if inspected.header else ""
 
 
-def _mixed(looks: Sequence[Look], kind: str, value: Callable[[Look], str], what: str) -> Iterator[Finding]:
-    counts = Counter(text for look in looks if (text := value(look)))
+def _mixed(
+    inspected_files: Sequence[InspectedFile], kind: str, value: Callable[[InspectedFile], str], what: str
+) -> Iterator[Finding]:
+    counts = Counter(text for inspected in inspected_files if (text := value(inspected)))
     if len(counts) > 1:
         commonest = counts.most_common(1)[0][0]
         shares = ", ".join(f"{text} {count:,}" for text, count in counts.most_common())
         yield with_examples(
-            ("warning", "pictures", f"mixed {kind}"),
-            f"the pictures have different {what} ({shares})",
+            ("warning", "images", f"mixed {kind}"),
+            f"the images have different {what} ({shares})",
             "a study takes one kind: sort the others out",
-            [f"{look.file}: {value(look)}" for look in looks if value(look) not in ("", commonest)],
+            [
+                f"{inspected.file}: {value(inspected)}"
+                for inspected in inspected_files
+                if value(inspected) not in ("", commonest)
+            ],
         )
 
 
-def _sizes(looks: Sequence[Look], image: ImageConfig | None) -> Iterator[Finding]:
-    if not looks:
+def _sizes(inspected_files: Sequence[InspectedFile], image: ImageConfig | None) -> Iterator[Finding]:
+    if not inspected_files:
         return
-    middle = statistics.median(look.height for look in looks), statistics.median(look.width for look in looks)
+    middle = (
+        statistics.median(inspected.height for inspected in inspected_files),
+        statistics.median(inspected.width for inspected in inspected_files),
+    )
 
-    def odd(look: Look) -> bool:
-        ratios = look.height / middle[0], look.width / middle[1]
+    def odd(inspected: InspectedFile) -> bool:
+        ratios = inspected.height / middle[0], inspected.width / middle[1]
         return max(ratios) > _ODD_SIZE or min(ratios) < 1 / _ODD_SIZE
 
-    far = [look for look in looks if odd(look)]
+    far = [inspected for inspected in inspected_files if odd(inspected)]
     if far:
         yield with_examples(
-            ("warning", "pictures", "odd sizes"),
-            f"{counted(len(far), 'picture is', 'pictures are')} over {_ODD_SIZE:g} times larger or smaller than "
+            ("warning", "images", "odd sizes"),
+            f"{counted(len(far), 'image is', 'images are')} over {_ODD_SIZE:g} times larger or smaller than "
             f"the median of {middle[0]:.0f} x {middle[1]:.0f}",
             "look whether these are what the others are (thumbnails, screenshots, scout views)",
-            [f"{look.file}: {look.height} x {look.width}" for look in far],
+            [f"{inspected.file}: {inspected.height} x {inspected.width}" for inspected in far],
         )
-    small = [look for look in looks if image is not None and max(look.height, look.width) < image.size / 2]
+    small = [
+        inspected
+        for inspected in inspected_files
+        if image is not None and max(inspected.height, inspected.width) < image.size / 2
+    ]
     if small and image is not None:
         yield with_examples(
-            ("note", "pictures", "small"),
-            f"{counted(len(small), 'picture is', 'pictures are')} less than half as large as the study's {image.size}"
+            ("note", "images", "small"),
+            f"{counted(len(small), 'image is', 'images are')} less than half as large as the study's {image.size}"
             " pixels",
             "they are enlarged, which adds no detail; give the originals if there are any",
-            [f"{look.file}: {look.height} x {look.width}" for look in small],
+            [f"{inspected.file}: {inspected.height} x {inspected.width}" for inspected in small],
         )
 
 
-def _blank(looks: Sequence[Look]) -> Iterator[Finding]:
-    blank = [look.file for look in looks if look.blank]
+def _blank(inspected_files: Sequence[InspectedFile]) -> Iterator[Finding]:
+    blank = [inspected.file for inspected in inspected_files if inspected.blank]
     if blank:
         yield with_examples(
-            ("warning", "pictures", "blank"),
-            f"{counted(len(blank), 'picture shows', 'pictures show')} nothing (one value in 99.9 % of the pixels)",
+            ("warning", "images", "blank"),
+            f"{counted(len(blank), 'image shows', 'images show')} nothing (one value in 99.9 % of the pixels)",
             "take them out: there is nothing to learn from",
             blank,
         )
 
 
-def _persons(looks: Sequence[Look]) -> Iterator[Finding]:
-    people = [Person(look.patient, look.header, look.file) for look in looks if look.header is not None]
+def _persons(inspected_files: Sequence[InspectedFile]) -> Iterator[Finding]:
+    people = [
+        Person(inspected.patient, inspected.header, inspected.file)
+        for inspected in inspected_files
+        if inspected.header is not None
+    ]
     if groups := shared_ids(people):
         yield with_examples(
             ("warning", "persons", "shared id"),
@@ -175,26 +201,28 @@ def _persons(looks: Sequence[Look]) -> Iterator[Finding]:
         )
 
 
-def _headers(looks: Sequence[Look]) -> Iterator[Finding]:
+def _headers(inspected_files: Sequence[InspectedFile]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = defaultdict(list)
-    for look in looks:
-        if look.header is not None:
-            for group in {tag_groups()[tag] for tag in look.header.identifiers}:
-                groups[group].append(look.file)
+    for inspected in inspected_files:
+        if inspected.header is not None:
+            for group in {tag_groups()[tag] for tag in inspected.header.identifiers}:
+                groups[group].append(inspected.file)
     if groups:
         kinds = ", ".join(f"{group} {len(files):,}" for group, files in sorted(groups.items()))
-        told = len({file for files in groups.values() for file in files})
-        text = f"{counted(told, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})"
+        answer = len({file for files in groups.values() for file in files})
+        text = f"{counted(answer, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})"
         remedy = f"{HEADERS_STAY}; follow your site's own rules on what may lie on this machine"
         yield Finding("warning" if "person" in groups else "note", "persons", "header identifiers", text, remedy)
-    if marked := [look.file for look in looks if look.header is not None and look.header.burnt_in]:
+    if marked := [
+        inspected.file for inspected in inspected_files if inspected.header is not None and inspected.header.burnt_in
+    ]:
         yield with_examples(
             ("warning", "persons", "BurnedInAnnotation"),
-            f"{counted(len(marked), 'file says', 'files say')} BurnedInAnnotation = YES: text is part of the picture",
+            f"{counted(len(marked), 'file says', 'files say')} BurnedInAnnotation = YES: text is part of the image",
             "cover the text or take the files out: a model can learn what is in the pixels",
             marked,
         )
-    for kind, files in telling_names(look.file for look in looks).items():
+    for kind, files in telling_names(inspected.file for inspected in inspected_files).items():
         yield with_examples(
             ("note", "persons", f"names like a {kind}"),
             f"{counted(len(files), 'file or folder name looks', 'file or folder names look')} like a {kind}",
@@ -203,14 +231,18 @@ def _headers(looks: Sequence[Look]) -> Iterator[Finding]:
         )
 
 
-def _text(looks: Sequence[Look]) -> Iterator[Finding]:
-    found = [(look, look.text) for look in looks if look.text is not None and not look.blank]
+def _text(inspected_files: Sequence[InspectedFile]) -> Iterator[Finding]:
+    found = [
+        (inspected, inspected.text)
+        for inspected in inspected_files
+        if inspected.text is not None and not inspected.blank
+    ]
     if found:
         yield with_examples(
             ("warning", "persons", "burnt-in text"),
-            f"{len(found):,} of {counted(len(looks), 'picture')} may hold burnt-in text ({how_good()})",
+            f"{len(found):,} of {counted(len(inspected_files), 'image')} may hold burnt-in text ({how_good()})",
             "look at them; cover the text or take them out: a model can learn what is in the pixels",
-            [f"{look.file}: {line.letters} letters at x {line.x}, y {line.y}" for look, line in found],
+            [f"{inspected.file}: {line.letters} letters at x {line.x}, y {line.y}" for inspected, line in found],
         )
 
 
@@ -222,41 +254,48 @@ def how_good() -> str:
     )
 
 
-def picture_tables(looks: Sequence[Look], manifest: Manifest) -> list[Table]:
+def image_tables(inspected_files: Sequence[InspectedFile], manifest: Manifest) -> list[Table]:
     """Counts, formats, sizes, channels, depths, modalities, and identifiers by tag."""
-    readable = [look for look in looks if look.readable]
-    rows = [("pictures looked at", f"{len(looks):,}"), ("readable", f"{len(readable):,}")]
+    readable = [inspected for inspected in inspected_files if inspected.readable]
+    rows = [("images looked at", f"{len(inspected_files):,}"), ("readable", f"{len(readable):,}")]
     known = manifest.unit == "patient"
-    rows += [("patients", f"{manifest.table['patient'].nunique():,}" if known else "not known for all pictures")]
+    rows += [("patients", f"{manifest.table['patient'].nunique():,}" if known else "not known for all images")]
     for column, name in (("study", "studies"), ("series", "series")):
         if column in manifest.table:
-            told = manifest.table[manifest.table[column].notna()]
-            rows += [(name, f"{len(told[['patient', column]].drop_duplicates()):,}")]
+            answer = manifest.table[manifest.table[column].notna()]
+            rows += [(name, f"{len(answer[['patient', column]].drop_duplicates()):,}")]
     for name, value in (
-        ("formats", lambda look: look.format),
-        ("channels", lambda look: str(look.channels)),
-        ("stored values", lambda look: look.depth),
-        ("modality", lambda look: _modality(look) or "unknown"),
+        ("formats", lambda inspected: inspected.format),
+        ("channels", lambda inspected: str(inspected.channels)),
+        ("stored values", lambda inspected: inspected.depth),
+        ("modality", lambda inspected: _modality(inspected) or "unknown"),
     ):
-        rows.append((name, _shares(Counter(value(look) for look in (looks if name == "formats" else readable)))))
+        rows.append(
+            (
+                name,
+                _shares(
+                    Counter(value(inspected) for inspected in (inspected_files if name == "formats" else readable))
+                ),
+            )
+        )
     if readable:
         for name, sides in (
-            ("height", [look.height for look in readable]),
-            ("width", [look.width for look in readable]),
-            ("slices in a file", [look.slices for look in readable]),
+            ("height", [inspected.height for inspected in readable]),
+            ("width", [inspected.width for inspected in readable]),
+            ("slices in a file", [inspected.slices for inspected in readable]),
         ):
             if name != "slices in a file" or max(sides) > 1:
                 rows.append((name, f"{min(sides):,} to {max(sides):,}, median {statistics.median(sides):,.0f}"))
-    tables = [Table("Pictures", "pictures", ("", ""), tuple(rows))]
-    return [*tables, *_tag_table(looks)]
+    tables = [Table("Images", "images", ("", ""), tuple(rows))]
+    return [*tables, *_tag_table(inspected_files)]
 
 
 def _shares(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.most_common()) or "–"
 
 
-def _tag_table(looks: Sequence[Look]) -> Iterator[Table]:
-    headers = [look.header for look in looks if look.header is not None]
+def _tag_table(inspected_files: Sequence[InspectedFile]) -> Iterator[Table]:
+    headers = [inspected.header for inspected in inspected_files if inspected.header is not None]
     counts = Counter(tag for header in headers for tag in header.identifiers)
     rows = [(tag, tag_groups()[tag], f"{count:,}") for tag, count in counts.most_common()]
     if private := sum(header.private > 0 for header in headers):

@@ -1,4 +1,4 @@
-"""What pictures are compared by, to find those that are there twice: all pixels, a hash, a thumbnail."""
+"""What images are compared by, to find those that are there twice: all pixels, a hash, a thumbnail."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ from imaging.store import TensorStore
 CORRELATION = 0.99
 """Of thumbnails, beside ``clusters.DISTANCE`` of hashes; from SURE on the hash is not asked.
 
-Of pictures saved again (JPEG 60, 60 % of the size, paler, another gamma) these find all brain slices, breast
+Of images saved again (JPEG 60, 60 % of the size, paler, another gamma) these find all brain slices, breast
 ultrasounds, fundus photographs and blood smears, 92 % of nuclei after JPEG and 78 % of endoscopies made paler. No two
 of 1,262 brain slices of 77 patients, 28 fundus photographs of 14 children or 1,584 adrenal glands are taken for one
-picture; in breast ultrasound, blood smears and chest X-rays every pair looked at was one indeed.
+image; in breast ultrasound, blood smears and chest X-rays every pair looked at was one indeed.
 """
 SURE = 0.998
 LIT = 0.97
-"""Correlation where either picture is brighter than _DARK of its range: two endoscopies in the same black mask, or two
-pictures with the same black borders, are not alike for that. Of 21 such pairs of two videos it leaves 1."""
+"""Correlation where either image is brighter than _DARK of its range: two endoscopies in the same black mask, or two
+images with the same black borders, are not alike for that. Of 21 such pairs of two videos it leaves 1."""
 _DARK = 0.05
-_ROWS = 256  # pictures compared with all others at once
+_ROWS = 256  # images compared with all others at once
 _PAIRS = 4096  # pairs of thumbnails looked at again at once
-_AT_ONCE = 64  # pictures read at once
+_AT_ONCE = 64  # images read at once
 _SLABS, _SIDE = 8, 16  # a volume's thumbnail
 
 
 @dataclass(frozen=True, eq=False)
 class Prints:
-    """What pictures are compared by.
+    """What images are compared by.
 
-    digest: ``[N]`` of all pixels, "" where the picture shows nothing or cannot be read: it is no copy of another.
+    digest: ``[N]`` of all pixels, "" where the image shows nothing or cannot be read: it is no copy of another.
     hash: uint64 ``[N]``, see ``clusters.difference_hash``. thumbnail: float ``[N, D]`` of mean 0 and length 1.
     """
 
@@ -50,7 +50,7 @@ class Prints:
 
 
 def near_copies(prints: Prints, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """``[P, 2]``: pictures of ``rows`` with those of ``columns`` that are nearly, but not exactly, the same."""
+    """``[P, 2]``: images of ``rows`` with those of ``columns`` that are nearly, but not exactly, the same."""
     found = [np.empty((0, 2), dtype=np.int64)]
     rows, columns = (places[prints.digest[places] != ""] for places in (rows, columns))
     against = prints.thumbnail[columns].astype(np.float32).T
@@ -86,13 +86,13 @@ def _stretched(thumbnails: FloatArray) -> FloatArray:
 
 
 def store_prints(store: TensorStore, *, progress: bool = True) -> Prints:
-    """Of the pictures of a store, as an encoder gets them (of a volume all slices); kept in the store."""
+    """Of the images of a store, as an encoder gets them (of a volume all slices); kept in the store."""
     path = store.folder / "prints.npz"
     if not path.is_file():
         parts = [
-            _print(picture)
+            _print(image)
             for start in track(range(0, len(store), _AT_ONCE), "looking for copies", show=progress)
-            for picture in store.batch(np.arange(start, min(start + _AT_ONCE, len(store))))
+            for image in store.batch(np.arange(start, min(start + _AT_ONCE, len(store))))
         ]
         digests, hashes, thumbnails = zip(*parts, strict=True)
         arrays = {
@@ -110,9 +110,9 @@ def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         np.savez(handle, allow_pickle=False, **arrays)
 
 
-def _print(picture: torch.Tensor) -> tuple[str, int, npt.NDArray[np.float16]]:
-    """Digest, hash and thumbnail of a picture ``[C, H, W]`` or volume ``[C, D, H, W]``."""
-    pixels = picture.numpy()
+def _print(image: torch.Tensor) -> tuple[str, int, npt.NDArray[np.float16]]:
+    """Digest, hash and thumbnail of an image ``[C, H, W]`` or volume ``[C, D, H, W]``."""
+    pixels = image.numpy()
     code = "" if shows_nothing(pixels) else digest(str(pixels.shape), pixels.tobytes())
     if pixels.ndim == 3:
         return code, difference_hash(pixels), thumbnail(pixels).astype(np.float16)
@@ -130,7 +130,7 @@ def _volume_thumbnail(pixels: FloatArray) -> FloatArray:
 
 
 def shows_nothing(pixels: FloatArray) -> bool:
-    """Whether all of a picture ``[C, ...]`` within its black borders has the value of one corner."""
+    """Whether all of an image ``[C, ...]`` within its black borders has the value of one corner."""
     lit: npt.NDArray[np.bool_] = (pixels != 0).any(axis=0)
     for axis in range(lit.ndim):
         places = np.flatnonzero(lit.any(axis=tuple(other for other in range(lit.ndim) if other != axis)))

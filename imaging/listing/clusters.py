@@ -1,4 +1,4 @@
-"""Near-duplicate pictures as the unit of splitting, for sets that know no patients."""
+"""Near-duplicate images as the unit of splitting, for sets that know no patients."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def difference_hash(pixels: FloatArray) -> int:
 
 
 def thumbnail(pixels: FloatArray) -> FloatArray:
-    """[32 * 32]: the picture as a vector of mean 0 and length 1, so that a dot product is a correlation."""
+    """[32 * 32]: the image as a vector of mean 0 and length 1, so that a dot product is a correlation."""
     grey = torch.from_numpy(np.ascontiguousarray(pixels.mean(axis=0, dtype=np.float64)))[None, None]
     small = interpolate(grey, (_THUMB, _THUMB), mode="bilinear", antialias=True).flatten().numpy()
     centred = small - small.mean()
@@ -79,15 +79,15 @@ def _file(path: Path) -> Path:
     return files[len(files) // 2]
 
 
-def picture_clusters(manifest: Manifest, *, progress: bool = True) -> pd.Series:
+def image_clusters(manifest: Manifest, *, progress: bool = True) -> pd.Series:
     """A patient column of near-duplicate clusters, aligned with the manifest's rows.
 
-    Two pictures of one site are near-duplicates where their difference hashes are at most DISTANCE of 64
+    Two images of one site are near-duplicates where their difference hashes are at most DISTANCE of 64
     bits apart and their thumbnails correlate by CORRELATION; chains of such pairs form a cluster, named after
-    its first picture. The hash alone chains pictures of one layout: of 1,500 PolypGen frames it joins 589,
+    its first image. The hash alone chains images of one layout: of 1,500 PolypGen frames it joins 589,
     and 37 % of its pairs come from one video; with the correlation 45 and 94 %. Sites are never joined, since
-    a unit belongs to one site. A picture that cannot be read is a cluster of its own; the tensor store will
-    count it. Volumes are compared by their middle slice. Nothing is known of two different pictures of one
+    a unit belongs to one site. An image that cannot be read is a cluster of its own; the tensor store will
+    count it. Volumes are compared by their middle slice. Nothing is known of two different images of one
     person: intervals over clusters are optimistic.
     """
     frames, paths = slices(manifest), manifest.paths()

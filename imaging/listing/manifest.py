@@ -1,4 +1,4 @@
-"""A site's list of pictures: which file shows which patient, and what else is known of it."""
+"""A site's list of images: which file shows which patient, and what else is known of it."""
 
 import re
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import pandas as pd
 
 from foundation.errors import DataError, nearest
 from foundation.files import write_with
-from imaging.reading.formats import is_dicom, is_picture
+from imaging.reading.formats import is_dicom, is_image
 
 if TYPE_CHECKING:
     import pydicom
 
-Unit = Literal["patient", "picture cluster"]
+Unit = Literal["patient", "image cluster"]
 
 REQUIRED = ("image", "patient")
 FILES = ("manifest.csv", "manifest.parquet")
@@ -27,15 +27,15 @@ _TEXT = ("image", "patient", "study", "series", "date", "site", "mask", "boxes")
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Pictures of one or several sites, a row a picture; checked when made.
+    """Images of one or several sites, a row an image; checked when made.
 
     ``table`` has the columns image and patient, where known study, series, slice, position, date, site, label, mask
     and boxes (JSON text, a list of ``[x0, y0, x1, y1, label]`` in pixels of the file), and any others, which are kept.
     image, patient, study, series, date, site, mask and boxes are text ("007" stays "007"); slice is a whole number
-    that picks one slice (from 0) of a file that holds several; position is a number that orders the pictures of a
+    that picks one slice (from 0) of a file that holds several; position is a number that orders the images of a
     series (millimetres or slice numbers); date is the day of the examination, 2024-05-31. Relative image
-    and mask paths start at ``root``. ``unit`` is "picture cluster" where patient ids are not known and rows
-    stand for pictures or groups of them. DataError names a missing column, an empty patient, a picture
+    and mask paths start at ``root``. ``unit`` is "image cluster" where patient ids are not known and rows
+    stand for images or groups of them. DataError names a missing column, an empty patient, an image
     listed twice, a patient of two sites.
     """
 
@@ -61,7 +61,7 @@ class Manifest:
     def read(path: Path, unit: Unit = "patient") -> "Manifest":
         """A .csv or .parquet manifest, rooted in its folder. Only empty cells are missing: "NA" is a name."""
         if not path.is_file():
-            raise DataError(f"{path}: there is no such manifest; give a .csv or .parquet file, or a folder of pictures")
+            raise DataError(f"{path}: there is no such manifest; give a .csv or .parquet file, or a folder of images")
         try:
             if path.suffix == ".parquet":
                 table = pd.read_parquet(path)
@@ -70,7 +70,7 @@ class Manifest:
             else:
                 raise DataError(f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'a bare name'!r}")
         except pd.errors.EmptyDataError as error:
-            raise DataError(f"{path}: is empty; it needs a heading with image,patient and a row a picture") from error
+            raise DataError(f"{path}: is empty; it needs a heading with image,patient and a row an image") from error
         except (ValueError, OSError) as error:
             raise DataError(f"{path}: cannot be read as a manifest ({str(error).splitlines()[0]})") from error
         try:
@@ -78,30 +78,30 @@ class Manifest:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         if not len(manifest):
-            raise DataError(f"{path}: lists no pictures; add a row a picture, or leave the site out of the study")
+            raise DataError(f"{path}: lists no images; add a row an image, or leave the site out of the study")
         return manifest
 
     @staticmethod
     def from_folder(folder: Path) -> "Manifest":
-        """Every picture below ``folder``, in the order of the names.
+        """Every image below ``folder``, in the order of the names.
 
         The patient is, for DICOM files, PatientID (SeriesInstanceUID where that is empty), with study and
         series from the instance UIDs, the position along the slices and the day of the study;
         for other files the first-level subfolder; for those that lie in
-        ``folder`` itself the file's stem, and then the unit is "picture cluster". A DICOM file whose header
+        ``folder`` itself the file's stem, and then the unit is "image cluster". A DICOM file whose header
         cannot be read is listed under its subfolder or stem, for the tensor store to count as broken. Hidden
         files are passed over.
         """
         if not folder.is_dir():
-            raise DataError(f"{folder}: there is no such folder; set the site's pictures to a folder or a manifest")
-        rows = [_row(path, folder) for path in _pictures(folder)]
+            raise DataError(f"{folder}: there is no such folder; set the site's images to a folder or a manifest")
+        rows = [_row(path, folder) for path in _images(folder)]
         if not rows:
             raise DataError(
-                f"{folder}: holds no pictures (.png .jpg .tif .bmp .npy .npz .nii .nii.gz .dcm);"
+                f"{folder}: holds no images (.png .jpg .tif .bmp .npy .npz .nii .nii.gz .dcm);"
                 " put some there or leave the site out of the study"
             )
         flat = [row for row in rows if row.pop("flat")]
-        return Manifest(pd.DataFrame(rows), folder, "picture cluster" if flat else "patient")
+        return Manifest(pd.DataFrame(rows), folder, "image cluster" if flat else "patient")
 
     def write(self, path: Path) -> None:
         """Write .csv or .parquet, atomically. The unit is not stored: it is an argument of ``read``."""
@@ -129,7 +129,7 @@ class Manifest:
         return Manifest(self.table.loc[keep], self.root, self.unit)
 
     def paths(self) -> list[Path]:
-        """The picture file of every row, below the root unless absolute."""
+        """The image file of every row, below the root unless absolute."""
         return [self.root / image for image in self.table["image"]]
 
     def codes(self, column: str) -> npt.NDArray[np.int64]:
@@ -197,12 +197,12 @@ def _check(table: pd.DataFrame) -> None:
             row = int(np.flatnonzero(empty)[0]) + 1
             image = f" ({table['image'].iloc[row - 1]})" if name == "patient" else ""
             raise DataError(
-                f"row {row}{image} has an empty {name!r} cell ({int(empty.sum())} rows in all); every picture needs one"
+                f"row {row}{image} has an empty {name!r} cell ({int(empty.sum())} rows in all); every image needs one"
             )
     key = ["image", "slice"] if "slice" in table else ["image"]
     if (twice := table.duplicated(key)).any():
         image = table["image"][twice].iloc[0]
-        raise DataError(f"picture {image!r} is listed twice ({int(twice.sum())} repeated rows); keep one row of each")
+        raise DataError(f"image {image!r} is listed twice ({int(twice.sum())} repeated rows); keep one row of each")
     if "site" in table:
         _check_sites(table)
 
@@ -219,10 +219,10 @@ def _check_sites(table: pd.DataFrame) -> None:
         )
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _images(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and is_picture(path):
+        if not hidden and path.is_file() and is_image(path):
             yield path
 
 

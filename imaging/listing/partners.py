@@ -1,4 +1,4 @@
-"""A second picture for every picture of a batch: of the same patient, study or series, or the next slice."""
+"""A second image for every image of a batch: of the same patient, study or series, or the next slice."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ _COLUMNS: dict[Relation, tuple[str, ...]] = {
 
 
 class Partners:
-    """Draws partners among the pictures of one site.
+    """Draws partners among the images of one site.
 
-    table: the site's manifest rows, in the order of the pictures' numbers. A manifest's ``slice`` stands for a
+    table: the site's manifest rows, in the order of the images' numbers. A manifest's ``slice`` stands for a
     missing ``position``. DataError when the relation needs a column that the manifest has not got.
     """
 
@@ -41,7 +41,7 @@ class Partners:
             )
         self._places = torch.from_numpy(_places(table, relation))  # [N] float64, a NaN knows no order
         group = torch.from_numpy(_groups(table, relation))  # [N]
-        # Pictures of a group stand together, in the order of their places.
+        # Images of a group stand together, in the order of their places.
         self._order = torch.from_numpy(np.lexsort((self._places.numpy(), group.numpy())))
         counts = torch.bincount(group)
         first = counts.cumsum(0) - counts
@@ -53,9 +53,9 @@ class Partners:
         self._distinct = self._levels(group) if relation in ("placed", "dated") else None
 
     def draw(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A partner for each of the pictures ``chosen`` ``[B]``, and how much later it lies, ``[B]`` float32.
+        """A partner for each of the images ``chosen`` ``[B]``, and how much later it lies, ``[B]`` float32.
 
-        A picture that has no partner is its own. The gap is in the manifest's units (days for ``dated``); 0 where
+        An image that has no partner is its own. The gap is in the manifest's units (days for ``dated``); 0 where
         no order is known.
         """
         luck = torch.rand(len(chosen), generator=generator, dtype=torch.float64)
@@ -72,7 +72,7 @@ class Partners:
         return partner, gaps
 
     def share(self) -> float:
-        """Share of the pictures that have a partner other than themselves."""
+        """Share of the images that have a partner other than themselves."""
         if self._distinct is not None:
             low, high = self._distinct
             return float(((high - low) < self._count).double().mean())
@@ -86,7 +86,7 @@ class Partners:
         return (rank + step).clamp(min=0).minimum(last)
 
     def _levels(self, group: Tensor) -> tuple[Tensor, Tensor]:
-        """Per picture the ranks ``[low, high)`` of its group that share its day or position."""
+        """Per image the ranks ``[low, high)`` of its group that share its day or position."""
         places = self._places.nan_to_num(-1.0)
         key = torch.stack([group.double(), places])[:, self._order]
         fresh = torch.cat([torch.ones(1, dtype=torch.bool), (key[:, 1:] != key[:, :-1]).any(dim=0)])
@@ -117,16 +117,16 @@ def _groups(table: pd.DataFrame, relation: Relation) -> IntArray:
     column = {"neighbour": "series", "placed": "series", "dated": "patient"}.get(relation, relation)
     codes = Manifest(table, Path()).codes(column)  # the root is not read
     ordered_by = {"neighbour": "position", "placed": "position", "dated": "date"}.get(relation)
-    if ordered_by is not None:  # a picture without place or day stands alone
+    if ordered_by is not None:  # an image without place or day stands alone
         unknown = table[ordered_by].isna().to_numpy()
         codes[unknown] = codes.max(initial=0) + 1 + np.arange(int(unknown.sum()))
     return np.asarray(pd.factorize(codes)[0], dtype=np.int64)
 
 
 def _places(table: pd.DataFrame, relation: Relation) -> FloatArray:
-    """Where along its group each picture lies: days for ``dated``, else positions; NaN where not known.
+    """Where along its group each image lies: days for ``dated``, else positions; NaN where not known.
 
-    Positions of two series are no order: pictures related by patient or study have none.
+    Positions of two series are no order: images related by patient or study have none.
     """
     if relation == "dated":
         days = pd.to_datetime(table["date"]).to_numpy("datetime64[D]").astype(np.int64)

@@ -72,9 +72,9 @@ class SplitConfig(Section):
 
 
 def draw_splits(manifest: Manifest, config: SplitConfig, seed: int) -> pd.DataFrame:
-    """A row per picture and fold (from 0) with the columns image, patient, site, label, fold, role.
+    """A row per image and fold (from 0) with the columns image, patient, site, label, fold, role.
 
-    Role is train, validation, test or left-out and is the same for all pictures of a patient in a fold.
+    Role is train, validation, test or left-out and is the same for all images of a patient in a fold.
     Patients are drawn within each site, stratified: sorted by their mean label (of two textual classes the
     second one's share; of more the commonest class, then its share), cut into equal runs, one patient drawn
     from each. The draw depends on ``seed``, the site's name and its patients, not on the order of rows nor on
@@ -88,17 +88,17 @@ def draw_splits(manifest: Manifest, config: SplitConfig, seed: int) -> pd.DataFr
     for name in config.left_out:
         if name not in sites:
             raise DataError(
-                f"left_out site {name!r} has no pictures; there are: {', '.join(sites)}{nearest(name, sites)}"
+                f"left_out site {name!r} has no images; there are: {', '.join(sites)}{nearest(name, sites)}"
             )
     if set(sites) <= set(config.left_out):
         raise DataError(f"left_out names every site ({', '.join(sites)}); leave at least one to train")
     scores = _scores(table)
     parts = []
     for site in sites:
-        pictures = table[table["site"] == site]
-        roles = _site_roles(site, sorted(pictures["patient"].unique()), scores, config, seed)
+        images = table[table["site"] == site]
+        roles = _site_roles(site, sorted(images["patient"].unique()), scores, config, seed)
         for fold, role_of in enumerate(roles):
-            parts.append(pictures.assign(fold=fold, role=pictures["patient"].map(role_of)))
+            parts.append(images.assign(fold=fold, role=images["patient"].map(role_of)))
     drawn = pd.concat(parts).sort_values(["fold", "site", "patient", "image"], kind="stable", ignore_index=True)
     check_splits(drawn)
     whole: pd.DataFrame = drawn.reindex(columns=list(COLUMNS))

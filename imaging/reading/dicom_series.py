@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 
-from imaging.reading.formats import FloatArray, Picture, Scale, dicom_picture, is_dicom
+from imaging.reading.formats import DecodedImage, FloatArray, Scale, dicom_image, is_dicom
 
 Floats = npt.NDArray[np.float64]
 SAME_PLACE = 1e-3
@@ -32,7 +32,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class _Slice:
-    picture: Picture
+    image: DecodedImage
     position: Floats
     across: Floats  # the direction in which column numbers rise
     down: Floats
@@ -66,10 +66,10 @@ def frames_of(dataset: pydicom.Dataset) -> Stack:
     array = dataset.pixel_array
     groups = dataset.get("PerFrameFunctionalGroupsSequence")
     if groups is None:
-        pictures = [dicom_picture(dataset, frame) for frame in array]
+        images = [dicom_image(dataset, frame) for frame in array]
         rows, columns = (float(value) for value in dataset.get("PixelSpacing", (1.0, 1.0)))
         apart = float(dataset.get("SpacingBetweenSlices", 0) or dataset.get("SliceThickness", 0) or rows)
-        return Stack(_together(pictures), _scale(pictures), (apart, rows, columns), None)
+        return Stack(_together(images), _scale(images), (apart, rows, columns), None)
     return _stacked([_frame(dataset, frame, group) for frame, group in zip(array, groups, strict=True)])
 
 
@@ -81,7 +81,7 @@ def _slice(dataset: pydicom.Dataset) -> _Slice:
     directions = np.asarray(dataset.ImageOrientationPatient, dtype=np.float64)
     rows, columns = (float(value) for value in dataset.PixelSpacing)
     return _Slice(
-        dicom_picture(dataset, dataset.pixel_array),
+        dicom_image(dataset, dataset.pixel_array),
         np.asarray(dataset.ImagePositionPatient, dtype=np.float64),
         directions[:3],
         directions[3:],
@@ -93,25 +93,25 @@ def _frame(dataset: pydicom.Dataset, array: Any, group: pydicom.Dataset) -> _Sli
     """A frame of an enhanced file, whose tags stand in its own group or in the shared one."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
 
-    def told(sequence: str, tag: str) -> Any:
+    def answer(sequence: str, tag: str) -> Any:
         for place in (group, shared):
             if place.get(sequence) and place[sequence][0].get(tag) is not None:
                 return place[sequence][0][tag].value
         return None
 
-    position = told("PlanePositionSequence", "ImagePositionPatient")
-    orientation = told("PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = told("PixelMeasuresSequence", "PixelSpacing")
+    position = answer("PlanePositionSequence", "ImagePositionPatient")
+    orientation = answer("PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = answer("PixelMeasuresSequence", "PixelSpacing")
     if position is None or orientation is None or spacing is None:
         raise ValueError("a frame has no position, orientation or pixel spacing")
-    picture = dicom_picture(dataset, array)
-    slope = told("PixelValueTransformationSequence", "RescaleSlope")
+    image = dicom_image(dataset, array)
+    slope = answer("PixelValueTransformationSequence", "RescaleSlope")
     if slope is not None:
-        intercept = told("PixelValueTransformationSequence", "RescaleIntercept")
-        picture = Picture(picture.pixels * np.float32(slope) + np.float32(intercept or 0), "physical")
+        intercept = answer("PixelValueTransformationSequence", "RescaleIntercept")
+        image = DecodedImage(image.pixels * np.float32(slope) + np.float32(intercept or 0), "physical")
     directions = np.asarray(orientation, dtype=np.float64)
     return _Slice(
-        picture,
+        image,
         np.asarray(position, dtype=np.float64),
         directions[:3],
         directions[3:],
@@ -125,7 +125,7 @@ def _stacked(slices: Sequence[_Slice]) -> Stack:
     for other in slices:
         same = np.allclose([other.across, other.down], [first.across, first.down], atol=1e-3)
         same = same and np.allclose(other.spacing, first.spacing, rtol=1e-3)
-        if not same or other.picture.pixels.shape != first.picture.pixels.shape:
+        if not same or other.image.pixels.shape != first.image.pixels.shape:
             raise ValueError("its slices differ in direction, pixel spacing or size; give each stack its own folder")
     normal = np.cross(first.across, first.down)
     places = np.asarray([float(other.position @ normal) for other in slices])
@@ -141,16 +141,16 @@ def _stacked(slices: Sequence[_Slice]) -> Stack:
             f"misses slices after {before:.1f} mm ({gaps.max():.1f} mm to the next, {apart:.1f} mm elsewhere); "
             f"give the whole series"
         )
-    pictures = [slices[int(index)].picture for index in order]
+    images = [slices[int(index)].image for index in order]
     steps = np.stack([normal, first.down, first.across])
-    return Stack(_together(pictures), _scale(pictures), (apart, *first.spacing), steps)
+    return Stack(_together(images), _scale(images), (apart, *first.spacing), steps)
 
 
-def _together(pictures: Sequence[Picture]) -> FloatArray:
+def _together(images: Sequence[DecodedImage]) -> FloatArray:
     """[C, slice, row, column]."""
-    return np.stack([picture.pixels for picture in pictures], axis=1)
+    return np.stack([image.pixels for image in images], axis=1)
 
 
-def _scale(pictures: Sequence[Picture]) -> Scale:
+def _scale(images: Sequence[DecodedImage]) -> Scale:
     """8-bit only where every slice is."""
-    return "8-bit" if all(picture.scale == "8-bit" for picture in pictures) else "physical"
+    return "8-bit" if all(image.scale == "8-bit" for image in images) else "physical"

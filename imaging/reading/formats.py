@@ -28,10 +28,10 @@ _PLAIN_MODES = {"L", "RGB", "I", "F", "I;16", "I;16B", "I;16L"}
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """``pixels`` float32 [C, H, W] in the file's own intensities, and what these are.
 
-    "8-bit": 0 to 255, whatever the picture shows; "stored": a detector's counts, their top unknown;
+    "8-bit": 0 to 255, whatever the image shows; "stored": a detector's counts, their top unknown;
     "physical": values with a meaning (HU in CT), from DICOM, NIfTI and signed or float arrays.
     """
 
@@ -50,13 +50,13 @@ def is_dicom(path: Path) -> bool:
         return handle.read(132)[128:] == b"DICM"
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether some reader takes the file, going by its name (or the DICOM mark where there is no suffix)."""
     return path.name.lower().endswith((*_PIL, ".npy", ".npz", ".nii", ".nii.gz")) or is_dicom(path)
 
 
-def reader_for(path: Path) -> Callable[[Path, int | None, int | None], Picture]:
-    """The function ``(path, channels, frame) -> Picture`` for the file; ValueError when there is none."""
+def reader_for(path: Path) -> Callable[[Path, int | None, int | None], DecodedImage]:
+    """The function ``(path, channels, frame) -> DecodedImage`` for the file; ValueError when there is none."""
     name = path.name.lower()
     if name.endswith(_PIL):
         return read_pil
@@ -83,16 +83,16 @@ def scale_of(dtype: np.dtype[Any]) -> Scale:
     return "8-bit" if dtype in (np.uint8, np.bool_) else "stored" if dtype.kind == "u" else "physical"
 
 
-def _channels_first(array: AnyArray, scale: Scale | None = None) -> Picture:
-    """[H, W] or [H, W, C] to a Picture; the scale follows the type unless given."""
+def _channels_first(array: AnyArray, scale: Scale | None = None) -> DecodedImage:
+    """[H, W] or [H, W, C] to a DecodedImage; the scale follows the type unless given."""
     scale = scale or scale_of(array.dtype)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     pixels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    return Picture(np.ascontiguousarray(pixels, dtype=np.float32), scale)
+    return DecodedImage(np.ascontiguousarray(pixels, dtype=np.float32), scale)
 
 
-def read_pil(path: Path, channels: int | None, frame: int | None) -> Picture:
+def read_pil(path: Path, channels: int | None, frame: int | None) -> DecodedImage:
     """PNG, JPEG, TIFF, BMP: upright, palettes and CMYK as RGB, no alpha, 16 bits kept.
 
     Of a TIFF of several pages ``frame`` picks one.
@@ -128,7 +128,7 @@ def _refuse_deep_colour(image: Image.Image, path: Path) -> None:
         raise ValueError(f"{depth}-bit colour {image.format} would be cut to 8 bits; save it as .npy")
 
 
-def read_numpy(path: Path, channels: int | None, frame: int | None) -> Picture:
+def read_numpy(path: Path, channels: int | None, frame: int | None) -> DecodedImage:
     """.npy, or .npz with one array or one named "image": [H, W], [H, W, C], [C, H, W], or a stack of these.
 
     Three axes hold channels where the last or first has as many as the study, else a stack that ``frame``
@@ -138,7 +138,7 @@ def read_numpy(path: Path, channels: int | None, frame: int | None) -> Picture:
     if array.ndim == 4 or (array.ndim == 3 and _channel_axis(array, channels, frame) is None):
         array = array[pick(len(array), frame)]
     if array.ndim not in {2, 3}:
-        raise ValueError(f"has shape {tuple(array.shape)}; a picture has two axes, or three with channels")
+        raise ValueError(f"has shape {tuple(array.shape)}; an image has two axes, or three with channels")
     if array.ndim == 3 and _channel_axis(array, channels, frame) == 0:
         array = np.moveaxis(array, 0, -1)
     return _channels_first(array)
@@ -179,7 +179,7 @@ def nibabel_reader() -> Any:
     return NibabelReader(as_closest_canonical=True, squeeze_non_spatial_dims=False)
 
 
-def read_nifti(path: Path, channels: int | None, frame: int | None) -> Picture:
+def read_nifti(path: Path, channels: int | None, frame: int | None) -> DecodedImage:
     """One axial slice of a NIfTI volume, scaled by its header, as radiologists look: right side on the left.
 
     Axes are first turned to right-anterior-superior; ``frame`` counts from the feet. A volume of one slice
@@ -194,7 +194,7 @@ def read_nifti(path: Path, channels: int | None, frame: int | None) -> Picture:
     volume: AnyArray = np.asarray(reader.get_data(image)[0])
     volume = volume.reshape(*volume.shape, *[1] * (3 - volume.ndim))
     if volume.ndim > 4:
-        raise ValueError(f"has shape {tuple(volume.shape)}; a picture has at most three axes and channels")
+        raise ValueError(f"has shape {tuple(volume.shape)}; an image has at most three axes and channels")
     flat = [axis for axis in (2, 1, 0) if volume.shape[axis] == 1]
     axis = flat[0] if flat else 2
     plane = np.take(volume, pick(volume.shape[axis], frame if not flat else None), axis=axis)
@@ -203,8 +203,8 @@ def read_nifti(path: Path, channels: int | None, frame: int | None) -> Picture:
     return _channels_first(turned, "8-bit" if whole else "physical")
 
 
-def read_dicom(path: Path, channels: int | None, frame: int | None) -> Picture:
-    """One DICOM picture: modality rescale or table applied, MONOCHROME1 inverted, palettes and YBR as RGB.
+def read_dicom(path: Path, channels: int | None, frame: int | None) -> DecodedImage:
+    """One DICOM image: modality rescale or table applied, MONOCHROME1 inverted, palettes and YBR as RGB.
 
     Of several frames ``frame`` picks one. Window settings are ignored: they are a viewer's, and differ within
     a site.
@@ -217,10 +217,10 @@ def read_dicom(path: Path, channels: int | None, frame: int | None) -> Picture:
     array: AnyArray = dataset.pixel_array
     if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
         array = array[pick(len(array), frame)]
-    return dicom_picture(dataset, array)
+    return dicom_image(dataset, array)
 
 
-def dicom_picture(dataset: "pydicom.Dataset", array: AnyArray) -> Picture:
+def dicom_image(dataset: "pydicom.Dataset", array: AnyArray) -> DecodedImage:
     """One frame ``array`` ([H, W] or [H, W, C]) of ``dataset`` in the values it stands for."""
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 

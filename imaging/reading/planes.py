@@ -1,4 +1,4 @@
-"""The flat picture by which a person is shown a picture or a volume."""
+"""The flat image by which a person is shown an image or a volume."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +9,12 @@ from imaging.config import ImageConfig
 COLOUR_MODALITIES = ("histopathology", "fundus", "dermoscopy", "endoscopy", "microscopy")
 
 
-def shown_plane(picture: Tensor, image: ImageConfig, channel: int | None = None) -> NDArray[np.float32]:
+def shown_plane(pixels: Tensor, image: ImageConfig, channel: int | None = None) -> NDArray[np.float32]:
     """``[H, W]`` or, in colour, ``[H, W, 3]`` of ``[C, H, W]`` or the middle slice of ``[C, D, H, W]``.
 
     channel: which one to show, from 1; None: in colour where it is, else the middle channel.
     """
-    plane = picture[:, middle_slice(picture.shape[1])] if picture.ndim == 4 else picture
+    plane = pixels[:, middle_slice(pixels.shape[1])] if pixels.ndim == 4 else pixels
     if channel is None and in_colour(image):
         return plane.permute(1, 2, 0).float().numpy()
     return plane[shown_channel(image, channel)].float().numpy()

@@ -1,4 +1,4 @@
-"""A picture file to a square tensor, or a volume to a box, in [0, 1]: read, normalise, resize."""
+"""An image file to a square tensor, or a volume to a box, in [0, 1]: read, normalise, resize."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,29 +11,29 @@ from torch.nn.functional import interpolate
 
 from foundation.errors import DataError
 from imaging.config import ImageConfig, Modality
-from imaging.reading.formats import FloatArray, Picture, Scale, reader_for
+from imaging.reading.formats import DecodedImage, FloatArray, Scale, reader_for
 from imaging.reading.volumes import Volume, read_volume, resize_volume
 
 HU_WINDOW = (-1000.0, 1000.0)
 PERCENTILES = (0.5, 99.5)
 
 
-def decode(path: Path, channels: int | None, frame: int | None = None) -> Picture:
-    """The picture in ``path`` with exactly ``channels`` channels (any number if None).
+def decode(path: Path, channels: int | None, frame: int | None = None) -> DecodedImage:
+    """The image in ``path`` with exactly ``channels`` channels (any number if None).
 
     ``frame`` (from 0) picks a slice of a volume, stack or multi-page file, the middle one if None; files of
-    one picture ignore it. RGB with three equal channels counts as grey. DataError, one line with the file's
+    one image ignore it. RGB with three equal channels counts as grey. DataError, one line with the file's
     name, for a missing or damaged file, another number of channels, or values that are not finite.
     """
     if not path.is_file():
-        raise DataError(f"{path}: there is no such picture")
+        raise DataError(f"{path}: there is no such image")
     with _reading(path):
-        picture = reader_for(path)(path, channels, frame)
-    pixels = picture.pixels
+        image = reader_for(path)(path, channels, frame)
+    pixels = image.pixels
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"{path}: has shape {pixels.shape}, not channels, height and width")
     _check_finite(pixels, path)
-    return picture if channels is None else Picture(_fit_channels(pixels, channels, path), picture.scale)
+    return image if channels is None else DecodedImage(_fit_channels(pixels, channels, path), image.scale)
 
 
 def decode_volume(path: Path, channels: int) -> Volume:
@@ -64,7 +64,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _check_finite(pixels: FloatArray, path: Path) -> None:
     if not np.isfinite(pixels).all():
-        raise DataError(f"{path}: holds values that are not finite; replace them or leave the picture out")
+        raise DataError(f"{path}: holds values that are not finite; replace them or leave the image out")
 
 
 def _fit_channels(pixels: FloatArray, channels: int, path: Path) -> FloatArray:
@@ -74,7 +74,7 @@ def _fit_channels(pixels: FloatArray, channels: int, path: Path) -> FloatArray:
         return pixels[:1]
     raise DataError(
         f"{path}: has {len(pixels)} channel{'s' if len(pixels) > 1 else ''}, but image.channels is"
-        f" {channels}; set image.channels to {len(pixels)} or convert the picture"
+        f" {channels}; set image.channels to {len(pixels)} or convert the image"
     )
 
 
@@ -83,9 +83,9 @@ def to_unit(
 ) -> FloatArray:
     """Intensities [C, H, W] or [C, D, H, W] to float32 in [0, 1].
 
-    8-bit pictures are divided by 255. CT in physical values is windowed from -1000 to 1000 HU, or to ``window``. All
-    else is stretched between the picture's own 0.5 and 99.5 percentiles, clipped: each channel alone for CT and MRI,
-    whose channels are sequences, all together elsewhere, where they are colours. A constant picture becomes
+    8-bit images are divided by 255. CT in physical values is windowed from -1000 to 1000 HU, or to ``window``. All
+    else is stretched between the image's own 0.5 and 99.5 percentiles, clipped: each channel alone for CT and MRI,
+    whose channels are sequences, all together elsewhere, where they are colours. A constant image becomes
     0.
     """
     if scale == "8-bit":
@@ -101,9 +101,9 @@ def to_unit(
 
 
 def fitted_box(height: float, width: float, size: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a picture's place in the square of ``size``: aspect kept, centred.
+    """(top, left, height, width) of an image's place in the square of ``size``: aspect kept, centred.
 
-    height, width: of the picture, in pixels or millimetres.
+    height, width: of the image, in pixels or millimetres.
     """
     longest = max(height, width)
     new_height = max(1, round(height * size / longest))
@@ -132,8 +132,8 @@ def prepare(path: Path, image: ImageConfig, frame: int | None = None) -> FloatAr
     A volume keeps the proportions that its slices have in millimetres; its slices become ``image.depth``.
     """
     if image.depth is None:
-        picture = decode(path, image.channels, frame)
-        unit = to_unit(picture.pixels, image.modality, picture.scale, image.window)
+        decoded = decode(path, image.channels, frame)
+        unit = to_unit(decoded.pixels, image.modality, decoded.scale, image.window)
         return np.clip(resize(unit, image.size), 0.0, 1.0)
     volume = decode_volume(path, image.channels)
     unit = to_unit(volume.pixels, image.modality, volume.scale, image.window)

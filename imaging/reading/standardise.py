@@ -1,4 +1,4 @@
-"""Mean and deviation that a picture or volume is standardised with."""
+"""Mean and deviation that an image or volume is standardised with."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ FLAT = 0.01
 FIXED_MEAN, FIXED_DEVIATION = 0.5, 0.25
 
 
-def statistics(pictures: Tensor, how: Standardisation) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(images: Tensor, how: Standardisation) -> tuple[Tensor, Tensor, Tensor]:
     """Centre of the contrast, and mean and deviation to standardise with; ``[B or 1, C or 1, 1, 1]``.
 
-    pictures: ``[B, C, H, W]``, or volumes ``[B, C, D, H, W]``, which give one axis of 1 more.
+    images: ``[B, C, H, W]``, or volumes ``[B, C, D, H, W]``, which give one axis of 1 more.
     """
-    grouped = pictures.flatten(2) if how == "channel" else pictures.flatten(1)[:, None]
+    grouped = images.flatten(2) if how == "channel" else images.flatten(1)[:, None]
     centre = grouped.mean(dim=2, keepdim=True)
-    ones = [1] * (pictures.ndim - 2)
+    ones = [1] * (images.ndim - 2)
     if how == "fixed":
         mean, deviation = centre.new_tensor([FIXED_MEAN, FIXED_DEVIATION]).view(2, 1, 1, *ones)
         return centre.view(*centre.shape[:2], *ones), mean, deviation

@@ -22,7 +22,7 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Volume:
-    """``pixels`` float32 [C, D, H, W] in the file's own intensities, what these are (``formats.Picture``), and the
+    """``pixels`` float32 [C, D, H, W] in the file's own intensities, what these are (``formats.DecodedImage``), and the
     distances of neighbouring slices, rows and columns in millimetres (1 each where the file does not say)."""
 
     pixels: FloatArray
@@ -60,7 +60,7 @@ def _read_nifti(path: Path, channels: int) -> Volume:
     dtype = image.get_data_dtype()
     if dtype.kind not in "buif":
         raise ValueError(f"holds {dtype}, not numbers of one channel each")
-    data, told = reader.get_data(image)  # turned to right, anterior, superior; ``image`` itself is not
+    data, answer = reader.get_data(image)  # turned to right, anterior, superior; ``image`` itself is not
     array: AnyArray = np.asarray(data)
     if array.ndim == 3:
         array = array[..., None]
@@ -70,7 +70,7 @@ def _read_nifti(path: Path, channels: int) -> Volume:
             f"(nibabel.four_to_three), or set image.channels to their number where they are sequences"
         )
     whole = dtype == np.uint8 and image.dataobj.slope == 1 and image.dataobj.inter == 0
-    across, along, up = np.linalg.norm(np.asarray(told["affine"])[:3, :3], axis=0).tolist()
+    across, along, up = np.linalg.norm(np.asarray(answer["affine"])[:3, :3], axis=0).tolist()
     return Volume(_sliced(array), "8-bit" if whole else "physical", (up, along, across))
 
 
@@ -114,7 +114,7 @@ def resize_volume(pixels: FloatArray, box: tuple[int, int, int, int], depth: int
     over all of ``depth``.
     """
     top, left, height, width = box
-    planes = torch.from_numpy(np.ascontiguousarray(pixels))  # [C, D, H, W]: slices are the channels of one picture
+    planes = torch.from_numpy(np.ascontiguousarray(pixels))  # [C, D, H, W]: slices are the channels of one image
     if planes.shape[2:] != (height, width):
         planes = interpolate(planes, (height, width), mode="bilinear", antialias=True)
     if planes.shape[1] != depth:

@@ -1,8 +1,8 @@
-"""What goes wrong or is set otherwise while a picture is acquired: motion, ghosts, coarse sampling, equalisation.
+"""What goes wrong or is set otherwise while an image is acquired: motion, ghosts, coarse sampling, equalisation.
 
-Pictures are ``[B, C, H, W]`` with values in [0, 1]; of volumes ``[B, C * D, H, W]``, so that all slices are changed
-alike. Parameters are ``[B]`` tensors on the pictures' device. All artefacts are those of a scan whose field of view is
-the picture given, and run along its rows; ``turned`` makes them run along its columns.
+Images are ``[B, C, H, W]`` with values in [0, 1]; of volumes ``[B, C * D, H, W]``, so that all slices are changed
+alike. Parameters are ``[B]`` tensors on the images' device. All artefacts are those of a scan whose field of view is
+the image given, and run along its rows; ``turned`` makes them run along its columns.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imaging.views import geometry
-from imaging.views.intensity import blur_, chosen, noise_at, per_picture
+from imaging.views.intensity import blur_, chosen, noise_at, per_image
 from imaging.views.presets import Preset
 
 MOTION = ("motion_given", "motion_axis", "motion_turn", "motion_x", "motion_y", "motion_line")
@@ -23,7 +23,7 @@ DRAWS = (*MOTION, *GHOSTING, *EQUALISE, *SHUFFLE)
 """Uniform numbers of one view that the functions on views below read."""
 FIRST_LINE = (0.03, 0.3)
 """Lines of k-space (share of all, from the middle) from which on the patient lies elsewhere: the middle, and with it
-the picture's contrast and place, is always that of before."""
+the image's contrast and place, is always that of before."""
 TILES, BINS, CLIP = 4, 64, 3.0
 """Of the adaptive equalisation: tiles along a side, bins of a histogram, largest count in multiples of the mean."""
 
@@ -49,7 +49,7 @@ def noise_(views: Tensor, draws: Draws, preset: Preset) -> None:
         if len(noisy):
             part = views[noisy.to(device)]
             field = noise_at(draws[f"{kind}_start"][noisy], part.shape, device)
-            field.mul_(per_picture((deviation * draws[kind][noisy]).to(device)))
+            field.mul_(per_image((deviation * draws[kind][noisy]).to(device)))
             views[noisy.to(device)] = part.addcmul_(part, field) if kind == "speckle" else part.add_(field)
 
 
@@ -73,13 +73,13 @@ def scan_(views: Tensor, draws: Draws, preset: Preset) -> None:
         views[hit.to(device)] = turned(part, upright)
 
 
-def turned(pictures: Tensor, upright: Tensor) -> Tensor:
-    """Square pictures with rows and columns exchanged where ``upright`` ``[B]`` is false."""
-    return torch.where(per_picture(upright), pictures, pictures.transpose(2, 3))
+def turned(images: Tensor, upright: Tensor) -> Tensor:
+    """Square images with rows and columns exchanged where ``upright`` ``[B]`` is false."""
+    return torch.where(per_image(upright), images, images.transpose(2, 3))
 
 
 def moved(
-    pictures: Tensor, shift: Tensor, angle: Tensor, line: Tensor, outside: Literal["zeros", "reflection"]
+    images: Tensor, shift: Tensor, angle: Tensor, line: Tensor, outside: Literal["zeros", "reflection"]
 ) -> Tensor:
     """A scan during which the patient moves once: the magnitude of k-space of two places, one line after the other.
 
@@ -87,31 +87,31 @@ def moved(
     ``FIRST_LINE`` the place changes. Lines run along the rows, so that all of a column is one encoding.
     """
     maps = torch.cat([geometry.turn(angle), 2 * shift[:, :, None]], dim=2)
-    change = geometry.resample(pictures, maps, outside) - pictures
-    frequency = torch.fft.fftfreq(pictures.shape[2], device=pictures.device)  # [H], in cycles a pixel
-    start = FIRST_LINE[0] + (FIRST_LINE[1] - FIRST_LINE[0]) * line.to(pictures.device)
-    late = (frequency > start[:, None]).view(len(pictures), 1, -1, 1)
+    change = geometry.resample(images, maps, outside) - images
+    frequency = torch.fft.fftfreq(images.shape[2], device=images.device)  # [H], in cycles a pixel
+    start = FIRST_LINE[0] + (FIRST_LINE[1] - FIRST_LINE[0]) * line.to(images.device)
+    late = (frequency > start[:, None]).view(len(images), 1, -1, 1)
     spread = torch.fft.ifft(torch.fft.fft(change, dim=2) * late, dim=2)
-    magnitude: Tensor = (pictures + spread).abs()
+    magnitude: Tensor = (images + spread).abs()
     return magnitude
 
 
-def ghosted(pictures: Tensor, strength: Tensor, copies: Tensor) -> Tensor:
+def ghosted(images: Tensor, strength: Tensor, copies: Tensor) -> Tensor:
     """Periodic ghosts: every ``copies``-th line of k-space (2, 4 or 6) damped by the share ``strength``.
 
     The lines half-way between are meant, so that the middle one stays, and with it the mean. With 2 it is the N/2
-    ghost of echo-planar pictures.
+    ghost of echo-planar images.
     """
-    number = torch.arange(pictures.shape[2] // 2 + 1, device=pictures.device)
+    number = torch.arange(images.shape[2] // 2 + 1, device=images.device)
     damped = (number % copies[:, None]) == copies[:, None] // 2
     weights = (1 - strength[:, None] * damped)[:, None, :, None]  # [B, 1, lines, 1]
-    magnitude: Tensor = torch.fft.irfft(torch.fft.rfft(pictures, dim=2) * weights, n=pictures.shape[2], dim=2).abs()
+    magnitude: Tensor = torch.fft.irfft(torch.fft.rfft(images, dim=2) * weights, n=images.shape[2], dim=2).abs()
     return magnitude
 
 
-def coarsened(pictures: Tensor, weights: Tensor, upright: Tensor) -> Tensor:
-    """Pictures with their rows (or columns) made anew by ``weights`` ``[B, H, H]``."""
-    rows = turned(pictures, upright)
+def coarsened(images: Tensor, weights: Tensor, upright: Tensor) -> Tensor:
+    """Images with their rows (or columns) made anew by ``weights`` ``[B, H, H]``."""
+    rows = turned(images, upright)
     return turned(torch.matmul(weights[:, None], rows), upright)
 
 
@@ -124,14 +124,14 @@ def equalise_(views: Tensor, draws: Draws, preset: Preset) -> None:
         views[hit] = part.lerp_(equalised(part), share)
 
 
-def equalised(pictures: Tensor) -> Tensor:
+def equalised(images: Tensor) -> Tensor:
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of each plane, values in [0, 1].
 
     A tile's curve is straight between the edges of its bins and starts at 0, so that black stays black; between the
     middles of tiles curves are interpolated.
     """
-    height, width = pictures.shape[2:]
-    device, planes = pictures.device, pictures.flatten(0, 1)  # [P, H, W]
+    height, width = images.shape[2:]
+    device, planes = images.device, images.flatten(0, 1)  # [P, H, W]
     down, across = (torch.arange(side, device=device) * TILES // side for side in (height, width))
     tile = torch.arange(len(planes), device=device)[:, None, None] * TILES**2 + down[:, None] * TILES + across
     bins = (planes * BINS).long().clamp_(0, BINS - 1)
@@ -149,14 +149,14 @@ def equalised(pictures: Tensor) -> Tensor:
     ]
     x, y = place[0].expand_as(planes), place[1][:, None].expand_as(planes)
     grid = torch.stack([x, y, 2 * planes - 1], dim=-1)[:, None]  # [P, 1, H, W, 3]
-    return F.grid_sample(table, grid, padding_mode="border", align_corners=True).view_as(pictures)
+    return F.grid_sample(table, grid, padding_mode="border", align_corners=True).view_as(images)
 
 
 def shuffle_(views: Tensor, draws: Draws, preset: Preset) -> None:
     """One square of each view with its pixels in random order; all channels of a pixel move together.
 
-    The square's side is drawn up to ``preset.shuffle`` of the picture's. It is the middle of a patch of the largest
-    side, which lies anywhere in the picture.
+    The square's side is drawn up to ``preset.shuffle`` of the image's. It is the middle of a patch of the largest
+    side, which lies anywhere in the image.
     """
     size, device = views.shape[-1], views.device
     largest = round(preset.shuffle * size)
@@ -172,7 +172,7 @@ def shuffle_(views: Tensor, draws: Draws, preset: Preset) -> None:
     # The square's places, and the same in random order; the rest of the patch stands behind them in both.
     places = (~inside).int().argsort(dim=1, stable=True)
     source = torch.where(inside, key, torch.inf).argsort(dim=1, stable=True)
-    patch = ((top[:, None] + row) * size + left[:, None] + column).to(device)  # [n, largest ** 2]: where in the picture
+    patch = ((top[:, None] + row) * size + left[:, None] + column).to(device)  # [n, largest ** 2]: where in the image
     part = views[hit.to(device)].flatten(2)
     origin, target = (patch.gather(1, each)[:, None].expand(-1, part.shape[1], -1) for each in (source, places))
     part.scatter_(2, target, part.gather(2, origin))

@@ -1,4 +1,4 @@
-"""Batched random views of pictures on tensors, on any device: no PIL and no loop over pictures."""
+"""Batched random views of images on tensors, on any device: no PIL and no loop over images."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from foundation.errors import DataError
 from imaging.config import ImageConfig
 from imaging.reading.standardise import statistics
 from imaging.views import acquisition, geometry, intensity
-from imaging.views.intensity import chosen, per_picture
+from imaging.views.intensity import chosen, per_image
 from imaging.views.presets import Preset, resolve
 from imaging.views.saliency import Intervals, crop_saliency, focused
 from imaging.views.volume_views import COARSE, LEAST_COARSE, VolumeViews, coarse_weights
@@ -34,7 +34,7 @@ HOLE = ("hole", "hole_x", "hole_y")
 SINGLE = (*GEOMETRY, *OPTICS, *COARSE, "jittered", *JITTER, *HOLE, *acquisition.DRAWS)
 DRAWS = dict.fromkeys(SINGLE, 1) | {"stain": 6, "bias": intensity.BIAS_TERMS}
 """Uniform numbers of one view, by name. A view draws all of them, used or not: changing one setting leaves
-the other choices as they were, and picture i takes row i whatever the size of the batch."""
+the other choices as they were, and image i takes row i whatever the size of the batch."""
 ROUNDING = 1e-5
 """How far a value may lie outside [0, 1], as float32 resizing leaves it."""
 
@@ -43,14 +43,14 @@ Draws = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Made:
-    """How one batch of views came about: ``Augmentation.made`` collects it for the picture sheet.
+    """How one batch of views came about: ``Augmentation.made`` collects it for the image sheet.
 
-    maps ``[B, 2, 3]``: places of the view to places of ``pictures``, both in [-1, 1] (None for volumes). A view's
+    maps ``[B, 2, 3]``: places of the view to places of ``images``, both in [-1, 1] (None for volumes). A view's
     value times ``deviation`` plus ``mean`` (``[B or 1, C or 1, 1, 1]``) is its intensity in [0, 1].
     """
 
     kind: Literal["light", "strong"]
-    pictures: Tensor
+    images: Tensor
     views: Tensor
     mean: Tensor
     deviation: Tensor
@@ -58,7 +58,7 @@ class Made:
 
 
 @contextmanager
-def exact(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """No gradient and no autocast: bfloat16 maps would move crops by half a pixel."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
         yield
@@ -72,86 +72,86 @@ def draw(count: int, generator: torch.Generator) -> Draws:
 
 
 class Augmentation:
-    """Views of pictures under the preset of the study's modality and the study's own changes to it.
+    """Views of images under the preset of the study's modality and the study's own changes to it.
 
     All methods take ``[B, *image.shape]`` float32 with values in [0, 1] on any device, leave it unchanged
     and return a standardised tensor of that shape and device, without gradient. Random choices come from a
-    CPU generator wherever the pictures are, so that a seed gives the same views on a CPU and a GPU.
+    CPU generator wherever the images are, so that a seed gives the same views on a CPU and a GPU.
 
-    Standardisation by "picture" or "channel" takes mean and deviation of the picture inside the view's crop
+    Standardisation by "image" or "channel" takes mean and deviation of the image inside the view's crop
     *before* its intensities are changed: taken afterwards, they would undo brightness and contrast.
 
     Raises DataError for a tensor of another shape, type or range.
     """
 
     def __init__(self, image: ImageConfig, focus: bool = False) -> None:
-        """focus: places of crops are chosen by what the picture shows there (imaging.views.saliency.focused)."""
+        """focus: places of crops are chosen by what the image shows there (imaging.views.saliency.focused)."""
         self.image = image
         self.focus = focus
         self.preset: Preset = resolve(image)
         self._volumes = VolumeViews(image, self.preset, focus) if image.dimensions == 3 else None
         self.made: list[Made] | None = None  # a list put here gets an entry for every batch of views
 
-    def plain(self, pictures: Tensor) -> Tensor:
-        """The pictures, standardised: what evaluation and an exported encoder see. No randomness."""
-        self._check(pictures)
-        with exact(pictures.device):
-            _, mean, deviation = statistics(pictures, self.preset.standardise)
-            return (pictures - mean).div_(deviation)
+    def plain(self, images: Tensor) -> Tensor:
+        """The images, standardised: what evaluation and an exported encoder see. No randomness."""
+        self._check(images)
+        with full_precision(images.device):
+            _, mean, deviation = statistics(images, self.preset.standardise)
+            return (images - mean).div_(deviation)
 
-    def light(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+    def light(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """For masked and predictive methods: a large random crop and flips, intensities as they are."""
-        self._check(pictures)
+        self._check(images)
         if self._volumes is not None:
-            with exact(pictures.device):
-                views, mean, deviation = self._volumes.light(pictures, generator)
-            self._record(Made("light", pictures, views, mean, deviation, None))
+            with full_precision(images.device):
+                views, mean, deviation = self._volumes.light(images, generator)
+            self._record(Made("light", images, views, mean, deviation, None))
             return views
-        draws = draw(len(pictures), generator)
-        with exact(pictures.device):
-            draws = self._focused(draws, pictures, self.preset.light_crop_scale, generator)
+        draws = draw(len(images), generator)
+        with full_precision(images.device):
+            draws = self._focused(draws, images, self.preset.light_crop_scale, generator)
             maps = self._maps(draws, self.preset.light_crop_scale, light=True)
-            views = geometry.resample(pictures, maps, self.preset.outside)
+            views = geometry.resample(images, maps, self.preset.outside)
             _, mean, deviation = statistics(views, self.preset.standardise)
             views = views.sub_(mean).div_(deviation)
-        self._record(Made("light", pictures, views, mean, deviation, maps))
+        self._record(Made("light", images, views, mean, deviation, maps))
         return views
 
     def strong(
         self,
-        pictures: Tensor,
+        images: Tensor,
         generator: torch.Generator,
         scale: tuple[float, float] | None = None,
         size: int | None = None,
     ) -> Tensor:
         """For joint embedding: crop, flips, turns; stain, blur, bias, scan, noise; exposure, colour, shuffle, hole.
 
-        scale: area of the crop where it is not the preset's; size: side of the views where it is not the pictures'
+        scale: area of the crop where it is not the preset's; size: side of the views where it is not the images'
         (the small crops of multi-crop). Volumes: imaging.views.volume_views says what is done.
         """
-        self._check(pictures)
+        self._check(images)
         if self._volumes is not None:
-            with exact(pictures.device):
-                views, mean, deviation = self._volumes.strong(pictures, generator, scale, size)
-            self._record(Made("strong", pictures, views, mean, deviation, None))
+            with full_precision(images.device):
+                views, mean, deviation = self._volumes.strong(images, generator, scale, size)
+            self._record(Made("strong", images, views, mean, deviation, None))
             return views
-        draws = draw(len(pictures), generator)
-        with exact(pictures.device):
-            draws = self._focused(draws, pictures, scale or self.preset.crop_scale, generator)
+        draws = draw(len(images), generator)
+        with full_precision(images.device):
+            draws = self._focused(draws, images, scale or self.preset.crop_scale, generator)
             maps = self._maps(draws, scale or self.preset.crop_scale)
-            views = geometry.resample(pictures, maps, self.preset.outside, size)
+            views = geometry.resample(images, maps, self.preset.outside, size)
             centre, mean, deviation = statistics(views, self.preset.standardise)
             self._acquire_(views, draws)
             views = self._expose(views, draws, centre)
             views = views.clamp_(0, 1).sub_(mean).div_(deviation)
-        self._record(Made("strong", pictures, views, mean, deviation, maps))
+        self._record(Made("strong", images, views, mean, deviation, maps))
         return views
 
     def _record(self, made: Made) -> None:
         if self.made is not None:  # a copy: a method may go on to change its view in place
             self.made.append(replace(made, views=made.views.clone()))
 
-    def _focused(self, draws: Draws, pictures: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Draws:
+    def _focused(self, draws: Draws, images: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Draws:
         if not self.focus:
             return draws
 
@@ -159,7 +159,7 @@ class Augmentation:
             x, y, width, height = self._box(given, scale)
             return [(y, height), (x, width)]
 
-        return focused(draws, ("left", "top"), intervals, crop_saliency(pictures), generator)
+        return focused(draws, ("left", "top"), intervals, crop_saliency(images), generator)
 
     def _box(self, draws: Draws, scale: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         drawn = (draws["area"], draws["ratio"], draws["left"], draws["top"])
@@ -175,7 +175,7 @@ class Augmentation:
         return geometry.window(box, geometry.turn(angle), geometry.quarter_turn(turns), flips)
 
     def _acquire_(self, views: Tensor, draws: Draws) -> None:
-        """What happens before a picture is digitised, in that order: stain, optics, coil, scan, detector."""
+        """What happens before an image is digitised, in that order: stain, optics, coil, scan, detector."""
         preset, device = self.preset, views.device
         if preset.stain:
             intensity.stain_(views, (preset.stain * (2 * draws["stain"] - 1)).to(device))
@@ -192,16 +192,16 @@ class Augmentation:
         acquisition.noise_(views, draws, preset)
 
     def _expose(self, views: Tensor, draws: Draws, centre: Tensor) -> Tensor:
-        """What happens when a picture is shown: equalisation, gamma, gain, contrast, colour; then shuffling, hole."""
+        """What happens when an image is shown: equalisation, gamma, gain, contrast, colour; then shuffling, hole."""
         preset, device = self.preset, views.device
         acquisition.equalise_(views, draws, preset)
         jittered = draws["jittered"] < preset.jitter_probability
         amount = {name: (jittered * (2 * draws[name] - 1)).to(device) for name in JITTER}
         if preset.gamma:
-            views.clamp_(min=0).pow_(per_picture((preset.gamma * amount["gamma"]).exp()))
+            views.clamp_(min=0).pow_(per_image((preset.gamma * amount["gamma"]).exp()))
         if preset.brightness or preset.contrast:
-            gain = per_picture(1 + preset.brightness * amount["brightness"])
-            factor = per_picture(1 + preset.contrast * amount["contrast"])
+            gain = per_image(1 + preset.brightness * amount["brightness"])
+            factor = per_image(1 + preset.contrast * amount["contrast"])
             views.mul_(gain * factor).add_(centre * gain * (1 - factor))
         if preset.saturation or preset.hue:
             maps = intensity.colour_maps(1 + preset.saturation * amount["saturation"], preset.hue * amount["hue"])
@@ -212,15 +212,15 @@ class Augmentation:
             views = intensity.cut_out(views, preset.cutout * side, x, y, centre)
         return views
 
-    def _check(self, pictures: Tensor) -> None:
+    def _check(self, images: Tensor) -> None:
         expected = self.image.shape
-        if not len(pictures) or pictures.shape != (len(pictures), *expected):
+        if not len(images) or images.shape != (len(images), *expected):
             raise DataError(
-                f"pictures have shape {list(pictures.shape)}, the study says [B, {', '.join(map(str, expected))}]; "
+                f"images have shape {list(images.shape)}, the study says [B, {', '.join(map(str, expected))}]; "
                 f"resize them, or change image.channels and {'image.depth, ' * (len(expected) - 3)}image.size"
             )
-        if pictures.dtype != torch.float32:
-            raise DataError(f"pictures are {pictures.dtype}; give float32 with values in [0, 1]")
-        low, high = (bound.item() for bound in pictures.aminmax())
+        if images.dtype != torch.float32:
+            raise DataError(f"images are {images.dtype}; give float32 with values in [0, 1]")
+        low, high = (bound.item() for bound in images.aminmax())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            raise DataError(f"pictures have values from {low:g} to {high:g}; scale them to [0, 1] first")
+            raise DataError(f"images have values from {low:g} to {high:g}; scale them to [0, 1] first")

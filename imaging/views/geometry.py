@@ -1,4 +1,4 @@
-"""Crops, turns and flips of a batch as one affine map per picture, and the resampling that does them."""
+"""Crops, turns and flips of a batch as one affine map per image, and the resampling that does them."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ def crop_boxes(
     """Random windows: centre x, centre y, width and height, each ``[B]``, as fractions of the side.
 
     draws: uniform numbers ``[B]`` for area, ratio, left and top. The area is uniform in ``scale``; width
-    / height is log-uniform in the part of ``ratio`` that fits this area into the picture, so that no draw is
+    / height is log-uniform in the part of ``ratio`` that fits this area into the image, so that no draw is
     rejected (torchvision's RandomResizedCrop tries ten times and then takes the middle).
     """
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
@@ -42,10 +42,10 @@ def flip(horizontal: Tensor, vertical: Tensor) -> Tensor:
 
 
 def window(box: tuple[Tensor, Tensor, Tensor, Tensor], *maps: Tensor) -> Tensor:
-    """The affine map ``[B, 2, 3]`` from places in the view to places in the picture, both in [-1, 1].
+    """The affine map ``[B, 2, 3]`` from places in the view to places in the image, both in [-1, 1].
 
     box: what ``crop_boxes`` returns. maps: linear maps ``[B, 2, 2]``; the first turns the window in the
-    picture, the others turn or mirror the view before it is stretched to the window: no map shears.
+    image, the others turn or mirror the view before it is stretched to the window: no map shears.
     """
     x, y, width, height = box
     linear = maps[0] @ torch.diag_embed(torch.stack([width, height], dim=1))
@@ -54,22 +54,20 @@ def window(box: tuple[Tensor, Tensor, Tensor, Tensor], *maps: Tensor) -> Tensor:
     return torch.cat([linear, torch.stack([2 * x - 1, 2 * y - 1], dim=1)[:, :, None]], dim=2)
 
 
-def resample(
-    pictures: Tensor, maps: Tensor, outside: Literal["zeros", "reflection"], size: int | None = None
-) -> Tensor:
-    """Bilinear views of ``pictures`` ``[B, C, H, W]`` under ``maps`` ``[B, 2, 3]`` (on the CPU).
+def resample(images: Tensor, maps: Tensor, outside: Literal["zeros", "reflection"], size: int | None = None) -> Tensor:
+    """Bilinear views of ``images`` ``[B, C, H, W]`` under ``maps`` ``[B, 2, 3]`` (on the CPU).
 
-    size: side of the views; None: as the pictures. A window is never larger than its picture: views of the same
+    size: side of the views; None: as the images. A window is never larger than its image: views of the same
     side are enlarged and nothing can alias, so there is no low-pass filter. The small crops of multi-crop show a
     window little larger than themselves.
     """
-    height, width = pictures.shape[-2:] if size is None else (size, size)
-    maps = maps.to(pictures.device)
-    across = (2 * torch.arange(width, device=pictures.device) + 1) / width - 1
-    down = (2 * torch.arange(height, device=pictures.device) + 1) / height - 1
+    height, width = images.shape[-2:] if size is None else (size, size)
+    maps = maps.to(images.device)
+    across = (2 * torch.arange(width, device=images.device) + 1) / width - 1
+    down = (2 * torch.arange(height, device=images.device) + 1) / height - 1
     # Two planes, x and y, each the sum of a column part and a row part: on a CPU thirty times faster than
     # F.affine_grid, and grid_sample takes planes as they are.
     columns = maps[:, :, 0, None, None] * across
     rows = maps[:, :, 1, None, None] * down[:, None] + maps[:, :, 2, None, None]
     grid = (columns + rows).permute(0, 2, 3, 1)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode=outside, align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)

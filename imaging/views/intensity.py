@@ -1,6 +1,6 @@
-"""What scanners, stains and display do to the values of a batch ``[B, C, H, W]``, picture by picture.
+"""What scanners, stains and display do to the values of a batch ``[B, C, H, W]``, image by image.
 
-A name that ends in an underscore changes its argument. Parameters are ``[B]`` tensors beside the pictures.
+A name that ends in an underscore changes its argument. Parameters are ``[B]`` tensors beside the images.
 """
 
 import functools
@@ -21,48 +21,48 @@ BIAS_TERMS = (BIAS_ORDER + 1) * (BIAS_ORDER + 2) // 2 - 1
 
 
 def chosen(draws: Tensor, probability: float) -> Tensor:
-    """The places ``[n]`` of the pictures whose uniform number lies below ``probability``."""
+    """The places ``[n]`` of the images whose uniform number lies below ``probability``."""
     return (draws < probability).nonzero().squeeze(1)
 
 
-def per_picture(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
     """``[B]`` as ``[B, 1, 1, 1]``."""
     return values.view(-1, 1, 1, 1)
 
 
-def stain_(pictures: Tensor, changes: Tensor) -> None:
+def stain_(images: Tensor, changes: Tensor) -> None:
     """Scale and shift the three stains of RGB tissue in decadic optical density (Tellez et al. 2018).
 
     changes: ``[B, 6]``, three relative changes of the amounts, then three additions to them.
     """
-    vectors = F.normalize(torch.tensor(STAINS), dim=1).to(pictures.device)
+    vectors = F.normalize(torch.tensor(STAINS), dim=1).to(images.device)
     scaled = torch.linalg.inv(vectors) @ (torch.diag_embed(1 + changes[:, :3]) @ vectors)
     offset = changes[:, 3:] @ vectors
-    density = pictures.clamp_(min=DARKEST).log10_().flatten(2)
+    density = images.clamp_(min=DARKEST).log10_().flatten(2)
     mixed = torch.baddbmm(-offset[:, :, None], scaled.transpose(1, 2), density)
-    torch.pow(10.0, mixed, out=pictures.view_as(mixed))
+    torch.pow(10.0, mixed, out=images.view_as(mixed))
 
 
-def blur_(pictures: Tensor, sigma: Tensor, largest: float) -> None:
+def blur_(images: Tensor, sigma: Tensor, largest: float) -> None:
     """Gaussian blur by ``sigma`` pixels, kernels cut at 3 * ``largest`` pixels, edges repeated.
 
-    Sums of shifted pictures, a few pictures at a time so that they stay in the processor's cache: on a CPU this is
-    1.5 to 2 times as fast as a grouped convolution, which is moreover compiled anew for every number of pictures.
+    Sums of shifted images, a few images at a time so that they stay in the processor's cache: on a CPU this is
+    1.5 to 2 times as fast as a grouped convolution, which is moreover compiled anew for every number of images.
     """
     radius = max(1, math.ceil(3 * largest))
     sigma = sigma.clamp(min=0.01)  # a draw of 0: the kernel is then 1 in the middle, not 0 / 0
-    distance = torch.arange(radius + 1, device=pictures.device)
+    distance = torch.arange(radius + 1, device=images.device)
     kernel = torch.exp(-(distance**2) / (2 * sigma[:, None] ** 2))
     kernel = kernel / (2 * kernel.sum(dim=1, keepdim=True) - 1)
-    together = max(1, CACHED // pictures[0].numel()) if pictures.device.type == "cpu" else len(pictures)
-    for part, weights in zip(torch.split(pictures, together), torch.split(kernel, together), strict=True):
+    together = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" else len(images)
+    for part, weights in zip(torch.split(images, together), torch.split(kernel, together), strict=True):
         pair = torch.empty_like(part)
         for axis, margin in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
             padded, side = F.pad(part, margin, mode="replicate"), part.shape[axis]
-            torch.mul(padded.narrow(axis, radius, side), per_picture(weights[:, 0]), out=part)
+            torch.mul(padded.narrow(axis, radius, side), per_image(weights[:, 0]), out=part)
             for step in range(1, radius + 1):
                 before, after = padded.narrow(axis, radius - step, side), padded.narrow(axis, radius + step, side)
-                part.add_(torch.add(before, after, out=pair).mul_(per_picture(weights[:, step])))
+                part.add_(torch.add(before, after, out=pair).mul_(per_image(weights[:, step])))
 
 
 @functools.lru_cache(maxsize=16)
@@ -74,14 +74,14 @@ def bias_basis(height: int, width: int, device: torch.device) -> Tensor:
     return (basis - basis.mean(dim=1, keepdim=True)).to(device)
 
 
-def bias_field_(pictures: Tensor, coefficients: Tensor) -> None:
+def bias_field_(images: Tensor, coefficients: Tensor) -> None:
     """Multiply by exp(polynomial), an MR coil's sensitivity (Van Leemput et al. 1999), alike in all channels.
 
     coefficients: ``[B, terms]`` of ``bias_basis``. The log of the field has mean 0.
     """
-    height, width = pictures.shape[-2:]
-    field = (coefficients @ bias_basis(height, width, pictures.device)).exp_()
-    pictures.mul_(field.view(-1, 1, height, width))
+    height, width = images.shape[-2:]
+    field = (coefficients @ bias_basis(height, width, images.device)).exp_()
+    images.mul_(field.view(-1, 1, height, width))
 
 
 @functools.lru_cache(maxsize=16)
@@ -99,7 +99,7 @@ def noise_at(start: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     area = height * width
     bank = noise_bank(area, device)
     starts = len(bank) - area + 1
-    # One step is more than a plane, so that the channels of a picture do not repeat each other.
+    # One step is more than a plane, so that the channels of an image do not repeat each other.
     steps = torch.arange(channels) * (area + 31)
     offsets = ((start.double() * starts).long()[:, None] + steps) % starts
     return bank.unfold(0, area, 1)[offsets.flatten().to(device)].view(shape)
@@ -116,19 +116,19 @@ def colour_maps(saturation: Tensor, hue: Tensor) -> Tensor:
     return back @ maps @ to_yiq
 
 
-def colour(pictures: Tensor, maps: Tensor) -> Tensor:
-    """``pictures`` ``[B, 3, H, W]`` under ``maps`` ``[B, 3, 3]``."""
-    return torch.bmm(maps, pictures.flatten(2)).view_as(pictures)
+def colour(images: Tensor, maps: Tensor) -> Tensor:
+    """``images`` ``[B, 3, H, W]`` under ``maps`` ``[B, 3, 3]``."""
+    return torch.bmm(maps, images.flatten(2)).view_as(images)
 
 
-def cut_out(pictures: Tensor, side: Tensor, x: Tensor, y: Tensor, fill: Tensor) -> Tensor:
-    """One square per picture set to ``fill`` (broadcast); side and centre in fractions of the picture's."""
-    height, width = pictures.shape[-2:]
-    columns = (torch.arange(width, device=pictures.device) + 0.5) / width
-    rows = (torch.arange(height, device=pictures.device) + 0.5) / height
+def cut_out(images: Tensor, side: Tensor, x: Tensor, y: Tensor, fill: Tensor) -> Tensor:
+    """One square per image set to ``fill`` (broadcast); side and centre in fractions of the image's."""
+    height, width = images.shape[-2:]
+    columns = (torch.arange(width, device=images.device) + 0.5) / width
+    rows = (torch.arange(height, device=images.device) + 0.5) / height
     across = (columns - x[:, None]).abs() < side[:, None] / 2
     down = (rows - y[:, None]).abs() < side[:, None] / 2
-    return torch.where(per_plane(down, across), fill, pictures)
+    return torch.where(per_plane(down, across), fill, images)
 
 
 def per_plane(down: Tensor, across: Tensor) -> Tensor:

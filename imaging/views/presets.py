@@ -5,16 +5,16 @@ from typing import Any, Literal
 
 from imaging.config import COLOUR_SETTINGS, ImageConfig, Modality
 
-Standardisation = Literal["picture", "channel", "fixed"]
+Standardisation = Literal["image", "channel", "fixed"]
 
 
 @dataclass(frozen=True)
 class Preset:
     """One modality's values; names, units and ranges are those of ``AugmentConfig``. Default: operation off.
 
-    standardise: ``picture`` = zero mean and unit deviation of each picture, ``channel`` = of each of its
-    channels, ``fixed`` = mean .5, deviation .25 for all pictures.
-    outside: what a rotated crop sees beyond the picture's edge: black, or the picture reflected.
+    standardise: ``image`` = zero mean and unit deviation of each image, ``channel`` = of each of its
+    channels, ``fixed`` = mean .5, deviation .25 for all images.
+    outside: what a rotated crop sees beyond the image's edge: black, or the image reflected.
     """
 
     standardise: Standardisation
@@ -51,20 +51,20 @@ class Preset:
 
 
 # "Published" below: values of the self-supervised literature on that modality. The others are ours, from
-# looking at sheets of views of real pictures.
+# looking at sheets of views of real images.
 #
-# Crops keep at least .3 of the picture where a finding can be lost with the part cut off (Huang et al. 2023,
+# Crops keep at least .3 of the image where a finding can be lost with the part cut off (Huang et al. 2023,
 # fig. 4); in textures (tissue, cells) the finding is everywhere and crops go down to .2.
 # Proportions are findings in anatomy (heart to chest, ventricle to brain), so crops are nearly square there;
 # 3/4 to 4/3 (Szegedy et al. 2015) is for textures only.
 #
-# Pictures whose grey level has no unit, or whose window differs between sites, are standardised one by one.
+# Images whose grey level has no unit, or whose window differs between sites, are standardised one by one.
 # Where colour is the finding (stain, lesion, mucosa) that would erase it: mean and deviation are fixed.
 TEXTURE_RATIO = (0.75, 4 / 3)
 
 PRESETS: dict[Modality, Preset] = {
     "x-ray": Preset(  # published: flip, +-10 degrees, crop .3 to .9, brightness and contrast .4 (of .4 to .7)
-        standardise="picture",  # detectors and post-processing differ in gain and offset
+        standardise="image",  # detectors and post-processing differ in gain and offset
         outside="zeros",  # collimated border
         crop_scale=(0.3, 0.9),
         horizontal_flip=0.5,
@@ -75,7 +75,7 @@ PRESETS: dict[Modality, Preset] = {
         contrast=0.4,
     ),
     "ultrasound": Preset(
-        standardise="picture",  # gain is set by hand
+        standardise="image",  # gain is set by hand
         outside="zeros",
         crop_scale=(0.45, 1.0),  # published depth zoom 1 to 1.5: 1 / 1.5^2 of the area
         horizontal_flip=0.5,  # probe turned round; never up-down: a shadow lies below its cause
@@ -84,7 +84,7 @@ PRESETS: dict[Modality, Preset] = {
         speckle=0.15,  # published with p .33; .3 hid lesions of 10 pixels on our sheets
         noise=0.04,
         gamma=0.2,  # dynamic range setting
-        brightness=0.3,  # published .5; that burnt out whole pictures on our sheets
+        brightness=0.3,  # published .5; that burnt out whole images on our sheets
         contrast=0.3,
         equalise=0.6,  # published: CLAHE; the scanner's own speckle and edge filters differ as much
     ),
@@ -104,7 +104,7 @@ PRESETS: dict[Modality, Preset] = {
         hue=0.05,  # published .1; on top of the stain jitter that gave green glass
     ),
     "ct": Preset(
-        standardise="picture",  # the study's window decides how much of [0, 1] is used
+        standardise="image",  # the study's window decides how much of [0, 1] is used
         outside="zeros",  # air
         crop_scale=(0.4, 1.0),
         rotation_degrees=10,  # no flip: liver and heart have a side
@@ -116,7 +116,7 @@ PRESETS: dict[Modality, Preset] = {
         shuffle=0.15,  # published: densities stay and their order goes, so that the surroundings have to tell
     ),
     "mri": Preset(
-        standardise="channel",  # each sequence has its own arbitrary unit; published: z-score of each picture
+        standardise="channel",  # each sequence has its own arbitrary unit; published: z-score of each image
         outside="zeros",  # air
         crop_scale=(0.4, 1.0),
         horizontal_flip=0.5,  # the brain is nearly symmetric; set 0 where the side is the label
@@ -189,15 +189,15 @@ PRESETS: dict[Modality, Preset] = {
 a breast, convex for an abdomen, so that no second one would show the other shape; and the warp makes a straight
 margin round and a lesion wider than tall, which are signs that readers go by."""
 IN_PLANE = 2.5
-"""Largest anisotropy of a preset for 2-D pictures: thick slices are seen in volumes only; within a slice the
+"""Largest anisotropy of a preset for 2-D images: thick slices are seen in volumes only; within a slice the
 direction of phase encoding is rarely sampled more coarsely than this."""
 
 
 def resolve(image: ImageConfig) -> Preset:
     """The preset of the study's modality with the study's own values in it.
 
-    A preset's colour operations are left out where pictures do not have 3 channels: there is no colour then. Volumes
-    have none either. Of 2-D pictures a preset's anisotropy is at most ``IN_PLANE``.
+    A preset's colour operations are left out where images do not have 3 channels: there is no colour then. Volumes
+    have none either. Of 2-D images a preset's anisotropy is at most ``IN_PLANE``.
     """
     changes: dict[str, Any] = image.augment.model_dump(exclude_none=True)
     if image.channels != 3 or image.dimensions == 3:

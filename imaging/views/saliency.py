@@ -1,4 +1,4 @@
-"""Where a picture shows something: local entropy, and crops that keep it."""
+"""Where an image shows something: local entropy, and crops that keep it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ EMPTY = 0.1
 CELL = 8
 """Side in pixels (and slices) of the cells by which crops are judged."""
 FINEST = 128
-"""Crops are judged on pictures thinned to sides of at least this."""
+"""Crops are judged on images thinned to sides of at least this."""
 CANDIDATES = 8
 """Places among which a crop's is chosen."""
 TOLERANCE = 0.9
@@ -20,38 +20,38 @@ TOLERANCE = 0.9
 
 Draws = dict[str, Tensor]
 Intervals = list[tuple[Tensor, Tensor]]
-"""A box of each picture: centre and length ``[B]`` along (depth,) height and width, as shares of the side."""
+"""A box of each image: centre and length ``[B]`` along (depth,) height and width, as shares of the side."""
 
 
-def entropy_map(pictures: Tensor, grid: Sequence[int]) -> Tensor:
+def entropy_map(images: Tensor, grid: Sequence[int]) -> Tensor:
     """Entropy in nats ``[B, *grid]`` of the intensities in each cell of ``[B, C, *shape]``; 0 where it is below EMPTY.
 
-    Every picture's channel is cut into 32 equal bins between its own least and greatest value, so that the unit of
+    Every image's channel is cut into 32 equal bins between its own least and greatest value, so that the unit of
     the values does not matter; the entropies of the channels are averaged. Counts are whole numbers: the same on every
     device and whatever else is in the batch. Noise of less than a bin (1/32 of the range) counts as nothing; so does
     the contrast of soft tissue in a wide CT window: narrow ``image.window`` where that is what matters.
     """
-    places = tuple(range(2, pictures.ndim))
-    low, high = pictures.amin(dim=places, keepdim=True), pictures.amax(dim=places, keepdim=True)
-    bins = ((pictures - low) * (BINS / (high - low).clamp(min=1e-6))).int().clamp_(max=BINS - 1)
-    cell = torch.zeros(pictures.shape[2:], dtype=torch.int32, device=pictures.device)
-    for axis, (length, count) in enumerate(zip(pictures.shape[2:], grid, strict=True)):
-        along = torch.arange(length, dtype=torch.int32, device=pictures.device) * count // length
+    places = tuple(range(2, images.ndim))
+    low, high = images.amin(dim=places, keepdim=True), images.amax(dim=places, keepdim=True)
+    bins = ((images - low) * (BINS / (high - low).clamp(min=1e-6))).int().clamp_(max=BINS - 1)
+    cell = torch.zeros(images.shape[2:], dtype=torch.int32, device=images.device)
+    for axis, (length, count) in enumerate(zip(images.shape[2:], grid, strict=True)):
+        along = torch.arange(length, dtype=torch.int32, device=images.device) * count // length
         cell = cell * count + along.view([length if other == axis else 1 for other in range(len(grid))])
-    planes, cells = pictures.shape[0] * pictures.shape[1], math.prod(grid)
-    first = torch.arange(planes, dtype=torch.int32, device=pictures.device) * cells * BINS
-    first = first.view(*pictures.shape[:2], *[1] * len(grid))
+    planes, cells = images.shape[0] * images.shape[1], math.prod(grid)
+    first = torch.arange(planes, dtype=torch.int32, device=images.device) * cells * BINS
+    first = first.view(*images.shape[:2], *[1] * len(grid))
     found = torch.bincount((bins + cell * BINS + first).flatten(), minlength=planes * cells * BINS)
-    share = found.view(*pictures.shape[:2], cells, BINS).float()
+    share = found.view(*images.shape[:2], cells, BINS).float()
     share = share / share.sum(dim=3, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(share).sum(dim=3).mean(dim=1)  # [B, cells]
     return torch.where(entropy < EMPTY, 0.0, entropy).view(-1, *grid)
 
 
-def crop_saliency(pictures: Tensor) -> Tensor:
+def crop_saliency(images: Tensor) -> Tensor:
     """The map ``[B, *grid]`` (CPU) that crops of ``[B, C, *shape]`` are judged by."""
-    thin = max(1, pictures.shape[-1] // FINEST)
-    thinned = pictures[..., ::thin, ::thin]
+    thin = max(1, images.shape[-1] // FINEST)
+    thinned = images[..., ::thin, ::thin]
     return entropy_map(thinned, [max(1, math.ceil(side / CELL)) for side in thinned.shape[2:]]).cpu()
 
 
@@ -62,7 +62,7 @@ def focused(
     saliency: Tensor,
     generator: torch.Generator,
 ) -> Draws:
-    """The draws with another place of the crop where the one drawn shows little of what the picture has to show.
+    """The draws with another place of the crop where the one drawn shows little of what the image has to show.
 
     names: the numbers among ``draws`` that say where the box lies; its size and all else stay as drawn. intervals:
     the boxes of given draws. saliency: ``[B, *grid]`` on the CPU.
@@ -70,7 +70,7 @@ def focused(
     Of 8 places, the drawn one and 7 more, the first is taken that keeps at least .9 of the entropy that the best of
     them keeps. So a place that was good enough stays, large crops of centred anatomy hardly change, a crop beside the
     anatomy or without its richest part is replaced, and places stay random: only the worst of them go. Boxes are
-    judged before they are turned. Where a picture is empty, the drawn place stays.
+    judged before they are turned. Where an image is empty, the drawn place stays.
     """
     others = torch.rand(len(saliency), CANDIDATES - 1, len(names), generator=generator)
     candidates = [draws, *(draws | dict(zip(names, one.unbind(1), strict=True)) for one in others.unbind(1))]

@@ -50,7 +50,7 @@ def draw(count: int, generator: torch.Generator) -> Draws:
 class VolumeViews:
     """What ``Augmentation`` does for volumes: the presets' operations, colour and stain left out.
 
-    A setting that is a share of the picture's area is the share of a slice's area; the box takes the same share of
+    A setting that is a share of the image's area is the share of a slice's area; the box takes the same share of
     the slices as it takes of a slice's side, varied by ``crop_ratio``.
     """
 

@@ -47,7 +47,7 @@ def divergence(
 ) -> dict[str, list[LayerDivergence]]:
     """By site, its layers in the order of ``layers``, and the head; {} with fewer than two sites.
 
-    An update is (site's parameters - ``weights``), in float64; the others count alike, however many pictures they have.
+    An update is (site's parameters - ``weights``), in float64; the others count alike, however many images they have.
     A layer in which the site or the others did not move is left out. Reads piece by piece, so it holds no model.
     """
     if len(contributions) < 2:

@@ -22,12 +22,12 @@ class Journal:
     def __init__(self, folder: Path, after_round: int) -> None:
         self._path, self._layers = folder / "metrics.jsonl", folder / events.DIVERGENCE_NAME
         self._boards, self._after = folder / "tensorboard", after_round
-        self._board: Any = None
+        self._status_writer: Any = None
         rows = _kept(self._path, after_round)
         _kept(self._layers, after_round)
         self._watched: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            self._watch(row)
+            self._track(row)
 
     def __enter__(self) -> Self:
         return self
@@ -35,22 +35,22 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._board is not None:
-            self._board.close()
+        if self._status_writer is not None:
+            self._status_writer.close()
 
-    def metrics(self, round_: int, site: str, pictures: int | None, values: dict[str, float]) -> None:
-        """One row a site and round; ``pictures`` None: that is not told."""
-        counted = {} if pictures is None else {"pictures": pictures}
+    def metrics(self, round_: int, site: str, images: int | None, values: dict[str, float]) -> None:
+        """One row a site and round; ``images`` None: that is not told."""
+        counted = {} if images is None else {"images": images}
         row = {"round": round_, "site": site, **counted, **values}
         append_jsonl(self._path, row)
-        self._watch(row)
-        if self._board is None:
+        self._track(row)
+        if self._status_writer is None:
             # Imported here: it takes a second, and reading a journal does not need it.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self._boards), purge_step=self._after + 1)
+            self._status_writer = SummaryWriter(str(self._boards), purge_step=self._after + 1)
         for name, value in values.items():
-            self._board.add_scalar(f"{name}/{site}", value, round_)
+            self._status_writer.add_scalar(f"{name}/{site}", value, round_)
 
     def event(self, round_: int, event: str, site: str | None, reason: str) -> None:
         """One row for what a person has to know: a site left out, a round retried."""
@@ -58,14 +58,14 @@ class Journal:
 
     def divergence(self, round_: int, site: str, layers: Sequence[LayerDivergence]) -> None:
         """One row a site and round: how its update of each layer stands to the others'."""
-        told = [asdict(layer) for layer in layers]
-        append_jsonl(self._layers, {"round": round_, "event": events.DIVERGENCE, "site": site, "layers": told})
+        answer = [asdict(layer) for layer in layers]
+        append_jsonl(self._layers, {"round": round_, "event": events.DIVERGENCE, "site": site, "layers": answer})
 
     def is_collapsing(self, site: str) -> bool:
         """Whether the features of ``site`` are coming to be all alike, by its rows so far."""
         return collapsing(self._watched.get(site, []))
 
-    def _watch(self, row: dict[str, Any]) -> None:
+    def _track(self, row: dict[str, Any]) -> None:
         if "event" not in row:
             self._watched.setdefault(row["site"], []).append(row)
 

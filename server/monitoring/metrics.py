@@ -1,7 +1,7 @@
 """Figures of a running server for Prometheus, on this machine only: ``/metrics`` and ``/health``.
 
 The text format is Prometheus' 0.0.4. It is made from ``status.json`` at each request, and holds nothing secret: no
-count of pictures, no key, no path, and of a site's error its state alone.
+count of images, no key, no path, and of a site's error its state alone.
 """
 
 import re

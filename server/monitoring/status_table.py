@@ -25,7 +25,7 @@ _ONLINE = "online"
 _GAP = 2
 _ADVICE = {
     "study-not-approved": "the site has to approve the study (fedpretext site approve), or its policy forbids it",
-    "data-not-usable": "the site should look at its pictures (fedpretext site check)",
+    "data-not-usable": "the site should look at its images (fedpretext site check)",
     "loss-not-finite": "training diverged there; if it happens again, lower training.learning_rate",
     "out-of-memory": "the site's device is too small for training.batch, or something else uses it",
     "disk-full": "the site has to free disk space",

@@ -39,7 +39,7 @@ class SiteStatus:
     round: int = 0
     reason: str = ""
     loss: float | None = None
-    pictures: int = 0
+    images: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
 
@@ -88,7 +88,7 @@ class Status:
         return {name for name, site in self.sites.items() if site.waiting(now) > 2 * usual}
 
 
-class Board:
+class StatusWriter:
     """Writes the status at most once a second; a full disk leaves the old one, never stops the run.
 
     The server's program and its Flower app each have a board on one file, and a server is started again: a board goes
@@ -161,7 +161,7 @@ class Board:
                 site.state, site.reason, site.answered = "failed", answer.category, time.time()
         else:
             site.state, site.reason, site.answered = "answered", "", time.time()
-            site.pictures = 0 if answer.ledger is not None else answer.pictures  # a private study tells no count
+            site.images = 0 if answer.ledger is not None else answer.images  # a private study tells no count
             loss = answer.metrics.get("loss")
             site.loss = loss if loss is not None and math.isfinite(loss) else None  # JSON has no NaN
             site.bytes_received += sum(value.numel() * value.element_size() for value in answer.weights.values())
@@ -212,7 +212,7 @@ def latest_status(federation: Path) -> Path:
 
 @contextmanager
 def heartbeat(path: Path) -> Iterator[None]:
-    """While the block runs, renew the status file's time of change: a server that folds or pauses is not dead."""
+    """While the block runs, renew the status file's time of change: a server that aggregates or pauses is not dead."""
     ended = threading.Event()
 
     def beat() -> None:

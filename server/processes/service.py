@@ -27,7 +27,7 @@ from server.export import TITLES, write_encoder
 from server.federated_evaluation import collect
 from server.initial import INITIAL_NAME, write_initial
 from server.monitoring.metrics import MetricsEndpoint
-from server.monitoring.status_writer import STATUS, Board, heartbeat
+from server.monitoring.status_writer import STATUS, StatusWriter, heartbeat
 from server.privacy_record import write_privacy
 from server.processes.proxy import needed_nginx
 from server.processes.superlink import SuperLink
@@ -65,7 +65,7 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
     with alone_in(run, "lock", "another server works on this study; stop it first (fedpretext status)"):
         folder = _prepare(run, study, settings)
         log = ServiceLog(run / "server.jsonl")
-        board = Board(folder / STATUS, study.name, study.training_hash(), study.rounds.count)
+        status_writer = StatusWriter(folder / STATUS, study.name, study.training_hash(), study.rounds.count)
         audit = AuditLog(federation / AUDIT, SERVER)
         audit.append("server started", study=study.training_hash(), code=versions()["fedpretext"])
         for warning in registry.warnings(datetime.now(UTC)):
@@ -73,9 +73,9 @@ def serve(study_path: Path, overrides: Sequence[str], federation: Path, settings
         for site, reason in registry.refused(datetime.now(UTC)).items():
             audit.append("site not admitted", site=site, reason=reason)
         with MetricsEndpoint(settings.metrics_port, folder / STATUS, log) as metrics, heartbeat(folder / STATUS):
-            board.metrics_at(metrics.port)
+            status_writer.metrics_at(metrics.port)
             failures, started = 0, time.monotonic()
-            while not _attempt(study, registry, folder, settings, board, audit, log):
+            while not _attempt(study, registry, folder, settings, status_writer, audit, log):
                 failures = 0 if time.monotonic() - started > _LASTED_S else failures + 1
                 time.sleep(min(settings.pause_s, _WAITS_S[min(failures, len(_WAITS_S) - 1)]))
                 started = time.monotonic()
@@ -128,7 +128,7 @@ def _attempt(
     registry: Registry,
     folder: Path,
     settings: ServerOptions,
-    board: Board,
+    status_writer: StatusWriter,
     audit: AuditLog,
     log: ServiceLog,
 ) -> bool:
@@ -145,12 +145,12 @@ def _attempt(
                     _run(study, registry, folder, link)
                     return True
                 except QuorumError as error:
-                    _pause(error, board, audit, log)
+                    _pause(error, status_writer, audit, log)
                     time.sleep(settings.pause_s)
     except StudyError:
         raise
     except (FedpretextError, OSError) as error:
-        _pause(error, board, audit, log)
+        _pause(error, status_writer, audit, log)
         return False
 
 
@@ -185,8 +185,8 @@ def _run(study: Study, registry: Registry, folder: Path, link: SuperLink) -> Non
         control.close()
 
 
-def _pause(error: Exception, board: Board, audit: AuditLog, log: ServiceLog) -> None:
-    board.phase("paused", str(error))
+def _pause(error: Exception, status_writer: StatusWriter, audit: AuditLog, log: ServiceLog) -> None:
+    status_writer.phase("paused", str(error))
     log.write("warning", f"paused: {error}; goes on by itself from the last round")
     try:
         audit.append("paused", reason=str(error)[:500])

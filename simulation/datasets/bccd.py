@@ -20,18 +20,18 @@ def list_bccd(root: Path | None, workspace: Path, seed: int, options: NoOptions)
 
     VOC counts pixels from 1 and names the last one of a box, the manifest names edges. Two of the 4,155 red cells are
     published as clicks without extent, and are left out. The published division into train, val and test is of
-    pictures, and not used. Unit "picture cluster", no site column.
+    images, and not used. Unit "image cluster", no site column.
     """
     folder = needed_root(root, "bccd", "JPEGImages and Annotations")
     files = sorted((folder / "Annotations").glob("*.xml"))
     if not files:
         raise DataError(f"{folder / 'Annotations'}: holds no .xml file; point simulation.root to the folder of 'bccd'")
     table = pd.DataFrame([_row(file) for file in files])
-    return with_clusters(Manifest(table.assign(patient=table["image"]), folder, "picture cluster"))
+    return with_clusters(Manifest(table.assign(patient=table["image"]), folder, "image cluster"))
 
 
 def _row(file: Path) -> dict[str, Any]:
-    """A picture and its boxes; the picture is the one of the annotation's own name."""
+    """An image and its boxes; the image is the one of the annotation's own name."""
     try:
         cells = [
             (_edges(cell), str(cell.findtext("name"))) for cell in ElementTree.parse(file).getroot().iter("object")
@@ -52,7 +52,7 @@ def _edges(cell: ElementTree.Element) -> tuple[int, int, int, int]:
 
 BCCD = Dataset(
     name="bccd",
-    summary="Blood smears, 364 pictures; boxes of red cells, white cells and platelets; no patient ids.",
+    summary="Blood smears, 364 images; boxes of red cells, white cells and platelets; no patient ids.",
     source="BCCD, github.com/Shenggan/BCCD_Dataset; MIT",
     options=NoOptions,
     listing=list_bccd,

@@ -12,7 +12,7 @@ from foundation.errors import DataError
 from imaging.listing.manifest import Manifest
 from simulation.datasets.dataset import Dataset, needed_root
 
-PICTURE = re.compile(r"Image_(\d{2})([LR])\.jpg")
+IMAGE = re.compile(r"Image_(\d{2})([LR])\.jpg")
 ORDINALS = {1: "1st", 2: "2nd"}
 
 
@@ -29,7 +29,7 @@ def list_chase_db1(root: Path | None, workspace: Path, seed: int, options: Chase
     to have learnt.
     """
     folder = needed_root(root, "chase_db1", "Image_01L.jpg and the other published files")
-    found = [(path, match) for path in sorted(folder.iterdir()) if (match := PICTURE.fullmatch(path.name))]
+    found = [(path, match) for path in sorted(folder.iterdir()) if (match := IMAGE.fullmatch(path.name))]
     if not found:
         raise DataError(f"{folder}: holds no Image_01L.jpg; point simulation.root to the folder of 'chase_db1'")
     rows: list[dict[str, Any]] = []

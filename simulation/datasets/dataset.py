@@ -1,4 +1,4 @@
-"""What a public dataset is to a simulation: a name, a licence, options, a function that lists its pictures."""
+"""What a public dataset is to a simulation: a name, a licence, options, a function that lists its images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class NoOptions(Section):
 class Dataset(Generic[Options]):
     """One entry of the table ``DATASETS``.
 
-    ``listing(root, workspace, seed, options)`` returns all pictures, with the column site where real sites
+    ``listing(root, workspace, seed, options)`` returns all images, with the column site where real sites
     exist. It may write below ``workspace``, never below ``root``.
     """
 
@@ -33,7 +33,7 @@ class Dataset(Generic[Options]):
     options: type[Options]
     listing: Callable[[Path | None, Path, int, Options], Manifest]
     foresee: Callable[[int, Options], Manifest] | None = None
-    """Of pictures that are made on the spot: the listing for a seed and options without making them. Its files are not
+    """Of images that are made on the spot: the listing for a seed and options without making them. Its files are not
     there, nor its boxes."""
 
     def check_options(self, options: Mapping[str, Any]) -> Options:
@@ -52,7 +52,7 @@ class Dataset(Generic[Options]):
     def load(
         self, root: Path | None, workspace: Path, seed: int, options: Mapping[str, Any], *, drawn: bool = True
     ) -> Manifest:
-        """All pictures of the dataset.
+        """All images of the dataset.
 
         ``root``: the folder the user keeps it in, None for datasets that need none. ``workspace``: a folder of
         the program's own, for what is made or downloaded. ``seed`` matters to datasets made on the spot; not

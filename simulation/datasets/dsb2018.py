@@ -1,4 +1,4 @@
-"""Nuclei under many microscopes, with a map of instances; how a picture was acquired stands for its site."""
+"""Nuclei under many microscopes, with a map of instances; how an image was acquired stands for its site."""
 
 from pathlib import Path
 
@@ -15,32 +15,32 @@ STAINED = "-stained"
 
 
 class Dsb2018Options(Section):
-    """Which of the pictures, since a study's pictures all have the same number of channels."""
+    """Which of the images, since a study's images all have the same number of channels."""
 
     colour: bool = Field(
         default=False,
-        description="false: the 557 grey pictures (fluorescence and brightfield), 1 channel; true: the 107 stained "
+        description="false: the 557 grey images (fluorescence and brightfield), 1 channel; true: the 107 stained "
         "ones, 3 channels, all of one acquisition group.",
     )
 
 
 def list_dsb2018(root: Path | None, workspace: Path, seed: int, options: Dsb2018Options) -> Manifest:
-    """``root``/index.csv; mask = the map of instances, 0 where there is no nucleus (in all of five pictures).
+    """``root``/index.csv; mask = the map of instances, 0 where there is no nucleus (in all of five images).
 
-    The set knows neither hospitals nor patients. Its ``acquisition_group``, the original size and look of a picture,
-    is in the column site: a proxy for the microscope, not a place. Unit "picture cluster".
+    The set knows neither hospitals nor patients. Its ``acquisition_group``, the original size and look of an image,
+    is in the column site: a proxy for the microscope, not a place. Unit "image cluster".
     """
     index = needed_root(root, "dsb2018", "its index.csv") / "index.csv"
     table = read_index(index, COLUMNS, "dsb2018")
     table = table[table["acquisition_group"].str.endswith(STAINED) == options.colour]
     table = table.rename(columns={"label_map": "mask", "acquisition_group": "site"})
-    pictures = table[["image", "site", "mask"]].assign(patient=table["image"])
-    return with_clusters(Manifest(pictures, index.parent, "picture cluster"))
+    images = table[["image", "site", "mask"]].assign(patient=table["image"])
+    return with_clusters(Manifest(images, index.parent, "image cluster"))
 
 
 DSB2018 = Dataset(
     name="dsb2018",
-    summary="Nuclei under microscopes, 664 pictures (option: colour), instance masks; acquisition groups as sites.",
+    summary="Nuclei under microscopes, 664 images (option: colour), instance masks; acquisition groups as sites.",
     source="BBBC038, Data Science Bowl 2018 stage 1, fixes by lopuhin; Caicedo et al. 2019; CC0",
     options=Dsb2018Options,
     listing=list_dsb2018,

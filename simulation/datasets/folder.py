@@ -1,4 +1,4 @@
-"""Pictures of the user's own: a manifest file, a folder with one, or a folder of pictures."""
+"""Images of the user's own: a manifest file, a folder with one, or a folder of images."""
 
 from pathlib import Path
 
@@ -11,15 +11,14 @@ def list_folder(root: Path | None, workspace: Path, seed: int, options: NoOption
     """What ``Manifest.open`` makes of ``root``; the manifest's column site, if any, are the real sites."""
     if root is None:
         raise DataError(
-            "dataset 'folder' needs simulation.root, a manifest file or a folder of pictures;"
-            " --set simulation.root=PATH"
+            "dataset 'folder' needs simulation.root, a manifest file or a folder of images; --set simulation.root=PATH"
         )
     return Manifest.open(root)
 
 
 FOLDER = Dataset(
     name="folder",
-    summary="Pictures of your own: a manifest (CSV or Parquet) or a folder, one subfolder a patient.",
+    summary="Images of your own: a manifest (CSV or Parquet) or a folder, one subfolder a patient.",
     source="yours",
     options=NoOptions,
     listing=list_folder,

@@ -28,21 +28,21 @@ class MedMnistOptions(Section):
         description="A set as medmnist names it: pneumoniamnist, or adrenalmnist3d with image.depth.",
     )
     size: Literal[28, 64, 128, 224] = Field(
-        default=28, description="Side of the pictures, in pixels; of volumes 28 or 64."
+        default=28, description="Side of the images, in pixels; of volumes 28 or 64."
     )
 
 
 def list_medmnist(root: Path | None, workspace: Path, seed: int, options: MedMnistOptions) -> Manifest:
-    """All pictures of the set; label = the published class (several at once: their numbers, "1+4").
+    """All images of the set; label = the published class (several at once: their numbers, "1+4").
 
-    The .npz file is taken from ``root``, or downloaded to ``workspace``; there its pictures are unpacked once.
-    MedMNIST publishes no patient ids, so the unit is the picture cluster; its own split is in the column
+    The .npz file is taken from ``root``, or downloaded to ``workspace``; there its images are unpacked once.
+    MedMNIST publishes no patient ids, so the unit is the image cluster; its own split is in the column
     published_split and not used.
     """
     info = look_up(_published(), options.set, "MedMNIST set")
     folder = root if root is not None else workspace / "medmnist"
     file = checked_file(options.set, options.size, folder, download=root is None)
-    return with_clusters(_unpack(file, workspace / f"{file.stem}-pictures", info))
+    return with_clusters(_unpack(file, workspace / f"{file.stem}-images", info))
 
 
 def _published() -> dict[str, Any]:
@@ -91,27 +91,27 @@ def _download(name: str, size: int, folder: Path, path: Path) -> None:
 
 
 def _unpack(file: Path, folder: Path, info: dict[str, Any]) -> Manifest:
-    """One NPY file a picture ``[H, W(, C)]`` or volume ``[D, H, W]`` below ``folder``, and the manifest of them.
+    """One NPY file an image ``[H, W(, C)]`` or volume ``[D, H, W]`` below ``folder``, and the manifest of them.
 
     The folder is there whole or not at all.
     """
     if (folder / LISTING).is_file():
-        return Manifest.read(folder / LISTING, "picture cluster")
+        return Manifest.read(folder / LISTING, "image cluster")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     tables = []
     with np.load(file, allow_pickle=False) as arrays:
         for split in SPLITS:
-            pictures, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-            names = [f"{split}/{number:06d}.npy" for number in range(len(pictures))]
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            names = [f"{split}/{number:06d}.npy" for number in range(len(images))]
             (part / split).mkdir(parents=True)
-            for name, picture in zip(names, pictures, strict=True):
-                np.save(part / name, picture)
+            for name, image in zip(names, images, strict=True):
+                np.save(part / name, image)
             columns = {"image": names, "patient": names, "label": _labels(labels, info["task"])}
             tables.append(pd.DataFrame({**columns, "published_split": split}))
-    Manifest(pd.concat(tables, ignore_index=True), part, "picture cluster").write(part / LISTING)
+    Manifest(pd.concat(tables, ignore_index=True), part, "image cluster").write(part / LISTING)
     replace_folder(part, folder)
-    return Manifest.read(folder / LISTING, "picture cluster")
+    return Manifest.read(folder / LISTING, "image cluster")
 
 
 def _labels(labels: np.ndarray[Any, Any], task: str) -> list[int] | list[str]:

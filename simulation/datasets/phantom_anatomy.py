@@ -1,6 +1,6 @@
 """Drawing of a patient's phantom slices: an anatomy they share, and a lesion each whose texture carries the class.
 
-Lengths are in half picture sides (the picture spans [-1, 1] both ways), so that any size shows the same anatomy.
+Lengths are in half image sides (the image spans [-1, 1] both ways), so that any size shows the same anatomy.
 Both classes have lesions of the same outlines, areas, mean and spread of brightness, and the same radial power
 spectrum; they differ in its directions alone: granular (class 0, every direction) or striated (class 1, one direction).
 """
@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.float32]
+Image = NDArray[np.float32]
 """One channel ``[size, size]``, or ``[N, size, size]`` of N slices; a tissue's brightness lies within [0, 1]."""
 
 DRAWING_VERSION = 2  # raise it when any drawing changes, so that kept phantoms are drawn anew
@@ -36,7 +36,7 @@ class Anatomy:
     folds: int
     lesion_radius: float
     leaning: float
-    """Probability that a picture of this patient is of class 1."""
+    """Probability that an image of this patient is of class 1."""
 
 
 def draw_anatomy(generator: np.random.Generator) -> Anatomy:
@@ -58,7 +58,7 @@ def draw_anatomy(generator: np.random.Generator) -> Anatomy:
 
 def draw_slices(
     anatomy: Anatomy, labels: NDArray[np.int64], size: int, generator: np.random.Generator
-) -> tuple[Picture, NDArray[np.bool_]]:
+) -> tuple[Image, NDArray[np.bool_]]:
     """Slices ``[N, size, size]`` of a patient as an ideal scanner would see them, and the masks of their lesions.
 
     ``labels`` ``[N]`` says which texture each lesion has; no mask is empty.
@@ -70,30 +70,30 @@ def draw_slices(
     angle = _each(anatomy.tilt + generator.normal(0.0, 0.03, count))
     y, x = rows * np.cos(angle) + columns * np.sin(angle), columns * np.cos(angle) - rows * np.sin(angle)
     depth = _depth_below_skin(y, x, anatomy, level)
-    picture = _head(depth, anatomy, size, generator)
-    picture = _add_ventricles(picture, y, x, anatomy, level * _each(generator.uniform(0.85, 1.15, count)))
-    picture += _vessels(side, count, generator) * _soft(depth - 0.16, size)
-    return _add_lesions(picture, rows, columns, _soft(depth - 0.14, size), anatomy, labels, generator)
+    image = _head(depth, anatomy, size, generator)
+    image = _add_ventricles(image, y, x, anatomy, level * _each(generator.uniform(0.85, 1.15, count)))
+    image += _vessels(side, count, generator) * _soft(depth - 0.16, size)
+    return _add_lesions(image, rows, columns, _soft(depth - 0.14, size), anatomy, labels, generator)
 
 
-def _each(values: NDArray[np.float64]) -> Picture:
+def _each(values: NDArray[np.float64]) -> Image:
     """A number a slice, ``[N]``, as ``[N, 1, 1]``."""
     return values.astype(np.float32)[:, None, None]
 
 
-def _soft(distance: Picture, size: int) -> Picture:
+def _soft(distance: Image, size: int) -> Image:
     """0 outside, 1 inside, a ramp of about one pixel at distance 0: a drawn edge without stairs."""
     return np.asarray(np.clip(distance * np.float32(size / 2.0) + np.float32(0.5), 0.0, 1.0))
 
 
-def _direction(y: Picture, x: Picture) -> tuple[NDArray[np.complex64], Picture]:
+def _direction(y: Image, x: Image) -> tuple[NDArray[np.complex64], Image]:
     """exp(i angle) of a place, whose powers are the waves around an outline, and its distance from 0."""
     place = np.asarray(x + np.complex64(1j) * y, dtype=np.complex64)
     distance = np.asarray(np.abs(place), dtype=np.float32)
     return np.asarray(place / np.maximum(distance, np.float32(1e-6)), dtype=np.complex64), distance
 
 
-def _depth_below_skin(y: Picture, x: Picture, anatomy: Anatomy, level: Picture) -> Picture:
+def _depth_below_skin(y: Image, x: Image, anatomy: Anatomy, level: Image) -> Image:
     """Roughly the distance to the head's outline, positive inside."""
     third, fourth, phase = anatomy.outline
     turn, _ = _direction(y, x)
@@ -104,30 +104,30 @@ def _depth_below_skin(y: Picture, x: Picture, anatomy: Anatomy, level: Picture) 
     return np.asarray((1.0 - reach) * level * np.float32(min(anatomy.axes)))
 
 
-def _head(depth: Picture, anatomy: Anatomy, size: int, generator: np.random.Generator) -> Picture:
+def _head(depth: Image, anatomy: Anatomy, size: int, generator: np.random.Generator) -> Image:
     """Scalp, bone, fluid, then a brain whose grey matter folds into the white; folds shift a little between slices."""
     folds = band_noise(1, size, (1.5, 3.5), np.random.default_rng(anatomy.folds)) * np.float32(0.85)
     folds = folds + np.float32(0.5) * band_noise(len(depth), size, (1.5, 3.5), generator)
     white = _soft(np.asarray((depth - 0.27 + 0.06 * folds) * 0.5, dtype=np.float32), size)
     brain = GREY + (WHITE - GREY) * white
-    picture = 0.5 * _soft(depth, size)
-    picture += (BONE - 0.5) * _soft(depth - 0.035, size)
-    picture += (FLUID - BONE) * _soft(depth - 0.095, size)
+    image = 0.5 * _soft(depth, size)
+    image += (BONE - 0.5) * _soft(depth - 0.035, size)
+    image += (FLUID - BONE) * _soft(depth - 0.095, size)
     inside = _soft(np.asarray(depth - 0.13 + 0.012 * folds, dtype=np.float32), size)
-    return np.asarray(picture + (brain - picture) * inside, dtype=np.float32)
+    return np.asarray(image + (brain - image) * inside, dtype=np.float32)
 
 
-def _add_ventricles(picture: Picture, y: Picture, x: Picture, anatomy: Anatomy, scale: Picture) -> Picture:
+def _add_ventricles(image: Image, y: Image, x: Image, anatomy: Anatomy, scale: Image) -> Image:
     """Two dark horns beside the midline."""
     long, wide = np.float32(anatomy.ventricle[0]) * scale, np.float32(anatomy.ventricle[1]) * scale
     bow, along = 0.08 + 0.25 * np.abs(y), np.square((y + 0.04) / (2 * long))
     for side in (-1.0, 1.0):
-        horn = _soft((1.0 - np.sqrt(along + np.square((x - side * bow) / wide))) * wide, picture.shape[-1])
-        picture = picture + (FLUID - picture) * horn
-    return picture
+        horn = _soft((1.0 - np.sqrt(along + np.square((x - side * bow) / wide))) * wide, image.shape[-1])
+        image = image + (FLUID - image) * horn
+    return image
 
 
-def _vessels(side: Picture, count: int, generator: np.random.Generator) -> Picture:
+def _vessels(side: Image, count: int, generator: np.random.Generator) -> Image:
     """Round soft spots as vessels and small cysts, darker or brighter than their surroundings, ``[N, size, size]``."""
     size = len(side)
     shape = (count, 2 * VESSELS, 1)
@@ -139,11 +139,16 @@ def _vessels(side: Picture, count: int, generator: np.random.Generator) -> Pictu
 
 
 def _add_lesions(
-    picture: Picture, rows: Picture, columns: Picture, brain: Picture, anatomy: Anatomy, labels: NDArray[np.int64],
+    image: Image,
+    rows: Image,
+    columns: Image,
+    brain: Image,
+    anatomy: Anatomy,
+    labels: NDArray[np.int64],
     generator: np.random.Generator,
-) -> tuple[Picture, NDArray[np.bool_]]:  # fmt: skip
+) -> tuple[Image, NDArray[np.bool_]]:
     """Put a lobed lesion at a random place in one hemisphere of each slice; its texture alone depends on the label."""
-    count, size = len(labels), picture.shape[-1]
+    count, size = len(labels), image.shape[-1]
     left = generator.random(count) < 0.5 + LEFT_LEANING * (2 * labels - 1)
     down, across = generator.uniform(-0.38, 0.38, count), generator.uniform(0.1, 0.32, count) * np.where(left, -1, 1)
     turn, distance = _direction(rows - _each(down), columns - _each(across))
@@ -155,10 +160,10 @@ def _add_lesions(
     inside = brain * _soft(_each(radius) * edge - distance, size)
     mask = inside >= 0.5
     texture = _standardised(lesion_texture(size, labels, generator), mask)
-    return picture + (LESION_BRIGHTNESS + TEXTURE_SPREAD * texture - picture) * inside, mask
+    return image + (LESION_BRIGHTNESS + TEXTURE_SPREAD * texture - image) * inside, mask
 
 
-def _standardised(texture: Picture, mask: NDArray[np.bool_]) -> Picture:
+def _standardised(texture: Image, mask: NDArray[np.bool_]) -> Image:
     """The texture with mean 0 and spread 1 within each slice's mask."""
     sizes = mask.sum(axis=(1, 2), keepdims=True)
     texture = texture - (texture * mask).sum(axis=(1, 2), keepdims=True) / sizes
@@ -166,16 +171,19 @@ def _standardised(texture: Picture, mask: NDArray[np.bool_]) -> Picture:
     return np.asarray(texture / spread, dtype=np.float32)
 
 
-def lesion_texture(size: int, labels: NDArray[np.int64], generator: np.random.Generator) -> Picture:
+def lesion_texture(size: int, labels: NDArray[np.int64], generator: np.random.Generator) -> Image:
     """Noise of one band of wavelengths: of every direction (label 0) or of one random direction (label 1)."""
     direction = generator.uniform(0.0, np.pi, len(labels))
     return band_noise(len(labels), size, TEXTURE_CYCLES, generator, np.where(labels == 1, direction, np.nan))
 
 
 def band_noise(
-    count: int, size: int, band: tuple[float, float], generator: np.random.Generator,
+    count: int,
+    size: int,
+    band: tuple[float, float],
+    generator: np.random.Generator,
     direction: NDArray[np.float64] | None = None,
-) -> Picture:  # fmt: skip
+) -> Image:
     """``[count, size, size]`` of noise from a ring of frequencies (cycles per unit length), each of spread 1.
 
     direction: ``[count]`` angles; noise is kept to a wedge of the ring around its angle, or not where it is NaN.

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.datasets.phantom_anatomy import Picture, frequencies
+from simulation.datasets.phantom_anatomy import Image, frequencies
 
 _DEGREE = 3  # of the coil's field
 
@@ -28,14 +28,14 @@ class Scanner:
     noise: float = 0.02
     """Standard deviation of the Rician noise, of full scale."""
     blur: float = 0.0
-    """Standard deviation of the point spread, in half picture sides."""
+    """Standard deviation of the point spread, in half image sides."""
     ringing: float = 0.0
-    """0 none, towards 1 the outer frequencies are cut off more, from the picture's corners inwards."""
+    """0 none, towards 1 the outer frequencies are cut off more, from the image's corners inwards."""
     bits: Literal[8, 16] = 8
-    """Depth of the stored picture."""
+    """Depth of the stored image."""
 
-    def acquire(self, ideal: Picture, generator: np.random.Generator) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        """The stored pictures ``[N, size, size]`` of ideal slices ``[N, size, size]``."""
+    def acquire(self, ideal: Image, generator: np.random.Generator) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The stored images ``[N, size, size]`` of ideal slices ``[N, size, size]``."""
         count, size = len(ideal), ideal.shape[-1]
         signal = np.clip(ideal, 0.0, 1.0) ** np.float32(self.gamma)
         if self.blur > 0 or self.ringing > 0:
@@ -51,7 +51,7 @@ class Scanner:
 
 
 @cache
-def _transfer(size: int, blur: float, ringing: float) -> Picture:
+def _transfer(size: int, blur: float, ringing: float) -> Image:
     """What is left of each frequency, as ``rfft2`` orders them: that of a Gaussian point spread, none beyond a circle.
 
     The circle goes through the corners of the frequencies at ``ringing`` 0.
@@ -62,7 +62,7 @@ def _transfer(size: int, blur: float, ringing: float) -> Picture:
 
 
 @cache
-def _fields(size: int) -> Picture:
+def _fields(size: int) -> Image:
     """Products of Legendre polynomials of a total degree of 3 or less, ``[10, size, size]``."""
     powers = np.polynomial.legendre.legvander(np.linspace(-1.0, 1.0, size), _DEGREE)
     pairs = [(i, j) for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i)]

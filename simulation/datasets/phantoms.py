@@ -26,12 +26,12 @@ from simulation.datasets.phantom_anatomy import DRAWING_VERSION, Anatomy, draw_a
 from simulation.datasets.phantom_scanner import Scanner
 
 LISTING = "manifest.csv"
-PICTURES_PER_PATIENT = 8
+IMAGES_PER_PATIENT = 8
 
 
 @dataclass(frozen=True)
 class Site:
-    """A hospital: its scanner, and its share of the largest one's pictures (or its few patients)."""
+    """A hospital: its scanner, and its share of the largest one's images (or its few patients)."""
 
     scanner: Scanner
     share: float = 0.0
@@ -54,13 +54,13 @@ SITES = {
 class PhantomOptions(Section):
     """How many phantoms, and how large."""
 
-    pictures: int = Field(
+    images: int = Field(
         default=240,
         ge=16,
         le=100_000,
-        description="Pictures of the largest site; others have shares of it, the smallest always 2 patients.",
+        description="Images of the largest site; others have shares of it, the smallest always 2 patients.",
     )
-    size: int = Field(default=64, ge=32, le=512, description="Side of the pictures, in pixels.")
+    size: int = Field(default=64, ge=32, le=512, description="Side of the images, in pixels.")
 
 
 def list_phantoms(root: Path | None, workspace: Path, seed: int, options: PhantomOptions) -> Manifest:
@@ -77,9 +77,9 @@ def list_phantoms(root: Path | None, workspace: Path, seed: int, options: Phanto
     return Manifest.read(folder / LISTING)
 
 
-def patients_of(site: Site, pictures: int) -> int:
-    """How many patients a site has when the largest one has ``pictures`` pictures."""
-    return site.few_patients or max(2, round(site.share * pictures / PICTURES_PER_PATIENT))
+def patients_of(site: Site, images: int) -> int:
+    """How many patients a site has when the largest one has ``images`` images."""
+    return site.few_patients or max(2, round(site.share * images / IMAGES_PER_PATIENT))
 
 
 def foresee_phantoms(seed: int, options: PhantomOptions) -> Manifest:
@@ -90,7 +90,7 @@ def foresee_phantoms(seed: int, options: PhantomOptions) -> Manifest:
 
 def _patients(options: PhantomOptions) -> list[tuple[str, int]]:
     """Site and number of every patient."""
-    return [(name, number) for name, site in SITES.items() for number in range(patients_of(site, options.pictures))]
+    return [(name, number) for name, site in SITES.items() for number in range(patients_of(site, options.images))]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _patient(site: str, number: int, seed: int) -> _Patient:
     name = f"{site}{number:04d}"
     generator = numpy_generator(seed, "phantoms", name)
     anatomy = draw_anatomy(generator)
-    labels = (generator.random(PICTURES_PER_PATIENT) < anatomy.leaning).astype(np.int64)
+    labels = (generator.random(IMAGES_PER_PATIENT) < anatomy.leaning).astype(np.int64)
     return _Patient(name, site, anatomy, labels, generator)
 
 

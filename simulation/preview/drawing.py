@@ -1,4 +1,4 @@
-"""Drawing of a picture sheet: a block of panels a picture, on white, as a PNG."""
+"""Drawing of an image sheet: a block of panels an image, on white, as a PNG."""
 
 import io
 import textwrap
@@ -29,7 +29,7 @@ BRIGHTEST = 99.8  # percentile that is shown white
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One picture: grey ``[H, W]`` or colour ``[H, W, 3]`` in [0, 1], NaN where hidden.
+    """One image: grey ``[H, W]`` or colour ``[H, W, 3]`` in [0, 1], NaN where hidden.
 
     outlines: corners ``[4, 2]`` (x, y in pixels, around the outside of the crop) of the views cut from it, by number.
     view: the number of the view that this panel shows, for a frame in its outline's colour.
@@ -44,14 +44,14 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The panels of one picture."""
+    """The panels of one image."""
 
     title: str
     panels: Sequence[Panel]
 
 
 def write_sheet(path: Path, title: str, caption: Sequence[str], blocks: Sequence[Block]) -> None:
-    """Write the sheet as a PNG, atomically. It names no picture and no patient."""
+    """Write the sheet as a PNG, atomically. It names no image and no patient."""
     columns = min(COLUMNS, max(len(block.panels) for block in blocks))
     cell = min(LARGEST_CELL, WIDTH / columns - GAP)
     width = max(NARROWEST, columns * (cell + GAP) + GAP)
@@ -82,13 +82,13 @@ def write_sheet(path: Path, title: str, caption: Sequence[str], blocks: Sequence
 
 
 def _white(block: Block) -> float:
-    """The intensity shown white, one for all panels of a grey picture; 1 for colour."""
+    """The intensity shown white, one for all panels of a grey image; 1 for colour."""
     grey = [panel.pixels[~np.isnan(panel.pixels)] for panel in block.panels if panel.pixels.ndim == 2]
     return max((float(np.percentile(values, BRIGHTEST)) for values in grey if len(values)), default=1.0) or 1.0
 
 
 def _draw(axes: Axes, panel: Panel, white: float) -> None:
-    """One panel; hidden pixels in a flat colour that no grey picture has."""
+    """One panel; hidden pixels in a flat colour that no grey image has."""
     axes.set_title(panel.title, fontsize=8, pad=3)
     axes.set_xticks([])
     axes.set_yticks([])

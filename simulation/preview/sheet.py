@@ -1,4 +1,4 @@
-"""A picture sheet of what a study's method makes of real pictures, for the eye of someone who reads them."""
+"""An image sheet of what a study's method makes of real images, for the eye of someone who reads them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,32 +59,32 @@ def preview(
     *,
     site: Path | None = None,
     out: Path = Path("preview.png"),
-    pictures: int = 4,
+    images: int = 4,
     weights: Path | None = None,
     channel: int | None = None,
 ) -> list[str]:
-    """Write the sheet ``out`` (PNG) of ``pictures`` pictures of one batch; lines that say what is on it.
+    """Write the sheet ``out`` (PNG) of ``images`` images of one batch; lines that say what is on it.
 
-    The pictures are those of the study's dataset, or of the site file ``site``. Views, masks and targets are what
+    The images are those of the study's dataset, or of the site file ``site``. Views, masks and targets are what
     the method's ``make_views`` gives in training. ``weights``: a run folder or a file of a method's shared weights,
-    for restorations; None: untrained. ``channel`` (from 1): which one to show of pictures that are not in colour;
-    None: the middle one. Decoded pictures are removed again. StudyError, DataError: as training would raise them.
+    for restorations; None: untrained. ``channel`` (from 1): which one to show of images that are not in colour;
+    None: the middle one. Decoded images are removed again. StudyError, DataError: as training would raise them.
     """
     chosen = study if isinstance(study, Study) else load_study(Path(study), tuple(overrides))
-    if not 1 <= pictures <= 32:
-        raise StudyError(f"--pictures {pictures}: give 1 to 32")
+    if not 1 <= images <= 32:
+        raise StudyError(f"--images {images}: give 1 to 32")
     if channel is not None and not 1 <= channel <= chosen.image.channels:
-        raise StudyError(f"--channel {channel}: the study's pictures have {chosen.image.channels}; give 1 to that")
+        raise StudyError(f"--channel {channel}: the study's images have {chosen.image.channels}; give 1 to that")
     if out.suffix.lower() != ".png":
         raise StudyError(f"--out {out}: the sheet is a PNG file; give a name that ends in .png")
     method = build_method(chosen.method, chosen.encoder, chosen.image, chosen.seed)
     trained = None if weights is None else _load(method, weights)
     with _listed(chosen, site) as (manifest, workspace):
-        rows = _batch_rows(chosen, manifest, pictures)
+        rows = _batch_rows(chosen, manifest, images)
         store = TensorStore.build(rows, chosen.image, workspace / "store", progress=False)
-        shown = _shown(chosen, store, pictures)
+        shown = _shown(chosen, store, images)
         step = _step(chosen, method, store, shown, trained is not None)
-        count = min(pictures, len(step.batch.pictures))
+        count = min(images, len(step.batch.images))
         blocks = []
         for place, row in enumerate(shown[:count].tolist()):
             findings = findings_of(store.table.iloc[row], manifest.root, chosen.image.size)
@@ -92,20 +92,20 @@ def preview(
         write_sheet(out, _heading(chosen), list(_caption(chosen, method, step, trained, channel)), blocks)
         names = [str(store.table["image"].iloc[row]) for row in shown[:count].tolist()]
     return [
-        *(f"picture {number}: {name}" for number, name in enumerate(names, start=1)),
+        *(f"image {number}: {name}" for number, name in enumerate(names, start=1)),
         f"sheet: {out}",
-        "nothing has left this machine; the sheet shows patients' pictures: keep it as you keep those",
+        "nothing has left this machine; the sheet shows patients' images: keep it as you keep those",
     ]
 
 
 @contextmanager
 def _listed(study: Study, site: Path | None) -> Iterator[tuple[Manifest, Path]]:
-    """The pictures to choose from, and a folder that goes away again."""
+    """The images to choose from, and a folder that goes away again."""
     if site is not None:
         file = load_site_file(site)
         manifest = Manifest.open(file.data)
         file.cache.mkdir(parents=True, exist_ok=True)
-        # At a hospital decoded pictures stay below the folder that is meant for them.
+        # At a hospital decoded images stay below the folder that is meant for them.
         with TemporaryDirectory(prefix=".preview-", dir=file.cache) as folder:
             yield manifest, Path(folder)
         return
@@ -113,16 +113,16 @@ def _listed(study: Study, site: Path | None) -> Iterator[tuple[Manifest, Path]]:
     with TemporaryDirectory() as folder:
         everything = config.load_dataset(Path(folder) / "data", study.seed)
         located = assign_sites(everything, config.partition, study.seed)
-        # Who looks at pictures of a hospital that is left out, and then sets a preset, has not left it out.
+        # Who looks at images of a hospital that is left out, and then sets a preset, has not left it out.
         yield located.where(~located.table["site"].isin(config.splits.left_out).to_numpy()), Path(folder)
 
 
-def _batch_rows(study: Study, manifest: Manifest, pictures: int) -> Manifest:
-    """The pictures of one batch (with all of their patients' where the method asks for partners), in random order."""
+def _batch_rows(study: Study, manifest: Manifest, images: int) -> Manifest:
+    """The images of one batch (with all of their patients' where the method asks for partners), in random order."""
     order = torch.randperm(len(manifest), generator=torch_generator(study.seed, "preview")).numpy()[:CANDIDATES]
     marked = are_outlined(manifest.table)[order]
-    order = np.concatenate([order[marked][:pictures], order[~marked], order[marked][pictures:]])
-    order = order[: max(study.training.batch, pictures, 2)]
+    order = np.concatenate([order[marked][:images], order[~marked], order[marked][images:]])
+    order = order[: max(study.training.batch, images, 2)]
     mask = np.zeros(len(manifest), dtype=np.bool_)
     mask[order] = True
     if study.method.partner is not None:
@@ -131,10 +131,10 @@ def _batch_rows(study: Study, manifest: Manifest, pictures: int) -> Manifest:
     return manifest.where(mask)
 
 
-def _shown(study: Study, store: TensorStore, pictures: int) -> Tensor:
-    """All numbers in the store in random order, but pictures with an outlined finding first: a crop can lose it."""
+def _shown(study: Study, store: TensorStore, images: int) -> Tensor:
+    """All numbers in the store in random order, but images with an outlined finding first: a crop can lose it."""
     marked = torch.from_numpy(np.flatnonzero(are_outlined(store.table)))
-    first = marked[:: max(1, len(marked) // pictures)][:pictures]
+    first = marked[:: max(1, len(marked) // images)][:images]
     order = torch.randperm(len(store), generator=torch_generator(study.seed, "preview", "shown"))
     return torch.cat([first, order[~torch.isin(order, first)]])
 
@@ -169,52 +169,52 @@ def _step(study: Study, method: Method, store: TensorStore, shown: Tensor, train
     return _Step(batch, views, made, restored)
 
 
-def _block(method: Method, step: _Step, picture: int, findings: Annotations, channel: int | None) -> Block:
-    """All panels of one picture: original, partner, what the method shows, restoration."""
+def _block(method: Method, step: _Step, image: int, findings: Annotations, channel: int | None) -> Block:
+    """All panels of one image: original, partner, what the method shows, restoration."""
     panels = [
         Panel(
             title,
-            shown_plane(pictures[picture], method.image, channel),
-            _outlines(step.made, pictures, picture),
+            shown_plane(images[image], method.image, channel),
+            _outlines(step.made, images, image),
             None,
             marks,
         )
-        for title, pictures, marks in (
-            ("original", step.batch.pictures, findings),
+        for title, images, marks in (
+            ("original", step.batch.images, findings),
             ("its partner", step.batch.partners, Annotations()),
         )
-        if pictures is not None
+        if images is not None
     ]
-    shown = method.show(step.views, picture)
+    shown = method.show(step.views, image)
     if step.restored is not None:
-        shown.append(("restored", step.restored[picture]))
-    sources = [_source(tensor, step.made, picture) for _, tensor in shown]
+        shown.append(("restored", step.restored[image]))
+    sources = [_source(tensor, step.made, image) for _, tensor in shown]
     unseen = [number for number in range(len(step.made)) if (number, True) not in sources]
     # A view that the method goes on to cut up or to corrupt comes first.
-    shown = [("view", step.made[number].views[picture]) for number in unseen] + shown
+    shown = [("view", step.made[number].views[image]) for number in unseen] + shown
     for (title, tensor), (source, whole) in zip(shown, [*((n, True) for n in unseen), *sources], strict=True):
-        unit = tensor if source is None else _undone(tensor, step.made[source], picture)
+        unit = tensor if source is None else _undone(tensor, step.made[source], image)
         panels.append(Panel(title, shown_plane(unit, method.image, channel), view=source if whole else None))
-    return Block(f"picture {picture + 1}", panels)
+    return Block(f"image {image + 1}", panels)
 
 
-def _outlines(made: list[Made], pictures: Tensor, picture: int) -> dict[int, NDArray[np.float64]]:
-    """Where on the picture each view of it was cut, as ``Panel.outlines``."""
+def _outlines(made: list[Made], images: Tensor, image: int) -> dict[int, NDArray[np.float64]]:
+    """Where on the image each view of it was cut, as ``Panel.outlines``."""
     corners = torch.tensor([[-1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
-    side = pictures.shape[-1]
+    side = images.shape[-1]
     return {
-        number: ((corners @ one.maps[picture].T + 1) * side / 2 - 0.5).numpy().astype(np.float64)
+        number: ((corners @ one.maps[image].T + 1) * side / 2 - 0.5).numpy().astype(np.float64)
         for number, one in enumerate(made)
-        if one.maps is not None and one.pictures.data_ptr() == pictures.data_ptr()
+        if one.maps is not None and one.images.data_ptr() == images.data_ptr()
     }
 
 
-def _source(tensor: Tensor, made: list[Made], picture: int) -> tuple[int | None, bool]:
+def _source(tensor: Tensor, made: list[Made], image: int) -> tuple[int | None, bool]:
     """The view that has most pixels in common with ``tensor``, and whether all that is not hidden are the view's."""
     best, share = (0 if made else None), 0.0
     known = ~tensor.isnan()
     for number, one in enumerate(made):
-        view = one.views[picture]
+        view = one.views[image]
         if view.shape == tensor.shape:
             common = float((view == tensor)[known].float().mean())
             if common > share:
@@ -222,14 +222,14 @@ def _source(tensor: Tensor, made: list[Made], picture: int) -> tuple[int | None,
     return best, share == 1.0
 
 
-def _undone(tensor: Tensor, made: Made, picture: int) -> Tensor:
-    """A standardised picture in the intensities that its view had."""
-    mean, deviation = (each[picture if len(each) > 1 else 0] for each in (made.mean, made.deviation))
+def _undone(tensor: Tensor, made: Made, image: int) -> Tensor:
+    """A standardised image in the intensities that its view had."""
+    mean, deviation = (each[image if len(each) > 1 else 0] for each in (made.mean, made.deviation))
     return tensor * deviation + mean
 
 
 def _heading(study: Study) -> str:
-    return f"{study.title or study.name}: what {study.method.name} makes of a picture"
+    return f"{study.title or study.name}: what {study.method.name} makes of an image"
 
 
 def _caption(study: Study, method: Method, step: _Step, trained: str | None, channel: int | None) -> Iterator[str]:
@@ -245,7 +245,7 @@ def _caption(study: Study, method: Method, step: _Step, trained: str | None, cha
     settings = "; ".join(_settings(method.augmentation.preset, image.augment.model_dump(exclude_none=True), kinds))
     yield f"Views ({' and '.join(sorted(kinds)) or 'none'}): {settings or 'nothing is changed'}."
     yield (
-        "Drawn anew for every picture at every step: each of these within its limits, and what the method hides, "
+        "Drawn anew for every image at every step: each of these within its limits, and what the method hides, "
         "turns, shuffles or asks for. Settings: image.augment in the study file."
     )
     if step.restored is not None:

@@ -16,7 +16,7 @@ _SERVER_NODE = 1
 class InProcessGrid(Grid):
     """No Ray, no server, no open port. Sites train one after another, each with the study's threads.
 
-    A pushed message is run when it is first asked for, so that a reply is spooled before the next site starts. Messages
+    A pushed message is run when it is first asked for, so that a reply is stored before the next site starts. Messages
     need no copy: arrays travel as bytes, and a site decodes them into memory of its own.
     """
 

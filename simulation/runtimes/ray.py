@@ -53,7 +53,7 @@ def run(federation: Federation) -> None:
     with _temporary_place() as place, _Engine(place, log) as engine:
         _write_app(place / "app", federation)
         submitted = engine.submit(place / "app", resources(federation))
-        _follow(federation, lambda: submitted.poll() is None and engine.alive())
+        _monitor(federation, lambda: submitted.poll() is None and engine.alive())
         # The exit status says only whether the run could be started and followed, not how it ended.
         if _version(result) == before:
             raise error_in(log, start)
@@ -157,10 +157,10 @@ class _Engine:
             shutil.copyfileobj(servers, kept)
 
 
-def _follow(federation: Federation, running: Callable[[], bool]) -> None:
+def _monitor(federation: Federation, running: Callable[[], bool]) -> None:
     """Show rounds as the server's journal gains them, and say what it says of sites, while ``running``."""
     journal, count = federation.folder / "metrics.jsonl", load_study(federation.folder / "study.yaml").rounds.count
-    told = [row for row in read_jsonl(journal) if "event" in row]
+    answer = [row for row in read_jsonl(journal) if "event" in row]
     shown = 0
     version: tuple[int, int] | None = None
     with bar(f"{federation.folder.name}: rounds in Ray", count) as line:
@@ -171,8 +171,8 @@ def _follow(federation: Federation, running: Callable[[], bool]) -> None:
                 line.advance(done - shown)
                 shown = done
                 for row in rows:
-                    if "event" in row and row not in told:
-                        told.append(row)
+                    if "event" in row and row not in answer:
+                        answer.append(row)
                         site = f", site {row['site']}" if row["site"] else ""
                         logger.info(f"round {row['round']}: {row['event']}{site} ({row['reason']})")
             if more:

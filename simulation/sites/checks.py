@@ -1,4 +1,4 @@
-"""What is wrong with a study's sites and pictures, in words and before anything is trained.
+"""What is wrong with a study's sites and images, in words and before anything is trained.
 
 A hospital answers the server with a category only. Here all sites are on one machine, so a person gets the reason.
 """
@@ -43,7 +43,7 @@ def check_sites(study: Study, training: Manifest) -> None:
     """Refuse sites that the study cannot train on, going by their manifests; names the first in order of the names.
 
     StudyError: fewer sites than the algorithm needs, more than ``privacy`` says, a name that no site may have.
-    DataError: a site with too few pictures or patients.
+    DataError: a site with too few images or patients.
     """
     sizes = training.table.groupby("site")["patient"].agg(["size", "nunique"])
     fewest = build_algorithm(study.algorithm).fewest_replies
@@ -59,20 +59,20 @@ def check_sites(study: Study, training: Manifest) -> None:
             f"privacy.sites {study.privacy.sites}: there are {len(sizes)} sites, and privacy.delta is judged by their "
             "number: set it to that"
         )
-    for site, (pictures, patients) in zip(sizes.index, sizes.to_numpy().tolist(), strict=True):
+    for site, (images, patients) in zip(sizes.index, sizes.to_numpy().tolist(), strict=True):
         if not re.fullmatch(SITE_NAME, str(site)):
             raise StudyError(
                 f"site {str(site)[:50]!r}: a site's name is at most 40 letters, digits, dots, dashes, underscores; "
                 "rename it in the manifest"
             )
         with _naming(str(site)):
-            check_amount(study, pictures, patients)
+            check_amount(study, images, patients)
 
 
-def decode_pictures(study: Study, training: Manifest, pictures: Manifest, store: Path) -> None:
-    """Decode every site's training pictures, then all, into the run's store, where training and evaluation find them.
+def decode_images(study: Study, training: Manifest, images: Manifest, store: Path) -> None:
+    """Decode every site's training images, then all, into the run's store, where training and evaluation find them.
 
-    DataError naming the site whose pictures cannot be used; skipped ones are counted on standard error.
+    DataError naming the site whose images cannot be used; skipped ones are counted on standard error.
     """
     for site in sorted(set(training.table["site"])):
         with _naming(site):
@@ -81,9 +81,9 @@ def decode_pictures(study: Study, training: Manifest, pictures: Manifest, store:
         if own.skipped:
             listed = own.folder / "skipped.csv"
             logger.warning(
-                f"site {site}: {len(own.skipped)} pictures cannot be read and are left out; listed in {listed}"
+                f"site {site}: {len(own.skipped)} images cannot be read and are left out; listed in {listed}"
             )
-    TensorStore.build(pictures, study.image, store)
+    TensorStore.build(images, study.image, store)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def are_outlined(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
 
 
 def findings_of(row: "pd.Series[Any]", root: Path, size: int) -> Annotations:
-    """The findings of one picture; DataError where a file that the manifest names cannot be read."""
+    """The findings of one image; DataError where a file that the manifest names cannot be read."""
     frame = None if pd.isna(row.get("slice")) else int(row["slice"])
     mask = None
     if pd.notna(row.get("mask")):

@@ -1,4 +1,4 @@
-"""Dividing a dataset's patients among simulated hospitals. A patient, or picture cluster, is never in two."""
+"""Dividing a dataset's patients among simulated hospitals. A patient, or image cluster, is never in two."""
 
 from typing import Annotated, Literal
 
@@ -53,14 +53,14 @@ PartitionConfig = Annotated[BySite | Iid | Dirichlet | Quantity, Field(discrimin
 
 
 def assign_sites(manifest: Manifest, config: BySite | Iid | Dirichlet | Quantity, seed: int) -> Manifest:
-    """The manifest with the column site set for every picture; rows and their order stay.
+    """The manifest with the column site set for every image; rows and their order stay.
 
     Simulated sites are called site-1, site-2 ... Every site gets at least one patient. The result depends on the
     seed and on the set of patients and labels, not on the order of rows. DataError, one line: no site column or
-    empty cells in it (kind site), fewer patients than sites, missing labels (kind dirichlet), no pictures.
+    empty cells in it (kind site), fewer patients than sites, missing labels (kind dirichlet), no images.
     """
     if len(manifest) == 0:
-        raise DataError("there are no pictures to divide among sites; check the dataset")
+        raise DataError("there are no images to divide among sites; check the dataset")
     if isinstance(config, BySite):
         return _checked_real_sites(manifest)
     patients = np.array(sorted(set(manifest.table["patient"])))
@@ -91,7 +91,7 @@ def _checked_real_sites(manifest: Manifest) -> Manifest:
     if (empty := manifest.table["site"].isna()).any():
         image = manifest.table.loc[empty, "image"].iloc[0]
         raise DataError(
-            f"partition kind 'site': {int(empty.sum())} pictures have no site ({image} first); fill the column site"
+            f"partition kind 'site': {int(empty.sum())} images have no site ({image} first); fill the column site"
         )
     return manifest
 
@@ -149,7 +149,7 @@ def _patient_labels(manifest: Manifest, patients: NDArray[np.str_]) -> NDArray[n
     missing = len(table) if "label" not in table else int(table["label"].isna().sum())
     if missing:
         raise DataError(
-            f"partition kind 'dirichlet' needs a label for every picture, and {missing} of {len(table)} have none;"
+            f"partition kind 'dirichlet' needs a label for every image, and {missing} of {len(table)} have none;"
             " choose iid or quantity, or fill the column label"
         )
     labels = table["label"].astype(str)

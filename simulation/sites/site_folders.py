@@ -1,4 +1,4 @@
-"""Folders of a simulated federation: each hospital's has a manifest of its own pictures, and nothing else."""
+"""Folders of a simulated federation: each hospital's has a manifest of its own images, and nothing else."""
 
 import re
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class Federation:
 def write_site_folders(manifest: Manifest, out: Path) -> dict[str, Path]:
     """Write ``out/<site>/manifest.csv`` for every site of the manifest; each site's folder by site name.
 
-    A folder lists exactly the pictures given, so the caller passes those that may be trained on. Image and mask
+    A folder lists exactly the images given, so the caller passes those that may be trained on. Image and mask
     paths are absolute ones to the dataset's files: nothing is copied. Folder names are ``folder_names``'.
-    DataError, before anything is written: no pictures, a picture without site, two sites with one folder name.
+    DataError, before anything is written: no images, an image without site, two sites with one folder name.
     """
     if "site" not in manifest.table or manifest.table["site"].isna().any():
-        raise DataError("every picture needs a site before site folders are written; assign the sites first")
+        raise DataError("every image needs a site before site folders are written; assign the sites first")
     if len(manifest) == 0:
-        raise DataError(f"{out}: there are no pictures to write for any site; check the split and the dataset")
+        raise DataError(f"{out}: there are no images to write for any site; check the split and the dataset")
     names = sorted(set(manifest.table["site"]))
     folders = folder_names(names)
     parts = {name: manifest.where((manifest.table["site"] == name).to_numpy(dtype=bool)) for name in names}

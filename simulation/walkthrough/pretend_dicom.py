@@ -20,20 +20,20 @@ def person(patient: str) -> Dataset:
     """What a header says of an invented person, the same for each of the patient's files."""
     draw = numpy_generator(0, "pretend person", patient)
     number = int(patient[1:])
-    told = Dataset()
-    told.PatientName = f"Nobody^{_NAMES[number % len(_NAMES)]}^{patient}"
-    told.PatientID = patient
-    told.PatientBirthDate = f"{draw.integers(1931, 2001)}{draw.integers(1, 13):02}{draw.integers(1, 29):02}"
-    told.PatientSex = str(draw.choice(["F", "M"]))
-    told.PatientAddress = f"{draw.integers(1, 200)} Nowhere Lane, Inventedtown"
-    told.PatientComments = f"Invented comment on patient {patient}: looks forward to a holiday"
-    told.AccessionNumber = f"ACC{draw.integers(10**7, 10**8)}"
-    told.StudyDate = f"2024{draw.integers(1, 13):02}{draw.integers(1, 29):02}"
-    told.StudyTime = f"{draw.integers(7, 19):02}{draw.integers(0, 60):02}00"
-    told.InstitutionName = "Invented Hospital North"
-    told.ReferringPhysicianName = "Nobody^Doctor"
-    told.OperatorsName = "Nobody^Operator"
-    return told
+    answer = Dataset()
+    answer.PatientName = f"Nobody^{_NAMES[number % len(_NAMES)]}^{patient}"
+    answer.PatientID = patient
+    answer.PatientBirthDate = f"{draw.integers(1931, 2001)}{draw.integers(1, 13):02}{draw.integers(1, 29):02}"
+    answer.PatientSex = str(draw.choice(["F", "M"]))
+    answer.PatientAddress = f"{draw.integers(1, 200)} Nowhere Lane, Inventedtown"
+    answer.PatientComments = f"Invented comment on patient {patient}: looks forward to a holiday"
+    answer.AccessionNumber = f"ACC{draw.integers(10**7, 10**8)}"
+    answer.StudyDate = f"2024{draw.integers(1, 13):02}{draw.integers(1, 29):02}"
+    answer.StudyTime = f"{draw.integers(7, 19):02}{draw.integers(0, 60):02}00"
+    answer.InstitutionName = "Invented Hospital North"
+    answer.ReferringPhysicianName = "Nobody^Doctor"
+    answer.OperatorsName = "Nobody^Operator"
+    return answer
 
 
 def write_series(folder: Path, patient: str, slices: list[NDArray[np.uint16]]) -> list[Path]:
@@ -47,36 +47,36 @@ def write_series(folder: Path, patient: str, slices: list[NDArray[np.uint16]]) -
         series.mkdir(parents=True)
         for index, pixels in enumerate(slices[start : start + SERIES_LENGTH]):
             files.append(series / f"IM{index + 1:04}.dcm")
-            _picture(about, number, index, pixels).save_as(files[-1], enforce_file_format=True)
+            _image(about, number, index, pixels).save_as(files[-1], enforce_file_format=True)
     return files
 
 
-def _picture(about: Dataset, series: int, index: int, pixels: NDArray[np.uint16]) -> Dataset:
-    """One file: who, which series, where in the patient, and the picture with 12 of its bits."""
+def _image(about: Dataset, series: int, index: int, pixels: NDArray[np.uint16]) -> Dataset:
+    """One file: who, which series, where in the patient, and the image with 12 of its bits."""
     patient = str(about.PatientID)
-    told = Dataset()
-    told.update(about)
-    told.SOPClassUID, told.SOPInstanceUID = MRImageStorage, _uid(patient, series, index)
-    told.StudyInstanceUID, told.SeriesInstanceUID = _uid(patient), _uid(patient, series)
-    told.FrameOfReferenceUID, told.PositionReferenceIndicator = _uid(patient, "frame"), ""
-    told.StudyID, told.SeriesNumber, told.InstanceNumber = "1", series, index + 1
-    told.SeriesDescription = f"axial head, stack {series}"
-    told.Modality, told.Manufacturer, told.StationName = "MR", "Invented Scanners", "NORTH-MR-1"
-    told.ImageType, told.PatientPosition = ["ORIGINAL", "PRIMARY", "OTHER"], "HFS"
-    told.ScanningSequence, told.SequenceVariant, told.ScanOptions = "SE", "NONE", ""
-    told.MRAcquisitionType, told.EchoTime, told.RepetitionTime, told.EchoTrainLength = "2D", "90", "3000", "1"
+    answer = Dataset()
+    answer.update(about)
+    answer.SOPClassUID, answer.SOPInstanceUID = MRImageStorage, _uid(patient, series, index)
+    answer.StudyInstanceUID, answer.SeriesInstanceUID = _uid(patient), _uid(patient, series)
+    answer.FrameOfReferenceUID, answer.PositionReferenceIndicator = _uid(patient, "frame"), ""
+    answer.StudyID, answer.SeriesNumber, answer.InstanceNumber = "1", series, index + 1
+    answer.SeriesDescription = f"axial head, stack {series}"
+    answer.Modality, answer.Manufacturer, answer.StationName = "MR", "Invented Scanners", "NORTH-MR-1"
+    answer.ImageType, answer.PatientPosition = ["ORIGINAL", "PRIMARY", "OTHER"], "HFS"
+    answer.ScanningSequence, answer.SequenceVariant, answer.ScanOptions = "SE", "NONE", ""
+    answer.MRAcquisitionType, answer.EchoTime, answer.RepetitionTime, answer.EchoTrainLength = "2D", "90", "3000", "1"
     apart, rows, columns = SPACING_MM
-    told.PixelSpacing, told.SliceThickness = [rows, columns], apart
-    told.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    answer.PixelSpacing, answer.SliceThickness = [rows, columns], apart
+    answer.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     corner = [-columns * pixels.shape[1] / 2, -rows * pixels.shape[0] / 2]
-    told.ImagePositionPatient = [*corner, apart * ((series - 1) * SERIES_LENGTH + index)]
-    told.SamplesPerPixel, told.PhotometricInterpretation = 1, "MONOCHROME2"
-    told.Rows, told.Columns = pixels.shape
-    told.BitsAllocated, told.BitsStored, told.HighBit, told.PixelRepresentation = 16, _BITS, _BITS - 1, 0
-    told.PixelData = (pixels >> (16 - _BITS)).astype("<u2").tobytes()
-    told.file_meta = FileMetaDataset()
-    told.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return told
+    answer.ImagePositionPatient = [*corner, apart * ((series - 1) * SERIES_LENGTH + index)]
+    answer.SamplesPerPixel, answer.PhotometricInterpretation = 1, "MONOCHROME2"
+    answer.Rows, answer.Columns = pixels.shape
+    answer.BitsAllocated, answer.BitsStored, answer.HighBit, answer.PixelRepresentation = 16, _BITS, _BITS - 1, 0
+    answer.PixelData = (pixels >> (16 - _BITS)).astype("<u2").tobytes()
+    answer.file_meta = FileMetaDataset()
+    answer.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return answer
 
 
 def _uid(*names: str | int) -> UID:

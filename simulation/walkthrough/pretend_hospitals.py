@@ -23,88 +23,88 @@ from foundation.randomness import numpy_generator
 from imaging.listing.manifest import FILES, Manifest
 from simulation.datasets.phantom_anatomy import draw_anatomy, draw_slices
 from simulation.datasets.phantom_scanner import Scanner
-from simulation.datasets.phantoms import PICTURES_PER_PATIENT, SITES
+from simulation.datasets.phantoms import IMAGES_PER_PATIENT, SITES
 from simulation.walkthrough.pretend_dicom import SPACING_MM, write_series
 
 SIZE = 64
-FEWEST = 5 * PICTURES_PER_PATIENT  # a site's policy asks for five patients unless told otherwise
+FEWEST = 5 * IMAGES_PER_PATIENT  # a site's policy asks for five patients unless told otherwise
 EVALUATOR_PATIENTS, EVALUATOR_EACH = 50, 4  # a fifth is tested, and fewer than ten patients get no interval
-PICTURES = "pictures"
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One picture ``[row, column]`` as a scanner stores it (8 or 16 bits, full scale), and its class."""
+    """One image ``[row, column]`` as a scanner stores it (8 or 16 bits, full scale), and its class."""
 
     pixels: NDArray[np.uint8] | NDArray[np.uint16]
     label: int
 
 
-def make_hospitals(out: Path, pictures: int = 48) -> list[str]:
-    """Draw ``out``/north, south, west and evaluator; each keeps its files in the folder ``pictures``. Lines to print.
+def make_hospitals(out: Path, images: int = 48) -> list[str]:
+    """Draw ``out``/north, south, west and evaluator; each keeps its files in the folder ``images``. Lines to print.
 
-    pictures: of each hospital, 8 a patient. The same files each time. DataError: fewer than 40, or ``out`` is there.
+    images: of each hospital, 8 a patient. The same files each time. DataError: fewer than 40, or ``out`` is there.
     """
-    if pictures < FEWEST:
-        raise DataError(f"{pictures} pictures a hospital are fewer than {FEWEST}, 8 of each of 5 patients; give more")
+    if images < FEWEST:
+        raise DataError(f"{images} images a hospital are fewer than {FEWEST}, 8 of each of 5 patients; give more")
     if out.exists():
         raise DataError(f"{out}: is there already; remove it, or give another folder")
     out = out.absolute()
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     lines = [
-        _north(part / "north" / PICTURES, pictures),
-        _south(part / "south" / PICTURES, pictures),
-        _west(part / "west" / PICTURES, pictures),
-        _evaluator(part / "evaluator" / PICTURES),
+        _north(part / "north" / IMAGES, images),
+        _south(part / "south" / IMAGES, images),
+        _west(part / "west" / IMAGES, images),
+        _evaluator(part / "evaluator" / IMAGES),
     ]
     replace_folder(part, out)
     return [*lines, f"in {out}; all of it is drawn, and every name invented"]
 
 
-def _north(folder: Path, pictures: int) -> str:
-    for patient, slices in _drawn("N", pictures, SITES["C"].scanner):
+def _north(folder: Path, images: int) -> str:
+    for patient, slices in _drawn("N", images, SITES["C"].scanner):
         write_series(folder, patient, [slice_.pixels.astype(np.uint16) for slice_ in slices])
-    return f"north: {pictures} DICOM files of {_patients(pictures)}; names and birth dates in their headers"
+    return f"north: {images} DICOM files of {_patients(images)}; names and birth dates in their headers"
 
 
-def _south(folder: Path, pictures: int) -> str:
-    _write_png(folder, _drawn("S", pictures, SITES["A"].scanner), labelled=False)
-    return f"south: {pictures} PNG files of {_patients(pictures)}, listed in manifest.csv"
+def _south(folder: Path, images: int) -> str:
+    _write_png(folder, _drawn("S", images, SITES["A"].scanner), labelled=False)
+    return f"south: {images} PNG files of {_patients(images)}, listed in manifest.csv"
 
 
-def _west(folder: Path, pictures: int) -> str:
+def _west(folder: Path, images: int) -> str:
     rows: list[dict[str, Any]] = []
     folder.mkdir(parents=True)
-    for patient, slices in _drawn("W", pictures, SITES["F"].scanner):
+    for patient, slices in _drawn("W", images, SITES["F"].scanner):
         name = f"{patient}.nii.gz"
         _write_volume(folder / name, [slice_.pixels for slice_ in slices])
         rows += [{"image": name, "patient": patient, "slice": index} for index in range(len(slices))]
     _list(folder, rows)
-    return f"west: NIfTI volumes of {_patients(pictures)}, their {pictures} slices listed in manifest.csv"
+    return f"west: NIfTI volumes of {_patients(images)}, their {images} slices listed in manifest.csv"
 
 
 def _evaluator(folder: Path) -> str:
-    pictures = EVALUATOR_PATIENTS * EVALUATOR_EACH
-    _write_png(folder, _drawn("E", pictures, SITES["B"].scanner, EVALUATOR_EACH), labelled=True)
-    return f"evaluator: {pictures} labelled PNG files of {EVALUATOR_PATIENTS} other patients"
+    images = EVALUATOR_PATIENTS * EVALUATOR_EACH
+    _write_png(folder, _drawn("E", images, SITES["B"].scanner, EVALUATOR_EACH), labelled=True)
+    return f"evaluator: {images} labelled PNG files of {EVALUATOR_PATIENTS} other patients"
 
 
-def _patients(pictures: int) -> str:
-    return f"{-(-pictures // PICTURES_PER_PATIENT)} patients"
+def _patients(images: int) -> str:
+    return f"{-(-images // IMAGES_PER_PATIENT)} patients"
 
 
 def _drawn(
-    letter: str, pictures: int, scanner: Scanner, each: int = PICTURES_PER_PATIENT
+    letter: str, images: int, scanner: Scanner, each: int = IMAGES_PER_PATIENT
 ) -> Iterator[tuple[str, list[Slice]]]:
     """Every patient's id and slices, ``each`` of them (the last patient may have fewer)."""
-    for start in track(range(0, pictures, each), f"drawing {pictures} pictures"):
+    for start in track(range(0, images, each), f"drawing {images} images"):
         patient = f"{letter}{start // each + 1:04}"
         generator = numpy_generator(0, "pretend hospitals", patient)
         anatomy = draw_anatomy(generator)
         labels = (generator.random(each) < anatomy.leaning).astype(np.int64)
         ideal, _masks = draw_slices(anatomy, labels, SIZE, generator)
-        yield patient, list(map(Slice, scanner.acquire(ideal, generator), labels.tolist()))[: pictures - start]
+        yield patient, list(map(Slice, scanner.acquire(ideal, generator), labels.tolist()))[: images - start]
 
 
 def _write_png(folder: Path, drawn: Iterator[tuple[str, list[Slice]]], *, labelled: bool) -> None:

@@ -24,7 +24,7 @@ class BlockRanges:
 
 
 def context_length(patches: int, kept: float) -> int:
-    """Context patches of a picture: the share ``kept``, at least 10 (a third of a grid under 30)."""
+    """Context patches of an image: the share ``kept``, at least 10 (a third of a grid under 30)."""
     return max(round(kept * patches), min(LEAST_CONTEXT, patches // 3), 1)
 
 
@@ -33,8 +33,8 @@ def block_masks(
 ) -> tuple[Tensor, Tensor]:
     """Row-major places ``(context [count, K], targets [count, T, M])`` on a grid of ``side`` x ``side``.
 
-    One target size is drawn for the batch, places for each picture by itself; no draw depends on a picture.
-    Context and targets of a picture never meet. Both are in rising order.
+    One target size is drawn for the batch, places for each image by itself; no draw depends on an image.
+    Context and targets of an image never meet. Both are in rising order.
 
     weights ``[count, N]`` (CPU): saliency, 0 where a patch is empty. Of 8 layouts the first is then taken that is
     within a tenth of the best in (share of the hidden patches that are not empty) x (how far salient patches left
@@ -56,7 +56,7 @@ def block_masks(
         hidden_by[short], context[short] = _draw(int(short.sum()), side, (height, width), ranges, generator)
     free = context & ~hidden_by.any(dim=1)  # [count, N]
     short = free.sum(dim=1) < length
-    # A grid this small has no room: all targets of the picture move to the first one's place, the context is
+    # A grid this small has no room: all targets of the image move to the first one's place, the context is
     # the rest.
     hidden_by[short] = hidden_by[short][:, :1].expand(-1, ranges.targets, -1)
     free[short] = ~hidden_by[short].any(dim=1)
@@ -90,7 +90,7 @@ def _draw(
 
 
 def _best(layouts: list[tuple[Tensor, Tensor]], levels: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Of each picture the first of the layouts (targets, context) that is nearly the best, as ``block_masks`` says."""
+    """Of each image the first of the layouts (targets, context) that is nearly the best, as ``block_masks`` says."""
     salient = levels == SALIENT
     need = (salient.sum(dim=1) * length / levels.shape[1]).ceil().clamp(min=1)
     goodness = []

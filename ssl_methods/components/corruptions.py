@@ -1,7 +1,7 @@
-"""Models Genesis' four corruptions of a picture, batched, in 2-D and 3-D (Zhou et al. 2021, sec. 2.2).
+"""Models Genesis' four corruptions of an image, batched, in 2-D and 3-D (Zhou et al. 2021, sec. 2.2).
 
-All take pictures ``[B, C, *shape]`` with values in [0, 1] and leave them unchanged. What is drawn comes in as tensors
-of one row per picture, so that a picture's corruption depends on its own row only.
+All take images ``[B, C, *shape]`` with values in [0, 1] and leave them unchanged. What is drawn comes in as tensors
+of one row per image, so that an image's corruption depends on its own row only.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from torch import Tensor
 
 CURVE_POINTS = 1024
 BLOCKS = 5
-"""Painted blocks of a picture at most."""
+"""Painted blocks of an image at most."""
 ANOTHER_BLOCK = 0.95
 """Chance that one more block follows, as in their code."""
 INNER = (1 / 6, 1 / 3)
 OUTER = (3 / 7, 4 / 7)
-"""Sides of an in-painted block, and of a block that out-painting keeps, as shares of the picture's (their code)."""
+"""Sides of an in-painted block, and of a block that out-painting keeps, as shares of the image's (their code)."""
 
 
 @dataclass(frozen=True)
 class Chances:
-    """Probability of each corruption; ``outpaint`` is the share of painted pictures that are painted outside."""
+    """Probability of each corruption; ``outpaint`` is the share of painted images that are painted outside."""
 
     bezier: float
     shuffle: float
@@ -44,11 +44,11 @@ class Draws:
     blocks: Tensor
     """``[B, 1 + BLOCKS, 1 + 2 axes]``: whether a block follows, its side and its place along each axis."""
     noise: Tensor
-    """As the pictures: what is painted."""
+    """As the images: what is painted."""
 
 
 def draw(shape: torch.Size, generator: torch.Generator) -> Draws:
-    """The draws for pictures of ``shape`` ``[B, C, *shape]``."""
+    """The draws for images of ``shape`` ``[B, C, *shape]``."""
     count, axes, pixels = shape[0], len(shape) - 2, shape[2:].numel()
     return Draws(
         torch.rand(count, 5, generator=generator),
@@ -60,10 +60,10 @@ def draw(shape: torch.Size, generator: torch.Generator) -> Draws:
     )
 
 
-def corrupt(pictures: Tensor, draws: Draws, chances: Chances) -> Tensor:
+def corrupt(images: Tensor, draws: Draws, chances: Chances) -> Tensor:
     """Shuffling, then Bezier, then painting, each with its chance: their order."""
-    corrupted, given = pictures.clone(), draws.given
-    device = pictures.device
+    corrupted, given = images.clone(), draws.given
+    device = images.device
     shuffled = _where(given[:, 2] < chances.shuffle)
     if len(shuffled):
         part = (draws.window[shuffled], draws.order[shuffled].to(device))
@@ -73,41 +73,41 @@ def corrupt(pictures: Tensor, draws: Draws, chances: Chances) -> Tensor:
         part = (draws.curve[curved], given[curved, 1] < 0.5)
         corrupted[curved.to(device)] = bezier(corrupted[curved.to(device)], *part)
     outside = given[:, 4] < chances.outpaint
-    hidden = painted(draws.blocks, outside, pictures.shape[2:])
+    hidden = painted(draws.blocks, outside, images.shape[2:])
     hidden &= _per_row(given[:, 3] < chances.paint, hidden.ndim)
     return torch.where(hidden[:, None].to(device), draws.noise.to(device), corrupted)
 
 
-def bezier(pictures: Tensor, control: Tensor, falling: Tensor) -> Tensor:
-    """Every value v becomes y where the curve has x = v; one curve per picture.
+def bezier(images: Tensor, control: Tensor, falling: Tensor) -> Tensor:
+    """Every value v becomes y where the curve has x = v; one curve per image.
 
     control ``[B, 4]``: x1, y1, x2, y2 in [0, 1] of the cubic Bezier curve from (0, 0) to (1, 1). falling ``[B]``: the
     curve runs from (0, 1) to (1, 0) (they reverse y). With inner points in the unit square both coordinates rise
-    along the curve, so that the map is monotone: the order of intensities, the picture's content, survives.
+    along the curve, so that the map is monotone: the order of intensities, the image's content, survives.
     """
     t = torch.linspace(0, 1, CURVE_POINTS, dtype=torch.float64)
     basis = torch.stack([3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2])  # [2, T]
     points = control.double().view(-1, 2, 2).transpose(1, 2) @ basis + t**3  # [B, 2, T]
-    x, y = points.to(torch.float32).to(pictures.device).unbind(dim=1)  # [B, T] each
-    values = pictures.flatten(1).contiguous()  # [B, P]
+    x, y = points.to(torch.float32).to(images.device).unbind(dim=1)  # [B, T] each
+    values = images.flatten(1).contiguous()  # [B, P]
     after = torch.searchsorted(x.contiguous(), values).clamp(1, CURVE_POINTS - 1)
     left, right = x.gather(1, after - 1), x.gather(1, after)
     low, high = y.gather(1, after - 1), y.gather(1, after)
     share = ((values - left) / (right - left).clamp(min=1e-12)).clamp(0, 1)
-    mapped = (low + share * (high - low)).view_as(pictures)
-    return torch.where(_per_row(falling.to(pictures.device), pictures.ndim), 1 - mapped, mapped)
+    mapped = (low + share * (high - low)).view_as(images)
+    return torch.where(_per_row(falling.to(images.device), images.ndim), 1 - mapped, mapped)
 
 
-def shuffle_locally(pictures: Tensor, window: Tensor, order: Tensor) -> Tensor:
+def shuffle_locally(images: Tensor, window: Tensor, order: Tensor) -> Tensor:
     """Shuffle the pixels inside every window of a tiling; all channels of a pixel move together.
 
-    window ``[B, 2, axes]``: uniform numbers for the windows' sides (1 to a tenth of the picture's side, at least 2)
+    window ``[B, 2, axes]``: uniform numbers for the windows' sides (1 to a tenth of the image's side, at least 2)
     and for where the tiling starts. order ``[B, P]``: uniform, one for each pixel. Windows keep their multiset of
-    pixels. Their code shuffles 10 000 windows, each of another size, one after another, which overlap; here a
-    picture's windows are of one size and tile it.
+    pixels. Their code shuffles 10 000 windows, each of another size, one after another, which overlap; here an
+    image's windows are of one size and tile it.
     """
-    shape = pictures.shape[2:]
-    name = torch.zeros(len(pictures), *[1] * len(shape), dtype=torch.float64)
+    shape = images.shape[2:]
+    name = torch.zeros(len(images), *[1] * len(shape), dtype=torch.float64)
     for axis, length in enumerate(shape):
         largest = max(2, length // 10)
         side = 1 + (window[:, 0, axis] * largest).long().clamp(max=largest - 1)  # [B]
@@ -115,12 +115,12 @@ def shuffle_locally(pictures: Tensor, window: Tensor, order: Tensor) -> Tensor:
         along = (torch.arange(length) + start[:, None]) // side[:, None]  # [B, length]: number of the window
         spread = [length if other == axis else 1 for other in range(len(shape))]
         name = name * (length + 2) + along.view(-1, *spread)
-    name = name.flatten(1).to(pictures.device)  # [B, P]
+    name = name.flatten(1).to(images.device)  # [B, P]
     places = name.argsort(dim=1, stable=True)  # a window's places, one window after the other
     source = (name + order).argsort(dim=1, stable=True)  # the same windows, each in random order
     moved = torch.empty_like(places).scatter_(1, places, source)  # [B, P]: where each place's pixel comes from
-    flat = pictures.flatten(2)
-    return flat.gather(2, moved[:, None].expand_as(flat)).view_as(pictures)
+    flat = images.flatten(2)
+    return flat.gather(2, moved[:, None].expand_as(flat)).view_as(images)
 
 
 def painted(blocks: Tensor, outside: Tensor, shape: torch.Size) -> Tensor:

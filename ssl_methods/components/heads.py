@@ -64,12 +64,12 @@ def check_width(width: int, heads: int, part: str) -> None:
 
 
 def take(tokens: Tensor, places: Tensor) -> Tensor:
-    """The tokens ``[B, K, D]`` of ``[B, N, D]`` at ``places`` ``[B, K]``, each picture by its own row."""
+    """The tokens ``[B, K, D]`` of ``[B, N, D]`` at ``places`` ``[B, K]``, each image by its own row."""
     return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 class TokenPredictor(nn.Module):
-    """A narrow transformer that says from some patch tokens of a picture what stands at other places of it.
+    """A narrow transformer that says from some patch tokens of an image what stands at other places of it.
 
     It is MAE's decoder (He et al. 2022, sec. 3) and I-JEPA's predictor (Assran et al. 2023, sec. 3). The mask
     token is an ``nn.Embedding`` and not a bare parameter, so that per-sample gradients (Opacus) come out

@@ -6,7 +6,7 @@ from torch import Tensor
 from ssl_methods.components.similarity import unit
 
 EPSILON = 1e-8
-"""Added to a distance: two equal pictures have a finite loss."""
+"""Added to a distance: two equal images have a finite loss."""
 
 
 def koleo(features: Tensor) -> Tensor:

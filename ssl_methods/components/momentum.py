@@ -15,7 +15,7 @@ def follower(online: Module) -> Module:
 
 
 @torch.no_grad()
-def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
+def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """Move ``target`` towards ``online``: t <- m t + (1 - m) o for every parameter; buffers are copied.
 
     Momentum 0 makes ``target`` a copy (He et al. 2020, eq. 2; Grill et al. 2020, eq. 1).

@@ -1,4 +1,4 @@
-"""Multi-crop: two large views of each picture and several small ones (SwAV: Caron et al. 2020, sec. 3.2)."""
+"""Multi-crop: two large views of each image and several small ones (SwAV: Caron et al. 2020, sec. 3.2)."""
 
 import torch
 from pydantic import Field
@@ -8,7 +8,7 @@ from foundation.errors import StudyError
 from imaging.config import AreaRange, ImageConfig
 from imaging.views.augment import Augmentation
 from ssl_methods.encoders.outputs import features, patch_side
-from ssl_methods.method import Batch, Views, second_pictures
+from ssl_methods.method import Batch, Views, second_images
 from ssl_methods.method_config import TwoViewConfig
 
 SMALL_SHARE = 96 / 224
@@ -25,7 +25,7 @@ class MultiCropConfig(TwoViewConfig):
         "lesion (the paper: .14 to 1 in SwAV, .4 to 1 in DINO).",
     )
     small_crops: int = Field(
-        default=8, ge=0, le=32, description="Small crops of each picture, which only the trained encoder sees."
+        default=8, ge=0, le=32, description="Small crops of each image, which only the trained encoder sees."
     )
     small_scale: AreaRange = Field(
         default=(0.05, 0.4), description="Area of a small crop; what it leaves out is still in a large one."
@@ -57,7 +57,7 @@ def small_side(config: MultiCropConfig, encoder: nn.Module, image: ImageConfig) 
 
 @torch.no_grad()
 def _check_convolutional(encoder: nn.Module, image: ImageConfig, side: int) -> None:
-    """StudyError when nothing is left of so small a picture behind the last layer (DenseNet under 32 pixels)."""
+    """StudyError when nothing is left of so small an image behind the last layer (DenseNet under 32 pixels)."""
     training = encoder.training
     weight = next(encoder.parameters())
     try:
@@ -78,8 +78,8 @@ def draw_crops(
 
     The second large crop is of the partner where the study asks for one, and so is every other small crop.
     """
-    of = (batch.pictures, second_pictures(batch))
-    large = [augmentation.strong(pictures, generator, config.large_scale) for pictures in of]
+    of = (batch.images, second_images(batch))
+    large = [augmentation.strong(images, generator, config.large_scale) for images in of]
     views = {"large": torch.stack(large, dim=1)}
     if config.small_crops:
         small = [

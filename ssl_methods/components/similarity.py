@@ -5,14 +5,14 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def exact(vectors: Tensor) -> Tensor:
+def as_float32(vectors: Tensor) -> Tensor:
     """At least in float32: half precision has too few digits for a loss."""
     return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
 def unit(vectors: Tensor) -> Tensor:
     """``[..., D]`` at length 1, at least in float32."""
-    return functional.normalize(exact(vectors), dim=-1)
+    return functional.normalize(as_float32(vectors), dim=-1)
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Square tiles cut out of pictures, for the tasks that ask how tiles lie to each other."""
+"""Square tiles cut out of images, for the tasks that ask how tiles lie to each other."""
 
 import math
 
@@ -10,17 +10,17 @@ from imaging.config import ImageConfig
 from ssl_methods.encoders.outputs import features, patch_side
 
 _FLATTEST = 0.05
-"""Smallest deviation divided by, of the picture's own: an empty tile stays flat and is not blown up to noise."""
+"""Smallest deviation divided by, of the image's own: an empty tile stays flat and is not blown up to noise."""
 
 
-def cut(pictures: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """``[B, V, C, side, side]``: V tiles of each picture ``[B, C, S, S]``, upper left corners ``[B, V]``."""
-    inside = torch.arange(side, device=pictures.device)
-    rows = (top.to(pictures.device)[:, :, None] + inside)[:, :, :, None]  # [B, V, side, 1]
-    columns = (left.to(pictures.device)[:, :, None] + inside)[:, :, None, :]  # [B, V, 1, side]
-    own = torch.arange(len(pictures), device=pictures.device)[:, None, None, None]
+def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """``[B, V, C, side, side]``: V tiles of each image ``[B, C, S, S]``, upper left corners ``[B, V]``."""
+    inside = torch.arange(side, device=images.device)
+    rows = (top.to(images.device)[:, :, None] + inside)[:, :, :, None]  # [B, V, side, 1]
+    columns = (left.to(images.device)[:, :, None] + inside)[:, :, None, :]  # [B, V, 1, side]
+    own = torch.arange(len(images), device=images.device)[:, None, None, None]
     # Indices on both sides of a slice put the indexed axes first: [B, V, side, side, C].
-    return pictures[own, :, rows, columns].movedim(-1, 2).contiguous()
+    return images[own, :, rows, columns].movedim(-1, 2).contiguous()
 
 
 def standardised(tiles: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def check_tiles(encoder: nn.Module, image: ImageConfig, side: int, method: str) 
     """StudyError when the encoder gives no features of tiles of ``side`` pixels (0: not one patch fits)."""
     if side == 0:
         raise StudyError(
-            f"method {method!r} cuts pictures of {image.size} pixels into tiles smaller than one patch of "
+            f"method {method!r} cuts images of {image.size} pixels into tiles smaller than one patch of "
             f"{tile_unit(encoder)}: set encoder.patch_size smaller or image.size larger"
         )
     was_training = encoder.training
@@ -65,7 +65,7 @@ def check_tiles(encoder: nn.Module, image: ImageConfig, side: int, method: str) 
             features(encoder.eval(), torch.zeros(1, image.channels, side, side))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise StudyError(
-            f"method {method!r} cuts pictures of {image.size} pixels into tiles of {side}, which this encoder cannot "
+            f"method {method!r} cuts images of {image.size} pixels into tiles of {side}, which this encoder cannot "
             f"take: set image.size larger, or choose an encoder with fewer stages"
         ) from error
     finally:

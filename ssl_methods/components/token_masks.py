@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 SALIENT_SHARE = 0.25
-"""Share of the patches that are not empty which count as salient: the highest of the picture."""
+"""Share of the patches that are not empty which count as salient: the highest of the image."""
 EMPTY, ORDINARY, SALIENT, BARRED = range(4)
 
 
 def random_masks(
     count: int, patches: int, ratio: float, generator: torch.Generator, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Random places ``(keep [count, K], masked [count, patches - K])``, each picture for itself.
+    """Random places ``(keep [count, K], masked [count, patches - K])``, each image for itself.
 
     K = floor(patches (1 - ratio)) as in the paper's code (He et al. 2022), at least 1 and at most patches - 1. Each
     row is in rising order.
@@ -31,7 +31,7 @@ def random_masks(
 def strata(weights: Tensor) -> Tensor:
     """``[B, N]`` int64: EMPTY where a patch has weight 0, SALIENT or else ORDINARY.
 
-    Salient is the highest quarter (rounded up) of a picture's patches that are not empty; of equal ones the first.
+    Salient is the highest quarter (rounded up) of an image's patches that are not empty; of equal ones the first.
     """
     filled = weights > 0
     most = (filled.sum(dim=1, keepdim=True) * SALIENT_SHARE).ceil()
@@ -63,7 +63,7 @@ def stratified(chance: Tensor, stratum: Tensor, kept: int, free: Tensor | None =
 def counted(masked: Tensor, weights: Tensor | None) -> Tensor:
     """Which of the places ``masked`` ``[B, M]`` are to be predicted: ``[B, M]`` bool.
 
-    All without ``weights``; else those that are not empty, or all where a picture has no other.
+    All without ``weights``; else those that are not empty, or all where an image has no other.
     """
     if weights is None:
         return torch.ones_like(masked, dtype=torch.bool)

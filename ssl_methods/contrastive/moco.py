@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foundation.schedules import momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.components.heads import projector
-from ssl_methods.components.momentum import follow, follower
+from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.similarity import info_nce, unit
 from ssl_methods.encoders.outputs import feature_dim, features
 from ssl_methods.method import Batch, TwoViewMethod, Views
@@ -81,7 +81,7 @@ class MoCoConfig(TwoViewConfig):
         ge=1,
         le=65536,
         description="Keys that a site remembers as negatives. The paper's 65536 are a twentieth of ImageNet, but some "
-        "times all pictures of a hospital, so that most would be older keys of the same ones; 512 are 16 batches of "
+        "times all images of a hospital, so that most would be older keys of the same ones; 512 are 16 batches of "
         "32, made by nearly the same key encoder.",
     )
     projector_width: int | None = Field(
@@ -92,19 +92,19 @@ class MoCoConfig(TwoViewConfig):
         default=0.999,
         ge=0.0,
         le=1.0,
-        description="Momentum of the key encoder for a step of momentum_batch pictures; constant.",
+        description="Momentum of the key encoder for a step of momentum_batch images; constant.",
     )
     momentum_batch: int = Field(
         default=8,
         ge=1,
-        description="Pictures of the step that `momentum` is stated for. The paper's 256 need a quarter of a million "
-        "pictures to forget; with 8 the key encoder forgets over 250 steps of 32 and leaves its random start "
+        description="Images of the step that `momentum` is stated for. The paper's 256 need a quarter of a million "
+        "images to forget; with 8 the key encoder forgets over 250 steps of 32 and leaves its random start "
         "within a hospital's study, yet hardly moves while a key is in the queue.",
     )
 
 
 class MoCoV2(TwoViewMethod, name="moco_v2"):
-    """Find a picture's key, made by an encoder that follows slowly, among the keys of other patients.
+    """Find an image's key, made by an encoder that follows slowly, among the keys of other patients.
 
     Deviations: the queue starts empty and not with random vectors, and the first step has no gradient; keys of a
     query's own patient are no negatives. The key encoder is in evaluation mode, so that BatchNorm, where the encoder
@@ -161,16 +161,16 @@ class MoCoV2(TwoViewMethod, name="moco_v2"):
         """Forget keys of a step that was not finished."""
         self._fresh.clear()
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Let this step's keys into the queue and the key encoder follow (He et al. 2020, eq. 2)."""
         for keys, patients in self._fresh:
             self.queue.enter(keys, patients)
         self._fresh.clear()
-        momentum = momentum_for_batch(self.config.momentum, pictures, self.config.momentum_batch)
-        follow(self.key_encoder, self.encoder, momentum)
-        follow(self.key_projector, self.projector, momentum)
+        momentum = momentum_for_batch(self.config.momentum, images, self.config.momentum_batch)
+        ema_update(self.key_encoder, self.encoder, momentum)
+        ema_update(self.key_projector, self.projector, momentum)
 
     def start_local_parts(self) -> None:
         """Start what makes the keys as a copy of what makes the queries, as the paper does."""
-        follow(self.key_encoder, self.encoder, 0.0)
-        follow(self.key_projector, self.projector, 0.0)
+        ema_update(self.key_encoder, self.encoder, 0.0)
+        ema_update(self.key_projector, self.projector, 0.0)

@@ -10,7 +10,7 @@ from foundation import vision_import
 from foundation.schedules import cosine, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.components.heads import projector
-from ssl_methods.components.momentum import follow, follower
+from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.similarity import info_nce, unit
 from ssl_methods.encoders.outputs import feature_dim, features
 from ssl_methods.method import Batch, TwoViewMethod, Views
@@ -23,7 +23,7 @@ def key_contrast(
     """2 T times InfoNCE of query i with key i against the batch's other keys (alg. 1, ``ctr``); which counted.
 
     queries, keys ``[B, D]`` of any length; no gradient enters the keys. patients ``[B]``: keys of the query's own
-    patient are not negatives; None: every picture is its own patient. A query without negatives is left out of
+    patient are not negatives; None: every image is its own patient. A query without negatives is left out of
     the mean (``[B]`` bool). The factor keeps the gradient's size over temperatures. At least in float32.
     """
     with torch.autocast(queries.device.type, enabled=False):
@@ -55,20 +55,20 @@ class MoCoV3Config(TwoViewConfig):
         default=0.99,
         ge=0.0,
         le=1.0,
-        description="Momentum of the key encoder at the study's start, for a step of momentum_batch pictures; it "
+        description="Momentum of the key encoder at the study's start, for a step of momentum_batch images; it "
         "rises by a half cosine to 1.",
     )
     momentum_batch: int = Field(
         default=32,
         ge=1,
-        description="Pictures of the step that `momentum` is stated for. With the paper's 4096 a hospital study of "
+        description="Images of the step that `momentum` is stated for. With the paper's 4096 a hospital study of "
         "some thousand steps of 16 to 64 would end near its random start; with 32 the key encoder forgets "
         "over 100 steps of 32, as the paper's does over 100 of its own.",
     )
 
 
 class MoCoV3(TwoViewMethod, name="moco_v3"):
-    """Find a picture's key, made by an encoder that follows slowly, among the keys of the batch's other patients.
+    """Find an image's key, made by an encoder that follows slowly, among the keys of the batch's other patients.
 
     Deviations: keys of a query's own patient are no negatives; heads are scaled with the encoder. The paper's batch of
     4096 has as many negatives; at 16 to 64 prefer moco_v2, whose negatives do not hang on the batch.
@@ -101,22 +101,22 @@ class MoCoV3(TwoViewMethod, name="moco_v3"):
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrast of each view's queries with the other's keys; also the share of queries without negatives."""
         queries, keys = [], []
-        for pictures in (views["first"], views["second"]):
-            queries.append(self.predictor(self.projector(features(self.encoder, pictures))))  # [B, projection]
+        for images in (views["first"], views["second"]):
+            queries.append(self.predictor(self.projector(features(self.encoder, images))))  # [B, projection]
             with torch.no_grad():
-                keys.append(self.key_projector(features(self.key_encoder, pictures)))
+                keys.append(self.key_projector(features(self.key_encoder, images)))
         one, counted = key_contrast(queries[0], keys[1], self.config.temperature, views["patients"])
         other, _ = key_contrast(queries[1], keys[0], self.config.temperature, views["patients"])
         return one + other, {"anchors_left_out": 1.0 - counted.float().mean()}
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Let the key encoder follow (sec. 3; momentum .99 -> 1 by a half cosine)."""
         stated = cosine(progress, self.config.momentum, 1.0)
-        momentum = momentum_for_batch(stated, pictures, self.config.momentum_batch)
-        follow(self.key_encoder, self.encoder, momentum)
-        follow(self.key_projector, self.projector, momentum)
+        momentum = momentum_for_batch(stated, images, self.config.momentum_batch)
+        ema_update(self.key_encoder, self.encoder, momentum)
+        ema_update(self.key_projector, self.projector, momentum)
 
     def start_local_parts(self) -> None:
         """Start what makes the keys as a copy of what makes the queries."""
-        follow(self.key_encoder, self.encoder, 0.0)
-        follow(self.key_projector, self.projector, 0.0)
+        ema_update(self.key_encoder, self.encoder, 0.0)
+        ema_update(self.key_projector, self.projector, 0.0)

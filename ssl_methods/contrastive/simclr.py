@@ -21,12 +21,12 @@ def nt_xent(
     patients: Tensor | None = None,
     groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """NT-Xent over the 2B views of B pictures, and which of the 2B anchors counted (``[2B]`` bool).
+    """NT-Xent over the 2B views of B images, and which of the 2B anchors counted (``[2B]`` bool).
 
     first, second: the projections ``[B, D]`` of both views, of any length. Computed at least in float32.
-    patients ``[B]``: views of the same patient are not each other's negatives; None: every picture is its own
+    patients ``[B]``: views of the same patient are not each other's negatives; None: every image is its own
     patient. groups ``[B]``: all views of one group are each other's positives; None: only the two views of
-    one picture are.
+    one image are.
 
     ``info_nce`` of s_ij = cos(z_i, z_j) / temperature; with one positive and no masking it is eq. 1 of Chen et al.
     """
@@ -38,9 +38,9 @@ def nt_xent(
 
 def _pairs(count: int, patients: Tensor | None, groups: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Who is whose positive and whose negative among 2B views: two ``[2B, 2B]`` bool tensors."""
-    pictures = torch.arange(count, device=device)
-    group = (pictures if groups is None else groups).repeat(2)
-    patient = (pictures if patients is None else patients).repeat(2)
+    images = torch.arange(count, device=device)
+    group = (images if groups is None else groups).repeat(2)
+    patient = (images if patients is None else patients).repeat(2)
     oneself = torch.eye(2 * count, dtype=torch.bool, device=device)
     positive = (group[:, None] == group[None, :]) & ~oneself
     negative = (patient[:, None] != patient[None, :]) & ~positive & ~oneself
@@ -48,12 +48,12 @@ def _pairs(count: int, patients: Tensor | None, groups: Tensor | None, device: t
 
 
 def positive_groups(batch: Batch, positives: str) -> Tensor:
-    """``[B]``: pictures with the same number are each other's positives.
+    """``[B]``: images with the same number are each other's positives.
 
-    By patient, study or series all views in the batch that share it; otherwise only a picture's two views, as of two
+    By patient, study or series all views in the batch that share it; otherwise only an image's two views, as of two
     neighbours in a batch it is not said that they are neighbours.
     """
-    alone = torch.arange(len(batch.pictures), device=batch.patients.device)
+    alone = torch.arange(len(batch.images), device=batch.patients.device)
     return {"patient": batch.patients, "study": batch.studies, "series": batch.series}.get(positives, alone)
 
 
@@ -77,7 +77,7 @@ class SimCLRConfig(TwoViewConfig):
 
 
 class SimCLR(TwoViewMethod, name="simclr"):
-    """Draw two views of a picture together and push views of other patients away."""
+    """Draw two views of an image together and push views of other patients away."""
 
     Config: ClassVar[type[MethodConfig]] = SimCLRConfig
     config: SimCLRConfig

@@ -1,4 +1,4 @@
-"""A small convolutional decoder from an encoder's last map back to pictures."""
+"""A small convolutional decoder from an encoder's last map back to images."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imaging.config import ImageConfig
-from ssl_methods.components.similarity import exact
+from ssl_methods.components.similarity import as_float32
 from ssl_methods.encoders.outputs import feature_dim, feature_maps
 
 GROUP = 8
@@ -21,19 +21,19 @@ NARROWEST = 16
 
 
 def map_grid(encoder: nn.Module, image: ImageConfig) -> tuple[int, ...]:
-    """Sides of the encoder's last map for the study's pictures, found without computing (on torch's meta device)."""
+    """Sides of the encoder's last map for the study's images, found without computing (on torch's meta device)."""
     shadow = copy.deepcopy(encoder).to("meta").eval()
     with torch.no_grad():
         return tuple(feature_maps(shadow, torch.empty(1, *image.shape, device="meta")).shape[2:])
 
 
 class ConvDecoder(nn.Module):
-    """From feature maps ``[B, D, *grid]`` to pictures ``[B, channels, *shape]``, in 2-D and 3-D.
+    """From feature maps ``[B, D, *grid]`` to images ``[B, channels, *shape]``, in 2-D and 3-D.
 
-    A 1x1 convolution to ``width`` channels, then as many stages as doublings lie between grid and picture: enlarge to
+    A 1x1 convolution to ``width`` channels, then as many stages as doublings lie between grid and image: enlarge to
     the nearest pixel, convolve 3x3, GroupNorm, GELU, with half the channels of the stage before; last a 1x1
     convolution, without bound on the values. Enlarging before convolving leaves no checkerboard, as transposed
-    convolutions do (Odena et al. 2016). GroupNorm looks at one picture at a time, so that the decoder never makes a
+    convolutions do (Odena et al. 2016). GroupNorm looks at one image at a time, so that the decoder never makes a
     loss coupled; an encoder's own BatchNorm still does. Any factor is reached, also another one along each axis.
     """
 
@@ -42,7 +42,7 @@ class ConvDecoder(nn.Module):
         convolution = nn.Conv2d if len(shape) == 2 else nn.Conv3d
         factor = max(whole / part for whole, part in zip(shape, grid, strict=True))
         stages = max(1, math.ceil(math.log2(factor)))
-        # The last stage has the picture's sides, each stage before it half of them and never less than the grid's.
+        # The last stage has the image's sides, each stage before it half of them and never less than the grid's.
         self.sizes = [
             tuple(max(part, math.ceil(whole / 2**left)) for whole, part in zip(shape, grid, strict=True))
             for left in reversed(range(stages))
@@ -65,12 +65,12 @@ class ConvDecoder(nn.Module):
         return cast(Tensor, self.out(grown))
 
 
-def picture_decoder(encoder: nn.Module, image: ImageConfig, width: int) -> ConvDecoder:
-    """The decoder that turns what ``feature_maps`` gives of the study's pictures into such pictures."""
+def image_decoder(encoder: nn.Module, image: ImageConfig, width: int) -> ConvDecoder:
+    """The decoder that turns what ``feature_maps`` gives of the study's images into such images."""
     return ConvDecoder(feature_dim(encoder), image.channels, map_grid(encoder, image), image.shape[1:], width)
 
 
-def restoration_loss(prediction: Tensor, pictures: Tensor) -> Tensor:
-    """Of each picture the mean squared error over all its pixels, ``[B]`` of ``[B, C, ...]``, at least in float32."""
-    pictures = exact(pictures)
-    return (prediction.to(pictures.dtype) - pictures).square().flatten(1).mean(dim=1)
+def restoration_loss(prediction: Tensor, images: Tensor) -> Tensor:
+    """Of each image the mean squared error over all its pixels, ``[B]`` of ``[B, C, ...]``, at least in float32."""
+    images = as_float32(images)
+    return (prediction.to(images.dtype) - images).square().flatten(1).mean(dim=1)

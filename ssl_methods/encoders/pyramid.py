@@ -1,4 +1,4 @@
-"""Maps of an encoder at several depths, and the UNETR-style decoder from them to a map of the picture's size."""
+"""Maps of an encoder at several depths, and the UNETR-style decoder from them to a map of the image's size."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ GROUP = 8
 """Channels that are normalised together."""
 
 
-def feature_pyramid(encoder: nn.Module, pictures: Tensor) -> list[Tensor]:
+def feature_pyramid(encoder: nn.Module, images: Tensor) -> list[Tensor]:
     """Maps ``[B, D, h, w]`` (in 3-D ``[B, D, d, h, w]``) from early layers to the last one, the finest first.
 
     Of a ViT the patch tokens after evenly spaced blocks, four where it has as many, all on the grid of its patches and
@@ -28,14 +28,14 @@ def feature_pyramid(encoder: nn.Module, pictures: Tensor) -> list[Tensor]:
     """
     if is_volume_vit(encoder):
         embedding = cast(Any, encoder).patch_embedding
-        return _token_maps(encoder, embedding(pictures), embedding.grid_size)
+        return _token_maps(encoder, embedding(images), embedding.grid_size)
     if is_volume_encoder(encoder):
-        return list(cast(Any, encoder)(pictures))
+        return list(cast(Any, encoder)(images))
     if isinstance(encoder, VisionTransformer):
-        sides = zip(pictures.shape[2:], cast(Any, encoder).patch_embed.patch_size, strict=True)
-        tokens = cast(Any, encoder).norm_pre(patch_embeddings(encoder, pictures))
+        sides = zip(images.shape[2:], cast(Any, encoder).patch_embed.patch_size, strict=True)
+        tokens = cast(Any, encoder).norm_pre(patch_embeddings(encoder, images))
         return _token_maps(encoder, tokens, [side // patch for side, patch in sides])
-    return list(cast(Any, encoder).forward_intermediates(pictures, norm=True, intermediates_only=True))
+    return list(cast(Any, encoder).forward_intermediates(images, norm=True, intermediates_only=True))
 
 
 def _token_maps(vit: nn.Module, tokens: Tensor, grid: Sequence[int]) -> list[Tensor]:
@@ -53,7 +53,7 @@ def _token_maps(vit: nn.Module, tokens: Tensor, grid: Sequence[int]) -> list[Ten
 
 
 def pyramid_shapes(encoder: nn.Module, image: ImageConfig) -> list[tuple[int, ...]]:
-    """``(D, *sides)`` of each map for the study's pictures, found without computing (on torch's meta device)."""
+    """``(D, *sides)`` of each map for the study's images, found without computing (on torch's meta device)."""
     shadow = copy.deepcopy(encoder).to("meta").eval()
     with torch.no_grad():
         return [
@@ -62,15 +62,15 @@ def pyramid_shapes(encoder: nn.Module, image: ImageConfig) -> list[tuple[int, ..
 
 
 class PyramidDecoder(nn.Module):
-    """From a picture and the pyramid of its maps to ``[B, channels, *sides]``, in 2-D and 3-D.
+    """From an image and the pyramid of its maps to ``[B, channels, *sides]``, in 2-D and 3-D.
 
     After UNETR (Hatamizadeh et al. 2022, fig. 1): from the last map on, enlarge twofold, join the map of the level
-    above and the picture last, and convolve twice around a shortcut. Two deviations let it fit every encoder and small
+    above and the image last, and convolve twice around a shortcut. Two deviations let it fit every encoder and small
     batches. A map that has to grow is brought to its stage's channels by a 1x1 convolution and then enlarged, without
     the transposed convolutions, which leave a checkerboard (Odena et al. 2016) and need sides that are powers of two.
     GroupNorm stands for InstanceNorm, which cannot normalise a map of one pixel.
 
-    A stage has ``width`` channels at the picture's side and twice as many at half of it, and so on, but no more than
+    A stage has ``width`` channels at the image's side and twice as many at half of it, and so on, but no more than
     its map and no fewer than a group.
     """
 
@@ -80,7 +80,7 @@ class PyramidDecoder(nn.Module):
         *skipped, (below, *sides) = shapes
         convolution = nn.Conv2d if image.dimensions == 2 else nn.Conv3d
         self.sizes = [*_stage_sizes([shape[1:] for shape in skipped], sides, image.shape[1:]), image.shape[1:]]
-        brought = [*(shape[0] for shape in reversed(skipped)), image.channels]  # the picture is the finest level
+        brought = [*(shape[0] for shape in reversed(skipped)), image.channels]  # the image is the finest level
         skips, blocks = [], []
         for given, size in zip(brought, self.sizes, strict=True):
             most = width if size == image.shape[1:] else min(given, width * image.size // size[-1])
@@ -91,27 +91,25 @@ class PyramidDecoder(nn.Module):
         self.skips, self.blocks = nn.ModuleList(skips), nn.ModuleList(blocks)
         self.out = convolution(below, channels, 1)
 
-    def forward(self, pictures: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """``[B, channels, *sides]`` of standardised pictures and what ``feature_pyramid`` gives of them."""
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """``[B, channels, *sides]`` of standardised images and what ``feature_pyramid`` gives of them."""
         *finer, grown = pyramid
-        brought = [*reversed(finer), pictures]
+        brought = [*reversed(finer), images]
         for size, skip, block, maps in zip(self.sizes, self.skips, self.blocks, brought, strict=True):
             joined = torch.cat([_enlarged(grown, size), _enlarged(skip(maps), size)], dim=1)
             grown = block(joined)
         return cast(Tensor, self.out(grown))
 
 
-def _stage_sizes(
-    skipped: Sequence[Sequence[int]], last: Sequence[int], picture: Sequence[int]
-) -> list[tuple[int, ...]]:
-    """Sides of each stage before the picture, coarsest first: twice the stage below, never less than the own map.
+def _stage_sizes(skipped: Sequence[Sequence[int]], last: Sequence[int], image: Sequence[int]) -> list[tuple[int, ...]]:
+    """Sides of each stage before the image, coarsest first: twice the stage below, never less than the own map.
 
-    Where that is finer than the map (a ViT's), no more than half of the picture: the cost is in the finest stages.
+    Where that is finer than the map (a ViT's), no more than half of the image: the cost is in the finest stages.
     """
     sizes: list[tuple[int, ...]] = []
     below = last
     for own in reversed(skipped):
-        most = [max(1, whole // 2) for whole in picture]
+        most = [max(1, whole // 2) for whole in image]
         size = tuple(max(side, min(2 * part, half)) for side, part, half in zip(own, below, most, strict=True))
         sizes.append(size)
         below = size

@@ -206,7 +206,7 @@ def _adapted(encoder: nn.Module, name: str, value: Tensor, before: Tensor, sourc
 
 
 def _first_layer(encoder: nn.Module) -> str:
-    """The name of the layer that reads the picture: as timm states it, else the first convolution; "" if none."""
+    """The name of the layer that reads the image: as timm states it, else the first convolution; "" if none."""
     stated = (getattr(encoder, "pretrained_cfg", None) or {}).get("first_conv") or [
         name for name, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)
     ]
@@ -216,7 +216,7 @@ def _first_layer(encoder: nn.Module) -> str:
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """The first layer's weight ``[out, K, ...]`` for another number C of input channels: ``[out, C, ...]``.
 
-    One channel: the sum over k, so that a grey picture gives what it gave copied into K channels. More: W'[:, c] =
+    One channel: the sum over k, so that a grey image gives what it gave copied into K channels. More: W'[:, c] =
     K / C * W[:, c mod K], which keeps that for C = 2K, 3K, ... and the size of the response else (K / C is 3 / C for
     natural images; the usual practice, timm's too).
     """

@@ -146,12 +146,12 @@ def encoder_dimensions(name: str) -> int:
 
 
 def require_dimensions(name: str, image: ImageConfig) -> None:
-    """StudyError when the encoder ``name`` is for volumes and the study's pictures are not, or the other way."""
+    """StudyError when the encoder ``name`` is for volumes and the study's images are not, or the other way."""
     if encoder_dimensions(name) == image.dimensions:
         return
     if image.depth is None:
-        raise StudyError(f"encoder {name!r} is for volumes, but pictures are 2-D: set image.depth, or a 2-D encoder")
+        raise StudyError(f"encoder {name!r} is for volumes, but images are 2-D: set image.depth, or a 2-D encoder")
     raise StudyError(
-        f"encoder {name!r} is for 2-D pictures, but image.depth {image.depth} says volumes: "
+        f"encoder {name!r} is for 2-D images, but image.depth {image.depth} says volumes: "
         f"choose {' or '.join(VOLUME_ENCODERS)}, or leave image.depth out"
     )

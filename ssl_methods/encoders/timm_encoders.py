@@ -31,7 +31,7 @@ def timm_arguments(config: EncoderConfig, image: ImageConfig) -> dict[str, Any]:
     given = {option: getattr(config, option) for option in named if getattr(config, option) is not None}
     if isinstance(config.patch_size, tuple):
         raise StudyError(
-            f"encoder.patch_size {list(config.patch_size)} has three sides, but {config.name!r} takes 2-D pictures: "
+            f"encoder.patch_size {list(config.patch_size)} has three sides, but {config.name!r} takes 2-D images: "
             f"give one number"
         )
     kind = encoder_kind(config.name)
@@ -88,7 +88,7 @@ def timm_line(config: EncoderConfig, image: ImageConfig) -> str:
 
 
 def build_encoder(config: EncoderConfig, image: ImageConfig) -> nn.Module:
-    """A fresh timm or MONAI model (weights from torch's global generator) for pictures ``[B, *image.shape]``.
+    """A fresh timm or MONAI model (weights from torch's global generator) for images ``[B, *image.shape]``.
 
     A ViT has no class token; its position embedding is the fixed sine-cosine one and is not trained, as in
     MAE and I-JEPA, and its pooled output is the mean of the normalised patch tokens.
@@ -131,7 +131,7 @@ def _frozen(encoder: nn.Module, config: EncoderConfig) -> nn.Module:
 
 
 def _check_vit(config: EncoderConfig, image: ImageConfig) -> None:
-    """StudyError when patches do not tile the picture or heads do not divide the width."""
+    """StudyError when patches do not tile the image or heads do not divide the width."""
     with torch.device("meta"):
         plain: Any = vision_import.timm.create_model(config.name, num_classes=0)
     patch = cast(int, config.patch_size or plain.patch_embed.patch_size[0])

@@ -43,7 +43,7 @@ class CombineConfig(MethodConfig):
         min_length=2,
         max_length=4,
         description="Two to four methods with their weights. The default joins one that restores pixels to one that "
-        "compares pictures, as they suit different tasks afterwards.",
+        "compares images, as they suit different tasks afterwards.",
     )
 
     @property
@@ -63,7 +63,7 @@ class CombineConfig(MethodConfig):
         asked = {label: relation for label, relation in wanted.items() if relation is not None}
         if len(set(asked.values())) > 1:
             said = ", ".join(f"{label} by {relation}" for label, relation in asked.items())
-            raise ValueError(f"a picture has one partner, but members want several ({said}): let them agree")
+            raise ValueError(f"an image has one partner, but members want several ({said}): let them agree")
         for label, member in self.labelled().items():
             if member.method.share is not None:
                 raise ValueError(
@@ -105,7 +105,7 @@ class Combine(Method, name="combine"):
         own: dict[str, Role] = {"encoder": "shared"}
         for label, member in members.items():
             own |= {f"{label}.{part}": role for part, role in member.parts.items() if part != "encoder"}
-        unshared = {f"{label}.{part}" for label, member in members.items() for part in member.never_shared}
+        unshared = {f"{label}.{part}" for label, member in members.items() for part in member.private_parts}
 
         class CombineOfMembers(Combine):
             per_sample: ClassVar[bool] = all(member.per_sample for member in classes)
@@ -116,7 +116,7 @@ class Combine(Method, name="combine"):
                 axes for axes in (2, 3) if all(axes in member.dimensions for member in classes)
             )
             fewest_patients: ClassVar[int] = max(member.fewest_patients for member in classes)
-            never_shared: ClassVar[frozenset[str]] = frozenset(unshared)
+            private_parts: ClassVar[frozenset[str]] = frozenset(unshared)
             parts: ClassVar[dict[str, Role]] = own
 
         return CombineOfMembers
@@ -141,8 +141,8 @@ class Combine(Method, name="combine"):
         return first if first == "encoder" else ".".join(rest[:2])
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """Every member's views, as ``mae.pictures``."""
-        alone = Batch(batch.pictures, batch.patients, batch.studies, batch.series)
+        """Every member's views, as ``mae.images``."""
+        alone = Batch(batch.images, batch.patients, batch.studies, batch.series)
         views: Views = {}
         for label, member in self._each():
             member.augmentation.made = self.augmentation.made
@@ -161,17 +161,15 @@ class Combine(Method, name="combine"):
             scalars |= {f"{label}_{name}": value for name, value in {"loss": loss.detach(), **own}.items()}
         return total, scalars
 
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: sum of weight x each picture's loss, where every member has one of single pictures."""
+    def image_losses(self, views: Views) -> Tensor:
+        """``[B]``: sum of weight x each image's loss, where every member has one of single images."""
         weights = [member.weight for member in self.config.methods]
         each = zip(self._each(), weights, strict=True)
-        return torch.stack([weight * member.picture_losses(_of(label, views)) for (label, member), weight in each]).sum(
-            0
-        )
+        return torch.stack([weight * member.image_losses(_of(label, views)) for (label, member), weight in each]).sum(0)
 
-    def couples(self) -> bool:
-        """Whether any member couples pictures, or the encoder does."""
-        return self.batch_normalised() or any(member.couples() for _, member in self._each())
+    def is_batch_coupled(self) -> bool:
+        """Whether any member couples images, or the encoder does."""
+        return self.batch_normalised() or any(member.is_batch_coupled() for _, member in self._each())
 
     def before_step(self, progress: float) -> None:
         """Every member's."""
@@ -186,25 +184,25 @@ class Combine(Method, name="combine"):
         return dict(self._each())[label].rate(own, progress, scheduled, peak)
 
     def output(self, pooled: Tensor) -> Tensor | None:
-        """That of the first member that compares pictures, if any does."""
+        """That of the first member that compares images, if any does."""
         return next((found for _, member in self._each() if (found := member.output(pooled)) is not None), None)
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Every member's."""
         for _, member in self._each():
-            member.after_step(progress, pictures)
+            member.after_step(progress, images)
 
     def start_local_parts(self) -> None:
         """Every member's."""
         for _, member in self._each():
             member.start_local_parts()
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """What every member shows, titled with its name."""
         return [
             (f"{label}: {title}", shown)
             for label, member in self._each()
-            for title, shown in member.show(_of(label, views), picture)
+            for title, shown in member.show(_of(label, views), image)
         ]
 
 

@@ -1,4 +1,4 @@
-"""iBOT: self-distillation of pictures and of hidden patches (Zhou et al. 2022, ICLR)."""
+"""iBOT: self-distillation of images and of hidden patches (Zhou et al. 2022, ICLR)."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from imaging.config import AreaRange, ImageConfig
 from ssl_methods.components.focus import patch_weights
 from ssl_methods.components.heads import take
 from ssl_methods.components.koleo import koleo
-from ssl_methods.components.momentum import follow, follower
+from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.multi_crop import by_view, crop_features
 from ssl_methods.components.similarity import unit
 from ssl_methods.components.token_masks import spared
@@ -24,7 +24,7 @@ from ssl_methods.non_contrastive.dino import DINO, Centre, DistillationConfig, t
 from ssl_methods.reconstruction.mae import only_patches
 
 TRIES = 16
-"""Rectangles tried for a mask: more hide no more on average, fewer may leave a picture without."""
+"""Rectangles tried for a mask: more hide no more on average, fewer may leave an image without."""
 LEAST_PATCHES = 4
 FLATTEST = 0.3
 """Smallest height over width of a rectangle, and the inverse of the largest (BEiT: Bao et al. 2022, algorithm 1)."""
@@ -38,11 +38,11 @@ def patch_loss(
     student_temperature: float,
     teacher_temperature: Tensor | float,
 ) -> Tensor:
-    """Cross-entropy of hidden patches (eq. 2): mean over a picture's own, then over the pictures; at least float32.
+    """Cross-entropy of hidden patches (eq. 2): mean over an image's own, then over the images; at least float32.
 
-    student, teacher ``[R, M, K]``: outputs at M places of R pictures, of which ``counted`` ``[R, M]`` bool are hidden.
-    A picture without any counts in the second mean with 0, as in their code: so each hidden patch weighs the same
-    whatever the batch's other pictures drew. No gradient enters the teacher or the centre ``[K]``.
+    student, teacher ``[R, M, K]``: outputs at M places of R images, of which ``counted`` ``[R, M]`` bool are hidden.
+    An image without any counts in the second mean with 0, as in their code: so each hidden patch weighs the same
+    whatever the batch's other images drew. No gradient enters the teacher or the centre ``[K]``.
     """
     with torch.autocast(student.device.type, enabled=False):
         target = teacher_targets(teacher, centre, teacher_temperature)
@@ -54,9 +54,9 @@ def patch_loss(
 def gram_loss(tokens: Tensor, anchor: Tensor) -> Tensor:
     """The Gram term of DINOv3 (Siméoni et al. 2025, sec. 4.2), which keeps patch features from losing their structure.
 
-    Mean squared difference of the cosines between the patches of a picture, at least in float32.
+    Mean squared difference of the cosines between the patches of an image, at least in float32.
 
-    tokens, anchor ``[B, N, D]``: patch tokens of the same pictures by two encoders; no gradient enters the anchor.
+    tokens, anchor ``[B, N, D]``: patch tokens of the same images by two encoders; no gradient enters the anchor.
     The features themselves may move as long as which patch is like which stays. The paper writes the sum over the
     N x N entries (eq. 2) and takes their mean in its code.
     """
@@ -68,9 +68,9 @@ def gram_loss(tokens: Tensor, anchor: Tensor) -> Tensor:
 def blockwise_masks(
     count: int, grid: Sequence[int], share: tuple[float, float], chance: float, generator: torch.Generator
 ) -> Tensor:
-    """``[count, N]`` bool, true where hidden: unions of rectangles (BEiT), each picture for itself.
+    """``[count, N]`` bool, true where hidden: unions of rectangles (BEiT), each image for itself.
 
-    With probability ``chance`` a picture hides a part of its patches, at most a number drawn uniformly from ``share``
+    With probability ``chance`` an image hides a part of its patches, at most a number drawn uniformly from ``share``
     of them (at least 1); else nothing. A rectangle that would hide more than is left is not taken.
     """
     height, width = grid
@@ -111,11 +111,11 @@ class IBOTConfig(DistillationConfig):
     mask_share: AreaRange = Field(
         default=(0.1, 0.5), description="Share of the patches that is hidden in such a crop, drawn uniformly."
     )
-    patch_weight: float = Field(default=1.0, ge=0.0, description="Weight of the hidden patches beside the pictures.")
+    patch_weight: float = Field(default=1.0, ge=0.0, description="Weight of the hidden patches beside the images.")
     koleo_weight: float = Field(
         default=0.0,
         ge=0.0,
-        description="Weight of KoLeo, which spreads the pictures' features; DINOv2 has .1. Off: in a hospital's batch "
+        description="Weight of KoLeo, which spreads the images' features; DINOv2 has .1. Off: in a hospital's batch "
         "the nearest neighbour is often the same patient's next slice.",
     )
     gram_weight: float = Field(
@@ -130,10 +130,10 @@ class IBOTConfig(DistillationConfig):
 
 
 class IBOT(DINO, name="ibot"):
-    """DINO on pictures and on patches: the student says what the teacher sees at the places hidden from it.
+    """DINO on images and on patches: the student says what the teacher sees at the places hidden from it.
 
-    Deviations: the mean of the patch tokens stands for the picture, where the paper has a class token; the rest as in
-    DINO's file, the temperatures shared by pictures and patches (theirs are equal). Head and prototypes are the same
+    Deviations: the mean of the patch tokens stands for the image, where the paper has a class token; the rest as in
+    DINO's file, the temperatures shared by images and patches (theirs are equal). Head and prototypes are the same
     for both, as in the paper.
 
     KoLeo is taken on the student's pooled features of each large view, before the head, and summed over the two, as in
@@ -152,7 +152,7 @@ class IBOT(DINO, name="ibot"):
         nn.init.trunc_normal_(self.mask_token.weight, std=0.02)
         self.patch_centre = Centre(config.outputs)
         self.grid = grid_shape(encoder)
-        # Places looked at in every picture, so that shapes do not change from step to step.
+        # Places looked at in every image, so that shapes do not change from step to step.
         self.most_hidden = max(1, int(config.mask_share[1] * math.prod(self.grid)))
         self.gram_used = False
         if config.gram_weight > 0:
@@ -162,21 +162,21 @@ class IBOT(DINO, name="ibot"):
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
         """DINO's ``large`` and ``small``; ``masks`` ``[B, 2, N]`` bool: the patches of a large crop that are hidden."""
         views = super().make_views(batch, generator)
-        count, config = len(batch.pictures), self.config
+        count, config = len(batch.images), self.config
         masks = blockwise_masks(2 * count, self.grid, config.mask_share, config.mask_chance, generator)
         weights = patch_weights(config.focus, views["large"].flatten(0, 1), self.grid, self.teacher["encoder"])
         if weights is not None:
             masks = spared(masks, weights, generator)
-        return views | {"masks": masks.reshape(count, 2, -1).to(batch.pictures.device)}
+        return views | {"masks": masks.reshape(count, 2, -1).to(batch.images.device)}
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """Each large crop as the teacher and as the student sees it, and the small crops."""
         shown: list[tuple[str, Tensor]] = []
-        for view, crop in enumerate(views["large"][picture]):
-            seen = (~views["masks"][picture, view]).nonzero()[:, 0]
+        for view, crop in enumerate(views["large"][image]):
+            seen = (~views["masks"][image, view]).nonzero()[:, 0]
             masked = only_patches(crop, seen, patch_shape(self.encoder))
             shown += [(f"large {view + 1}", crop), (f"large {view + 1}, student sees", masked)]
-        return shown + super().show({name: views[name] for name in views if name == "small"}, picture)
+        return shown + super().show({name: views[name] for name in views if name == "small"}, image)
 
     def before_step(self, progress: float) -> None:
         """Also take the Gram term's anchor when its time comes."""
@@ -185,11 +185,11 @@ class IBOT(DINO, name="ibot"):
         # A branch and not a buffer: a compiled loss is compiled anew once, and early steps save a pass.
         self.gram_used = self.config.gram_weight > 0 and progress >= self.config.gram_from
         if self.gram_used and not bool(self.teacher.get_buffer("anchored")):
-            follow(self.teacher["anchor"], self.encoder, 0.0)
+            ema_update(self.teacher["anchor"], self.encoder, 0.0)
             self.teacher.get_buffer("anchored").fill_(True)
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the pictures' term, the hidden patches' and, where the study asks for them, KoLeo and Gram."""
+        """Sum of the images' term, the hidden patches' and, where the study asks for them, KoLeo and Gram."""
         large, masks = by_view(views["large"]), by_view(views["masks"])  # [2B, C, S, S], [2B, N]
         tokens = masked_tokens(self.encoder, large, masks, self.mask_token)  # [2B, N, D]
         pooled = tokens.mean(dim=1).reshape(2, len(views["large"]), -1)  # [2, B, D]
@@ -202,10 +202,10 @@ class IBOT(DINO, name="ibot"):
             whole = seen.mean(dim=1).reshape(2, len(views["large"]), -1)
             teacher, teacher_patches = _together(self.teacher["head"], whole, seen)
             outputs = self.teacher["prototypes"](teacher)  # [2, B, K]
-        pictures, scalars = self._distil(self.prototypes(student), outputs)
+        images, scalars = self._distil(self.prototypes(student), outputs)
         patches = self._patch_term(student_patches, teacher_patches, places, masks.gather(1, places))
-        loss = pictures + self.config.patch_weight * patches
-        scalars |= {"picture_loss": pictures, "patch_loss": patches}
+        loss = images + self.config.patch_weight * patches
+        scalars |= {"image_loss": images, "patch_loss": patches}
         if self.config.koleo_weight > 0:
             scalars["koleo"] = koleo(pooled[0]) + koleo(pooled[1])  # of the large views
             loss = loss + self.config.koleo_weight * scalars["koleo"]
@@ -238,10 +238,10 @@ class IBOT(DINO, name="ibot"):
             self.patch_centre.observe(mean)
         return loss
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Also move the patches' centre."""
-        super().after_step(progress, pictures)
-        self.patch_centre.update(momentum_for_batch(self.config.centre_momentum, pictures, self.config.momentum_batch))
+        super().after_step(progress, images)
+        self.patch_centre.update(momentum_for_batch(self.config.centre_momentum, images, self.config.momentum_batch))
 
 
 def _together(head: nn.Module, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

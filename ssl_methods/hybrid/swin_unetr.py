@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from imaging.views.augment import exact
+from imaging.views.augment import full_precision
 from ssl_methods.components.classification import class_loss
 from ssl_methods.components.heads import projector
 from ssl_methods.contrastive.simclr import nt_xent, positive_groups
-from ssl_methods.encoders.decoders import picture_decoder
+from ssl_methods.encoders.decoders import image_decoder
 from ssl_methods.encoders.outputs import feature_dim, feature_maps
 from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
@@ -86,7 +86,7 @@ class SwinUNETR(Method, name="swin_unetr"):
     sub-volume, as in the paper's formula and code, not over what was cut out alone.
 
     Deviations. Heads see pooled features, which is what a study exports; their code reads two single tokens of the last
-    map. Cut-out parts are not also swapped with those of another volume, as their code does: a picture would then
+    map. Cut-out parts are not also swapped with those of another volume, as their code does: an image would then
     hold parts of another patient. The share cut out never exceeds the limit; theirs may by one box. Same-patient
     pairs are not each other's negatives. As they have one sub-volume for both copies, intensities are left alone; the
     sub-volume is the light view (image.augment.light_crop_scale) at the study's size (theirs: 96 voxels a side). The
@@ -103,7 +103,7 @@ class SwinUNETR(Method, name="swin_unetr"):
         width = feature_dim(encoder)
         self.rotation_head = projector([width, TURNS], normalisation="none", last="biased")
         self.contrast_head = projector([width, config.projection], normalisation="none", last="biased")
-        self.decoder = picture_decoder(encoder, image, config.decoder_width)
+        self.decoder = image_decoder(encoder, image, config.decoder_width)
         self.boxes = math.ceil(config.dropped / MEAN_BOX)
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
@@ -112,7 +112,7 @@ class SwinUNETR(Method, name="swin_unetr"):
         ``turns`` ``[B, 2]``, 0 to 3, of both; ``patients``, ``groups`` ``[B]`` as SimCLR has them. The second copy is
         of the partner's sub-volume where the study asks for one.
         """
-        whole = self.augmentation.light(batch.pictures, generator)
+        whole = self.augmentation.light(batch.images, generator)
         other = whole if batch.partners is None else self.augmentation.light(batch.partners, generator)
         turns = torch.randint(TURNS, (len(whole), 2), generator=generator)
         views: Views = {}
@@ -127,7 +127,7 @@ class SwinUNETR(Method, name="swin_unetr"):
         """The volumes with boxes of noise."""
         draws = torch.rand(len(volumes), 1 + 6 * self.boxes, generator=generator)
         noise = torch.randn(volumes.shape, generator=generator)
-        with exact(volumes.device):
+        with full_precision(volumes.device):
             hidden = cut_boxes(draws, self.config.dropped, volumes.shape[2:])
             return torch.where(hidden[:, None].to(volumes.device), noise.to(volumes.device), volumes)
 
@@ -154,12 +154,12 @@ class SwinUNETR(Method, name="swin_unetr"):
         scalars = {name: term.detach() for name, term in terms.items()}
         return loss, scalars | {"accuracy": right, "anchors_left_out": 1.0 - counted.float().mean()}
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """Both copies as they were and with their boxes; the first last, as its restoration follows."""
         shown = []
         for column, name in ((1, "second"), (0, "first")):
-            turned = f"{name} copy, {90 * int(views['turns'][picture, column])} degrees"
-            shown += [(turned, views[name][picture]), (f"{name} copy, cut", views[f"{name}_cut"][picture])]
+            turned = f"{name} copy, {90 * int(views['turns'][image, column])} degrees"
+            shown += [(turned, views[name][image]), (f"{name} copy, cut", views[f"{name}_cut"][image])]
         return shown
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.components.heads import projector
-from ssl_methods.components.similarity import exact
+from ssl_methods.components.similarity import as_float32
 from ssl_methods.encoders.outputs import feature_dim, features
 from ssl_methods.method import TwoViewMethod, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
@@ -29,7 +29,7 @@ def barlow_loss(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 
 def _standardised(projections: Tensor) -> Tensor:
-    projections = exact(projections)
+    projections = as_float32(projections)
     variance, mean = torch.var_mean(projections, dim=0, correction=0)
     return (projections - mean) / (variance + 1e-5).sqrt()
 
@@ -49,7 +49,7 @@ class BarlowTwinsConfig(TwoViewConfig):
     projection: int = Field(
         default=256,
         ge=2,
-        description="Channels that are decorrelated. B pictures cannot bring the squared correlations of D channels "
+        description="Channels that are decorrelated. B images cannot bring the squared correlations of D channels "
         "below about D^2/B: for the paper's 8192 and a batch of 2048 that is, times lambda, 2 % of what "
         "the other term starts from, but half of it and more at a batch of 32. With 256 it is 4 %.",
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foundation.schedules import cosine, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.components.heads import projector
-from ssl_methods.components.momentum import follow, follower
+from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.similarity import negative_cosine
 from ssl_methods.encoders.outputs import feature_dim, features
 from ssl_methods.method import TwoViewMethod, Views
@@ -41,13 +41,13 @@ class BYOLConfig(TwoViewConfig):
         default=0.996,
         ge=0.0,
         le=1.0,
-        description="Momentum of the target network at the study's start, for a step of momentum_batch pictures; it "
+        description="Momentum of the target network at the study's start, for a step of momentum_batch images; it "
         "rises by a half cosine to 1.",
     )
     momentum_batch: int = Field(
         default=32,
         ge=1,
-        description="Pictures of the step that `momentum` is stated for. With the paper's 4096 a hospital study of "
+        description="Images of the step that `momentum` is stated for. With the paper's 4096 a hospital study of "
         "some thousand steps of 16 to 64 would end near its random start; with 32 the target forgets over "
         "250 steps of 32, as the paper's does over 250 of its own.",
     )
@@ -84,20 +84,20 @@ class BYOL(TwoViewMethod, name="byol"):
             targets = self._target(first), self._target(second)
         return byol_loss(predictions, targets), {}
 
-    def _online(self, pictures: Tensor) -> Tensor:
-        return cast(Tensor, self.predictor(self.projector(features(self.encoder, pictures))))
+    def _online(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.predictor(self.projector(features(self.encoder, images))))
 
-    def _target(self, pictures: Tensor) -> Tensor:
-        return cast(Tensor, self.target_projector(features(self.target_encoder, pictures)))
+    def _target(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.target_projector(features(self.target_encoder, images)))
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Let the target follow (eq. 1; momentum .996 -> 1 by a half cosine, sec. 3.3)."""
         stated = cosine(progress, self.config.momentum, 1.0)
-        momentum = momentum_for_batch(stated, pictures, self.config.momentum_batch)
-        follow(self.target_encoder, self.encoder, momentum)
-        follow(self.target_projector, self.projector, momentum)
+        momentum = momentum_for_batch(stated, images, self.config.momentum_batch)
+        ema_update(self.target_encoder, self.encoder, momentum)
+        ema_update(self.target_projector, self.projector, momentum)
 
     def start_local_parts(self) -> None:
         """Start the target as a copy of the online network."""
-        follow(self.target_encoder, self.encoder, 0.0)
-        follow(self.target_projector, self.projector, 0.0)
+        ema_update(self.target_encoder, self.encoder, 0.0)
+        ema_update(self.target_projector, self.projector, 0.0)

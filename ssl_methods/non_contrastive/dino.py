@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from foundation.schedules import cosine, linear, momentum_for_batch
 from imaging.config import ImageConfig
-from ssl_methods.components.momentum import follow, follower
+from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.multi_crop import MultiCropConfig, crop_features, draw_crops, small_side, view_features
-from ssl_methods.components.similarity import exact, unit
+from ssl_methods.components.similarity import as_float32, unit
 from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig
@@ -20,13 +20,13 @@ from ssl_methods.method_config import MethodConfig
 
 def teacher_targets(outputs: Tensor, centre: Tensor, temperature: Tensor | float) -> Tensor:
     """softmax((outputs - centre) / temperature) over the last of ``[..., K]`` (sec. 3.1), at least in float32."""
-    return ((exact(outputs.detach()) - centre) / temperature).softmax(dim=-1)
+    return ((as_float32(outputs.detach()) - centre) / temperature).softmax(dim=-1)
 
 
 def dino_loss(
     student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float, teacher_temperature: Tensor | float
 ) -> Tensor:
-    """Mean cross-entropy between the teacher's and the student's views of a picture (eq. 2-3), at least in float32.
+    """Mean cross-entropy between the teacher's and the student's views of an image (eq. 2-3), at least in float32.
 
     student ``[V, B, K]``: outputs for all views, the teacher's first; teacher ``[T, B, K]``: for the first T of them,
     which no gradient enters; centre ``[K]``. The T pairs of a view with itself are left out.
@@ -131,7 +131,7 @@ class DistillationConfig(MultiCropConfig):
         default=2048,
         ge=2,
         description="Prototypes, the K classes that the teacher makes up. The paper's 65536 are for 1.3 million "
-        "pictures and 1024 a batch; a hospital's batches would meet most of them never.",
+        "images and 1024 a batch; a hospital's batches would meet most of them never.",
     )
     head_width: int = Field(
         default=512, ge=1, description="Hidden channels of the head; the paper's 2048 outweigh a small encoder."
@@ -139,7 +139,7 @@ class DistillationConfig(MultiCropConfig):
     head_normalisation: Literal["batch", "none"] = Field(
         default="batch",
         description="Of the head's hidden layers. The paper has none over a ViT, at a batch of 1024; in a "
-        "hospital's the head then shows only what all pictures have in common, and the targets become uniform.",
+        "hospital's the head then shows only what all images have in common, and the targets become uniform.",
     )
     bottleneck: int = Field(default=256, ge=2, description="Channels of a prototype.")
     student_temperature: float = Field(default=0.1, gt=0.0, le=10.0, description="Divides the student's outputs.")
@@ -164,19 +164,19 @@ class DistillationConfig(MultiCropConfig):
         "30 of 100 epochs.",
     )
     centre_momentum: float = Field(
-        default=0.9, ge=0.0, le=1.0, description="Momentum of the centre for a step of momentum_batch pictures."
+        default=0.9, ge=0.0, le=1.0, description="Momentum of the centre for a step of momentum_batch images."
     )
     momentum: float = Field(
         default=0.996,
         ge=0.0,
         le=1.0,
-        description="Momentum of the teacher at the study's start, for a step of momentum_batch pictures; it rises by "
+        description="Momentum of the teacher at the study's start, for a step of momentum_batch images; it rises by "
         "a half cosine to 1.",
     )
     momentum_batch: int = Field(
         default=32,
         ge=1,
-        description="Pictures of the step that the momenta are stated for. With the paper's 1024 a hospital study of "
+        description="Images of the step that the momenta are stated for. With the paper's 1024 a hospital study of "
         "some thousand steps of 16 to 64 would end with the teacher near its random start; with 32 it "
         "forgets over 250 steps of 32, as the paper's does over 250 of its own.",
     )
@@ -196,9 +196,9 @@ class DINOConfig(DistillationConfig):
 
 
 class DINO(Method, name="dino"):
-    """Predict from every crop of a picture how a slowly following teacher classifies its large crops.
+    """Predict from every crop of an image how a slowly following teacher classifies its large crops.
 
-    The classes are the teacher's own; that it does not put all pictures in one is due to the centre, that it does not
+    The classes are the teacher's own; that it does not put all images in one is due to the centre, that it does not
     spread each over all of them to its low temperature.
 
     Deviations, without which the targets became uniform on MRI slices in batches of 32: BatchNorm in the head, and a
@@ -276,15 +276,15 @@ class DINO(Method, name="dino"):
             self.centre.observe(teacher.float().mean(dim=(0, 1)))
         return loss, {"target_entropy": entropy}
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Let the centre and the teacher follow (eq. 4; sec. 3.1, momentum .996 -> 1 by a half cosine)."""
         per_step = self.config.momentum_batch
-        self.centre.update(momentum_for_batch(self.config.centre_momentum, pictures, per_step))
-        momentum = momentum_for_batch(cosine(progress, self.config.momentum, 1.0), pictures, per_step)
+        self.centre.update(momentum_for_batch(self.config.centre_momentum, images, per_step))
+        momentum = momentum_for_batch(cosine(progress, self.config.momentum, 1.0), images, per_step)
         for name, part in self._followed().items():
-            follow(self.teacher[name], part, momentum)
+            ema_update(self.teacher[name], part, momentum)
 
     def start_local_parts(self) -> None:
         """Start the teacher as a copy of the student, as the paper does."""
         for name, part in self._followed().items():
-            follow(self.teacher[name], part, 0.0)
+            ema_update(self.teacher[name], part, 0.0)

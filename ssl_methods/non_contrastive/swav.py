@@ -10,7 +10,7 @@ from torch.nn import functional
 from imaging.config import AreaRange, ImageConfig
 from ssl_methods.components.heads import projector
 from ssl_methods.components.multi_crop import MultiCropConfig, draw_crops, small_side, view_features
-from ssl_methods.components.similarity import exact, unit
+from ssl_methods.components.similarity import as_float32, unit
 from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig
@@ -18,17 +18,17 @@ from ssl_methods.method_config import MethodConfig
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
-    """Codes ``[N, K]`` of N pictures: each row sums to 1 and, the nearer the more rounds, each column to N / K.
+    """Codes ``[N, K]`` of N images: each row sums to 1 and, the nearer the more rounds, each column to N / K.
 
     scores ``[N, K]``: similarities to the K prototypes. The codes maximise Tr(Q'S) + epsilon H(Q) under equal use of
     all prototypes (eq. 3-5). Their scaling of rows and columns of exp(scores / epsilon) is done here on logarithms, so
     that nothing overflows; at least in float32.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        logarithm = exact(scores) / epsilon
+        logarithm = as_float32(scores) / epsilon
         for _ in range(rounds):
             logarithm = logarithm - logarithm.logsumexp(dim=0, keepdim=True)  # prototypes: equal shares
-            logarithm = logarithm - logarithm.logsumexp(dim=1, keepdim=True)  # pictures: 1 each
+            logarithm = logarithm - logarithm.logsumexp(dim=1, keepdim=True)  # images: 1 each
         return logarithm.exp()
 
 
@@ -39,7 +39,7 @@ def swav_loss(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
     the first T views. The pairs of a view with itself are left out.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        scores = exact(scores)
+        scores = as_float32(scores)
         prediction = (scores / temperature).log_softmax(dim=-1)
         each = -torch.einsum("tbk,vbk->tv", codes.to(prediction.dtype), prediction) / scores.shape[1]  # [T, V]
         other = ~torch.eye(len(codes), len(scores), dtype=torch.bool, device=scores.device)
@@ -77,12 +77,12 @@ class SwAVConfig(MultiCropConfig):
         default=256,
         ge=2,
         description="Vectors that the views are assigned to. The paper has 3000 for a thousand classes and balances "
-        "them over 4096 pictures; balancing means little with fewer pictures than prototypes.",
+        "them over 4096 images; balancing means little with fewer images than prototypes.",
     )
     queue: int = Field(
         default=0,
         ge=0,
-        description="Earlier pictures that the codes are balanced over besides the batch; 0: none. The paper keeps 15 "
+        description="Earlier images that the codes are balanced over besides the batch; 0: none. The paper keeps 15 "
         "batches at batches of 256; on MRI slices in batches of 32 studies without a queue did better.",
     )
     queue_from: float = Field(
@@ -98,7 +98,7 @@ class SwAVConfig(MultiCropConfig):
         gt=0.0,
         le=10.0,
         description="Softness of the codes. With the paper's .05 they stay uniform, and the loss at log(prototypes), "
-        "over a hospital's pictures, which resemble each other more than photographs do.",
+        "over a hospital's images, which resemble each other more than photographs do.",
     )
     sinkhorn_rounds: int = Field(default=3, ge=1, le=100, description="Rounds of balancing the codes.")
     frozen: float = Field(
@@ -115,7 +115,7 @@ class SwAVConfig(MultiCropConfig):
     )
     projection: int = Field(default=128, ge=2, description="Channels of the projection and of a prototype.")
     small_crops: int = Field(
-        default=6, ge=0, le=32, description="Small crops of each picture, which are never given a code."
+        default=6, ge=0, le=32, description="Small crops of each image, which are never given a code."
     )
     small_scale: AreaRange = Field(
         default=(0.05, 0.4),
@@ -124,14 +124,14 @@ class SwAVConfig(MultiCropConfig):
 
 
 class SwAV(Method, name="swav"):
-    """Predict from one view of a picture to which prototypes another view of it was assigned.
+    """Predict from one view of an image to which prototypes another view of it was assigned.
 
     The paper trains with LARS; with AdamW at batches of 32 start from training.learning_rate .004.
 
     Deviations, for a hospital's batch of 16 to 64: fewer prototypes, sharper codes, prototypes frozen for a share of
-    the study and not for one epoch; the projector ends in BatchNorm, as SimCLR's does, so that what all pictures have
+    the study and not for one epoch; the projector ends in BatchNorm, as SimCLR's does, so that what all images have
     in common does not fill the projection and the encoder keeps its spread. A queue, where one is asked for, holds
-    projections of the site's own pictures: it never leaves the site, and it outlives rounds and restarts.
+    projections of the site's own images: it never leaves the site, and it outlives rounds and restarts.
     """
 
     Config: ClassVar[type[MethodConfig]] = SwAVConfig
@@ -170,7 +170,7 @@ class SwAV(Method, name="swav"):
         return 0.0 if part == "prototypes" and progress < self.config.frozen else scheduled
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Swapped prediction; also which share of the prototypes is some picture's first choice."""
+        """Swapped prediction; also which share of the prototypes is some image's first choice."""
         pooled = view_features(self.encoder, views)  # [2 + V, B, D]
         # One pass of the projector over all views: BatchNorm then sees them as one batch, as in the paper.
         projected = unit(self.projector(pooled.flatten(0, 1))).reshape(*pooled.shape[:2], -1)  # [2 + V, B, P]
@@ -191,6 +191,6 @@ class SwAV(Method, name="swav"):
             balanced = torch.cat([balanced, earlier.to(balanced.dtype)])
         return sinkhorn(balanced, self.config.epsilon, self.config.sinkhorn_rounds)[: len(scores)]
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Bring the prototypes back to length 1: so they are sent."""
         self._normalise_prototypes()

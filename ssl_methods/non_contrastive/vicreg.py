@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from imaging.config import ImageConfig
 from ssl_methods.components.heads import projector
-from ssl_methods.components.similarity import exact
+from ssl_methods.components.similarity import as_float32
 from ssl_methods.encoders.outputs import feature_dim, features
 from ssl_methods.method import TwoViewMethod, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
@@ -40,7 +40,7 @@ def vicreg_loss(first: Tensor, second: Tensor, weights: tuple[float, float, floa
     the sum), the covariance term the sum. At least in float32.
     """
     with torch.autocast(first.device.type, enabled=False):
-        first, second = exact(first), exact(second)
+        first, second = as_float32(first), as_float32(second)
         terms = {
             "invariance": invariance(first, second),
             "variance": (variance(first) + variance(second)) / 2.0,
@@ -65,7 +65,7 @@ class VICRegConfig(TwoViewConfig):
     projection: int = Field(
         default=256,
         ge=2,
-        description="Channels that are decorrelated. B pictures cannot bring the covariance term of D channels of "
+        description="Channels that are decorrelated. B images cannot bring the covariance term of D channels of "
         "deviation 1 below about D/B a view: 4 for the paper's 8192 and a batch of 2048, 256 at a batch of 32, which "
         "drowns the rest. With 256 channels it is 8.",
     )

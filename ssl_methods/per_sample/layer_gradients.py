@@ -1,7 +1,7 @@
-"""Gradients of single pictures in a layer's weights, from what the layer saw and the gradient of what it gave.
+"""Gradients of single images in a layer's weights, from what the layer saw and the gradient of what it gave.
 
-A layer that maps a sequence a_1 .. a_T to outputs with gradients g_1 .. g_T has the weight gradient sum_t g_t a_t^T: a
-picture's own where the sequence is the picture's own (Goodfellow 2015). A group's sequence is that of all its pictures,
+A layer that maps a sequence a_1 .. a_T to outputs with gradients g_1 .. g_T has the weight gradient sum_t g_t a_t^T: an
+image's own where the sequence is the image's own (Goodfellow 2015). A group's sequence is that of all its images,
 one after the other, filled up with zeros, which add nothing.
 """
 
@@ -24,11 +24,11 @@ _AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which of B pictures belong together.
+    """Which of B images belong together.
 
-    present ``[P]`` int64: the groups that have pictures, in any order. row ``[B]``: each picture's group, as a place in
-    ``present``. slot ``[B]``: its place in the group. share ``[B]``: 1 / pictures of its group. longest: the most
-    pictures that a group has.
+    present ``[P]`` int64: the groups that have images, in any order. row ``[B]``: each image's group, as a place in
+    ``present``. slot ``[B]``: its place in the group. share ``[B]``: 1 / images of its group. longest: the most
+    images that a group has.
     """
 
     count: int
@@ -48,20 +48,20 @@ class Grouping:
         return laid.flatten(1, 2)
 
     def added(self, own: Tensor) -> Tensor:
-        """The sums over the groups' pictures ``[P, ...]`` of ``[B, ...]``."""
+        """The sums over the groups' images ``[P, ...]`` of ``[B, ...]``."""
         if self.longest == 1:
             return own
         return own.new_zeros(len(self.present), *own.shape[1:]).index_add_(0, self.row, own)
 
     def spread(self, values: Tensor) -> Tensor:
-        """``[count]`` from ``[P]``: 0 where a group has no picture."""
+        """``[count]`` from ``[P]``: 0 where a group has no image."""
         return values.new_zeros(self.count).index_copy_(0, self.present, values)
 
 
 def grouping(groups: Tensor, count: int) -> Grouping:
     """The grouping that ``groups`` ``[B]``, numbers in 0 to ``count`` - 1, says; ValueError for other numbers."""
     if groups.ndim != 1 or groups.dtype != torch.int64 or not len(groups):
-        raise ValueError(f"groups {list(groups.shape)} {groups.dtype}: one int64 a picture")
+        raise ValueError(f"groups {list(groups.shape)} {groups.dtype}: one int64 an image")
     if int(groups.min()) < 0 or int(groups.max()) >= count:
         raise ValueError(f"a group outside 0 to {count - 1}")
     sizes = torch.bincount(groups, minlength=count)
@@ -104,7 +104,7 @@ class Watched:
 
 
 class LayerGradients(ABC):
-    """Single pictures' gradients in one layer's weights, kept in a form from which norms and sums follow."""
+    """Single images' gradients in one layer's weights, kept in a form from which norms and sums follow."""
 
     @abstractmethod
     def squared_norms(self, group: Grouping) -> Tensor:
@@ -112,9 +112,9 @@ class LayerGradients(ABC):
 
     @abstractmethod
     def weighted_sum(self, weights: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
-        """The sum of picture gradients times ``weights`` ``[B]``, by the weights' names.
+        """The sum of image gradients times ``weights`` ``[B]``, by the weights' names.
 
-        rows: the pictures that count, the others may hold anything; None: all.
+        rows: the images that count, the others may hold anything; None: all.
         """
 
 
@@ -151,10 +151,10 @@ class Products(LayerGradients):
 
 
 class Small(LayerGradients):
-    """Weights so few that each picture's gradient is kept as it is: scales, shifts."""
+    """Weights so few that each image's gradient is kept as it is: scales, shifts."""
 
     def __init__(self, watched: Watched, **own: Tensor) -> None:
-        """own: the pictures' gradients ``[B, ...]`` of ``weight``, ``bias``, ..."""
+        """own: the images' gradients ``[B, ...]`` of ``weight``, ``bias``, ..."""
         self._watched = watched
         self._own = {key: value for key, value in own.items() if key in watched.trained}
 
@@ -170,12 +170,12 @@ class Small(LayerGradients):
 
 
 class Convolved(LayerGradients):
-    """A convolution whose windows overlap: its weight gradient is a convolution, of each group's pictures alone."""
+    """A convolution whose windows overlap: its weight gradient is a convolution, of each group's images alone."""
 
-    def __init__(self, watched: Watched, calls: list[tuple[Tensor, Tensor]], pictures: int) -> None:
+    def __init__(self, watched: Watched, calls: list[tuple[Tensor, Tensor]], images: int) -> None:
         """calls: inputs and gradients of the outputs, ``[R, channels, ...]`` each."""
         self._watched = watched
-        self._calls = [(_by_picture(seen, pictures), _by_picture(slope, pictures)) for seen, slope in calls]
+        self._calls = [(_by_image(seen, images), _by_image(slope, images)) for seen, slope in calls]
 
     def squared_norms(self, group: Grouping) -> Tensor:
         """Group by group: the gradients of all of them together can be larger than memory."""
@@ -188,7 +188,7 @@ class Convolved(LayerGradients):
         return self._watched.named(**self._sums(weights, rows))
 
     def _sums(self, weights: Tensor | None, rows: Tensor | None) -> dict[str, Tensor]:
-        """Sums over the pictures ``rows`` (None: all) of what is trained."""
+        """Sums over the images ``rows`` (None: all) of what is trained."""
         layer, sums = self._watched.layer, dict[str, Tensor]()
         for seen, slope in self._calls:
             seen, slope = _chosen(rows, seen, slope)
@@ -221,11 +221,11 @@ def _chosen(rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if rows is None else tuple(tensor[rows] for tensor in tensors)
 
 
-def _by_picture(rows: Tensor, pictures: int) -> Tensor:
-    """``[B, k, ...]`` of ``[B * k, ...]``, where row b * k + j belongs to picture b."""
-    if len(rows) % pictures:
-        raise ValueError(f"a layer saw {len(rows)} rows of {pictures} pictures: rows belong to no picture")
-    return rows.reshape(pictures, len(rows) // pictures, *rows.shape[1:])
+def _by_image(rows: Tensor, images: int) -> Tensor:
+    """``[B, k, ...]`` of ``[B * k, ...]``, where row b * k + j belongs to image b."""
+    if len(rows) % images:
+        raise ValueError(f"a layer saw {len(rows)} rows of {images} images: rows belong to no image")
+    return rows.reshape(images, len(rows) // images, *rows.shape[1:])
 
 
 def _convolution_gradient(layer: Any, seen: Tensor, slope: Tensor) -> Tensor:
@@ -241,26 +241,26 @@ Slopes = list[tuple[Tensor, Tensor]]
 """Of each call of a layer its input and the gradient of its output."""
 
 
-def _sequence(calls: Iterable[Tensor], pictures: int) -> Tensor:
+def _sequence(calls: Iterable[Tensor], images: int) -> Tensor:
     """``[B, T, D]``: the calls' ``[R, ..., D]`` one after the other."""
-    return torch.cat([_by_picture(call, pictures).reshape(pictures, -1, call.shape[-1]) for call in calls], dim=1)
+    return torch.cat([_by_image(call, images).reshape(images, -1, call.shape[-1]) for call in calls], dim=1)
 
 
-def _linear(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _linear(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
     seen, given = zip(*slopes, strict=True)
-    return Products(watched, _sequence(given, pictures), _sequence(seen, pictures))
+    return Products(watched, _sequence(given, images), _sequence(seen, images))
 
 
-def _embedding(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _embedding(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
     layer = watched.layer
     if layer.padding_idx is not None or layer.max_norm is not None or layer.scale_grad_by_freq:
         raise ValueError(f"{watched.name}: an embedding with padding, a largest norm or scaled gradients")
     seen, given = zip(*slopes, strict=True)
     places = [functional.one_hot(each, layer.num_embeddings).to(given[0].dtype) for each in seen]
-    return Products(watched, _sequence(places, pictures), _sequence(given, pictures))
+    return Products(watched, _sequence(places, images), _sequence(given, images))
 
 
-def _convolution(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _convolution(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
     layer = watched.layer
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise ValueError(f"{watched.name}: a convolution with padding {layer.padding} of {layer.padding_mode}")
@@ -269,8 +269,8 @@ def _convolution(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradie
     if apart and not any(size % side for seen, _ in slopes for size, side in zip(seen.shape[2:], sides, strict=True)):
         seen = [_windows(seen, sides) for seen, _ in slopes]
         given = [slope.flatten(2).mT for _, slope in slopes]
-        return Products(watched, _sequence(given, pictures), _sequence(seen, pictures))
-    return Convolved(watched, slopes, pictures)
+        return Products(watched, _sequence(given, images), _sequence(seen, images))
+    return Convolved(watched, slopes, images)
 
 
 def _windows(seen: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -285,29 +285,29 @@ def _windows(seen: Tensor, sides: tuple[int, ...]) -> Tensor:
     return seen.permute(0, *places, 1, *inside).flatten(1 + axes).flatten(1, axes)
 
 
-def _layer_norm(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _layer_norm(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
     layer, own = watched.layer, []
     shape = tuple(layer.normalized_shape)
     for seen, slope in slopes:
         scaled = slope * functional.layer_norm(seen, shape, None, None, layer.eps)
-        own.append([_by_picture(each, pictures).reshape(pictures, -1, *shape).sum(dim=1) for each in (scaled, slope)])
+        own.append([_by_image(each, images).reshape(images, -1, *shape).sum(dim=1) for each in (scaled, slope)])
     weight, bias = (torch.stack(each).sum(dim=0) for each in zip(*own, strict=True))
     return Small(watched, weight=weight, bias=bias)
 
 
-def _group_norm(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _group_norm(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
     layer, own = watched.layer, []
     for seen, slope in slopes:
         scaled = slope * functional.group_norm(seen, layer.num_groups, None, None, layer.eps)
-        own.append([_by_picture(each.flatten(2), pictures).sum(dim=(1, 3)) for each in (scaled, slope)])
+        own.append([_by_image(each.flatten(2), images).sum(dim=(1, 3)) for each in (scaled, slope)])
     weight, bias = (torch.stack(each).sum(dim=0) for each in zip(*own, strict=True))
     return Small(watched, weight=weight, bias=bias)
 
 
-def _layer_scale(watched: Watched, slopes: Slopes, pictures: int) -> LayerGradients:
+def _layer_scale(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
     if watched.layer.inplace:
         raise ValueError(f"{watched.name}: a scale that overwrites its input")
-    return Small(watched, gamma=_sequence([seen * slope for seen, slope in slopes], pictures).sum(dim=1))
+    return Small(watched, gamma=_sequence([seen * slope for seen, slope in slopes], images).sum(dim=1))
 
 
 LAYERS: dict[type[nn.Module], Callable[[Watched, Slopes, int], LayerGradients]] = {

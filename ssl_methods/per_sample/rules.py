@@ -1,4 +1,4 @@
-"""Which methods and encoders have exact per-picture gradients; nothing else may be trained with privacy by patient."""
+"""Which methods and encoders have exact per-image gradients; nothing else may be trained with privacy by patient."""
 
 import functools
 
@@ -23,17 +23,17 @@ EXACT = (
     "relative_patch",
     "slice_order",
 )
-"""Methods of which ssl_methods.per_sample.sample_gradients was tested to be exact, over every encoder kind that is allowed.
+"""Methods of which ssl_methods.per_sample.sample_gradients was tested to be exact, over every permitted encoder.
 
-All standardise pictures one by one or by constants (imaging.reading.standardise), and draw masks and places picture by picture,
-also with focus; a pair of slice_order is of one patient.
+All standardise images one by one or by constants (imaging.reading.standardise), and draw masks and places image by
+image, also with focus; a pair of slice_order is of one patient.
 """
 _BATCH_NORMALISED = ("byol", "simsiam")
 """Methods that BatchNorm in their heads couples, and nothing else."""
 
 
 def check_per_sample(method: MethodConfig, encoder: EncoderConfig, image: ImageConfig) -> None:
-    """StudyError where the gradient of one picture depends on others, or was not tested to be exact.
+    """StudyError where the gradient of one image depends on others, or was not tested to be exact.
 
     ``check_method`` is assumed to have passed: method, encoder and image fit each other.
     """
@@ -47,7 +47,7 @@ def _check_method(name: str) -> None:
         return
     reason = "has BatchNorm in its heads, which mixes" if name in _BATCH_NORMALISED else "compares or mixes"
     raise StudyError(
-        f"method {name!r} {reason} the pictures of a batch, so that no patient's part of a step can be limited: "
+        f"method {name!r} {reason} the images of a batch, so that no patient's part of a step can be limited: "
         f"with privacy by patient choose {', '.join(EXACT[:-1])} or {EXACT[-1]}"
     )
 
@@ -56,9 +56,9 @@ def _check_encoder(encoder: EncoderConfig, image: ImageConfig) -> None:
     kind = encoder_kind(encoder.name)
     if kind != "vit":
         reason = (
-            "has BatchNorm, or was not tested to give each picture's own gradient"
+            "has BatchNorm, or was not tested to give each image's own gradient"
             if kind == "convolutional"
-            else "was not tested to give each picture's own gradient"
+            else "was not tested to give each image's own gradient"
         )
         suits = "vit_tiny_patch16_224 or another plain ViT" if image.dimensions == 2 else "monai_vit"
         raise StudyError(f"encoder {encoder.name!r} {reason}: with privacy by patient choose {suits}")
@@ -80,6 +80,6 @@ def _check_layers(encoder: EncoderConfig, image: ImageConfig) -> None:
         trained_layers(network)
     except ValueError as error:
         raise StudyError(
-            f"encoder {encoder.name!r} has no exact gradients of single pictures ({error}): with privacy by patient "
+            f"encoder {encoder.name!r} has no exact gradients of single images ({error}): with privacy by patient "
             f"choose vit_tiny_patch16_224 or another plain ViT"
         ) from error

@@ -1,8 +1,9 @@
 """Sum over patients of gradients clipped patient by patient (DP-SGD), exact and in one backward pass.
 
 Abadi et al. 2016, algorithm 1, needs each patient's gradient only by its norm and within a weighted sum. Both follow
-from what every layer saw and from the gradient of what it gave (ssl_methods/per_sample/layer_gradients.py): norms as in Goodfellow
-2015 and Li et al. 2022, the sum from the same tensors as in Bu et al. 2023 ("book-keeping"), without a second backward.
+from what every layer saw and from the gradient of what it gave (ssl_methods/per_sample/layer_gradients.py): norms as
+in Goodfellow 2015 and Li et al. 2022, the sum from the same tensors as in Bu et al. 2023 ("book-keeping"), without a
+second backward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ class ClippedSum:
 
     gradients: of every trained weight, by its name in ``named_parameters``, the sum over the groups of the gradient of
     the group's loss times min(1, clip / its norm). norms ``[G]``: before clipping; 0 of an empty group, inf of one
-    whose gradient is not finite. losses ``[G]``: the means of the groups' pictures' losses; 0 of an empty group.
+    whose gradient is not finite. losses ``[G]``: the means of the groups' images' losses; 0 of an empty group.
     """
 
     gradients: dict[str, Tensor]
@@ -33,14 +34,14 @@ class ClippedSum:
 
 
 def clipped_sum(method: Method, views: Views, groups: Tensor, count: int, clip: float) -> ClippedSum:
-    """The sum of the clipped gradients of ``count`` groups of pictures (patients); weights and their ``grad`` stay.
+    """The sum of the clipped gradients of ``count`` groups of images (patients); weights and their ``grad`` stay.
 
-    views: of B pictures, as ``method.make_views`` gives them. groups ``[B]`` int64: the group of each picture, in 0 to
-    ``count`` - 1; a group's loss is the mean of its pictures' losses. clip: the largest L2 norm of a group's gradient,
+    views: of B images, as ``method.make_views`` gives them. groups ``[B]`` int64: the group of each image, in 0 to
+    ``count`` - 1; a group's loss is the mean of its images' losses. clip: the largest L2 norm of a group's gradient,
     above 0. An empty group adds nothing. A group whose gradient is not finite, or too long for float32, adds nothing
-    either: that depends on this patient alone, as the guarantee needs, and one broken picture cannot spoil the sum.
+    either: that depends on this patient alone, as the guarantee needs, and one broken image cannot spoil the sum.
 
-    In every layer the rows must be the pictures' own, as many for each: row b * k + j belongs to picture b. Norms come
+    In every layer the rows must be the images' own, as many for each: row b * k + j belongs to image b. Norms come
     from float32 products and are added over the layers in float64. Raises ValueError for a network with a trained
     weight outside the known layers or with BatchNorm; ssl_methods/per_sample/rules.py refuses such studies at load.
     """
@@ -48,7 +49,7 @@ def clipped_sum(method: Method, views: Views, groups: Tensor, count: int, clip: 
         raise ValueError(f"clip {clip}: a norm above 0")
     layers = trained_layers(method)
     with _full_precision(next(iter(views.values())).device), _watching(layers):
-        losses = method.picture_losses(views)  # [B]
+        losses = method.image_losses(views)  # [B]
         group = grouping(groups.to(losses.device), count)
         total = (losses * group.share).sum()
         parts = _parts(layers, total, len(losses))
@@ -63,7 +64,7 @@ def trained_layers(network: nn.Module) -> list[Watched]:
     owners: dict[int, str] = {}
     for name, layer in network.named_modules():
         if isinstance(layer, _BatchNorm):
-            raise ValueError(f"{name} is a {type(layer).__name__}, which couples the pictures of a batch")
+            raise ValueError(f"{name} is a {type(layer).__name__}, which couples the images of a batch")
         own = {key: weight for key, weight in layer.named_parameters(recurse=False) if weight.requires_grad}
         if not own:
             continue
@@ -121,8 +122,8 @@ def _noting(watched: Watched) -> Any:
     return note
 
 
-def _parts(layers: Sequence[Watched], total: Tensor, pictures: int) -> list[LayerGradients]:
-    """One backward pass: what is known of the pictures' gradients in every layer that had a say."""
+def _parts(layers: Sequence[Watched], total: Tensor, images: int) -> list[LayerGradients]:
+    """One backward pass: what is known of the images' gradients in every layer that had a say."""
     calls = [call for watched in layers for call in watched.calls]
     if not calls or not total.requires_grad:
         raise ValueError("no trained weight has a say in the loss")
@@ -133,7 +134,7 @@ def _parts(layers: Sequence[Watched], total: Tensor, pictures: int) -> list[Laye
     for watched in layers:
         known = [(call.input, slope) for call in watched.calls if (slope := slopes[id(call)]) is not None]
         if known:
-            parts.append(LAYERS[type(watched.layer)](watched, known, pictures))
+            parts.append(LAYERS[type(watched.layer)](watched, known, images))
     return parts
 
 

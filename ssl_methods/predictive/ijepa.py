@@ -12,8 +12,8 @@ from imaging.config import ImageConfig
 from ssl_methods.components.block_masks import BlockRanges, block_masks
 from ssl_methods.components.focus import patch_weights
 from ssl_methods.components.heads import TokenPredictor, check_width, take
-from ssl_methods.components.momentum import follow, follower
-from ssl_methods.components.similarity import exact
+from ssl_methods.components.momentum import ema_update, follower
+from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted
 from ssl_methods.encoders.outputs import feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
 from ssl_methods.method import Batch, Method, Views
@@ -22,13 +22,13 @@ from ssl_methods.reconstruction.mae import only_patches
 
 
 def ijepa_loss(prediction: Tensor, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Of each picture the smooth L1 (beta 1) between predictions and layer-normed target tokens, ``[B]``.
+    """Of each image the smooth L1 (beta 1) between predictions and layer-normed target tokens, ``[B]``.
 
     At least in float32. prediction, tokens ``[B, M, D]``. The normalisation has no weights (their code; the paper's
-    eq. 1 has the squared distance). counted ``[B, M]`` bool: the tokens that count, in every picture at least one;
+    eq. 1 has the squared distance). counted ``[B, M]`` bool: the tokens that count, in every image at least one;
     None: all.
     """
-    tokens = exact(tokens)
+    tokens = as_float32(tokens)
     target = functional.layer_norm(tokens, tokens.shape[-1:])
     error = functional.smooth_l1_loss(prediction.to(target.dtype), target, reduction="none").mean(dim=2)  # [B, M]
     if counted is None:
@@ -40,7 +40,7 @@ class IJEPAConfig(MethodConfig):
     """Prediction of hidden blocks in feature space."""
 
     name: Literal["ijepa"] = "ijepa"
-    targets: int = Field(default=4, ge=1, le=16, description="Blocks to be predicted in each picture.")
+    targets: int = Field(default=4, ge=1, le=16, description="Blocks to be predicted in each image.")
     target_scale: tuple[float, float] = Field(default=(0.15, 0.2), description="Area of a target block, as a share.")
     target_aspect: tuple[float, float] = Field(default=(0.75, 1.5), description="Height over width of a target block.")
     context_scale: tuple[float, float] = Field(
@@ -52,7 +52,7 @@ class IJEPAConfig(MethodConfig):
         gt=0.0,
         lt=1.0,
         description="Share of all patches that the encoder sees: so many are drawn from what the targets "
-        "leave of the context block, in every picture alike (at least 10; a third of a grid under 30).",
+        "leave of the context block, in every image alike (at least 10; a third of a grid under 30).",
     )
     predictor_width: int = Field(
         default=96, ge=4, description="Channels of the predictor, a multiple of 4 and of predictor_heads."
@@ -64,13 +64,13 @@ class IJEPAConfig(MethodConfig):
         ge=0.0,
         le=1.0,
         description="Momentum of the target encoder at the study's start, for a step of momentum_batch "
-        "pictures; it rises in a straight line to 1.",
+        "images; it rises in a straight line to 1.",
     )
     momentum_batch: int = Field(
         default=32,
         ge=1,
-        description="Pictures of the step that `momentum` is stated for; a step of another size forgets as "
-        "much per picture. The paper's 2048 needs half a million pictures to forget: a hospital study of "
+        description="Images of the step that `momentum` is stated for; a step of another size forgets as "
+        "much per image. The paper's 2048 needs half a million images to forget: a hospital study of "
         "some thousand steps of 16 to 64 would end with the target near its random start. With 32 it "
         "forgets over about 250 steps of 32, as the paper's does over 250 of its own.",
     )
@@ -87,10 +87,10 @@ class IJEPAConfig(MethodConfig):
 
 
 class IJEPA(Method, name="ijepa"):
-    """Predict from part of a picture how an encoder that follows slowly sees hidden blocks of it.
+    """Predict from part of an image how an encoder that follows slowly sees hidden blocks of it.
 
     Deviations: blocks are drawn uniformly over all places, size and aspect independently (their code drives
-    both with one random number and never reaches the last row or column); each picture keeps a fixed number
+    both with one random number and never reaches the last row or column); each image keeps a fixed number
     of context patches, drawn at random, where their code cuts all to the batch's shortest: so the loss is
     per-sample.
     """
@@ -125,17 +125,15 @@ class IJEPA(Method, name="ijepa"):
         return self
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``pictures`` ``[B, C, S, S]`` (crop, flip), ``context`` ``[B, K]``, ``targets`` ``[B, T, M]``.
+        """``images`` ``[B, C, S, S]`` (crop, flip), ``context`` ``[B, K]``, ``targets`` ``[B, T, M]``.
 
         Where the study focuses also ``counted`` ``[B, T * M]``: the targets' patches that are not empty.
         """
-        pictures = self.augmentation.light(batch.pictures, generator)
-        weights = patch_weights(self.config.focus, pictures, grid_shape(self.encoder), self.target_encoder)
-        context, targets = block_masks(len(pictures), grid_side(self.encoder), self.ranges, generator, weights)
-        views = {"pictures": pictures, "context": context.to(pictures.device), "targets": targets.to(pictures.device)}
-        return (
-            views if weights is None else views | {"counted": counted(targets.flatten(1), weights).to(pictures.device)}
-        )
+        images = self.augmentation.light(batch.images, generator)
+        weights = patch_weights(self.config.focus, images, grid_shape(self.encoder), self.target_encoder)
+        context, targets = block_masks(len(images), grid_side(self.encoder), self.ranges, generator, weights)
+        views = {"images": images, "context": context.to(images.device), "targets": targets.to(images.device)}
+        return views if weights is None else views | {"counted": counted(targets.flatten(1), weights).to(images.device)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Smooth L1 between predicted and true features of the target blocks; also how far these are spread."""
@@ -143,8 +141,8 @@ class IJEPA(Method, name="ijepa"):
         spread = hidden.float().flatten(0, 1).std(dim=0).mean()  # falls to 0 when the features collapse
         return ijepa_loss(prediction, hidden, views.get("counted")).mean(), {"target_std": spread}
 
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: smooth L1 of each picture's own target blocks."""
+    def image_losses(self, views: Views) -> Tensor:
+        """``[B]``: smooth L1 of each image's own target blocks."""
         return ijepa_loss(*self._predicted(views), views.get("counted"))
 
     def _predicted(self, views: Views) -> tuple[Tensor, Tensor]:
@@ -152,30 +150,30 @@ class IJEPA(Method, name="ijepa"):
         blocks = views["targets"].shape[1]
         asked = views["targets"].flatten(0, 1)  # [B * T, M]
         with torch.no_grad():
-            whole = patch_tokens(self.target_encoder, views["pictures"])  # [B, N, D]
+            whole = patch_tokens(self.target_encoder, views["images"])  # [B, N, D]
             hidden = take(whole, views["targets"].flatten(1))  # [B, T * M, D]
-        tokens = patch_tokens(self.encoder, views["pictures"], views["context"])  # [B, K, D]
-        # Every block is predicted by itself: the predictor runs once per picture and block.
+        tokens = patch_tokens(self.encoder, views["images"], views["context"])  # [B, K, D]
+        # Every block is predicted by itself: the predictor runs once per image and block.
         seen = views["context"].repeat_interleave(blocks, dim=0)  # [B * T, K]
         prediction = self.predictor(tokens.repeat_interleave(blocks, dim=0), seen, asked)  # [B * T, M, D]
         return prediction.reshape(hidden.shape), hidden
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """The view, what of it the encoder sees, and the blocks whose features it has to predict."""
-        whole, patch = views["pictures"][picture], patch_shape(self.encoder)
-        blocks = [("encoder sees", views["context"][picture])]
-        blocks += [(f"target {number}", block) for number, block in enumerate(views["targets"][picture], start=1)]
+        whole, patch = views["images"][image], patch_shape(self.encoder)
+        blocks = [("encoder sees", views["context"][image])]
+        blocks += [(f"target {number}", block) for number, block in enumerate(views["targets"][image], start=1)]
         return [("view", whole), *((title, only_patches(whole, places, patch)) for title, places in blocks)]
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Let the target encoder follow (sec. 3; momentum .996 -> 1 in a straight line, appendix A)."""
         momentum = linear(progress, self.config.momentum, 1.0)
-        follow(
+        ema_update(
             self.target_encoder,
             self.encoder,
-            momentum_for_batch(momentum, pictures, self.config.momentum_batch),
+            momentum_for_batch(momentum, images, self.config.momentum_batch),
         )
 
     def start_local_parts(self) -> None:
         """Start the target encoder as a copy of the encoder, as the paper does."""
-        follow(self.target_encoder, self.encoder, 0.0)
+        ema_update(self.target_encoder, self.encoder, 0.0)

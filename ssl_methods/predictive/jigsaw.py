@@ -1,4 +1,4 @@
-"""Jigsaw puzzles (Noroozi and Favaro 2016, ECCV): in which order were the nine tiles of a picture shuffled?"""
+"""Jigsaw puzzles (Noroozi and Favaro 2016, ECCV): in which order were the nine tiles of an image shuffled?"""
 
 import functools
 import itertools
@@ -57,14 +57,14 @@ def tile_side(size: int, gap: float, unit: int) -> int:
 
 
 class JigsawConfig(MethodConfig):
-    """Guessing how the tiles of a picture were shuffled."""
+    """Guessing how the tiles of an image were shuffled."""
 
     name: Literal["jigsaw"] = "jigsaw"
     permutations: int = Field(
         default=100,
         ge=2,
         le=1000,
-        description="Orders there are to guess from. The paper has 1000, for a million pictures; at a hospital's "
+        description="Orders there are to guess from. The paper has 1000, for a million images; at a hospital's "
         "thousands each of those would be seen a few times only.",
     )
     gap: float = Field(
@@ -81,12 +81,12 @@ class JigsawConfig(MethodConfig):
 
 
 class Jigsaw(ClassifyingMethod, name="jigsaw"):
-    """Cut a picture into nine tiles, shuffle them, encode each by itself and tell the order.
+    """Cut an image into nine tiles, shuffle them, encode each by itself and tell the order.
 
     The encoder never sees two tiles together: only the head compares them (the paper's siamese context-free
     network). A tile's side is a multiple of a ViT's patch. Against shortcuts each tile is cut at random within its
     cell and standardised by itself. Left out of the paper's: the jitter of colour channels against each other
-    and pictures in grey, which guard against a camera lens's colour fringes.
+    and images in grey, which guard against a camera lens's colour fringes.
     """
 
     Config: ClassVar[type[MethodConfig]] = JigsawConfig
@@ -110,21 +110,21 @@ class Jigsaw(ClassifyingMethod, name="jigsaw"):
         At place k of the shuffled tiles stands the tile that was cut at place ``permutations[order, k]``; places are
         counted row by row.
         """
-        pictures = self.augmentation.light(batch.pictures, generator)
-        count, cell = len(pictures), pictures.shape[-1] // GRID
+        images = self.augmentation.light(batch.images, generator)
+        count, cell = len(images), images.shape[-1] // GRID
         free = cell - self.side
         rows, columns = torch.arange(TILES) // GRID * cell, torch.arange(TILES) % GRID * cell
         top = rows + torch.randint(free + 1, (count, TILES), generator=generator)
         left = columns + torch.randint(free + 1, (count, TILES), generator=generator)
-        order = torch.randint(self.config.permutations, (count,), generator=generator).to(pictures.device)
-        tiles = standardised(cut(pictures, top, left, self.side))  # [B, 9, C, s, s], as they lie
-        places = self.permutations.to(pictures.device)[order]  # [B, 9]
-        own = torch.arange(count, device=pictures.device)[:, None]
+        order = torch.randint(self.config.permutations, (count,), generator=generator).to(images.device)
+        tiles = standardised(cut(images, top, left, self.side))  # [B, 9, C, s, s], as they lie
+        places = self.permutations.to(images.device)[order]  # [B, 9]
+        own = torch.arange(count, device=images.device)[:, None]
         return {"tiles": tiles[own, places], "order": order}
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
-        """The tiles as they are given, and as they lay in the picture."""
-        tiles, order = views["tiles"][picture], self.permutations[views["order"][picture]]
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
+        """The tiles as they are given, and as they lay in the image."""
+        tiles, order = views["tiles"][image], self.permutations[views["order"][image]]
         return [("as given", mosaic(tiles, torch.arange(TILES))), ("the answer", mosaic(tiles, order))]
 
     def answered(self, views: Views) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class RelativePatchConfig(MethodConfig):
         ge=0.05,
         le=1.0,
         description="Distance between patches as a share of their side, so that lines do not run on. The paper's .5 "
-        "would leave a ViT no patches of a quarter of the picture.",
+        "would leave a ViT no patches of a quarter of the image.",
     )
     jitter: float = Field(
         default=0.07,
@@ -62,11 +62,11 @@ class RelativePatchConfig(MethodConfig):
 
 
 class RelativePatch(ClassifyingMethod, name="relative_patch"):
-    """Cut a patch and its neighbours from a picture, encode each by itself and tell where each neighbour lies.
+    """Cut a patch and its neighbours from an image, encode each by itself and tell where each neighbour lies.
 
     The first patch stands where all eight neighbours fit: its own place says nothing about the answer. Against
     shortcuts there is a gap, a shift of each patch, and each patch is standardised by itself; the last stands for
-    the paper's dropping of colour channels, which most medical pictures have not got.
+    the paper's dropping of colour channels, which most medical images have not got.
     """
 
     Config: ClassVar[type[MethodConfig]] = RelativePatchConfig
@@ -81,24 +81,24 @@ class RelativePatch(ClassifyingMethod, name="relative_patch"):
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
         """``patches`` ``[B, 1 + N, C, s, s]``, the first and its neighbours, and ``directions`` ``[B, N]``, 0 to 7."""
-        pictures = self.augmentation.light(batch.pictures, generator)
-        count, neighbours = len(pictures), self.config.pairs
+        images = self.augmentation.light(batch.images, generator)
+        count, neighbours = len(images), self.config.pairs
         step = self.side + self.gap
         directions = torch.rand(count, len(DIRECTIONS), generator=generator).argsort(dim=1)[:, :neighbours]
         steps = torch.cat([torch.zeros(count, 1, 2), torch.tensor(DIRECTIONS).float()[directions]], dim=1).long()
         lowest = step + self.jitter
-        places = pictures.shape[-1] - 2 * lowest - self.side + 1  # where the first patch may stand, along each side
+        places = images.shape[-1] - 2 * lowest - self.side + 1  # where the first patch may stand, along each side
         first = lowest + torch.randint(places, (count, 1, 2), generator=generator)
         shift = torch.randint(-self.jitter, self.jitter + 1, (count, 1 + neighbours, 2), generator=generator)
         corners = first + steps * step + shift  # [B, 1 + N, 2]
-        patches = cut(pictures, corners[:, :, 0], corners[:, :, 1], self.side)
-        return {"patches": standardised(patches), "directions": directions.to(pictures.device)}
+        patches = cut(images, corners[:, :, 0], corners[:, :, 1], self.side)
+        return {"patches": standardised(patches), "directions": directions.to(images.device)}
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """The first patch in the middle, and the others where they lay."""
-        directions = views["directions"][picture]
+        directions = views["directions"][image]
         places = torch.cat([directions.new_tensor([4]), directions + (directions > 3)])  # 4 is the middle of nine
-        return [("patches in place", mosaic(views["patches"][picture], places))]
+        return [("patches in place", mosaic(views["patches"][image], places))]
 
     def answered(self, views: Views) -> tuple[Tensor, Tensor]:
         """The loss of the directions asked for, and the share of right answers."""

@@ -1,4 +1,4 @@
-"""Rotation prediction (Gidaris et al. 2018, ICLR): by how many right angles was the picture turned?"""
+"""Rotation prediction (Gidaris et al. 2018, ICLR): by how many right angles was the image turned?"""
 
 from typing import ClassVar, Literal
 
@@ -18,24 +18,24 @@ from ssl_methods.method_config import MethodConfig
 TURNS = 4
 
 
-def all_turns(pictures: Tensor) -> Tensor:
-    """``[B, 4, ...]``: the pictures turned in the plane of rows and columns by 0, 90, 180 and 270 degrees.
+def all_turns(images: Tensor) -> Tensor:
+    """``[B, 4, ...]``: the images turned in the plane of rows and columns by 0, 90, 180 and 270 degrees.
 
-    pictures ``[B, C, S, S]`` or volumes ``[B, C, D, S, S]``; counter-clockwise (a volume turns about its slice axis).
+    images ``[B, C, S, S]`` or volumes ``[B, C, D, S, S]``; counter-clockwise (a volume turns about its slice axis).
     ``torch.rot90`` moves pixels and interpolates nothing: resampling would betray the turn.
     """
-    return torch.stack([torch.rot90(pictures, turns, dims=(-2, -1)) for turns in range(TURNS)], dim=1)
+    return torch.stack([torch.rot90(images, turns, dims=(-2, -1)) for turns in range(TURNS)], dim=1)
 
 
 def upright_augmentation(image: ImageConfig, method: str, focus: bool) -> Augmentation:
     """The study's views without the preset's up-down flip; StudyError where the study itself asks for one.
 
-    A vertical flip is a turn by 180 degrees of a mirrored picture: with it, turns of 0 and 180 degrees could not be
+    A vertical flip is a turn by 180 degrees of a mirrored image: with it, turns of 0 and 180 degrees could not be
     told apart. A horizontal flip does no harm.
     """
     if image.augment.vertical_flip:
         raise StudyError(
-            f"image.augment.vertical_flip {image.augment.vertical_flip}: method {method!r} cannot tell a picture "
+            f"image.augment.vertical_flip {image.augment.vertical_flip}: method {method!r} cannot tell an image "
             "upside down from a flipped one; leave it out"
         )
     upright = image.augment.model_copy(update={"vertical_flip": 0.0})
@@ -43,20 +43,20 @@ def upright_augmentation(image: ImageConfig, method: str, focus: bool) -> Augmen
 
 
 class RotationConfig(MethodConfig):
-    """Guessing by how many right angles a picture was turned."""
+    """Guessing by how many right angles an image was turned."""
 
     name: Literal["rotation"] = "rotation"
     copies: Literal["all", "one"] = Field(
         default="all",
-        description="Whether each picture is shown in all four turns in one step, which the paper found better (sec. "
+        description="Whether each image is shown in all four turns in one step, which the paper found better (sec. "
         "3.1), or in one drawn turn, for a quarter of the time.",
     )
 
 
 class Rotation(ClassifyingMethod, name="rotation"):
-    """Turn pictures by right angles and tell by how many.
+    """Turn images by right angles and tell by how many.
 
-    It can be learned where pictures have an up and a down. A microscope slide, a skin lesion or a fundus photograph
+    It can be learned where images have an up and a down. A microscope slide, a skin lesion or a fundus photograph
     taken anyhow has none, and the loss then stays near log 4: choose another method there.
 
     The preset's vertical flip is left out, and one that the study asks for is refused (``upright_augmentation``). The
@@ -76,7 +76,7 @@ class Rotation(ClassifyingMethod, name="rotation"):
 
         V is 4, or 1 where the study asks for one copy.
         """
-        turned = all_turns(self.augmentation.light(batch.pictures, generator))  # [B, 4, C, S, S]
+        turned = all_turns(self.augmentation.light(batch.images, generator))  # [B, 4, C, S, S]
         count = len(turned)
         if self.config.copies == "all":
             turns = torch.arange(TURNS).expand(count, -1)

@@ -7,14 +7,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from ssl_methods.encoders.decoders import picture_decoder, restoration_loss
+from ssl_methods.encoders.decoders import image_decoder, restoration_loss
 from ssl_methods.encoders.outputs import feature_maps
 from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
 class AutoencoderConfig(MethodConfig):
-    """Reproduction of the whole picture."""
+    """Reproduction of the whole image."""
 
     name: Literal["autoencoder"] = "autoencoder"
     decoder_width: int = Field(
@@ -25,10 +25,10 @@ class AutoencoderConfig(MethodConfig):
 
 
 class Autoencoder(Method, name="autoencoder"):
-    """Encode a picture and restore all of it: the floor of the family, which the others must beat to be worth it.
+    """Encode an image and restore all of it: the floor of the family, which the others must beat to be worth it.
 
     Nothing is hidden or corrupted (that is what MAE, SimMIM and Models Genesis add), so that the only pressure is the
-    bottleneck: the last feature map. A ViT of small patches has as many numbers there as the picture has pixels; the
+    bottleneck: the last feature map. A ViT of small patches has as many numbers there as the image has pixels; the
     task is then to copy, and teaches little. Start from training.learning_rate 1e-3.
     """
 
@@ -37,22 +37,22 @@ class Autoencoder(Method, name="autoencoder"):
 
     def __init__(self, config: AutoencoderConfig, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
-        self.decoder = picture_decoder(encoder, image, config.decoder_width)
+        self.decoder = image_decoder(encoder, image, config.decoder_width)
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``pictures`` ``[B, C, ...]``: crop and flip."""
-        return {"pictures": self.augmentation.light(batch.pictures, generator)}
+        """``images`` ``[B, C, ...]``: crop and flip."""
+        return {"images": self.augmentation.light(batch.images, generator)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error over all pixels."""
-        return self.picture_losses(views).mean(), {}
+        return self.image_losses(views).mean(), {}
 
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: mean squared error over all pixels of each picture."""
-        return restoration_loss(self.decoder(feature_maps(self.encoder, views["pictures"])), views["pictures"])
+    def image_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean squared error over all pixels of each image."""
+        return restoration_loss(self.decoder(feature_maps(self.encoder, views["images"])), views["images"])
 
     @torch.no_grad()
     def restore(self, views: Views) -> Tensor:
-        """The pictures ``[B, C, ...]`` as restored, on the scale that the encoder sees."""
-        restored: Tensor = self.decoder(feature_maps(self.encoder, views["pictures"]))
-        return restored.to(views["pictures"].dtype)
+        """The images ``[B, C, ...]`` as restored, on the scale that the encoder sees."""
+        restored: Tensor = self.decoder(feature_maps(self.encoder, views["images"]))
+        return restored.to(views["images"].dtype)

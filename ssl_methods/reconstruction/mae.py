@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from imaging.config import ImageConfig
 from ssl_methods.components.focus import patch_weights
 from ssl_methods.components.heads import TokenPredictor, check_width, take
-from ssl_methods.components.similarity import exact
+from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted, random_masks
 from ssl_methods.encoders.outputs import feature_dim, grid_shape, patch_shape, patch_tokens
 from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
-def patchify(pictures: Tensor, patch: int | Sequence[int]) -> Tensor:
+def patchify(images: Tensor, patch: int | Sequence[int]) -> Tensor:
     """``[B, C, S, S]`` -> ``[B, N, P]``: row-major patches of P = patch * patch * C values, row-major with C last.
 
     Volumes ``[B, C, D, H, W]`` likewise. ``patch`` is the side of a patch, or its sides by axis.
     """
-    batch, channels, *sizes = pictures.shape
+    batch, channels, *sizes = images.shape
     sides = [patch] * len(sizes) if isinstance(patch, int) else list(patch)
     grid = [size // side for size, side in zip(sizes, sides, strict=True)]
     axes = len(sizes)
-    cut = pictures.reshape(batch, channels, *(part for pair in zip(grid, sides, strict=True) for part in pair))
+    cut = images.reshape(batch, channels, *(part for pair in zip(grid, sides, strict=True) for part in pair))
     places, inside = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
     return cut.permute(0, *places, *inside, 1).reshape(batch, math.prod(grid), math.prod(sides) * channels)
 
@@ -54,19 +54,19 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 def mae_loss(
     prediction: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     masked: Tensor,
     patch: int | Sequence[int],
     norm_pixels: bool,
     counted: Tensor | None = None,
 ) -> Tensor:
-    """Of each picture the mean squared error over its masked patches (sec. 3, "reconstruction target"), ``[B]``.
+    """Of each image the mean squared error over its masked patches (sec. 3, "reconstruction target"), ``[B]``.
 
-    At least in float32. prediction ``[B, M, P]`` at the places ``masked`` ``[B, M]`` of ``pictures`` ``[B, C, S, S]``
+    At least in float32. prediction ``[B, M, P]`` at the places ``masked`` ``[B, M]`` of ``images`` ``[B, C, S, S]``
     or volumes ``[B, C, D, H, W]``; ``patch`` as ``patchify`` takes it. counted ``[B, M]`` bool: the masked patches that
-    count, in every picture at least one; None: all.
+    count, in every image at least one; None: all.
     """
-    target = exact(take(patchify(pictures, patch), masked))
+    target = as_float32(take(patchify(images, patch), masked))
     if norm_pixels:
         mean, deviation = patch_statistics(target)
         target = (target - mean) / deviation
@@ -76,11 +76,11 @@ def mae_loss(
     return (error * counted).sum(dim=1) / counted.sum(dim=1)
 
 
-def only_patches(picture: Tensor, places: Tensor, patch: int | Sequence[int]) -> Tensor:
-    """A picture or volume ``[C, ...]`` with NaN outside the patches ``places`` ``[K]``, for a person to look at."""
-    patches = patchify(picture[None], patch)  # [1, N, P]
-    sides = [patch] * (picture.ndim - 1) if isinstance(patch, int) else list(patch)
-    grid = [size // side for size, side in zip(picture.shape[1:], sides, strict=True)]
+def only_patches(image: Tensor, places: Tensor, patch: int | Sequence[int]) -> Tensor:
+    """An image or volume ``[C, ...]`` with NaN outside the patches ``places`` ``[K]``, for a person to look at."""
+    patches = patchify(image[None], patch)  # [1, N, P]
+    sides = [patch] * (image.ndim - 1) if isinstance(patch, int) else list(patch)
+    grid = [size // side for size, side in zip(image.shape[1:], sides, strict=True)]
     shown = torch.full_like(patches, torch.nan)
     shown[:, places] = patches[:, places]
     return unpatchify(shown, sides, grid)[0]
@@ -128,42 +128,42 @@ class MAE(Method, name="mae"):
         )
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``pictures`` as given (crop, flip), ``keep`` ``[B, K]``, ``masked`` ``[B, M]``.
+        """``images`` as given (crop, flip), ``keep`` ``[B, K]``, ``masked`` ``[B, M]``.
 
         Where the study focuses also ``counted`` ``[B, M]``: the masked patches that are not empty.
         """
-        pictures = self.augmentation.light(batch.pictures, generator)
-        weights = patch_weights(self.config.focus, pictures, self.grid)
-        keep, masked = random_masks(len(pictures), math.prod(self.grid), self.config.mask_ratio, generator, weights)
-        views = {"pictures": pictures, "keep": keep.to(pictures.device), "masked": masked.to(pictures.device)}
-        return views if weights is None else views | {"counted": counted(masked, weights).to(pictures.device)}
+        images = self.augmentation.light(batch.images, generator)
+        weights = patch_weights(self.config.focus, images, self.grid)
+        keep, masked = random_masks(len(images), math.prod(self.grid), self.config.mask_ratio, generator, weights)
+        views = {"images": images, "keep": keep.to(images.device), "masked": masked.to(images.device)}
+        return views if weights is None else views | {"counted": counted(masked, weights).to(images.device)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the hidden patches."""
-        return self.picture_losses(views).mean(), {}
+        return self.image_losses(views).mean(), {}
 
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: mean squared error on each picture's hidden patches."""
-        tokens = patch_tokens(self.encoder, views["pictures"], views["keep"])  # [B, K, D]
+    def image_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean squared error on each image's hidden patches."""
+        tokens = patch_tokens(self.encoder, views["images"], views["keep"])  # [B, K, D]
         prediction = self.decoder(tokens, views["keep"], views["masked"])  # [B, M, P]
         return mae_loss(
-            prediction, views["pictures"], views["masked"], self.patch, self.config.norm_pixels, views.get("counted")
+            prediction, views["images"], views["masked"], self.patch, self.config.norm_pixels, views.get("counted")
         )
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """The view, and what of it the encoder sees."""
-        whole = views["pictures"][picture]
-        return [("view", whole), ("encoder sees", only_patches(whole, views["keep"][picture], self.patch))]
+        whole = views["images"][image]
+        return [("view", whole), ("encoder sees", only_patches(whole, views["keep"][image], self.patch))]
 
     @torch.no_grad()
     def restore(self, views: Views) -> Tensor:
-        """The pictures or volumes with their hidden patches as restored, as the encoder sees them.
+        """The images or volumes with their hidden patches as restored, as the encoder sees them.
 
         Normalised predictions are put back on the scale of the true patch, as in the paper's figures: the
         mean and contrast of a hidden patch are given, not restored.
         """
-        patches = patchify(views["pictures"], self.patch)
-        tokens = patch_tokens(self.encoder, views["pictures"], views["keep"])
+        patches = patchify(views["images"], self.patch)
+        tokens = patch_tokens(self.encoder, views["images"], views["keep"])
         restored = self.decoder(tokens, views["keep"], views["masked"]).to(patches.dtype)
         if self.config.norm_pixels:
             mean, deviation = patch_statistics(take(patches, views["masked"]))

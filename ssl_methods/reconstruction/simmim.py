@@ -11,7 +11,7 @@ from foundation import vision_import
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
 from ssl_methods.components.focus import patch_weights
-from ssl_methods.components.similarity import exact
+from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted, random_masks
 from ssl_methods.encoders.outputs import feature_dim, grid_side, masked_maps, patch_side, token_dim
 from ssl_methods.encoders.volume_encoders import STAGES
@@ -19,25 +19,25 @@ from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 PAPERS_UNIT = 32 / 192
-"""Side of a mask unit as a share of the picture's, in the paper's pretraining."""
+"""Side of a mask unit as a share of the image's, in the paper's pretraining."""
 
 
-def simmim_loss(prediction: Tensor, pictures: Tensor, hidden: Tensor) -> Tensor:
-    """Of each picture the mean absolute error over its hidden pixels (sec. 3.4), ``[B]``, at least in float32.
+def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
+    """Of each image the mean absolute error over its hidden pixels (sec. 3.4), ``[B]``, at least in float32.
 
-    prediction, pictures ``[B, C, S, S]``; hidden ``[B, S, S]`` bool, in every picture somewhere true. Where all
-    pictures hide as many pixels, the mean over pictures is the paper's eq. 1.
+    prediction, images ``[B, C, S, S]``; hidden ``[B, S, S]`` bool, in every image somewhere true. Where all
+    images hide as many pixels, the mean over images is the paper's eq. 1.
     """
-    pictures = exact(pictures)
-    weight = hidden[:, None].to(pictures.dtype)  # [B, 1, S, S]
-    error = (prediction.to(pictures.dtype) - pictures).abs() * weight
-    return error.flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) * pictures.shape[1])
+    images = as_float32(images)
+    weight = hidden[:, None].to(images.dtype)  # [B, 1, S, S]
+    error = (prediction.to(images.dtype) - images).abs() * weight
+    return error.flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) * images.shape[1])
 
 
 def mask_unit(asked: int | None, size: int, stride: int) -> int:
-    """Side of a mask unit in pixels for pictures of side ``size`` under an encoder of total stride ``stride``.
+    """Side of a mask unit in pixels for images of side ``size`` under an encoder of total stride ``stride``.
 
-    None: of all multiples of the stride that tile the picture in 2 x 2 units or more the one nearest to the paper's
+    None: of all multiples of the stride that tile the image in 2 x 2 units or more the one nearest to the paper's
     32 of 192 pixels. StudyError when what is asked is no such multiple, or there is none.
     """
     fitting = [side for side in range(stride, size // 2 + 1, stride) if size % side == 0]
@@ -65,12 +65,12 @@ class SimMIMConfig(MethodConfig):
         default=None,
         ge=1,
         description="Side of a mask unit in pixels, a multiple of a ViT's patch or a Swin's total stride; default: "
-        "about a sixth of the picture's side, the paper's 32 of 192.",
+        "about a sixth of the image's side, the paper's 32 of 192.",
     )
 
 
 class SimMIM(Method, name="simmim"):
-    """Replace most of a picture by a mask token and predict the hidden pixels with one linear layer.
+    """Replace most of an image by a mask token and predict the hidden pixels with one linear layer.
 
     The encoder sees all places, hidden ones as the mask token plus their position, so that it also takes Swin
     encoders, which cannot drop patches as MAE does; it therefore costs a whole forward pass. Start from
@@ -90,44 +90,44 @@ class SimMIM(Method, name="simmim"):
         self.head = nn.Conv2d(feature_dim(encoder), self.stride**2 * image.channels, 1)
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``pictures`` ``[B, C, S, S]`` (crop, flip); ``hidden``, ``counted`` ``[B, U, U]`` bool over mask units.
+        """``images`` ``[B, C, S, S]`` (crop, flip); ``hidden``, ``counted`` ``[B, U, U]`` bool over mask units.
 
         ``counted`` are the hidden units that the loss looks at: all of them, unless the study focuses.
         """
-        pictures = self.augmentation.light(batch.pictures, generator)
+        images = self.augmentation.light(batch.images, generator)
         side = self.image.size // self.unit
-        weights = patch_weights(self.config.focus, pictures, (side, side))
-        _, masked = random_masks(len(pictures), side**2, self.config.mask_ratio, generator, weights)
-        nothing = torch.zeros(len(pictures), side**2, dtype=torch.bool)
+        weights = patch_weights(self.config.focus, images, (side, side))
+        _, masked = random_masks(len(images), side**2, self.config.mask_ratio, generator, weights)
+        nothing = torch.zeros(len(images), side**2, dtype=torch.bool)
         hidden = nothing.scatter(1, masked, True).view(-1, side, side)
         asked = nothing.scatter(1, masked, counted(masked, weights)).view(-1, side, side)
-        return {"pictures": pictures, "hidden": hidden.to(pictures.device), "counted": asked.to(pictures.device)}
+        return {"images": images, "hidden": hidden.to(images.device), "counted": asked.to(images.device)}
 
     def predict(self, views: Views) -> Tensor:
-        """The whole pictures ``[B, C, S, S]`` as predicted from what is not hidden."""
+        """The whole images ``[B, C, S, S]`` as predicted from what is not hidden."""
         patches = enlarged(views["hidden"], grid_side(self.encoder)).flatten(1)  # [B, N]
-        maps = masked_maps(self.encoder, views["pictures"], patches, self.mask_token)  # [B, D, h, w]
+        maps = masked_maps(self.encoder, views["images"], patches, self.mask_token)  # [B, D, h, w]
         return functional.pixel_shuffle(self.head(maps), self.stride)
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean absolute error on the hidden pixels."""
-        return self.picture_losses(views).mean(), {}
+        return self.image_losses(views).mean(), {}
 
-    def picture_losses(self, views: Views) -> Tensor:
-        """``[B]``: mean absolute error on each picture's hidden pixels."""
+    def image_losses(self, views: Views) -> Tensor:
+        """``[B]``: mean absolute error on each image's hidden pixels."""
         pixels = enlarged(views["counted"], self.image.size)
-        return simmim_loss(self.predict(views), views["pictures"], pixels)
+        return simmim_loss(self.predict(views), views["images"], pixels)
 
-    def show(self, views: Views, picture: int) -> list[tuple[str, Tensor]]:
+    def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """The view, and what of it the encoder sees."""
-        whole, hidden = views["pictures"][picture], enlarged(views["hidden"], self.image.size)[picture]
+        whole, hidden = views["images"][image], enlarged(views["hidden"], self.image.size)[image]
         return [("view", whole), ("encoder sees", whole.masked_fill(hidden, torch.nan))]
 
     @torch.no_grad()
     def restore(self, views: Views) -> Tensor:
-        """The pictures ``[B, C, S, S]`` with their hidden pixels as predicted, on the scale that the encoder sees."""
+        """The images ``[B, C, S, S]`` with their hidden pixels as predicted, on the scale that the encoder sees."""
         hidden = enlarged(views["hidden"], self.image.size)[:, None]
-        return torch.where(hidden, self.predict(views).to(views["pictures"].dtype), views["pictures"])
+        return torch.where(hidden, self.predict(views).to(views["images"].dtype), views["images"])
 
 
 def enlarged(mask: Tensor, side: int) -> Tensor:

@@ -15,9 +15,9 @@ from imaging.config import Modality
 PAIRS = [(modality, task) for modality in get_args(Modality) for task in get_args(TaskKind)]
 
 
-def setting(modality: Any = "x-ray", task: Any = "classification", **told: Any) -> Setting:
+def setting(modality: Any = "x-ray", task: Any = "classification", **answer: Any) -> Setting:
     """40 labels, 5 sites of 200 patients, unless told otherwise."""
-    return Setting(modality, task, **({"labels": 40, "sites": 5, "patients": 200} | told))
+    return Setting(modality, task, **({"labels": 40, "sites": 5, "patients": 200} | answer))
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.advisor.conftest import PAIRS, setting
 
 from advisor.answer import advice, answer, changes, compared
 from advisor.evidence import FINDINGS, UNKNOWN
 from advisor.ranking import best
 from foundation.errors import StudyError
+from tests.advisor.conftest import PAIRS, setting
 
 Advise = Callable[..., list[str]]
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "advisor.md"
@@ -56,24 +56,24 @@ def test_what_would_change_it_is_asked_and_not_guessed() -> None:
 
 
 def test_advice_by_setting() -> None:
-    def said(**told: object) -> str:
-        return " ".join(advice(setting(**told)))
+    def said(**reported: object) -> str:
+        return " ".join(advice(setting(**reported)))
 
     assert "better in 8 of 11 [Huang et al. 2023; review]" in said()
     assert "8 of 11" not in said(labels=100)
     assert "nothing can be evaluated" in said(labels=0)
-    assert "Azizi et al." in said(natural_weights=True)
-    assert "+0.184 (+0.099 to +0.270)" in said(natural_weights=True)
+    assert "Azizi et al." in said(pretrained_weights=True)
+    assert "+0.184 (+0.099 to +0.270)" in said(pretrained_weights=True)
     assert "plain averaging of encoder and decoder by size" in said(different_sites=True)
-    assert "method.positives" in said(pictures=4)
-    assert "method.positives" not in said(pictures=4, privacy=True)  # no candidate compares two views then
+    assert "method.positives" in said(images=4)
+    assert "method.positives" not in said(images=4, privacy=True)  # no candidate compares two views then
     assert "can erase the lesion" in said(task="detection")
     assert "batch normalisation" in said(privacy=True)
 
 
 def test_what_nobody_knows_depends_on_what_is_asked() -> None:
-    def known_not(*pair: str, **told: object) -> int:
-        return sum(note.holds(setting(*pair, **told)) for note in UNKNOWN)
+    def known_not(*pair: str, **reported: object) -> int:
+        return sum(note.holds(setting(*pair, **reported)) for note in UNKNOWN)
 
     asked = {"volumes": True, "privacy": True, "different_sites": True}
     assert known_not("ultrasound", "regression", **asked) == known_not() + 5 == len(UNKNOWN)
@@ -98,7 +98,7 @@ def test_the_command_answers_and_writes(advise: Advise, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="exists already and is not overwritten; give another name with --out"):
         advise(*ASKED, "--device", "cpu")
     assert (tmp_path / "advise-ultrasound-segmentation.yaml").read_bytes() == before
-    advise(*ASKED, "--device", "cpu", "--out", "other.yaml", "--privacy", "--pictures-per-patient", "3")
+    advise(*ASKED, "--device", "cpu", "--out", "other.yaml", "--privacy", "--images-per-patient", "3")
     assert "patient-level privacy" in (tmp_path / "other.yaml").read_text()
 
 

@@ -10,7 +10,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.advisor.conftest import setting
 
 from advisor.candidates import CANDIDATES
 from advisor.pilot_plan import (
@@ -33,6 +32,7 @@ from simulation.simulate import simulation_config
 from simulation.validate import validate
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.encoders.timm_encoders import build_encoder
+from tests.advisor.conftest import setting
 
 Advise = Callable[..., list[str]]
 STUDY: dict[str, Any] = {
@@ -44,7 +44,7 @@ STUDY: dict[str, Any] = {
     "algorithm": {"name": "fedavg"},
     "rounds": {"count": 7},
     "evaluation": {"protocols": ["knn"], "finetune": {"epochs": 1}},
-    "simulation": {"dataset": "phantoms", "options": {"pictures": 64, "size": 32}, "splits": {"left_out": ["F"]}},
+    "simulation": {"dataset": "phantoms", "options": {"images": 64, "size": 32}, "splits": {"left_out": ["F"]}},
 }
 
 
@@ -102,56 +102,56 @@ def test_the_plan_gives_every_candidate_the_same(plan: Any) -> None:
     assert len({one.training.model_dump_json() for one in studies}) == 1
     for each in plan.ranked:
         arm = plan.arms[each.candidate.name]
-        assert arm.budget().pictures * each.candidate.passes == pytest.approx(600, rel=0.5)  # whole rounds
+        assert arm.budget().images * each.candidate.passes == pytest.approx(600, rel=0.5)  # whole rounds
         assert arm.kind == "federated"
     assert plan.arms["simclr"].study.method.temperature == 0.3  # the study's own settings of its own method
     assert plan.setting.patients == 2  # of site E
 
 
-def pictured(**columns: Any) -> Manifest:
-    """40 pictures of site A and 8 of B, four of a patient."""
+def shown(**columns: Any) -> Manifest:
+    """40 images of site A and 8 of B, four of a patient."""
     table = pd.DataFrame({"image": map(str, range(48)), "patient": [f"{n // 4}" for n in range(48)]})
     return Manifest(table.assign(site=["A"] * 40 + ["B"] * 8, **columns), Path())
 
 
 def test_rounds_by_hand() -> None:
-    # A sees 2 batches of 16, B one of 8: 40 pictures a round; at two passes each 80.
-    assert rounds_for(study(), pictured(), 800, 2.0) == 10
-    assert rounds_for(study(), pictured(), 1, 2.0) == 1
+    # A sees 2 batches of 16, B one of 8: 40 images a round; at two passes each 80.
+    assert rounds_for(study(), shown(), 800, 2.0) == 10
+    assert rounds_for(study(), shown(), 1, 2.0) == 1
 
 
 def test_the_order_of_slices_is_tried_where_there_is_one() -> None:
     slice_order = next(candidate for candidate in CANDIDATES if candidate.method == "slice_order")
     series = [f"{n // 4}" for n in range(48)]
-    ordered = pictured(series=series, position=[n % 4 for n in range(48)])
+    ordered = shown(series=series, position=[n % 4 for n in range(48)])
     assert has_partners(slice_order, ordered)
-    assert not has_partners(slice_order, pictured())
-    assert not has_partners(slice_order, pictured(series=series, position=[n % 4 for n in range(40)] + [0] * 8))
-    private = setting("mri", pictures=4, privacy=True)
-    told = study(encoder={"name": "vit_tiny_patch16_224"})
+    assert not has_partners(slice_order, shown())
+    assert not has_partners(slice_order, shown(series=series, position=[n % 4 for n in range(40)] + [0] * 8))
+    private = setting("mri", images=4, privacy=True)
+    answer = study(encoder={"name": "vit_tiny_patch16_224"})
     names = [
-        [each.candidate.name for each in fitting(told, simulation_config(told), private, pictures)[0]]
-        for pictures in (ordered, pictured())
+        [each.candidate.name for each in fitting(answer, simulation_config(answer), private, images)[0]]
+        for images in (ordered, shown())
     ]
     assert names == [["mae", "combine (mae + ijepa)", "slice_order"], ["mae", "combine (mae + ijepa)", "ijepa"]]
 
 
 def test_one_encoder_for_all() -> None:
-    told = study()
-    config = simulation_config(told)
-    kept, studies = fitting(told, config, setting("mri", "classification"), pictured())  # iBOT takes no ResNet
+    answer = study()
+    config = simulation_config(answer)
+    kept, studies = fitting(answer, config, setting("mri", "classification"), shown())  # iBOT takes no ResNet
     assert [each.candidate.name for each in kept] == ["simclr", "vicreg", "ibot"]
     assert {one.encoder.name for one in studies.values()} == {"vit_tiny_patch16_224"}
     own = study(encoder={"name": "vit_tiny_patch16_224", "patch_size": 16, "depth": 2})
-    assert {one.encoder.patch_size for one in fitting(own, config, setting("mri"), pictured())[1].values()} == {16}
+    assert {one.encoder.patch_size for one in fitting(own, config, setting("mri"), shown())[1].values()} == {16}
     started = config.model_copy(update={"weights": Path("weights.pth")})
-    assert {one.encoder.name for one in fitting(told, started, setting("mri"), pictured())[1].values()} == {"resnet10t"}
+    assert {one.encoder.name for one in fitting(answer, started, setting("mri"), shown())[1].values()} == {"resnet10t"}
     with pytest.raises(StudyError, match=r"encoder 'resnet10t' takes 0 of the candidates \(mae, "):
-        fitting(told, started, setting("mri", "segmentation"), pictured())
+        fitting(answer, started, setting("mri", "segmentation"), shown())
 
 
 @given(size=st.integers(16, 160), depth=st.none() | st.integers(8, 64))
-def test_the_small_vit_tiles_every_picture(size: int, depth: int | None) -> None:
+def test_the_small_vit_tiles_every_image(size: int, depth: int | None) -> None:
     encoder = vit_for(ImageConfig(modality="mri", size=size, depth=depth, channels=1))
     sides = [size, size] if depth is None else [depth, size, size]
     patch = encoder["patch_size"]
@@ -259,7 +259,7 @@ def test_a_whole_pilot(advise: Advise, tmp_path: Path) -> None:
     assert all(0 <= each["figure"][0] <= 1 for each in record["candidates"])
     assert record["candidates"][0]["first_minus_it"] is None
     for name in record["candidates"]:
-        assert name["pictures"] > 0 and name["failed"] == ""
+        assert name["images"] > 0 and name["failed"] == ""
     chosen = load_study(tmp_path / "advise-tiny.yaml")
     winner = next(each for each in record["candidates"] if each["name"] == record["winner"])
     assert chosen.method.name == winner["method"]["name"]

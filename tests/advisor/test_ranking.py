@@ -6,39 +6,39 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.advisor.conftest import PAIRS, setting
 
 from advisor.candidates import CANDIDATES
 from advisor.evidence import CELLS, DATA, FINDINGS, NOTES, SWEEP, UNKNOWN
 from advisor.ranking import best, left_out, rank, why_not
 from benchmarks.comparisons import advisor_table
-from benchmarks.throughput import batch_of, passes_a_picture
+from benchmarks.throughput import batch_of, passes_a_image
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
 from ssl_methods import METHODS, build_method
 from ssl_methods.encoders.table import EncoderConfig
+from tests.advisor.conftest import PAIRS, setting
 
 SETTINGS = st.builds(
-    lambda pair, **told: setting(*pair, **told),
+    lambda pair, **answer: setting(*pair, **answer),
     st.sampled_from(PAIRS),
     labels=st.integers(0, 1000),
     sites=st.integers(1, 20),
     patients=st.integers(2, 300),
-    pictures=st.integers(1, 5),
+    images=st.integers(1, 5),
     volumes=st.booleans(),
     privacy=st.booleans(),
     different_sites=st.booleans(),
-    natural_weights=st.booleans(),
+    pretrained_weights=st.booleans(),
 )
 
 
-def points(*pair: str, **told: object) -> dict[str, float]:
+def points(*pair: str, **answer: object) -> dict[str, float]:
     """Of all candidates that fit, by name."""
-    return {each.candidate.name: each.points for each in rank(setting(*pair, **told))}
+    return {each.candidate.name: each.points for each in rank(setting(*pair, **answer))}
 
 
-def names(*pair: str, **told: object) -> list[str]:
-    return [each.candidate.name for each in best(setting(*pair, **told))]
+def names(*pair: str, **answer: object) -> list[str]:
+    return [each.candidate.name for each in best(setting(*pair, **answer))]
 
 
 def test_every_method_is_a_candidate_and_no_other() -> None:
@@ -53,7 +53,7 @@ def test_passes_are_those_that_the_benchmark_counts(candidate: object) -> None:
     image = ImageConfig(modality="mri", size=64, channels=1)
     vit = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=24, heads=2)
     method = build_method(candidate.config, vit, image, 0)  # type: ignore[attr-defined]
-    counted = passes_a_picture(method, batch_of(image, 4, torch.device("cpu")))
+    counted = passes_a_image(method, batch_of(image, 4, torch.device("cpu")))
     assert candidate.passes == pytest.approx(counted, rel=0.08)  # type: ignore[attr-defined]
 
 
@@ -62,12 +62,12 @@ def test_our_own_cells_are_those_of_the_benchmarks() -> None:
     assert {cell.method for cell in CELLS} <= set(METHODS)
     mae = next(cell for cell in CELLS if cell.method == "mae" and cell.dimensions == 2)
     assert (mae.difference, mae.low, mae.high, mae.units, mae.sign) == (0.144, 0.097, 0.190, 30, 1)
-    gain, low, high = advisor_table.natural_gain()
+    gain, low, high = advisor_table.pretrained_gain()
     assert f"AUROC {gain:+.3f} ({low:+.3f} to {high:+.3f})" in FINDINGS["own weights"].says
 
 
 def test_points_by_hand() -> None:
-    # I-JEPA: direct comparison 4, review 3, own sweep below random on other pictures -1/2.
+    # I-JEPA: direct comparison 4, review 3, own sweep below random on other images -1/2.
     assert points("ultrasound", "segmentation")["ijepa"] == 6.5
     # MAE: review 3, own sweep 1/2.
     assert points("ultrasound", "segmentation")["mae"] == 3.5
@@ -116,13 +116,13 @@ def test_only_what_fits_is_suggested_best_first(asked: object) -> None:
 
 
 def test_constraints_come_first() -> None:
-    one = setting("mri", "classification", patients=1, pictures=5)
+    one = setting("mri", "classification", patients=1, images=5)
     assert "needs 2 patients at every site" in left_out(one)
     assert {"simclr", "moco_v2", "moco_v3", "combine (mae + simclr)"} <= set(
         left_out(one)["needs 2 patients at every site"]
     )
     assert any("slice_order" in group for group in left_out(setting()).values())
-    assert not any("slice_order" in group for group in left_out(setting(pictures=4)).values())
+    assert not any("slice_order" in group for group in left_out(setting(images=4)).values())
 
 
 def test_a_carried_finding_counts_half_and_says_so() -> None:
@@ -137,7 +137,7 @@ def test_a_carried_finding_counts_half_and_says_so() -> None:
 def test_every_finding_is_used() -> None:
     """Row by row, or as advice (tests/advisor/test_answer.py)."""
     asked = [
-        setting(*pair, privacy=p, volumes=v, different_sites=True, patients=15, pictures=2)
+        setting(*pair, privacy=p, volumes=v, different_sites=True, patients=15, images=2)
         for pair in PAIRS
         for p in (False, True)
         for v in (False, True)
@@ -171,12 +171,12 @@ def test_a_method_of_which_nothing_is_known_is_a_candidate_without_evidence() ->
         ({"labels": -1}, "labels -1: give 0 or more"),
         ({"sites": 0}, "sites 0: give 1 or more"),
         ({"patients": 0}, "patients per site 0: give 1 or more"),
-        ({"pictures": 0}, "pictures per patient 0: give 1 or more"),
+        ({"images": 0}, "images per patient 0: give 1 or more"),
         ({"patients": 1}, "1 patient a site with 1 image: pretraining needs 2 images at every site"),
     ],
 )
-def test_a_setting_that_cannot_be(told: dict[str, object], said: str) -> None:
+def test_a_setting_that_cannot_be(answer: dict[str, object], said: str) -> None:
     with pytest.raises(StudyError) as error:
-        setting(**told)
+        setting(**answer)
     assert said in str(error.value)
     assert "\n" not in str(error.value)

@@ -7,7 +7,6 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import yaml
-from tests.advisor.conftest import PAIRS, setting
 
 from advisor.ranking import Ranked, best
 from advisor.setting import Setting
@@ -22,6 +21,7 @@ from simulation.simulate import simulate
 from simulation.sites.site_folders import Federation
 from simulation.validate import validate
 from ssl_methods import build_method
+from tests.advisor.conftest import PAIRS, setting
 
 from ..tiers import slow
 
@@ -39,11 +39,11 @@ EXTRA: dict[str, dict[str, Any]] = {
 }
 
 
-def studies(**told: Any) -> list[tuple[Setting, Ranked, Study]]:
+def studies(**answer: Any) -> list[tuple[Setting, Ranked, Study]]:
     """What would be written for every pair, all candidates of the answer."""
     found = []
     for pair in PAIRS:
-        asked = setting(*pair, **told)
+        asked = setting(*pair, **answer)
         for ranked in best(asked):
             text = study_text(asked, ranked, "fedpretext advise")
             assert max(map(len, text.splitlines())) <= 120
@@ -54,7 +54,7 @@ def studies(**told: Any) -> list[tuple[Setting, Ranked, Study]]:
 @pytest.mark.parametrize("accelerator", [False, True], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("volumes", [False, True], ids=["2-D", "3-D"])
 def test_every_pair_has_a_valid_study(volumes: bool, accelerator: bool) -> None:
-    for asked, ranked, study in studies(volumes=volumes, accelerator=accelerator, pictures=3):
+    for asked, ranked, study in studies(volumes=volumes, accelerator=accelerator, images=3):
         assert study.image.modality == asked.modality
         assert study.evaluation.kind == asked.task
         assert study.image.dimensions == asked.dimensions
@@ -63,12 +63,12 @@ def test_every_pair_has_a_valid_study(volumes: bool, accelerator: bool) -> None:
 
 
 @pytest.mark.parametrize("volumes", [False, True], ids=["2-D", "3-D"])
-def test_under_privacy_no_picture_influences_anothers_gradient(volumes: bool) -> None:
+def test_under_privacy_no_image_influences_anothers_gradient(volumes: bool) -> None:
     seen = set()
     for asked, ranked, study in studies(volumes=volumes, privacy=True):
         if (ranked.candidate.name, asked.dense) not in seen:
             seen.add((ranked.candidate.name, asked.dense))
-            assert not build_method(study.method, study.encoder, study.image, 0).couples()
+            assert not build_method(study.method, study.encoder, study.image, 0).is_batch_coupled()
     assert len(seen) > 3
 
 
@@ -77,16 +77,16 @@ def test_the_batch_is_bounded_by_what_the_smallest_site_has() -> None:
         ("classification", "simclr"), ("segmentation", "mae"),
     ))  # fmt: skip
     assert batch_of(setting(patients=200), simclr)[0] == 32
-    assert batch_of(setting(patients=10, pictures=50), simclr) == (
+    assert batch_of(setting(patients=10, images=50), simclr) == (
         8, "the smallest site has 10 patients, and images of one patient are no negatives",
     )  # fmt: skip
-    assert batch_of(setting(patients=2, pictures=50), simclr)[0] == 2
-    assert batch_of(setting(patients=1, pictures=7), mae) == (4, "the smallest site has 7 images")
+    assert batch_of(setting(patients=2, images=50), simclr)[0] == 2
+    assert batch_of(setting(patients=1, images=7), mae) == (4, "the smallest site has 7 images")
     assert batch_of(setting(volumes=True), mae)[0] == 8
 
 
 def test_reasons_stand_beside_the_choices(tmp_path: Path) -> None:
-    asked = setting("ultrasound", "segmentation", pictures=3, natural_weights=True)
+    asked = setting("ultrasound", "segmentation", images=3, pretrained_weights=True)
     path = tmp_path / "study.yaml"
     write(path, asked, best(asked)[0], "fedpretext advise --modality ultrasound")
     text = path.read_text()
@@ -99,25 +99,25 @@ def test_reasons_stand_beside_the_choices(tmp_path: Path) -> None:
     ):
         assert said in text
     assert "is valid" in validate(path)[-1]
-    contrastive = setting("mri", "classification", pictures=3)
+    contrastive = setting("mri", "classification", images=3)
     assert "# positives: patient" in study_text(contrastive, best(contrastive)[0], "")
 
 
-def test_the_simulation_section_works_with_the_marks_off(tmp_path: Path, pictures: Any) -> None:
+def test_the_simulation_section_works_with_the_marks_off(tmp_path: Path, images: Any) -> None:
     asked = setting("mri", "classification")
     text = study_text(asked, best(asked)[0], "")
     at = text.index("# simulation:")
-    off = text[:at] + text[at:].replace("# ", "").replace("MANIFEST.csv", str(pictures.listing))
+    off = text[:at] + text[at:].replace("# ", "").replace("MANIFEST.csv", str(images.listing))
     (tmp_path / "study.yaml").write_text(off)
-    assert "site north: 12 pictures of 4 patients to pretrain on" in " ".join(validate(tmp_path / "study.yaml"))
+    assert "site north: 12 images of 4 patients to pretrain on" in " ".join(validate(tmp_path / "study.yaml"))
 
 
 def distinct() -> dict[str, Study]:
     """A written study of each method and dimension that any pair gets, whatever else is asked."""
     found: dict[str, Study] = {}
-    for told in ({}, {"privacy": True}, {"different_sites": True}, {"patients": 4, "pictures": 5}):
+    for answer in ({}, {"privacy": True}, {"different_sites": True}, {"patients": 4, "images": 5}):
         for volumes in (False, True):
-            for _, ranked, study in studies(volumes=volumes, **told):
+            for _, ranked, study in studies(volumes=volumes, **answer):
                 found.setdefault(f"{ranked.candidate.name}, {study.image.dimensions}-D", study)
     return found
 
@@ -166,7 +166,7 @@ def test_a_written_study_of_each_task_runs_to_its_report(task: str, tmp_path: Pa
     raw = made_small(written).model_dump(mode="json")
     for head in ("finetune", "segmentation", "detection"):
         raw["evaluation"][head] |= {"epochs": 1}
-    phantoms = {"dataset": "phantoms", "options": {"pictures": 40, "size": 32}, "arms": []}
+    phantoms = {"dataset": "phantoms", "options": {"images": 40, "size": 32}, "arms": []}
     raw["simulation"] = phantoms | {"splits": {"left_out": ["F"], "min_test_patients": 3}}
     run = simulate(study_from(raw, "small"), runs=tmp_path, device="cpu")
     scored = run.results[run.results["encoder"] == "federated"]
@@ -175,7 +175,7 @@ def test_a_written_study_of_each_task_runs_to_its_report(task: str, tmp_path: Pa
 
 
 def as_volumes(site: Path) -> None:
-    """Random volumes in place of the site's pictures."""
+    """Random volumes in place of the site's images."""
     draw = np.random.default_rng(0)
     for path in sorted(site.glob("*.png")):
         np.save(path.with_suffix(".npy"), draw.integers(-500, 500, (16, 16, 16)).astype(np.int16))

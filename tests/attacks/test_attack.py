@@ -24,9 +24,9 @@ KINDS = ["membership-loss", "membership-features", "membership-shadows", "invers
 
 
 def test_every_attack_has_a_figure_a_control_and_a_reading(attacked: Attacked) -> None:
-    _, told = attacked
-    assert [each["attack"] for each in told["attacks"]] == KINDS
-    for each in told["attacks"]:
+    _, answer = attacked
+    assert [each["attack"] for each in answer["attacks"]] == KINDS
+    for each in answer["attacks"]:
         for figure in (each["figure"], each["control"]):
             assert -1 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
         assert each["reading"].endswith(".")
@@ -34,17 +34,17 @@ def test_every_attack_has_a_figure_a_control_and_a_reading(attacked: Attacked) -
 
 
 def test_members_are_those_who_trained_and_the_others_were_held_out_at_the_same_sites(attacked: Attacked) -> None:
-    folder, told = attacked
+    folder, answer = attacked
     splits = pd.read_csv(folder / "evaluation" / "splits.csv", dtype=str).drop_duplicates("patient")
     splits = splits[splits["site"] != "away"]
-    assert told["members"] == (splits["role"] == "train").sum()
-    assert told["others"] == splits["role"].isin(["test", "validation"]).sum()
+    assert answer["members"] == (splits["role"] == "train").sum()
+    assert answer["others"] == splits["role"].isin(["test", "validation"]).sum()
 
 
 def test_nothing_is_left_in_the_run_but_figures(attacked: Attacked) -> None:
-    folder, told = attacked
+    folder, answer = attacked
     text = (folder / "attacks.json").read_text()
-    assert json.loads(text) == json.loads(json.dumps(told))
+    assert json.loads(text) == json.loads(json.dumps(answer))
     listing = pd.read_csv(folder / "evaluation" / "splits.csv", dtype=str)
     words = {*listing["patient"], *listing["site"], *(Path(image).name for image in listing["image"])}
     assert not [word for word in words if word in text]
@@ -56,12 +56,12 @@ def test_nothing_is_left_in_the_run_but_figures(attacked: Attacked) -> None:
 def test_the_command_does_it_again_with_the_same_figures(
     attacked: Attacked, small: AttackSettings, fedpretext: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, told = attacked
+    folder, answer = attacked
     monkeypatch.setattr(module, "attack", partial(module.attack, settings=small))
     said = fedpretext("attack", folder, "--shadows", "0", "--device", "cpu")
     again = json.loads((folder / "attacks.json").read_text())
     assert said.code == 0, said.err
-    expected = [each for each in told["attacks"] if each["attack"] != "membership-shadows"]
+    expected = [each for each in answer["attacks"] if each["attack"] != "membership-shadows"]
     assert again["attacks"] == json.loads(json.dumps(expected))
     assert max(map(len, said.out.splitlines()[:-1])) <= 80
     assert "No promise was made" in said.out
@@ -71,7 +71,7 @@ def test_the_report_shows_the_attacks(attacked: Attacked) -> None:
     folder, _ = attacked
     page = write_report(folder).read_text()
     section = page[page.index('id="attacks"') :]
-    assert "Picture from an update" in section
+    assert "Image from an update" in section
     assert "No promise was made" in section
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_was_not_attacked_has_no_section(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--arm", "pooled"], "pooled"), (["--shadows", "3"], "even number"), (["--arm", "random"], "random")],
+    [(["--arm", "centralised"], "centralised"), (["--shadows", "3"], "even number"), (["--arm", "random"], "random")],
 )
 def test_what_cannot_be_attacked_is_refused(
     attacked: Attacked, fedpretext: Callable[..., Any], arguments: list[str], said: str
@@ -106,10 +106,10 @@ def test_a_private_study_is_attacked_through_its_noise_and_held_to_its_promise(
     raw["privacy"] = {"unit": "patient", "epsilon": 2.0, "delta": 0.005, "patients": 8, "patients_per_step": 2}
     raw["training"] |= {"epochs": None, "steps": 3, "learning_rate": 0.003}
     (copy / "study.yaml").write_text(yaml.safe_dump(raw))
-    told = module.attack(copy, shadows=0, device="cpu", settings=small)
-    assert told["promise"]["largest_advantage"] == pytest.approx(largest_advantage(2.0, 0.005), abs=1e-4)
-    found = {each["attack"]: each for each in told["attacks"]}
-    assert found["membership-loss"]["permitted"] == told["promise"]["largest_advantage"]
+    answer = module.attack(copy, shadows=0, device="cpu", settings=small)
+    assert answer["promise"]["largest_advantage"] == pytest.approx(largest_advantage(2.0, 0.005), abs=1e-4)
+    found = {each["attack"]: each for each in answer["attacks"]}
+    assert found["membership-loss"]["permitted"] == answer["promise"]["largest_advantage"]
     # The control is undefended, and so differs from what the noise lets through.
     assert found["inversion"]["figure"]["more"] != found["inversion"]["control"]["more"]
     page = write_report(copy).read_text()

@@ -37,8 +37,8 @@ def study(raw_study: dict[str, Any]) -> Study:
 
 @pytest.fixture
 def store(write_site: Callable[..., Path], study: Study, tmp_path: Path) -> TensorStore:
-    """24 patients of a picture each."""
-    write_site(tmp_path, "A", pictures=24, patients=24, seed=0)
+    """24 patients of an image each."""
+    write_site(tmp_path, "A", images=24, patients=24, seed=0)
     return TensorStore.build(Manifest.read(tmp_path / "A" / "manifest.csv"), study.image, tmp_path / "store")
 
 
@@ -70,7 +70,7 @@ def test_of_an_untrained_model_the_interval_covers_chance(study: Study, store: T
     assert found.low <= 0 <= found.high
 
 
-def test_a_picture_is_recovered_from_an_update_but_not_from_a_noised_one(study: Study, store: TensorStore) -> None:
+def test_a_image_is_recovered_from_an_update_but_not_from_a_noised_one(study: Study, store: TensorStore) -> None:
     target = Target(build(study), store, SETTINGS, CPU)
     bare, noised = (invert(target, range(10), each) for each in (Defence(), NOISY))
     assert bare.low > 0
@@ -96,15 +96,15 @@ def test_what_is_sent_is_clipped_by_patient_and_noised() -> None:
     assert float(many.std()) == pytest.approx(6.0, rel=0.03)
 
 
-def test_a_coupled_loss_and_secure_aggregation_leave_no_update_of_one_picture(raw_study: dict[str, Any]) -> None:
+def test_a_coupled_loss_and_secure_aggregation_leave_no_update_of_one_image(raw_study: dict[str, Any]) -> None:
     open_ = study_from(raw_study, "test")
     assert why_not(open_, build(open_)) == ""
     raw_study["method"] = {"name": "simclr"}
     coupled = study_from(raw_study, "test")
-    assert "couples pictures" in why_not(coupled, build(coupled))
+    assert "couples images" in why_not(coupled, build(coupled))
 
 
-def test_scores_are_set_against_their_own_site_and_averaged_over_a_patients_pictures() -> None:
+def test_scores_are_set_against_their_own_site_and_averaged_over_a_patients_images() -> None:
     crowd = [Patient((0, 1), "a"), Patient((2,), "a"), Patient((3,), "b"), Patient((4,), "b")]
     found = by_patient({0: 1.0, 1: 3.0, 2: 4.0, 3: 100.0, 4: 102.0}, crowd)
     assert found == pytest.approx(np.array([-1.0, 1.0, -1.0, 1.0]))

@@ -60,7 +60,7 @@ def study(raw_study: dict[str, Any]) -> Callable[..., Study]:
 
 @pytest.fixture
 def site(hospital: Callable[..., Path], tmp_path: Path) -> Callable[..., Site]:
-    """``site(study, "A", pictures=9)``: a new Site object over the hospital's folder."""
+    """``site(study, "A", images=9)``: a new Site object over the hospital's folder."""
 
     def make(study: Study, name: str = "A", **folder: Any) -> Site:
         path = tmp_path / "sites" / name / "site.yaml"
@@ -120,7 +120,7 @@ def private_site(hospital: Callable[..., Path], tmp_path: Path) -> Callable[...,
         if not path.exists():
             hospital(name, **folder)
         raw = yaml.safe_load(path.read_text())
-        lenient = {"studies": "any", "min_pictures": 1, "min_patients": 1}  # smallest_count 5, as by default
+        lenient = {"studies": "any", "min_images": 1, "min_patients": 1}  # smallest_count 5, as by default
         path.write_text(yaml.safe_dump(raw | {"ledger": "ledger.jsonl", "policy": lenient | (policy or {})}))
         return Site(load_site_file(path), study)
 

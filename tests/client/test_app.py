@@ -18,7 +18,7 @@ from client.policy import LabelsNotPermittedError
 from client.privacy.ledger import LedgerNotContinuedError
 from client.refusals import category_of
 from client.site_log import LogNotContinuedError
-from federation.audit.log import NOTHING, Extension, Head
+from federation.audit.log import NOTHING, AuditHead, Extension
 from federation.flower.private_identity import assume_identity
 from federation.flower.records import content_to_reply, failure_in, question
 from federation.privacy.ledger import BudgetSpentError
@@ -72,10 +72,10 @@ def leaks(content: RecordDict, *words: str) -> list[str]:
 
 def test_who_and_train(node: Node, study: MakeStudy, instruction: Instruct, asked: Ask) -> None:
     who = node.ask(question(study().training_hash()), "query")["config"]
-    assert dict(who) == {"site": "A", "study": study().training_hash(), "pictures": 9}
+    assert dict(who) == {"site": "A", "study": study().training_hash(), "images": 9}
     reply = content_to_reply(node.ask(asked(instruction(study()))))
     assert isinstance(reply, TrainReply)
-    assert (reply.site, reply.round, reply.pictures) == ("A", 1, 9)
+    assert (reply.site, reply.round, reply.images) == ("A", 1, 9)
 
 
 def test_a_good_reply_holds_no_path_and_no_patient(
@@ -215,7 +215,7 @@ def test_a_log_that_cannot_be_written_is_no_crash(node: Node, tmp_path: Path) ->
 def test_in_flowers_simulation_a_node_is_the_number_of_a_site(
     node: Node, study: MakeStudy, hospital: Callable[..., Path], tmp_path: Path
 ) -> None:
-    hospital("B", pictures=5)
+    hospital("B", images=5)
     numbered = Node(tmp_path / "study.yaml", None, **{"partition-id": 1})
     assert numbered.ask(question(study().training_hash()), "query")["config"]["site"] == "B"
 
@@ -250,17 +250,17 @@ def test_a_private_study_through_the_app(
     private_site(s, policy={"privacy_budget": {"epsilon": round(plan.epsilon * 0.7, 3), "delta": 1e-3}})
     (tmp_path / "study.yaml").write_text(s.to_yaml())
     node = Node(tmp_path / "study.yaml", tmp_path / "sites" / "A" / "site.yaml")
-    assert dict(node.ask(question(s.training_hash()), "query")["config"])["pictures"] == 1  # type: ignore[call-overload]
+    assert dict(node.ask(question(s.training_hash()), "query")["config"])["images"] == 1  # type: ignore[call-overload]
     first = content_to_reply(node.ask(asked(instruction(s))))
     assert isinstance(first, TrainReply) and first.ledger is not None
-    assert (first.pictures, first.metrics) == (1, {})
+    assert (first.images, first.metrics) == (1, {})
     charged = first.ledger.head.count
     stopped = [failure_in(node.ask(asked(instruction(s, round_)), group=str(round_))) for round_ in (2, 3)]
     assert stopped[-1] == "budget-spent"
     again = content_to_reply(node.ask(asked(replace(instruction(s), ledger=first.ledger.head))))
     assert isinstance(again, TrainReply) and again.ledger is not None
     assert again.ledger.head.count == charged + stopped.count(None)
-    false = asked(replace(instruction(s), ledger=Head(99, "ab" * 32)))
+    false = asked(replace(instruction(s), ledger=AuditHead(99, "ab" * 32)))
     assert failure_in(node.ask(false)) == "ledger-not-continued"
     rows = read_jsonl(tmp_path / "sites" / "A" / "state" / "audit.jsonl")
     assert next(row["ledger"] for row in rows if row["event"] == "update released") == first.ledger.head.hash
@@ -272,7 +272,7 @@ def test_a_private_study_through_the_app(
 def test_an_answer_is_checked_logged_noted_and_checked_again(withheld_at: int | None) -> None:
     """Nothing that either check withholds leaves, and what the first one withholds is not logged as released."""
     done: list[str] = []
-    note = AuditNote(Extension(Head(1, "ab" * 32), ()), NOTHING)
+    note = AuditNote(Extension(AuditHead(1, "ab" * 32), ()), NOTHING)
 
     def check(content: RecordDict) -> None:
         done.append(f"checked {sorted(content)}")

@@ -26,12 +26,12 @@ Instruct = Callable[..., TrainInstruction]
 
 @pytest.fixture
 def here(hospital: Callable[..., Path]) -> Callable[..., SiteFile]:
-    """``here(smallest_count=5)``: a site of 9 pictures of 3 patients; all but what is said is the default."""
+    """``here(smallest_count=5)``: a site of 9 images of 3 patients; all but what is said is the default."""
 
-    def make(pictures: int = 9, **policy: Any) -> SiteFile:
-        path = hospital("A", pictures=pictures)
+    def make(images: int = 9, **policy: Any) -> SiteFile:
+        path = hospital("A", images=images)
         raw = yaml.safe_load(path.read_text())
-        path.write_text(yaml.safe_dump(raw | {"policy": {"min_pictures": 2, "min_patients": 2} | policy}))
+        path.write_text(yaml.safe_dump(raw | {"policy": {"min_images": 2, "min_patients": 2} | policy}))
         return load_site_file(path)
 
     return make
@@ -71,11 +71,11 @@ def test_the_page_says_what_is_trained_and_what_leaves(
         f"training hash {s.training_hash()}",
         f"method: mae: {MAE.summary} ({MAE.paper})",
         "encoder: vit_tiny_patch16_224, patch_size 8, depth 1, width 24, heads 2",
-        "modality mri, size 32", "algorithm: fedavg", "rounds: 3", "views: of one picture",
-        "local work in a round: 1 epochs in batches of 4 x 1", "at this site: 2 steps, 8 pictures seen",
-        "the count of pictures: 9", "loss, learning_rate, pictures_seen", "the name A, the training hash, and of an er",
-        "study-not-approved", "nothing else: no picture, name, path, header or log", "6 steps, 24 pictures seen",
-        "permits the study", "9 pictures of 3 patients are listed here",
+        "modality mri, size 32", "algorithm: fedavg", "rounds: 3", "views: of one image",
+        "local work in a round: 1 epochs in batches of 4 x 1", "at this site: 2 steps, 8 images seen",
+        "the count of images: 9", "loss, learning_rate, images_seen", "the name A, the training hash, and of an er",
+        "study-not-approved", "nothing else: no image, name, path, header or log", "6 steps, 24 images seen",
+        "permits the study", "9 images of 3 patients are listed here",
     ):  # fmt: skip
         assert said in page, said
 
@@ -102,8 +102,8 @@ def test_amounts_are_those_of_the_shared_tensors(
 
 
 def test_a_hidden_count_is_said_to_be_hidden(written: Callable[..., Path], here: Callable[..., SiteFile]) -> None:
-    page = text_of(approve(written(), here(pictures=4, smallest_count=5), "A. K.", yes))
-    assert "the count of pictures: told as 5 (policy.smallest_count), the true one stays" in page
+    page = text_of(approve(written(), here(images=4, smallest_count=5), "A. K.", yes))
+    assert "the count of images: told as 5 (policy.smallest_count), the true one stays" in page
 
 
 def test_metrics_that_the_policy_withholds_are_not_listed(
@@ -113,12 +113,12 @@ def test_metrics_that_the_policy_withholds_are_not_listed(
     assert "numbers about the round, of these those that the method has: loss\n" in page
 
 
-def test_pictures_that_do_not_do_are_told_and_the_approval_is_still_one_s_own(
+def test_images_that_do_not_do_are_told_and_the_approval_is_still_one_s_own(
     written: Callable[..., Path], here: Callable[..., SiteFile]
 ) -> None:
     site = here(min_patients=4)
     page = text_of(approve(written(), site, "A. K.", yes))
-    assert "permits the study, but not with these pictures:\n  this site has pictures of 3 patients" in page
+    assert "permits the study, but not with these images:\n  this site has images of 3 patients" in page
     assert "at this site: " not in page
     shutil.rmtree(site.data.parent)
     assert "there is no such manifest" in text_of(approve(written(), site, "A. K.", yes))
@@ -225,7 +225,7 @@ def test_a_site_trains_after_the_approval_and_stops_at_its_withdrawal(
 
     refused()
     approve(written(), file, "Ada", yes)
-    assert site.describe().pictures == 9
+    assert site.describe().images == 9
     first = site.train(instruction(s))
     withdraw(file, s.training_hash())
     refused()  # what is stored is not sent either
@@ -271,14 +271,14 @@ def test_the_page_of_a_private_study_says_what_is_promised(
     site = here(privacy_budget={"epsilon": 10.0, "delta": 1e-3}).model_copy(update={"ledger": tmp_path / "book.jsonl"})
     page = text_of(approve(tmp_path / "private.yaml", site, "A. K.", no))
     for said in (
-        "WHAT IS PROMISED\n  to each patient, whose presence with all pictures",
+        "WHAT IS PROMISED\n  to each patient, whose presence with all images",
         "each of 6 steps draws a patient with probability 0.5, shortens the gradient to 1 and adds noise of",
         f"adds noise of {plan.noise:g} times that", f"epsilon {plan.epsilon:.3g} at delta 0.001, for the whole study",
         "not covered: a person who was treated at two",
-        "what noise promises about them is said below", "the count of pictures: told as 1, as by every site",
+        "what noise promises about them is said below", "the count of images: told as 1, as by every site",
         "the number of rows of this site's privacy ledger", "each patient takes part in a step with probability 0.5",
-        # By hand: two steps a round with 3 patients of 1 picture at probability .5, over 3 rounds.
-        "at this site: 2 steps, 3 pictures seen", "6 steps, 9 pictures seen, in 3 rounds",
+        # By hand: two steps a round with 3 patients of 1 image at probability .5, over 3 rounds.
+        "at this site: 2 steps, 3 images seen", "6 steps, 9 images seen, in 3 rounds",
         "book.jsonl: spent so far epsilon 0 at delta 0.001", f"with all rounds of this study: {plan.epsilon:.3g}",
         f"policy.privacy_budget is 10: {10 - plan.epsilon:.3g} are left", "private.jsonl in the state folder",
         "this site has 3 patients, and the study takes it to have 4",
@@ -302,11 +302,11 @@ def test_the_page_of_a_study_private_by_site(
     assert "there is none: set `ledger` in the site file, or no round of this study is trained" in page
 
 
-def test_the_page_of_a_private_study_over_pictures_of_nobody(
+def test_the_page_of_a_private_study_over_images_of_nobody(
     private_study: MakeStudy, here: Callable[..., SiteFile], tmp_path: Path
 ) -> None:
     (tmp_path / "private.yaml").write_text(private_study().to_yaml())
     site = here(min_patients=1)
     (site.data.parent / "manifest.csv").unlink()
     page = text_of(approve(tmp_path / "private.yaml", site.model_copy(update={"data": site.data.parent}), "A. K.", no))
-    assert "permits the study, but not with these pictures:\n  study tiny promises privacy to each patient" in page
+    assert "permits the study, but not with these images:\n  study tiny promises privacy to each patient" in page

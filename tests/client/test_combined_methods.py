@@ -34,7 +34,7 @@ def local_of(site: Site, round_: int) -> dict[str, Tensor]:
 
 
 def test_a_site_sends_and_keeps_what_the_members_declare(summed: Study, site: MakeSite, instruction: Instruct) -> None:
-    hospitals = [site(summed, "A", pictures=9), site(summed, "B", pictures=6)]
+    hospitals = [site(summed, "A", images=9), site(summed, "B", images=6)]
     replies = [hospital.train(instruction(summed)) for hospital in hospitals]
     method = build_method(summed.method, summed.encoder, summed.image, summed.seed)
     for hospital, reply in zip(hospitals, replies, strict=True):
@@ -90,11 +90,11 @@ def test_a_site_learns_the_order_of_slices(
     study: MakeStudy, site: MakeSite, instruction: Instruct, hospital: Callable[..., Path], tmp_path: Path
 ) -> None:
     chosen = study(method={"name": "slice_order", "head_width": 8})
-    folder = hospital("A", pictures=9, patients=2).parent
+    folder = hospital("A", images=9, patients=2).parent
     with_columns(folder, series=["s"] * 9, position=[*map(str, range(8)), ""])
     reply = site(chosen, "A").train(instruction(chosen))
     assert 0 <= reply.metrics["accuracy"] <= 1
-    # One of nine pictures has no place; every pass sees eight of the nine.
+    # One of nine images has no place; every pass sees eight of the nine.
     assert 0 <= reply.metrics["pairs_left_out"] <= 1 / 8 + 1e-6
 
 
@@ -105,7 +105,7 @@ def test_a_site_that_knows_no_order_is_told_what_is_missing(
         chosen = study(method={"name": "slice_order", "by": by})
         with pytest.raises(DataError, match=f"need the column '{column}' in the site's manifest"):
             site(chosen, "A").train(instruction(chosen))
-    folder = hospital("C", pictures=4, patients=4).parent
+    folder = hospital("C", images=4, patients=4).parent
     with_columns(folder, date=["2024-01-01"] * 4)
-    with pytest.raises(DataError, match="slice_order needs a second picture by dated, and no picture of this site"):
+    with pytest.raises(DataError, match="slice_order needs a second image by dated, and no image of this site"):
         site(chosen, "C").train(instruction(chosen))

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def study_of(name: str, rounds: int = 2, **training: Any) -> Study:
-    """A tiny study of the method over 2-D pictures, or over volumes where it takes no others."""
+    """A tiny study of the method over 2-D images, or over volumes where it takes no others."""
     flat = 2 in METHODS[name].dimensions
     image = {"modality": "mri", "size": 32, "channels": 1} | ({} if flat else {"depth": 32})
     return study_from(
@@ -48,7 +48,7 @@ def study_of(name: str, rounds: int = 2, **training: Any) -> Study:
 
 
 def hospital(folder: Path, study: Study, name: str, seed: int) -> Path:
-    """Nine pictures (or volumes) of three patients with places along a series; the site file."""
+    """Nine images (or volumes) of three patients with places along a series; the site file."""
     place, draw = folder / name, np.random.default_rng(seed)
     place.mkdir(parents=True)
     rows = ["image,patient,series,position"]
@@ -60,7 +60,7 @@ def hospital(folder: Path, study: Study, name: str, seed: int) -> Path:
     (place / "manifest.csv").write_text("\n".join(rows) + "\n")
     (place / "site.yaml").write_text(
         f"site: {name}\ndata: manifest.csv\nstate: state\ncache: cache\ndevice: cpu\n"
-        "policy: {studies: any, min_pictures: 1, min_patients: 1, smallest_count: 1}\n"
+        "policy: {studies: any, min_images: 1, min_patients: 1, smallest_count: 1}\n"
     )
     return place / "site.yaml"
 
@@ -128,25 +128,25 @@ def test_what_is_sent_is_what_is_declared_and_the_rest_stays(
 
 def watched(method: Method, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the hooks are told and which rates they give, step by step, from here on."""
-    told: list[Any] = []
+    answer: list[Any] = []
     rate, before, after = method.rate, method.before_step, method.after_step
 
     def note_rate(part: str, progress: float, scheduled: float, peak: float) -> float:
         given = rate(part, progress, scheduled, peak)
-        told.append((part, round(given, 12)))
+        answer.append((part, round(given, 12)))
         return given
 
     def note_before(progress: float) -> None:
-        told.append(round(progress, 9))
+        answer.append(round(progress, 9))
         before(progress)
 
-    def note_after(progress: float, pictures: int) -> None:
-        told.append((round(progress, 9), pictures))
-        after(progress, pictures)
+    def note_after(progress: float, images: int) -> None:
+        answer.append((round(progress, 9), images))
+        after(progress, images)
 
     for hook, noted in (("rate", note_rate), ("before_step", note_before), ("after_step", note_after)):
         monkeypatch.setattr(method, hook, noted)
-    return told
+    return answer
 
 
 @pytest.mark.parametrize("name", AFFORDABLE)

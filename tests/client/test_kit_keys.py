@@ -37,9 +37,9 @@ def kit(tmp_path: Path, raw_study: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Where the site's pictures are."""
-    (tmp_path / "pictures").mkdir()
-    return tmp_path / "pictures"
+    """Where the site's images are."""
+    (tmp_path / "images").mkdir()
+    return tmp_path / "images"
 
 
 def mode(path: Path) -> int:
@@ -70,10 +70,10 @@ def test_what_site_init_makes(kit: Path, data: Path) -> None:
     }
     assert {name: text for name, text in contents(kit).items() if name in came} == came
     assert set(contents(kit)) - set(came) == {"site.key", "site.csr", "site.yaml"}
-    told = "\n".join(lines)
-    assert fingerprint(key.public_key()) in told
-    assert fingerprint(key_of(kit_ca(kit))) in told
-    assert "send it to the study lead" in told
+    answer = "\n".join(lines)
+    assert fingerprint(key.public_key()) in answer
+    assert fingerprint(key_of(kit_ca(kit))) in answer
+    assert "send it to the study lead" in answer
 
 
 def test_only_the_key_file_holds_the_key(kit: Path, data: Path) -> None:
@@ -88,7 +88,7 @@ def test_only_the_key_file_holds_the_key(kit: Path, data: Path) -> None:
 def test_the_site_file(kit: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given counts from where the engineer stands, the rest from the kit."""
     monkeypatch.chdir(tmp_path)
-    site_init(kit, Path("pictures"), state=Path("elsewhere"), device="cpu")
+    site_init(kit, Path("images"), state=Path("elsewhere"), device="cpu")
     site = load_site_file(kit / "site.yaml")
     assert (site.site, site.device) == ("north", "cpu")
     assert (site.data, site.state) == (data.resolve(), tmp_path.resolve() / "elsewhere")
@@ -97,7 +97,7 @@ def test_the_site_file(kit: Path, data: Path, tmp_path: Path, monkeypatch: pytes
     assert not (kit / "state").exists()
     text = (kit / "site.yaml").read_text()
     assert text.startswith("# Private to this hospital, never sent.")
-    assert "# Folder for decoded pictures.\ncache: cache\n" in text
+    assert "# Folder for decoded images.\ncache: cache\n" in text
 
 
 def test_defaults_of_the_site_file(kit: Path, data: Path) -> None:
@@ -137,9 +137,9 @@ def test_a_site_file_of_another_site_is_refused(kit: Path, data: Path) -> None:
     assert not (kit / "site.key").exists()
 
 
-def test_pictures_that_are_not_there(kit: Path, tmp_path: Path) -> None:
+def test_images_that_are_not_there(kit: Path, tmp_path: Path) -> None:
     came = contents(kit)
-    assert refusal(kit) == "--data is needed; give the site's manifest, or the folder of its pictures"
+    assert refusal(kit) == "--data is needed; give the site's manifest, or the folder of its images"
     missing = tmp_path / "picturs"
     assert refusal(kit, missing).startswith(f"--data {missing}: is not there; give")
     assert contents(kit) == came

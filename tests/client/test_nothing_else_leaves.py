@@ -88,8 +88,8 @@ def all_patterns(study: Study, hospitals: list[Hospital]) -> set[bytes]:
     for hospital in hospitals:
         store = Site(load_site_file(hospital.site_file), study).store()
         decoded = (store.batch(np.arange(len(store))).numpy()[:, 0] * 65535).round().astype(np.uint16)
-        for pixels, picture in zip(hospital.pixels, decoded, strict=True):
-            found |= patterns(pixels, picture)
+        for pixels, image in zip(hospital.pixels, decoded, strict=True):
+            found |= patterns(pixels, image)
     return found
 
 
@@ -117,8 +117,8 @@ def test_the_search_for_pixels_finds_a_planted_patch(
 
     def train(self: Site, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
         reply, again = real(self, instruction)
-        picture = self.store().batch(np.array([0]))[0, 0]
-        next(v for v in reply.weights.values() if v.numel() >= 64).view(-1)[8:24] = picture[3:7, 5:9].flatten()
+        image = self.store().batch(np.array([0]))[0, 0]
+        next(v for v in reply.weights.values() if v.numel() >= 64).view(-1)[8:24] = image[3:7, 5:9].flatten()
         return reply, again
 
     monkeypatch.setattr(Site, "trained_or_stored", train)
@@ -153,9 +153,9 @@ def test_a_private_study_sends_tensors_constants_and_heads_of_logs(
     for content in updates:
         assert {name: set(record) for name, record in content.items()} == IN_AN_UPDATE
         assert dict(content["metrics"]) == {"num-examples": 1}
-    who = [content for content in contents if "pictures" in content["config"]]
-    assert len(who) == 2 and all(content["config"]["pictures"] == 1 for content in who)
-    assert words_in(left, [*all_words(hospitals), "pictures_seen", "feature_spread", "patients_a_step"]) == set()
+    who = [content for content in contents if "images" in content["config"]]
+    assert len(who) == 2 and all(content["config"]["images"] == 1 for content in who)
+    assert words_in(left, [*all_words(hospitals), "images_seen", "feature_spread", "patients_a_step"]) == set()
     assert patches_in(left, all_patterns(private, hospitals)) == 0
 
 

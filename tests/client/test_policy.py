@@ -15,7 +15,7 @@ import client.site_study
 import client.training.site_training
 from client.policy import (
     Policy,
-    check_pictures,
+    check_images,
     check_study,
     check_trained,
     check_work,
@@ -31,12 +31,12 @@ from foundation.errors import DataError, StudyError
 MakeStudy = Callable[..., Study]
 Instruct = Callable[..., TrainInstruction]
 ROOT = Path(__file__).resolve().parents[2]
-ANY: dict[str, Any] = {"studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1}
+ANY: dict[str, Any] = {"studies": "any", "min_images": 1, "min_patients": 1, "smallest_count": 1}
 
 
 @pytest.fixture
 def site_with(hospital: Callable[..., Path], tmp_path: Path) -> Callable[..., Site]:
-    """``site_with(study, max_rounds=2)``: a site of 9 pictures of 3 patients that permits all but what is said."""
+    """``site_with(study, max_rounds=2)``: a site of 9 images of 3 patients that permits all but what is said."""
 
     def make(study: Study, **policy: Any) -> Site:
         path = tmp_path / "sites" / "A" / "site.yaml"
@@ -137,7 +137,7 @@ SUM = {"name": "combine", "methods": [{"method": {"name": "mae"}}, {"method": {"
         ({"encoders": ["vit_tiny_patch16_224"]}, {}, None),
         ({"max_rounds": 2}, {}, "study tiny has 3 rounds, and this site's policy.max_rounds is 2: raise it"),
         ({"max_rounds": 3}, {}, None),
-        ({"max_epochs_per_round": 1.5}, {"training": {"epochs": 2}}, "passes 2 times over this site's pictures"),
+        ({"max_epochs_per_round": 1.5}, {"training": {"epochs": 2}}, "passes 2 times over this site's images"),
         ({"max_epochs_per_round": 2}, {"training": {"epochs": 2}}, None),
         ({"require_privacy": True}, {}, "study tiny has no `privacy` section, and this site's policy.require_privacy"),
     ],
@@ -154,36 +154,30 @@ def test_rules_of_a_study(study: MakeStudy, policy: dict[str, Any], sections: di
 
 def test_steps_are_converted_to_epochs(study: MakeStudy) -> None:
     s = study(training={"epochs": None, "steps": 5, "batch": 4})
-    check_study(Policy(studies="any", max_epochs_per_round=1), s, ())  # how many epochs that is depends on the pictures
-    check_work(Policy(max_epochs_per_round=2), s, [4, 6])  # 5 steps of 4 are 20 pictures
-    with pytest.raises(StudyError, match=r"passes 2\.222 times over this site's pictures in a round, and policy\.max_"):
+    check_study(Policy(studies="any", max_epochs_per_round=1), s, ())  # how many epochs that is depends on the images
+    check_work(Policy(max_epochs_per_round=2), s, [4, 6])  # 5 steps of 4 are 20 images
+    with pytest.raises(StudyError, match=r"passes 2\.222 times over this site's images in a round, and policy\.max_"):
         check_work(Policy(max_epochs_per_round=2), s, [9])
 
 
 def test_the_work_of_drawn_patients_is_what_is_expected(private_study: MakeStudy) -> None:
-    """4 patients, 2 a step by the study: each takes part with probability a half, with 2 of its pictures or 1."""
-    s = private_study(privacy={"pictures_per_patient": 2}, training={"steps": 10, "batch": 64})
-    pictures = [5, 2, 1]  # 10 steps of (2 + 2 + 1) / 2 pictures are 25, of 8; a batch of 64 has nothing to do with it
-    check_work(Policy(max_epochs_per_round=3.2), s, pictures)
-    with pytest.raises(StudyError, match=r"passes 3\.125 times over this site's pictures in a round"):
-        check_work(Policy(max_epochs_per_round=3.1), s, pictures)
+    """4 patients, 2 a step by the study: each takes part with probability a half, with 2 of its images or 1."""
+    s = private_study(privacy={"images_per_patient": 2}, training={"steps": 10, "batch": 64})
+    images = [5, 2, 1]  # 10 steps of (2 + 2 + 1) / 2 images are 25, of 8; a batch of 64 has nothing to do with it
+    check_work(Policy(max_epochs_per_round=3.2), s, images)
+    with pytest.raises(StudyError, match=r"passes 3\.125 times over this site's images in a round"):
+        check_work(Policy(max_epochs_per_round=3.1), s, images)
 
 
-def test_pictures_and_patients() -> None:
-    check_pictures(Policy(min_pictures=9, min_patients=3), 9, 3)
-    with pytest.raises(
-        DataError, match=r"^this site has 8 usable pictures, and its policy.min_pictures is 9: add pict"
-    ):
-        check_pictures(Policy(min_pictures=9), 8, 8)
-    with pytest.raises(
-        DataError, match=r"^this site has pictures of 2 patients, and its policy.min_patients is 3: add"
-    ):
-        check_pictures(Policy(min_patients=3), 9, 2)
-    with pytest.raises(
-        DataError, match=r"^this site's pictures do not say whose they are, and its policy.min_patients"
-    ):
-        check_pictures(Policy(), 900, None)
-    check_pictures(Policy(min_patients=1), 900, None)
+def test_images_and_patients() -> None:
+    check_images(Policy(min_images=9, min_patients=3), 9, 3)
+    with pytest.raises(DataError, match=r"^this site has 8 usable images, and its policy.min_images is 9: add pict"):
+        check_images(Policy(min_images=9), 8, 8)
+    with pytest.raises(DataError, match=r"^this site has images of 2 patients, and its policy.min_patients is 3: add"):
+        check_images(Policy(min_patients=3), 9, 2)
+    with pytest.raises(DataError, match=r"^this site's images do not say whose they are, and its policy.min_patients"):
+        check_images(Policy(), 900, None)
+    check_images(Policy(min_patients=1), 900, None)
 
 
 MONDAY = datetime(2026, 11, 23)
@@ -252,7 +246,7 @@ def test_the_wait_ends_when_the_quiet_hours_do() -> None:
 def test_nothing_is_decoded_for_a_study_that_is_not_permitted(
     study: MakeStudy, site_with: Callable[..., Site], instruction: Instruct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.site_images.TensorStore, "build", lambda *_: pytest.fail("pictures were decoded"))
+    monkeypatch.setattr(client.site_images.TensorStore, "build", lambda *_: pytest.fail("images were decoded"))
     s = study()
     for policy in ({"studies": "approved"}, {"methods": ["simclr"]}, {"max_rounds": 2}):
         here = site_with(s, **policy)
@@ -262,29 +256,29 @@ def test_nothing_is_decoded_for_a_study_that_is_not_permitted(
             here.train(instruction(s))
 
 
-@pytest.mark.parametrize("policy", [{"min_pictures": 10}, {"min_patients": 4}])
-def test_too_few_pictures_are_not_decoded(
+@pytest.mark.parametrize("policy", [{"min_images": 10}, {"min_patients": 4}])
+def test_too_few_images_are_not_decoded(
     study: MakeStudy, site_with: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, policy: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(client.site_images.TensorStore, "build", lambda *_: pytest.fail("pictures were decoded"))
+    monkeypatch.setattr(client.site_images.TensorStore, "build", lambda *_: pytest.fail("images were decoded"))
     with pytest.raises(DataError, match=f"policy.{next(iter(policy))}"):
         site_with(study(), **policy).describe()
 
 
-def test_pictures_that_cannot_be_read_do_not_count(
+def test_images_that_cannot_be_read_do_not_count(
     study: MakeStudy, hospital: Callable[..., Path], site_with: Callable[..., Site]
 ) -> None:
-    """25 pictures are listed; one is broken, which a store bears."""
-    path = hospital("A", pictures=25, patients=5)
-    (path.parent / "003.png").write_bytes(b"no picture")
+    """25 images are listed; one is broken, which a store bears."""
+    path = hospital("A", images=25, patients=5)
+    (path.parent / "003.png").write_bytes(b"no image")
     raw = yaml.safe_load(path.read_text())
     for fewest, fits in ((24, True), (25, False)):
-        path.write_text(yaml.safe_dump(raw | {"policy": ANY | {"min_pictures": fewest}}))
+        path.write_text(yaml.safe_dump(raw | {"policy": ANY | {"min_images": fewest}}))
         here = Site(load_site_file(path), study())
         if fits:
-            assert here.describe().pictures == 24
+            assert here.describe().images == 24
         else:
-            with pytest.raises(DataError, match="this site has 24 usable pictures"):
+            with pytest.raises(DataError, match="this site has 24 usable images"):
                 here.describe()
 
 

@@ -57,20 +57,20 @@ def test_a_round_changes_the_weights_and_says_what_it_did(
     asked = instruction(s)
     before = {name: value.clone() for name, value in asked.weights.items()}
     reply = site(s).train(asked)
-    assert (reply.study_hash, reply.round, reply.site, reply.pictures) == (s.training_hash(), 1, "A", 9)
+    assert (reply.study_hash, reply.round, reply.site, reply.images) == (s.training_hash(), 1, "A", 9)
     assert reply.weights.keys() == asked.weights.keys()
     assert not torch.equal(
         reply.weights["encoder.blocks.0.attn.qkv.weight"], before["encoder.blocks.0.attn.qkv.weight"]
     )
     assert all(torch.equal(asked.weights[name], value) for name, value in before.items())
     assert reply.metrics["steps"] == 2
-    assert reply.metrics["pictures_seen"] == 8
+    assert reply.metrics["images_seen"] == 8
     assert reply.metrics["loss"] > 0
 
 
 def test_who(study: MakeStudy, site: MakeSite) -> None:
-    info = site(study(), pictures=7).describe()
-    assert (info.site, info.study_hash, info.pictures) == ("A", study().training_hash(), 7)
+    info = site(study(), images=7).describe()
+    assert (info.site, info.study_hash, info.images) == ("A", study().training_hash(), 7)
 
 
 def test_a_second_instruction_gets_the_stored_reply(
@@ -82,7 +82,7 @@ def test_a_second_instruction_gets_the_stored_reply(
     second = site(s).train(instruction(s))
     assert trained == [1]
     assert same(first, second)
-    assert (second.metrics, second.pictures, second.site) == (first.metrics, first.pictures, first.site)
+    assert (second.metrics, second.images, second.site) == (first.metrics, first.images, first.site)
 
 
 def test_two_threads_at_once_train_once(
@@ -302,24 +302,24 @@ def test_another_study_is_refused(study: MakeStudy, site: MakeSite, instruction:
     assert trained == []
 
 
-def test_one_picture_is_too_few(study: MakeStudy, site: MakeSite) -> None:
+def test_one_image_is_too_few(study: MakeStudy, site: MakeSite) -> None:
     with pytest.raises(
-        DataError, match=r"^this site has 1 picture; pretraining needs at least 2, so leave the site out$"
+        DataError, match=r"^this site has 1 image; pretraining needs at least 2, so leave the site out$"
     ):
-        site(study(), pictures=1, patients=1).describe()
+        site(study(), images=1, patients=1).describe()
 
 
-def test_two_pictures_are_enough(study: MakeStudy, site: MakeSite, instruction: Instruct) -> None:
+def test_two_images_are_enough(study: MakeStudy, site: MakeSite, instruction: Instruct) -> None:
     s = study()
-    assert site(s, pictures=2, patients=1).train(instruction(s)).metrics["pictures_seen"] == 2
+    assert site(s, images=2, patients=1).train(instruction(s)).metrics["images_seen"] == 2
 
 
 def test_one_patient_cannot_be_contrasted(study: MakeStudy, site: MakeSite, instruction: Instruct) -> None:
     s = study(method={"name": "simclr"})
     with pytest.raises(DataError) as caught:
-        site(s, pictures=5, patients=1).train(instruction(s))
+        site(s, images=5, patients=1).train(instruction(s))
     assert str(caught.value) == (
-        "this site has 1 patient; simclr needs 2, as pictures of one patient are not each other's negatives: "
+        "this site has 1 patient; simclr needs 2, as images of one patient are not each other's negatives: "
         "choose mae or ijepa, or leave the site out"
     )
 

@@ -7,7 +7,7 @@ import pytest
 from client.site_file import load_site_file
 from foundation.errors import StudyError
 
-GOOD = "site: North-2\ndata: pictures/manifest.csv\nstate: /var/state\ncache: ../cache\n"
+GOOD = "site: North-2\ndata: images/manifest.csv\nstate: /var/state\ncache: ../cache\n"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -22,7 +22,7 @@ def test_relative_paths_count_from_the_files_folder(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "elsewhere")
     site = load_site_file(Path("..") / "site.yaml")
     assert site.site == "North-2"
-    assert site.data == tmp_path.resolve() / "pictures" / "manifest.csv"
+    assert site.data == tmp_path.resolve() / "images" / "manifest.csv"
     assert site.state == Path("/var/state")
     assert site.cache.resolve() == (tmp_path.parent / "cache").resolve()
     assert site.device == "auto"

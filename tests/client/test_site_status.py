@@ -116,7 +116,7 @@ def test_it_fits_a_narrow_terminal(here: Here) -> None:
     here.approve()
     here.asked(1)
     here.sends(1)
-    here.fails(DataError("/pictures/0001.dcm: is cut short; copy it again from the archive"), "data-not-usable", 2)
+    here.fails(DataError("/images/0001.dcm: is cut short; copy it again from the archive"), "data-not-usable", 2)
     with alone_in(here.file.state, CLIENT_LOCK, "busy"):
         lines = site_status_lines(here.path.parent, 40, lambda: time.time() + 720)
     said = re.sub(r"\d{4}-\d\d-\d\d(\s+)\d\d:\d\d", r"YYYY-MM-DD\1HH:MM", "\n".join(lines))
@@ -130,7 +130,7 @@ def test_it_fits_a_narrow_terminal(here: Here) -> None:
         "          in all 1 update, 1.5 MiB",
         "refused   round 2: data-not-usable, 12",
         "          min ago (YYYY-MM-DD HH:MM UTC)",
-        "          DataError: /pictures/0001.dcm:",
+        "          DataError: /images/0001.dcm:",
         "          is cut short; copy it again",
         "          from the archive",
         "audit     chain is whole: 5 rows, head",
@@ -185,10 +185,10 @@ def test_the_last_refusal_is_shown(here: Here) -> None:
 def test_why_it_was_refused_is_not_guessed(here: Here) -> None:
     """The newest error is of another round: the log is named in place of it."""
     here.log.refused("disk-full", 4)
-    told = f"round 4: disk-full, 12 min ago (UTC) / why: see {here.file.state / 'site.log'}"
-    assert here.fact("refused") == told
+    answer = f"round 4: disk-full, 12 min ago (UTC) / why: see {here.file.state / 'site.log'}"
+    assert here.fact("refused") == answer
     log_error(here.file.state, 3, "of round 3")
-    assert here.fact("refused") == told
+    assert here.fact("refused") == answer
     log_error(here.file.state, 4, "the app is not that of an approved study")
     assert here.fact("refused").endswith(" / the app is not that of an approved study")
 
@@ -235,9 +235,9 @@ def test_a_log_that_was_changed(here: Here) -> None:
     path = here.file.state / "audit.jsonl"
     path.write_text(path.read_text().replace('"bytes":1572864', '"bytes":1'))
     assert here.fact("sent") == "nothing yet"  # no row that does not hold is believed
-    told = here.fact("audit")
-    assert told.startswith("chain is broken at row 3: its content was changed; find out who changed ")
-    assert told.endswith(str(path))
+    answer = here.fact("audit")
+    assert answer.startswith("chain is broken at row 3: its content was changed; find out who changed ")
+    assert answer.endswith(str(path))
 
 
 def test_looking_holds_no_lock(here: Here) -> None:

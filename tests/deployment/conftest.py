@@ -44,15 +44,15 @@ class Deployment:
         self.study_file.write_text(yaml.safe_dump(raw))
         self.federation = root / "kits" / "server"
         provision(self.study_file, server=f"localhost:{self.port}", sites=list(self.sites), out=root / "kits")
-        for seed, (site, (pictures, patients)) in enumerate(self.sites.items()):
-            data = write(root / "hospitals", site, pictures=pictures, patients=patients, seed=seed).parent
+        for seed, (site, (images, patients)) in enumerate(self.sites.items()):
+            data = write(root / "hospitals", site, images=images, patients=patients, seed=seed).parent
             self.enrol(site, data / "manifest.csv")
 
     def enrol(self, site: str, data: Path) -> None:
         """What a site and the study lead do before the first start."""
         kit = self.kit(site)
         site_init(kit, data=data, device="cpu")
-        self.permit(site, min_pictures=1, min_patients=1, smallest_count=1)
+        self.permit(site, min_images=1, min_patients=1, smallest_count=1)
         accept(self.federation, kit / "site.csr")
         approve(kit / "study.yaml", load_site_file(kit / "site.yaml"), "a test", lambda _: True)
 

@@ -86,5 +86,5 @@ def test_private_rounds_are_charged_at_every_site_and_tell_the_server_nothing_el
         assert "a second accountant (Opacus) gives" in page
     record = json.loads((federation.run / "privacy.json").read_text())
     assert record["spent"] is None and record["epsilon"] == 8
-    told = [row for row in read_jsonl(federation.folder / "metrics.jsonl") if "event" not in row]
-    assert told and all(set(row) == {"round", "site", "update_norm"} for row in told)  # the length with the noise
+    answer = [row for row in read_jsonl(federation.folder / "metrics.jsonl") if "event" not in row]
+    assert answer and all(set(row) == {"round", "site", "update_norm"} for row in answer)  # the length with the noise

@@ -292,7 +292,7 @@ def attack(story: Story, control: ControlPlane) -> None:
 
 
 def build(root: Path) -> tuple[Deployment, Hospital]:
-    """North has DICOM, south pictures; leaving will be revoked; unknown was never accepted, expired is no longer."""
+    """North has DICOM, south images; leaving will be revoked; unknown was never accepted, expired is no longer."""
     raw = json.loads(json.dumps(STUDY)) | {"rounds": {"count": 2, "deadline_minutes": 5, "quorum": 1.0}}
     deployment = Deployment(root, raw, write_site, {"north": (9, 3), "south": (6, 2), "leaving": (4, 2)})
     hospital = write_hospital(root / "klinik-north" / "pacs-export", "north")
@@ -300,7 +300,7 @@ def build(root: Path) -> tuple[Deployment, Hospital]:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"data": str(root / "klinik-north")}))
     for site in ("unknown", "expired"):
         add_site(deployment.federation, site)
-        data = write_site(root / "hospitals", site, pictures=4, patients=2, seed=9).parent / "manifest.csv"
+        data = write_site(root / "hospitals", site, images=4, patients=2, seed=9).parent / "manifest.csv"
         if site == "unknown":
             kit = deployment.kit(site)
             site_init(kit, data=data, device="cpu")
@@ -394,8 +394,8 @@ def listening_addresses(port: int) -> set[str]:
 
 def test_a_key_that_was_never_accepted_is_kept_out(story: Story) -> None:
     """Defends the federation against anybody with a kit: one line at the site, an entry in both audit logs."""
-    told = story.refusals("unknown")
-    assert told[0].startswith(f"site unknown: {NOT_ADMITTED}: its key is not accepted yet")
+    answer = story.refusals("unknown")
+    assert answer[0].startswith(f"site unknown: {NOT_ADMITTED}: its key is not accepted yet")
     assert story.answers["unknown activates"] == 412
     assert story.lost("unknown")[0].startswith(NOT_ADMITTED)
     assert story.not_admitted()["unknown"] == "site unknown is invited; its request has not been accepted"
@@ -520,7 +520,7 @@ def pixel_patches(story: Story) -> set[bytes]:
     store = Site(load_site_file(story.deployment.kit("north") / "site.yaml"), story.deployment.study).store()
     decoded = (store.batch(np.arange(len(store))).numpy()[:, 0] * 65535).round().astype(np.uint16)
     pairs = zip(story.hospital.pixels, decoded, strict=True)
-    return {patch for pixels, picture in pairs for patch in patterns(pixels, picture)}
+    return {patch for pixels, image in pairs for patch in patterns(pixels, image)}
 
 
 def test_what_leaves_a_site_holds_no_identifier_path_or_pixels(story: Story) -> None:

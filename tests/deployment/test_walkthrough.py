@@ -159,7 +159,7 @@ def test_the_walkthrough(tmp_path: Path) -> None:
         assert verify(whole).fault == ""
     assert said.splitlines()[-1] == f"report: {run / 'report.html'}"
     assert (run / "report.html").is_file()
-    assert identifiers_at(out / "lead", out / "north" / "pictures") == []
+    assert identifiers_at(out / "lead", out / "north" / "images") == []
 
 
 def run_script(out: Path, log: Path) -> int:
@@ -196,11 +196,11 @@ def running_in(place: Path) -> list[str]:
     return found
 
 
-def identifiers_at(place: Path, pictures: Path) -> list[str]:
-    """What the headers of ``pictures`` say of persons that stands in some file below ``place``."""
+def identifiers_at(place: Path, images: Path) -> list[str]:
+    """What the headers of ``images`` say of persons that stands in some file below ``place``."""
     held = b"".join(path.read_bytes() for path in place.rglob("*") if path.is_file())
     tags = ("PatientName", "PatientID", "PatientBirthDate", "PatientAddress", "AccessionNumber", "SOPInstanceUID")
-    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in pictures.rglob("*.dcm")]
-    told = {str(header[tag].value) for header in headers for tag in tags}
-    assert len(told) > 5 * 5
-    return sorted(text for text in told if text.encode() in held)
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in images.rglob("*.dcm")]
+    answer = {str(header[tag].value) for header in headers for tag in tags}
+    assert len(answer) > 5 * 5
+    return sorted(text for text in answer if text.encode() in held)

@@ -1,4 +1,4 @@
-"""A small run folder as simulation writes it, with pictures whose class an untrained encoder can see."""
+"""A small run folder as simulation writes it, with images whose class an untrained encoder can see."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,18 +25,18 @@ SITES = {"north": 14, "south": 14, "away": 11}
 MakeRun = Callable[..., Path]
 
 
-def write_pictures(folder: Path, per_patient: int = 3) -> Manifest:
-    """Noise pictures of three sites; those of class 1 have a bright square. Label per picture."""
-    rows, rng = [], numpy_generator(3, "pictures")
+def write_images(folder: Path, per_patient: int = 3) -> Manifest:
+    """Noise images of three sites; those of class 1 have a bright square. Label per image."""
+    rows, rng = [], numpy_generator(3, "images")
     folder.mkdir(parents=True)
     for site, patients in SITES.items():
         for patient in range(patients):
             for index in range(per_patient):
                 label = int((patient + index) % 3 == 0)
-                picture = rng.uniform(0.0, 0.5, (16, 16))
-                picture[4:12, 4:12] += 0.35 * label
+                image = rng.uniform(0.0, 0.5, (16, 16))
+                image[4:12, 4:12] += 0.35 * label
                 name = f"{site}-{patient}-{index}.npy"
-                np.save(folder / name, picture.astype(np.float32))
+                np.save(folder / name, image.astype(np.float32))
                 row = {"image": str(folder / name), "patient": f"{site}-{patient}", "site": site, "label": label}
                 rows.append(row)
     return Manifest(pd.DataFrame(rows), folder)
@@ -54,7 +54,7 @@ def write_encoder(
     described |= {
         "encoder": encoder.model_dump(),
         "image": IMAGE.model_dump(mode="json"),
-        "pictures": 10,
+        "images": 10,
         "optimiser_steps": 2,
         "sequential_steps": 1,
     }
@@ -76,7 +76,7 @@ def run_maker(place: Path) -> MakeRun:
         base = place / str(len(made))
         run = base / "run"
         made.append(run)
-        manifest = write_pictures(base / "pictures")
+        manifest = write_images(base / "images")
         split = SplitConfig(folds=folds, left_out=("away",))
         if folds == 1:
             split = SplitConfig(left_out=("away",), test_share=0.4, validation_share=0.2)

@@ -49,7 +49,7 @@ def named(run: Path, name: str) -> Path:
 
 
 def two_runs(make_run: MakeRun, **settings: Any) -> list[Path]:
-    """Two runs on the same pictures and split, whose encoders differ."""
+    """Two runs on the same images and split, whose encoders differ."""
     first = named(make_run(**settings), "one")
     second = first.with_name("two")
     shutil.copytree(first, second)
@@ -118,7 +118,7 @@ def test_weights_of_timm_stand_beside_a_run(make_run: MakeRun, task_file: Callab
     assert read_json(out / "evaluation" / "config.json")["pretrained_elsewhere"] is True
 
 
-def test_pictures_of_the_evaluators_own_are_divided_now(
+def test_images_of_the_evaluators_own_are_divided_now(
     make_run: MakeRun, task_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = named(make_run(folds=3), "one")
@@ -127,7 +127,7 @@ def test_pictures_of_the_evaluators_own_are_divided_now(
     Manifest(table.drop(columns="label"), found.root).write_located(tmp_path / "own")
     out = gather([str(run)], task_file(data="own", label="grade"), tmp_path / "out", "")
     inputs = read_inputs(out, show=False)
-    assert sorted(inputs.pictures.roles) == [0]
+    assert sorted(inputs.images.roles) == [0]
     assert {(encoder.arm, encoder.fold) for encoder in inputs.encoders} == {("one", 0), ("random", 0)}
     assert inputs.config.dataset == "own"
 
@@ -157,8 +157,10 @@ def test_runs_with_different_splits_are_refused(
 
 
 def test_an_arm_stands_for_itself(make_run: MakeRun, task_file: Callable[..., Path], tmp_path: Path) -> None:
-    run = named(make_run(arms=[("random", "random"), ("federated", "federated"), ("pooled", "pooled")]), "one")
-    out = gather([str(run), str(run / "arms" / "pooled")], task_file(), tmp_path / "out", "")
+    run = named(
+        make_run(arms=[("random", "random"), ("federated", "federated"), ("centralised", "centralised")]), "one"
+    )
+    out = gather([str(run), str(run / "arms" / "centralised")], task_file(), tmp_path / "out", "")
     kinds = {encoder.arm: encoder.kind for encoder in read_inputs(out, show=False).encoders}
     assert kinds == {"one": "federated", "one-pooled": "pretrained", "random": "random"}
 
@@ -167,16 +169,16 @@ def test_an_arm_stands_for_itself(make_run: MakeRun, task_file: Callable[..., Pa
     ("given", "kind", "told"),
     [
         ("nowhere/run", RunError, "nowhere/run: there is no such run folder"),
-        ("resnet10t", StudyError, "does not say how it sees a picture; give the task file an `image` section"),
+        ("resnet10t", StudyError, "does not say how it sees an image; give the task file an `image` section"),
         (".", RunError, "is no run folder, no arm of one and no exported encoder; .* NAME=FILE"),
     ],
 )
 def test_what_is_no_encoder_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kind: type[FedpretextError], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kind: type[FedpretextError], answer: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     image = IMAGE if "/" in given else None
-    with pytest.raises(kind, match=told) as caught:
+    with pytest.raises(kind, match=answer) as caught:
         find_candidates(given, image)
     assert "\n" not in str(caught.value)
 
@@ -190,10 +192,10 @@ def test_what_is_no_encoder_is_one_line(
     ],
 )
 def test_a_wrong_task_file_is_one_line(
-    make_run: MakeRun, task_file: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], told: str
+    make_run: MakeRun, task_file: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], answer: str
 ) -> None:
     run = named(make_run(RunEvaluation()), "one")
-    with pytest.raises(StudyError, match=told):
+    with pytest.raises(StudyError, match=answer):
         gather([str(run)], task_file(**changes), tmp_path / "out", "")
 
 

@@ -33,11 +33,11 @@ def test_end_to_end(make_run: MakeRun) -> None:
         shots=(2,),
         finetune={"epochs": 1},
     )
-    run = make_run(config, arms=[("random", "random"), ("federated", "federated"), ("alone-north", "alone")])
+    run = make_run(config, arms=[("random", "random"), ("federated", "federated"), ("local-only-north", "local-only")])
     table = evaluate(run, show=False)
     assert tuple(table.columns) == RESULTS.columns
     assert set(table["task"]) == {"square"}
-    assert set(table["encoder"]) == {"random", "federated", "alone-north", "supervised", "pixels", "majority"}
+    assert set(table["encoder"]) == {"random", "federated", "local-only-north", "supervised", "pixels", "majority"}
     assert set(table.loc[table["encoder"] == "supervised", "protocol"]) == {"finetune"}
     assert "finetune" not in set(table.loc[table["encoder"] == "random", "protocol"])
     assert set(table["site"]) == {"all", "north", "south", "away"}
@@ -45,7 +45,7 @@ def test_end_to_end(make_run: MakeRun) -> None:
     assert set(skipped["label_fraction"]) == {"0.1"}
     assert skipped["value"].isna().all()
     roles = dict(zip(table["encoder"], table["role"], strict=True))
-    assert (roles["alone-north"], roles["supervised"], roles["pixels"]) == ("alone", "supervised", "pixels")
+    assert (roles["local-only-north"], roles["supervised"], roles["pixels"]) == ("local-only", "supervised", "pixels")
     main = table[(table["label_fraction"] == "1") & (table["protocol"] == "logistic")]
     main = main[main["statistic"] == "estimate"].set_index(["encoder", "site", "metric"])
     assert main.loc[("pixels", "all", "AUROC"), "value"] > 0.95
@@ -64,9 +64,9 @@ def test_end_to_end(make_run: MakeRun) -> None:
 
 def test_with_starting_weights_the_supervised_arm_starts_from_them(make_run: MakeRun) -> None:
     """The fair competitor: fine-tuned once a fold in any case; random weights only where the protocol is asked for."""
-    arms = [("random", "random"), ("natural", "natural"), ("federated", "federated")]
+    arms = [("random", "random"), ("pretrained-init", "pretrained-init"), ("federated", "federated")]
     first = evaluate(make_run(RunEvaluation(protocols=("knn",)), arms=arms, seeds=2), show=False)
-    assert set(first["encoder"]) == {"random", "natural", "federated", "supervised", "pixels", "majority"}
+    assert set(first["encoder"]) == {"random", "pretrained-init", "federated", "supervised", "pixels", "majority"}
     assert set(first.loc[first["protocol"] == "finetune", "encoder"]) == {"supervised"}
     run = make_run(RunEvaluation(protocols=("finetune",)), arms=arms)
     asked = evaluate(run, show=False)
@@ -93,7 +93,7 @@ def test_comparisons_are_of_the_same_patients(evaluated: Evaluated) -> None:
     assert float(row.loc["all", "ci_low"]) < row.loc["all", "value"] < float(row.loc["all", "ci_high"])
 
 
-def test_scores_are_of_held_pictures_only(evaluated: Evaluated) -> None:
+def test_scores_are_of_held_images_only(evaluated: Evaluated) -> None:
     run, _ = evaluated(3)
     scores = pd.read_csv(run / "evaluation" / "scores.csv")
     assert set(scores["role"]) == {"test", "left-out"}
@@ -192,7 +192,7 @@ def test_rows_of_other_labels_do_not_stay(make_run: MakeRun) -> None:
 
 @pytest.mark.slow
 def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) -> None:
-    """One test patient's pictures become white and its labels turn over: no other picture's score moves."""
+    """One test patient's images become white and its labels turn over: no other image's score moves."""
     run = make_run(RunEvaluation(protocols=("knn", "logistic", "finetune"), finetune={"epochs": 1}))
     evaluate(run, show=False)
     before = pd.read_csv(run / "evaluation" / "scores.csv")
@@ -212,9 +212,9 @@ def test_a_planted_test_patient_changes_nobody_elses_score(make_run: MakeRun) ->
 
 
 def test_clusters_are_said_beside_every_figure(make_run: MakeRun) -> None:
-    run = make_run(RunEvaluation(unit="picture cluster"))
+    run = make_run(RunEvaluation(unit="image cluster"))
     table = evaluate(run, ["knn"], show=False)
-    assert set(table.loc[table["statistic"] == "estimate", "unit"]) == {"picture cluster"}
+    assert set(table.loc[table["statistic"] == "estimate", "unit"]) == {"image cluster"}
 
 
 def change_labels(run: Path, label: object) -> None:
@@ -264,9 +264,9 @@ def no_validation(run: Path) -> None:
         (cut_encoder, RunError, "encoder.safetensors: is damaged"),
         (misspell, RunError, "label_seedz"),
         (two_roles, DataError, "patient 'north-1' is in"),
-        (no_validation, DataError, "fold 0 has no labelled validation picture"),
-        (lambda run: change_labels(run, 1), DataError, "all 117 labelled pictures have label '1'"),
-        (lambda run: change_labels(run, ""), DataError, "no picture has a 'label'"),
+        (no_validation, DataError, "fold 0 has no labelled validation image"),
+        (lambda run: change_labels(run, 1), DataError, "all 117 labelled images have label '1'"),
+        (lambda run: change_labels(run, ""), DataError, "no image has a 'label'"),
         (lambda run: change_labels(run, np.arange(117) / 7), DataError, "117 different values"),
         (lambda run: shutil.rmtree(run), RunError, "there is no such run folder"),
     ],
@@ -304,5 +304,5 @@ def test_three_classes(make_run: MakeRun) -> None:
 
 
 def test_the_positive_class_comes_last(make_run: MakeRun) -> None:
-    assert read_inputs(make_run(), show=False).pictures.classes == ("0", "1")
-    assert read_inputs(make_run(RunEvaluation(positive="0")), show=False).pictures.classes == ("1", "0")
+    assert read_inputs(make_run(), show=False).images.classes == ("0", "1")
+    assert read_inputs(make_run(RunEvaluation(positive="0")), show=False).images.classes == ("1", "0")

@@ -15,9 +15,9 @@ def training(**settings: Any) -> TrainingConfig:
 
 
 @pytest.mark.parametrize(
-    ("settings", "pictures", "steps", "batch", "seen"),
+    ("settings", "images", "steps", "batch", "seen"),
     [
-        ({"batch": 4, "epochs": 1}, 9, 2, 4, 8),  # one picture sits out
+        ({"batch": 4, "epochs": 1}, 9, 2, 4, 8),  # one image sits out
         ({"batch": 4, "epochs": 1}, 8, 2, 4, 8),
         ({"batch": 4, "epochs": 2}, 9, 4, 4, 16),  # 18 / 4
         ({"batch": 4, "epochs": 0.5}, 9, 1, 4, 4),
@@ -31,10 +31,10 @@ def training(**settings: Any) -> TrainingConfig:
         ({"batch": 10, "epochs": 0.7}, 100, 7, 10, 70),  # 0.7 * 100 is a little under 70 in floating point
     ],
 )
-def test_by_hand(settings: dict[str, Any], pictures: int, steps: int, batch: int, seen: int) -> None:
-    work = local_work(training(**settings), pictures)
+def test_by_hand(settings: dict[str, Any], images: int, steps: int, batch: int, seen: int) -> None:
+    work = local_work(training(**settings), images)
     assert work == LocalWork(steps, batch, settings.get("accumulate", 1))
-    assert work.pictures == seen
+    assert work.images == seen
 
 
 counts = st.integers(2, 5000)
@@ -44,14 +44,14 @@ settings = st.builds(
 
 
 @given(settings, counts)
-def test_epochs_are_never_exceeded_but_for_the_one_step(config: TrainingConfig, pictures: int) -> None:
-    work = local_work(config, pictures)
+def test_epochs_are_never_exceeded_but_for_the_one_step(config: TrainingConfig, images: int) -> None:
+    work = local_work(config, images)
     step = work.batch * work.accumulate
     assert config.epochs is not None
-    asked = config.epochs * pictures
-    assert work.batch <= pictures
-    assert work.steps == 1 or work.pictures <= asked * (1 + 1e-6)
-    assert work.pictures > asked - step - 1e-6 * step
+    asked = config.epochs * images
+    assert work.batch <= images
+    assert work.steps == 1 or work.images <= asked * (1 + 1e-6)
+    assert work.images > asked - step - 1e-6 * step
 
 
 @given(st.integers(1, 1000), st.integers(2, 512), counts, counts)
@@ -65,16 +65,16 @@ def test_an_arm_of_one_site_sees_the_federations_budget_within_half_a_step(
     config: TrainingConfig, sites: list[int], alone: int
 ) -> None:
     """The rule behind "at equal budget": what all sites see in a round, one site sees to the nearest step."""
-    budget = sum(local_work(config, pictures).pictures for pictures in sites)
+    budget = sum(local_work(config, images).images for images in sites)
     steps = steps_for_budget(config, alone, budget)
     work = local_work(config.model_copy(update={"steps": steps, "epochs": None}), alone)
     half = work.batch * work.accumulate / 2
     assert work.steps == steps >= 1
-    assert abs(work.pictures - budget) <= half or (steps == 1 and budget < half)
+    assert abs(work.images - budget) <= half or (steps == 1 and budget < half)
 
 
 def test_steps_for_budget_by_hand() -> None:
-    assert steps_for_budget(training(batch=4), 100, 18) == 4  # 4.5 steps: 16 pictures, half a step short
+    assert steps_for_budget(training(batch=4), 100, 18) == 4  # 4.5 steps: 16 images, half a step short
     assert steps_for_budget(training(batch=4), 100, 19) == 5
     assert steps_for_budget(training(batch=4, accumulate=2), 100, 24) == 3
     assert steps_for_budget(training(batch=64), 10, 18) == 2

@@ -32,8 +32,8 @@ INF = torch.tensor([[0, 0, 0], [0, 0, -float("inf")]])
 WRONG = {
     "another study": (replace(GOOD, study_hash="x"), "answers another study"),
     "another round": (replace(GOOD, round=2), "answers round 2 instead of 3"),
-    "no pictures": (replace(GOOD, pictures=0), "claims 0 pictures; a site trains on at least 1"),
-    "negative pictures": (replace(GOOD, pictures=-5), "claims -5 pictures; a site trains on at least 1"),
+    "no images": (replace(GOOD, images=0), "claims 0 images; a site trains on at least 1"),
+    "negative images": (replace(GOOD, images=-5), "claims -5 images; a site trains on at least 1"),
     "missing": (_weights(encoder_w=None), "lacks tensor 'encoder.w'; the study shares exactly 3 tensors"),
     "extra": (
         _weights(decoder_w=torch.ones(1)),

@@ -55,10 +55,10 @@ def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -
 def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     kept = tmp_path / "elsewhere"
     kept.mkdir()
-    (kept / "picture").touch()
+    (kept / "image").touch()
     run = tmp_path / "run"
     run.mkdir()
     (run / ".x.part").symlink_to(kept)
     with alone_in(run, "lock", "busy"):
         assert not (run / ".x.part").is_symlink()
-    assert (kept / "picture").exists()
+    assert (kept / "image").exists()

@@ -78,7 +78,7 @@ def test_straight_line_and_half_cosine_stay_between_their_ends(p: float, start: 
 
 
 @given(st.floats(0.5, 0.9999), st.integers(1, 64), st.integers(1, 8))
-def test_a_site_of_small_batches_forgets_as_much_per_picture(momentum: float, batch: int, times: int) -> None:
+def test_a_site_of_small_batches_forgets_as_much_per_image(momentum: float, batch: int, times: int) -> None:
     """``times`` steps of ``batch`` forget what one step of ``times * batch`` forgets."""
     small = momentum_for_batch(momentum, batch, 64) ** times
     assert small == pytest.approx(momentum_for_batch(momentum, batch * times, 64))

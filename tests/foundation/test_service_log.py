@@ -38,9 +38,9 @@ def test_another_partys_words_can_neither_forge_a_line_nor_move_the_cursor(
     log: ServiceLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.write("error", "the SuperNode ended (\x1b[2J\nstudy tiny: finished)")
-    told = "the SuperNode ended (?[2J study tiny: finished)"
-    assert capsys.readouterr().err == f"{told}\n"
-    assert [row["event"] for row in read_jsonl(log.path)] == [told]
+    answer = "the SuperNode ended (?[2J study tiny: finished)"
+    assert capsys.readouterr().err == f"{answer}\n"
+    assert [row["event"] for row in read_jsonl(log.path)] == [answer]
     assert len(log.path.read_text().splitlines()) == 1
 
 

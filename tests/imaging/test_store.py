@@ -96,7 +96,7 @@ def test_a_found_entry_decodes_nothing_and_takes_new_labels(tmp_path: Path, deco
     again = build(relabelled, tmp_path / "store")
     assert len(decoded) == 5 and again.folder == first.folder
     assert again.labels is not None and again.labels.tolist() == [1] * 5
-    assert sorted(p.name for p in first.folder.iterdir()) == ["pictures.npy", "rows.json", "skipped.csv"]
+    assert sorted(p.name for p in first.folder.iterdir()) == ["images.npy", "rows.json", "skipped.csv"]
 
 
 def test_a_changed_file_or_setting_decodes_again(tmp_path: Path, decoded: list[str]) -> None:
@@ -172,14 +172,14 @@ def test_a_killed_build_goes_on_from_the_last_block(tmp_path: Path, decoded: lis
     torch.testing.assert_close(store.batch(range(200)), whole.batch(range(200)), rtol=0, atol=0)
 
 
-def test_a_journal_of_a_lost_picture_file_is_not_believed(tmp_path: Path, decoded: list[str]) -> None:
+def test_a_journal_of_a_lost_image_file_is_not_believed(tmp_path: Path, decoded: list[str]) -> None:
     manifest = site(tmp_path / "a", 10)
     store = build(manifest, tmp_path / "store")
     work = tmp_path / "store" / f".{store.folder.name}.building"
     store.folder.rename(work)
     (work / "rows.json").unlink()
     (work / "decoded.jsonl").write_text('{"done": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}\n')
-    (work / "pictures.npy").write_bytes(b"")
+    (work / "images.npy").write_bytes(b"")
     assert float(build(manifest, tmp_path / "store").batch([3]).max()) > 0
     assert len(decoded) == 20
 
@@ -219,8 +219,8 @@ def test_a_few_broken_files_are_left_out_and_listed(tmp_path: Path) -> None:
 def test_more_than_5_percent_broken_stops(tmp_path: Path, decoded: list[str]) -> None:
     manifest = site(tmp_path / "a", 40)
     for index in (20, 8, 11):
-        (tmp_path / "a" / f"{index}.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"3 of 40 pictures \(7.5%\).*more than 5%; first: .*8.png") as caught:
+        (tmp_path / "a" / f"{index}.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"3 of 40 images \(7.5%\).*more than 5%; first: .*8.png") as caught:
         build(manifest, tmp_path / "store")
     assert "\n" not in str(caught.value)
     listed = Path(str(caught.value).split("all are listed in ")[1])
@@ -231,21 +231,21 @@ def test_more_than_5_percent_broken_stops(tmp_path: Path, decoded: list[str]) ->
     assert sorted(decoded) == ["11.png", "20.png", "8.png"]
 
 
-def test_pictures_of_another_channel_count_are_named(tmp_path: Path) -> None:
+def test_images_of_another_channel_count_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"10 of 10 .*0.png: has 1 channel, but image.channels is 3"):
         build(site(tmp_path / "a", 10), tmp_path / "store", ImageConfig(modality="x-ray", size=16, channels=3))
 
 
 def test_an_empty_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no pictures"):
+    with pytest.raises(DataError, match="has no images"):
         build(site(tmp_path / "a", 2).where(np.zeros(2, dtype=bool)), tmp_path / "store")
 
 
-def test_a_pickled_store_is_a_path_not_pictures(tmp_path: Path) -> None:
+def test_a_pickled_store_is_a_path_not_images(tmp_path: Path) -> None:
     store = build(site(tmp_path / "a", 50), tmp_path / "store")
     want = store.batch(range(50))
     data = pickle.dumps(store)
-    assert len(data) < 50 * 16 * 16  # half of the pictures' own bytes
+    assert len(data) < 50 * 16 * 16  # half of the images' own bytes
     torch.testing.assert_close(pickle.loads(data).batch(range(50)), want, rtol=0, atol=0)
 
 
@@ -290,4 +290,4 @@ def test_a_real_site(shared: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(
         store.batch([5])[0].numpy(), small.transpose(2, 0, 1).astype(np.float32), rtol=0, atol=0.01
     )
-    assert (store.folder / "pictures.npy").stat().st_size < 12 * 3 * 64 * 64 * 2 + 200
+    assert (store.folder / "images.npy").stat().st_size < 12 * 3 * 64 * 64 * 2 + 200

@@ -19,7 +19,7 @@ from server.rounds import RoundLoop, RunRecords
 
 Answer = TrainReply | Failure | None
 INITIAL = {"encoder.w": torch.zeros(4), "encoder.count": torch.tensor(0)}
-PICTURES = {"A": 10, "B": 20, "C": 30, "D": 40}
+IMAGES = {"A": 10, "B": 20, "C": 30, "D": 40}
 
 
 def honest(instruction: TrainInstruction, site: str) -> TrainReply:
@@ -29,7 +29,7 @@ def honest(instruction: TrainInstruction, site: str) -> TrainReply:
         "encoder.count": instruction.weights["encoder.count"] + 2,
     }
     metrics = {"loss": 1.0 / instruction.round}
-    return TrainReply(instruction.study_hash, instruction.round, site, PICTURES.get(site, 5), weights, metrics)
+    return TrainReply(instruction.study_hash, instruction.round, site, IMAGES.get(site, 5), weights, metrics)
 
 
 class Clock:
@@ -87,12 +87,12 @@ class Loop:
     def __init__(self, study: Study, folder: Path) -> None:
         self.study, self.folder = study, folder
 
-    def run(self, act: Any = None, sites: Sequence[str] = ("A", "B", "C", "D"), contact: Any = None) -> Any:
-        """Run to the end; the final weights. The contact is kept as ``self.contact``."""
-        self.contact = contact or Script(self.study, sites, act)
+    def run(self, act: Any = None, sites: Sequence[str] = ("A", "B", "C", "D"), channel: Any = None) -> Any:
+        """Run to the end; the final weights. The contact is kept as ``self.channel``."""
+        self.channel = channel or Script(self.study, sites, act)
         initial = {name: value.clone() for name, value in INITIAL.items()}
         audit = AuditLog(self.folder / "audit.jsonl", "server")
-        return RoundLoop(self.study, RunRecords(self.folder, audit), self.contact, initial).run()
+        return RoundLoop(self.study, RunRecords(self.folder, audit), self.channel, initial).run()
 
     def events(self) -> list[tuple[int, str, str | None, str]]:
         """What a person has to know, from metrics.jsonl."""

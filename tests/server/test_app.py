@@ -188,7 +188,7 @@ def test_rubbish_and_a_reply_under_another_name_are_left_out(raw_study: dict[str
     rows = read_jsonl(prepared.folder / "metrics.jsonl")
     events = [(row["round"], row["site"], row["reason"]) for row in rows if "event" in row]
     assert events == [(1, "C", "unreadable reply"), (2, "C", "reply under another site's name")]
-    assert [(row["round"], row["site"], row["pictures"]) for row in rows if "loss" in row] == [
+    assert [(row["round"], row["site"], row["images"]) for row in rows if "loss" in row] == [
         (1, "A", 9), (1, "B", 6), (2, "A", 9), (2, "B", 6),
     ]  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_a_site_that_cannot_take_part_is_named_before_anything_is_trained(
         run(disturbed)
     assert str(caught.value) == ("site B: cannot take part (data-not-usable); its own log (state/site.log) says why")
     assert trained == []
-    assert "this site has 1 picture" in (disturbed.folder / "sites" / "B" / "state" / "site.log").read_text()
+    assert "this site has 1 image" in (disturbed.folder / "sites" / "B" / "state" / "site.log").read_text()
 
 
 @pytest.mark.parametrize("answer", ["error", "rubbish"])

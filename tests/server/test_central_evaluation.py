@@ -1,4 +1,4 @@
-"""A federation's encoder on labelled pictures of the evaluator's own: one split, honest words, refusals in one line."""
+"""A federation's encoder on labelled images of the evaluator's own: one split, honest words, refusals in one line."""
 
 import html
 import json
@@ -28,7 +28,7 @@ from ssl_methods import build_method
 
 Call = Callable[..., Any]
 SETTINGS = {"protocols": ["logistic"], "finetune": {"epochs": 1}}
-UNSEEN = "hether these pictures are also at a site cannot be seen from here"
+UNSEEN = "hether these images are also at a site cannot be seen from here"
 ARM = Path("arms") / "federated" / "fold-0" / "seed-0"
 
 
@@ -53,14 +53,14 @@ def run(tmp_path: Path, raw_study: dict[str, Any]) -> Path:
     folder = describe_run(tmp_path / "runs" / "tiny-0123456789ab", study) / ARM
     save_tensors(folder / "global.safetensors", fresh(study, 5))
     (folder / "metrics.jsonl").write_text(json.dumps({"round": 1, "site": "A", "loss": 0.5, "steps": 2}) + "\n")
-    write_encoder(folder, study, "federated", "Federated: pictures stay home")
+    write_encoder(folder, study, "federated", "Federated: images stay home")
     return folder.parents[3]
 
 
 @pytest.fixture
-def data(pictures: Any) -> Path:
-    """The evaluator's folder; half of the pictures, of every patient some, have a bright square and another label."""
-    root: Path = pictures.root
+def data(images: Any) -> Path:
+    """The evaluator's folder; half of the images, of every patient some, have a bright square and another label."""
+    root: Path = images.root
     return root
 
 
@@ -82,14 +82,14 @@ def page_text(run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_federation_is_trained_and_then_judged_on_other_pictures(
+def test_a_federation_is_trained_and_then_judged_on_other_images(
     raw_study: dict[str, Any], federation: Callable[..., Federation], data: Path, tmp_path: Path, fedpretext: Call
 ) -> None:
     raw_study |= {"evaluation": SETTINGS}
     study = study_from(raw_study, "test")
     made, run = federation(raw_study, f"runs/tiny/{ARM}"), describe_run(tmp_path / "runs" / "tiny", study)
     run_in_process(made)
-    write_encoder(made.folder, study, "federated", "Federated: all sites together, pictures stay home")
+    write_encoder(made.folder, study, "federated", "Federated: all sites together, images stay home")
     for own in ("sites", "store"):  # where hospitals are machines, these are there and not here
         shutil.rmtree(made.folder / own)
     said = fedpretext("evaluate", run, "--data", data)
@@ -97,15 +97,13 @@ def test_a_federation_is_trained_and_then_judged_on_other_pictures(
     assert UNSEEN in " ".join(said.out.split())
     results = pd.read_csv(run / "results.csv")
     assert set(results["encoder"]) == {"federated", "random", "supervised", "pixels", "majority"}
-    assert set(results["dataset"]) == {"pictures"}
+    assert set(results["dataset"]) == {"images"}
     assert sorted(split(run)["image"]) == sorted(path.name for path in data.glob("*.png"))
     text = page_text(run)
     federated = results[(results["encoder"] == "federated") & (results["metric"] == "AUROC")]
     federated = federated[federated["statistic"] == "estimate"].set_index("site")["value"]
     assert f"on unseen patients the federated encoder’s AUROC is {federated['all']:.2f}" in text
-    assert (
-        "Federated all sites together, pictures stay home 1 1 48 12 6 –" in text
-    )  # pictures, steps, one after another
+    assert "Federated all sites together, images stay home 1 1 48 12 6 –" in text  # images, steps, one after another
     assert text.count("Pretraining loss per round at each site") == 1
     assert {"A", "B", "C"} == set(read_run(run).curves["site"])
 
@@ -114,14 +112,14 @@ def test_a_federation_is_trained_and_then_judged_on_other_pictures(
 def test_the_report_claims_nothing_that_cannot_be_known(run: Path, data: Path, fedpretext: Call) -> None:
     assert fedpretext("evaluate", run, "--data", data).code == 0
     text = page_text(run)
-    assert text.index("Judged away from the hospitals: the labelled pictures are the evaluator’s own") < text.index(
+    assert text.index("Judged away from the hospitals: the labelled images are the evaluator’s own") < text.index(
         "the federated encoder"
     )
     assert text.count(UNSEEN) == 2  # on page one and among what not to conclude
     for words in (
-        "Not the hospitals’ pictures.", "Whether training together helped was not asked.",
-        "the sites that the labelled pictures come from, which need not be those that trained",
-        "for this evaluation alone", "Evaluated on pictures: 60 pictures of 20 patients, SHA-256",
+        "Not the hospitals’ images.", "Whether training together helped was not asked.",
+        "the sites that the labelled images come from, which need not be those that trained",
+        "for this evaluation alone", "Evaluated on images: 60 images of 20 patients, SHA-256",
     ):  # fmt: skip
         assert words in text
     for words in (
@@ -148,10 +146,10 @@ def test_given_weights_stand_beside_what_pretraining_made_of_them(run: Path, dat
     save_tensors(run / ARM / "initial.safetensors", start)
     prepare(run, data)
     arms = read_json(run / "arms.json")
-    assert [(row["arm"], row["kind"], row["pictures"]) for row in arms] == [
-        ("random", "random", 0), ("natural", "natural", 0), ("federated", "federated", None),
+    assert [(row["arm"], row["kind"], row["images"]) for row in arms] == [
+        ("random", "random", 0), ("pretrained-init", "pretrained-init", 0), ("federated", "federated", None),
     ]  # fmt: skip
-    kinds = {"random": fresh(study, study.seed), "natural": start, "federated": fresh(study, 5)}
+    kinds = {"random": fresh(study, study.seed), "pretrained-init": start, "federated": fresh(study, 5)}
     for arm, weights in kinds.items():
         kept = load_tensors(run / "arms" / arm / "fold-0" / "seed-0" / "encoder.safetensors")[0]
         assert kept
@@ -162,7 +160,7 @@ def test_given_weights_stand_beside_what_pretraining_made_of_them(run: Path, dat
 
 
 def test_the_split_is_drawn_once_by_patient_and_read_back(run: Path, data: Path) -> None:
-    """The same pictures may come from elsewhere and in another order."""
+    """The same images may come from elsewhere and in another order."""
     prepare(run, data)
     before = contents(run)
     assert (split(run).groupby("patient")["role"].nunique() == 1).all()
@@ -188,7 +186,7 @@ def another_patient(data: Path) -> None:
     (data / "manifest.csv").write_text((data / "manifest.csv").read_text().replace("north-5,north,", "north-9,north,"))
 
 
-def another_picture(data: Path) -> None:
+def another_image(data: Path) -> None:
     Image.fromarray(np.zeros((30, 30), np.uint8)).save(data / "north-0-0.png")
 
 
@@ -197,14 +195,14 @@ def one_less(data: Path) -> None:
     (data / "manifest.csv").write_text("\n".join(lines[:-1]) + "\n")
 
 
-@pytest.mark.parametrize("change", [another_label, another_patient, another_picture, one_less])
+@pytest.mark.parametrize("change", [another_label, another_patient, another_image, one_less])
 def test_other_data_are_refused_until_the_evaluation_is_removed(
     run: Path, data: Path, change: Callable[[Path], None]
 ) -> None:
     prepare(run, data)
     before = contents(run)
     change(data)
-    with pytest.raises(FedpretextError, match=r"was evaluated on other pictures or labels \(pictures, label 'label'\)"):
+    with pytest.raises(FedpretextError, match=r"was evaluated on other images or labels \(images, label 'label'\)"):
         prepare(run, data)
     assert contents(run) == before
     shutil.rmtree(run / "evaluation")
@@ -232,7 +230,7 @@ def test_an_interrupted_preparation_is_done_again(run: Path, data: Path) -> None
 # Labels.
 
 
-def test_another_label_is_another_task_on_the_pictures_that_have_it(run: Path, data: Path, fedpretext: Call) -> None:
+def test_another_label_is_another_task_on_the_images_that_have_it(run: Path, data: Path, fedpretext: Call) -> None:
     study = load_study(run / "study.yaml")
     settings = {"evaluation": study.evaluation.model_copy(update={"task": "square", "positive": "0"})}
     write_study(run, study.model_copy(update=settings))
@@ -285,11 +283,11 @@ def without_labels(data: Path) -> None:
     [
         (lambda data: (data / "manifest.csv").unlink(), "has no column 'label' to take labels from; it has: image, "
          "patient; name the right one with --label"),
-        (without_labels, "pictures: has 0 patients with a 'label', at most 0 at one site; 5 at one site are needed"),
-        (lambda data: relabel(data, lambda table: 1), "pictures: all 60 labelled pictures have label '1'; two classes"),
-        (few_patients, "pictures: has 7 patients with a 'label', at most 4 at one site; 5 at one site are needed to "
+        (without_labels, "images: has 0 patients with a 'label', at most 0 at one site; 5 at one site are needed"),
+        (lambda data: relabel(data, lambda table: 1), "images: all 60 labelled images have label '1'; two classes"),
+        (few_patients, "images: has 7 patients with a 'label', at most 4 at one site; 5 at one site are needed to "
          "train, validate and test: label more patients"),
-        (one_of_a_class, "pictures: the 3 test patients all have label '0', so nothing can be told apart; label more "
+        (one_of_a_class, "images: the 3 test patients all have label '0', so nothing can be told apart; label more "
          "patients of the other classes"),
         (shutil.rmtree, "there is no such manifest"),
     ],
@@ -318,7 +316,7 @@ def simulated(run: Path) -> None:
         (shutil.rmtree, ": there is no such run folder; give the one below the federation's runs/"),
         (lambda run: (run / "run.json").unlink(), ": is no run folder (it has no study.yaml and run.json)"),
         (unfinished, ": is not finished, so it has no encoder yet; let its server run to the end (fedpretext status)"),
-        (simulated, ": is a simulation, which drew a split of its own pictures before it trained; leave --data out"),
+        (simulated, ": is a simulation, which drew a split of its own images before it trained; leave --data out"),
     ],
     ids=["no run", "another folder", "not finished", "simulated"],
 )
@@ -331,8 +329,8 @@ def test_runs_that_cannot_be_evaluated_are_refused(
     assert contents(run) == before
 
 
-def test_a_federations_run_needs_pictures_and_a_label_needs_data(run: Path, fedpretext: Call) -> None:
+def test_a_federations_run_needs_images_and_a_label_needs_data(run: Path, fedpretext: Call) -> None:
     before = contents(run)
-    assert "give labelled pictures of your own with --data" in fedpretext("evaluate", run).error
+    assert "give labelled images of your own with --data" in fedpretext("evaluate", run).error
     assert "give --data too, or leave it out" in fedpretext("evaluate", run, "--label", "grade").error
     assert contents(run) == before

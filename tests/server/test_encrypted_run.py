@@ -1,4 +1,4 @@
-"""A server with a key: spool and checkpoints that say nothing, and that nobody can exchange unnoticed."""
+"""A server with a key: reply store and checkpoints that say nothing, and that nobody can exchange unnoticed."""
 
 import hashlib
 import random
@@ -14,7 +14,7 @@ from federation.records import TrainReply
 from foundation.files import read_json, write_json
 from foundation.vault import PLAIN, LockedError, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
-from server.reply_store import Spool
+from server.reply_store import ReplyStore
 
 VAULT, OTHER = Vault(bytes(range(32))), Vault(bytes(range(1, 33)))
 EXPECTED = {"w": torch.zeros(300, 300), "n": torch.tensor(0)}
@@ -26,8 +26,8 @@ def reply(site: str, round_: int = 2) -> TrainReply:
     return TrainReply("hash", round_, site, ord(site[0]), weights, {"loss": 0.1})
 
 
-def spool(folder: Path, vault: Vault = VAULT, round_: int = 2) -> Spool:
-    return Spool(folder, "hash", round_, EXPECTED, vault)
+def store(folder: Path, vault: Vault = VAULT, round_: int = 2) -> ReplyStore:
+    return ReplyStore(folder, "hash", round_, EXPECTED, vault)
 
 
 def checkpoint(round_: int) -> Checkpoint:
@@ -40,20 +40,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_replies_fold_to_the_same_bits_with_and_without_a_key(tmp_path: Path) -> None:
-    folded = []
+    aggregated = []
     for vault, folder in ((PLAIN, tmp_path / "plain"), (VAULT, tmp_path / "sealed")):
         for site in "ABC":
-            spool(folder, vault).write(reply(site))
-        folded.append(average("w", EXPECTED["w"], spool(folder, vault).replies()))
-    assert torch.equal(*folded)
-    assert not torch.equal(folded[0], EXPECTED["w"])
+            store(folder, vault).write(reply(site))
+        aggregated.append(average("w", EXPECTED["w"], store(folder, vault).replies()))
+    assert torch.equal(*aggregated)
+    assert not torch.equal(aggregated[0], EXPECTED["w"])
     stored = b"".join(contents(tmp_path / "sealed").values())
     assert reply("A").weights["w"][7, :4].numpy().tobytes() not in stored
     assert b"loss" not in stored
 
 
 def test_what_was_just_written_is_read_from_the_disk_too(tmp_path: Path) -> None:
-    here = spool(tmp_path)
+    here = store(tmp_path)
     here.write(reply("A"))
     (found,) = here.replies()
     assert torch.equal(found.tensor("w"), reply("A").weights["w"])
@@ -72,25 +72,25 @@ def _another_sites(folder: Path) -> None:
 
 
 def _another_rounds(folder: Path) -> None:
-    spool(folder, round_=3).write(reply("B", 3))
+    store(folder, round_=3).write(reply("B", 3))
     shutil.copy(folder / "round-00003" / "B.safetensors", folder / "round-00002" / "B.safetensors")
 
 
 @pytest.mark.parametrize("damage", [_flip, _another_sites, _another_rounds])
 def test_a_file_that_does_not_belong_is_dropped(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     for site in "ABC":
-        spool(tmp_path).write(reply(site))
+        store(tmp_path).write(reply(site))
     damage(tmp_path)
-    assert [found.site for found in spool(tmp_path).replies()] == ["A", "C"]
+    assert [found.site for found in store(tmp_path).replies()] == ["A", "C"]
     assert not (tmp_path / "round-00002" / "B.safetensors").exists()
 
 
 @pytest.mark.parametrize("wrong", [PLAIN, OTHER], ids=["no key", "another key"])
 def test_a_wrong_key_removes_no_reply(tmp_path: Path, wrong: Vault) -> None:
-    spool(tmp_path).write(reply("A"))
+    store(tmp_path).write(reply("A"))
     with pytest.raises(LockedError, match=r"A\.safetensors: is encrypted "):
-        spool(tmp_path, wrong).replies()
-    assert [found.site for found in spool(tmp_path).replies()] == ["A"]
+        store(tmp_path, wrong).replies()
+    assert [found.site for found in store(tmp_path).replies()] == ["A"]
 
 
 def test_a_checkpoint_comes_back_and_its_digests_are_the_stored_files(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from federation.keys.signing import Signer
 from federation.records import AuditNote, Failure
 from federation.study import study_from
 from foundation.files import read_jsonl
-from server.fleet_channel import FleetContact
-from server.monitoring.status_writer import Board
+from server.fleet_channel import FleetSiteChannel
+from server.monitoring.status_writer import StatusWriter
 
 NODES = {"A": 101, "C": 103}
 ENCODER = 64 * "e"
@@ -86,14 +86,14 @@ class Wire:
         return [self._answers.pop(each) for each in message_ids if each in self._answers]
 
     def honest(self, site: str, message: Message) -> RecordDict:
-        asked, told = content_to_question(message.content), content_to_note(message.content)
-        assert told is not None
+        asked, reported = content_to_question(message.content), content_to_note(message.content)
+        assert reported is not None
         log = self.logs[site]
-        log.receive("server", told.extension)
+        log.receive("server", reported.extension)
         log.append("statistics released", step=asked.step)
         value = {"value": torch.tensor([float(ord(site))], dtype=torch.float64)}
         answer = Statistics(asked.study_hash, site, asked.step, asked.encoder, value)
-        return with_note(statistics_to_content(answer), AuditNote(log.extension(told.known), log.known("server")))
+        return with_note(statistics_to_content(answer), AuditNote(log.extension(reported.known), log.known("server")))
 
     def asked(self) -> list[str]:
         return [site for site, _ in self.pushed]
@@ -103,7 +103,7 @@ class Wire:
 class Asking:
     """A contact to two sites, with its parts."""
 
-    contact: FleetContact
+    channel: FleetSiteChannel
     wire: Wire
     fleet: Fleet
     audit: Path
@@ -112,7 +112,7 @@ class Asking:
     def ask(self, sites: Sequence[str] = ("A", "C")) -> dict[str, str]:
         """The category of a failure, or the answer's value, by site."""
         asked = EvaluationRequest(self.study_hash, "gradient", ENCODER, {"weights": torch.zeros(2)})
-        answers = self.contact.enquire(asked, sites, 300.0)
+        answers = self.channel.enquire(asked, sites, 300.0)
         return {
             site: answer.category if isinstance(answer, Failure) else str(answer.tensors["value"].item())
             for site, answer in answers.items()
@@ -137,10 +137,10 @@ def asking(tmp_path: Path, raw_study: dict[str, Any], monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "time", time)
     study = study_from(raw_study, "test")
     wire, fleet, audit = Wire(tmp_path / "logs"), Fleet(), AuditLog(tmp_path / "audit.jsonl", "server")
-    board = Board(tmp_path / "status.json", study.name, study.training_hash(), 3)
+    status_writer = StatusWriter(tmp_path / "status.json", study.name, study.training_hash(), 3)
     signer = Signer(new_key(), "the server's certificate")
-    contact = FleetContact(wire, study, audit, fleet, board, signer)  # type: ignore[arg-type]
-    return Asking(contact, wire, fleet, audit.path, study.training_hash())
+    channel = FleetSiteChannel(wire, study, audit, fleet, status_writer, signer)  # type: ignore[arg-type]
+    return Asking(channel, wire, fleet, audit.path, study.training_hash())
 
 
 def test_all_answer_and_it_is_on_record(asking: Asking) -> None:
@@ -197,8 +197,8 @@ def test_a_site_that_is_revoked_is_not_waited_for(asking: Asking) -> None:
 
 def changed(**config: str) -> Bend:
     def bend(content: RecordDict) -> RecordDict:
-        told = dict(content["config"]) | config  # type: ignore[arg-type]
-        return RecordDict({**content, "config": ConfigRecord(told)})
+        reported = dict(content["config"]) | config  # type: ignore[arg-type]
+        return RecordDict({**content, "config": ConfigRecord(reported)})
 
     return bend
 

@@ -31,11 +31,11 @@ def study_of(raw: dict[str, Any], seed: int = SEED) -> Study:
     return study_from(raw | {"seed": seed}, "test")
 
 
-def used(round_: int, site: str, pictures: float | None, steps: float | None) -> Row:
+def used(round_: int, site: str, images: float | None, steps: float | None) -> Row:
     """A row of an update that was used; a count of None is not told."""
-    counts = {"pictures_seen": pictures, "steps": steps}
-    told = {name: count for name, count in counts.items() if count is not None}
-    return {"round": round_, "site": site, "pictures": 9, "loss": 0.5, **told}
+    counts = {"images_seen": images, "steps": steps}
+    answer = {name: count for name, count in counts.items() if count is not None}
+    return {"round": round_, "site": site, "images": 9, "loss": 0.5, **answer}
 
 
 def write_rows(folder: Path, rows: list[Row]) -> None:
@@ -51,7 +51,7 @@ ROUNDS = [
 
 
 def test_the_cost_is_that_of_the_updates_that_were_used(tmp_path: Path) -> None:
-    """36 pictures and 9 steps in all; one after another the busiest site's: 3 in the first round, 2 in the second."""
+    """36 images and 9 steps in all; one after another the busiest site's: 3 in the first round, 2 in the second."""
     write_rows(tmp_path / "arm", ROUNDS)
     assert spent(tmp_path / "arm") == TrainingCost(8 + 12 + 8 + 4 + 4, 2 + 3 + 2 + 1 + 1, 3 + 2, 36 / (3 * 9))
 
@@ -64,7 +64,7 @@ def test_the_cost_is_that_of_the_updates_that_were_used(tmp_path: Path) -> None:
         (ROUNDS[2:3], TrainingCost(None, None, None, None)),
         ([], TrainingCost(None, None, None, None)),
     ],
-    ids=["no steps", "no pictures", "no update", "nothing"],
+    ids=["no steps", "no images", "no update", "nothing"],
 )
 def test_a_count_that_one_site_keeps_is_not_made_up(tmp_path: Path, rows: list[Row], cost: TrainingCost) -> None:
     write_rows(tmp_path / "arm", rows)
@@ -82,7 +82,7 @@ def test_the_encoder_of_the_shared_weights_loads_by_the_line_beside_it(
     facts, (tensors, _) = read_json(folder / "encoder.json"), load_tensors(folder / "encoder.safetensors")
     assert len(shared) > len(tensors) > 0  # the decoder stays behind
     assert all(torch.equal(value, shared[f"encoder.{name}"]) for name, value in tensors.items())
-    known = ("arm", "title", "kind", "fold", "seed", "pictures", "optimiser_steps", "sequential_steps", "passes")
+    known = ("arm", "title", "kind", "fold", "seed", "images", "optimiser_steps", "sequential_steps", "passes")
     assert facts["seconds"] is None
     assert [facts[key] for key in known] == [
         "federated", "Federated: all together", "federated", 0, SEED, 36, 9, 5, 1.33,
@@ -97,14 +97,16 @@ def test_the_encoder_of_the_shared_weights_loads_by_the_line_beside_it(
 
 
 def test_given_weights_and_costs_come_before_the_folders(tmp_path: Path, raw_study: dict[str, Any]) -> None:
-    study, folder = study_of(raw_study), place(tmp_path, "alone-A", fold=2)
+    study, folder = study_of(raw_study), place(tmp_path, "local-only-A", fold=2)
     write_rows(folder, ROUNDS)
     weights = {"encoder.w": torch.ones(2), "decoder.w": torch.zeros(2)}
     save_tensors(folder / "global.safetensors", {"encoder.w": torch.zeros(2)})
-    write_encoder(folder, study, "alone", "A alone", weights=weights, budget=TrainingCost(7, 5, 5, 0.5), seconds=1.26)
+    write_encoder(
+        folder, study, "local-only", "A alone", weights=weights, budget=TrainingCost(7, 5, 5, 0.5), seconds=1.26
+    )
     assert load_tensors(folder / "encoder.safetensors")[0]["w"].tolist() == [1, 1]
     facts = read_json(folder / "encoder.json")
-    assert (facts["arm"], facts["fold"], facts["pictures"], facts["seconds"]) == ("alone-A", 2, 7, 1.3)
+    assert (facts["arm"], facts["fold"], facts["images"], facts["seconds"]) == ("local-only-A", 2, 7, 1.3)
 
 
 def test_without_weights_nothing_is_written(tmp_path: Path, raw_study: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ def test_without_weights_nothing_is_written(tmp_path: Path, raw_study: dict[str,
 def test_what_a_federation_records_is_what_it_planned(
     raw_study: dict[str, Any], federation: Callable[..., Federation]
 ) -> None:
-    """9, 6 and 4 pictures in batches of 4, an epoch a round: 2, 1 and 1 steps, three rounds."""
+    """9, 6 and 4 images in batches of 4, an epoch a round: 2, 1 and 1 steps, three rounds."""
     made = federation(raw_study)
     run_in_process(made)
     assert spent(made.folder) == TrainingCost(3 * (8 + 4 + 4), 3 * (2 + 1 + 1), 3 * 2, 3 * 16 / 19)
@@ -132,7 +134,7 @@ def test_the_table_of_arms_adds_up_folds_and_seeds(tmp_path: Path, raw_study: di
     random = place(Path(), "random")
     write_encoder(tmp_path / random, study_of(raw_study), "random", "R", weights=weights, budget=TrainingCost())
     write_arms(tmp_path, [random, *places])
-    counts = {"pictures": 7, "optimiser_steps": 5, "sequential_steps": 5, "passes": 0.5}
+    counts = {"images": 7, "optimiser_steps": 5, "sequential_steps": 5, "passes": 0.5}
     nothing = dict.fromkeys(counts, 0)
     assert read_json(tmp_path / "arms.json") == [
         {"arm": "random", "title": "R", "kind": "random", "folds": [0], "seeds": [3], "seconds": None, **nothing},

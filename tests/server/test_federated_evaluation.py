@@ -72,10 +72,10 @@ class Hospitals:
         if asked.step == "histogram":
             counts = histogram(labels[24:], scores, 1)
             return {name: torch.from_numpy(value) for name, value in vars(counts).items()}
-        told = site_figures(Scored(labels[24:], scores, np.arange(16).astype(str), np.full(16, site)))
-        table = [[f.value, f.variance, float(f.units)] for f in told.figures.values()]
+        reported = site_figures(Scored(labels[24:], scores, np.arange(16).astype(str), np.full(16, site)))
+        table = [[f.value, f.variance, float(f.units)] for f in reported.figures.values()]
         figures = torch.tensor(table, dtype=torch.float64)
-        return {"patients": vector(told.patients), "fewest": vector(told.fewest), "figures": figures}
+        return {"patients": vector(reported.patients), "fewest": vector(reported.fewest), "figures": figures}
 
 
 def vector(value: Any) -> Tensor:

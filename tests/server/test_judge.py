@@ -29,7 +29,7 @@ class Update:
 
     site: str
     norm: float
-    pictures: int = 1
+    images: int = 1
 
     def tensor(self, name: str) -> Tensor:
         """All of the length is in the parameters; statistics and counters differ wildly."""
@@ -53,7 +53,7 @@ def judge(
 
 
 def study(**rounds: float) -> Study:
-    """Batches of four, one epoch a round: a site of 12 pictures takes 3 steps."""
+    """Batches of four, one epoch a round: a site of 12 images takes 3 steps."""
     return study_from(STUDY | {"rounds": {"count": 1, **rounds}}, "test")
 
 

@@ -33,7 +33,7 @@ def undisturbed(loop: Make, tmp_path: Path) -> dict[str, torch.Tensor]:
 def test_three_rounds_by_hand(loop: Make) -> None:
     run = loop()
     weights = run.run()
-    # Each round halves the weights and adds the mean of (site's letter / 100 + round / 10), counted by pictures.
+    # Each round halves the weights and adds the mean of (site's letter / 100 + round / 10), counted by images.
     letters = (65 * 10 + 66 * 20 + 67 * 30 + 68 * 40) / 100 / 100
     value = 0.0
     for number in (1, 2, 3):
@@ -42,7 +42,7 @@ def test_three_rounds_by_hand(loop: Make) -> None:
     assert weights["encoder.count"].item() == 6
     assert run.metrics() == [(number, site) for number in (1, 2, 3) for site in "ABCD"]
     assert run.events() == []
-    assert not list((run.folder / "spool").glob("*"))
+    assert not list((run.folder / "replies").glob("*"))
 
 
 def test_the_order_of_arrival_changes_no_bit(loop: Make, honest_site: Honest, script: Any) -> None:
@@ -62,7 +62,7 @@ def test_the_order_of_arrival_changes_no_bit(loop: Make, honest_site: Honest, sc
             def instruct(self, instruction: TrainInstruction, sites: Sequence[str], order: str = order) -> None:
                 super().instruct(instruction, [site for site in order if site in sites])
 
-        results.append(run.run(contact=Shuffled(run.study, tuple(order), act)))
+        results.append(run.run(channel=Shuffled(run.study, tuple(order), act)))
     assert same(results[0], results[1])
     assert same(results[0], results[2])
 
@@ -120,8 +120,8 @@ def test_a_reply_that_is_lost_is_asked_for_again(loop: Make, undisturbed: Any, h
 
     run = loop(quorum=1.0)
     assert same(run.run(act), undisturbed)
-    assert run.contact.sent.count((1, "C")) == 2
-    assert run.contact.sent.count((1, "A")) == 1  # what was spooled is not asked for again
+    assert run.channel.sent.count((1, "C")) == 2
+    assert run.channel.sent.count((1, "A")) == 1  # what was stored is not asked for again
     assert run.events() == [(1, "round retried", None, "3 of 4 updates, attempt 1")]
 
 
@@ -142,7 +142,7 @@ def test_with_quorum_the_round_goes_on_without_the_missing(loop: Make, honest_si
     run = loop(quorum=0.75)
     run.run(act)
     assert run.events() == [(1, "site left out", "C", "no answer before the deadline")]
-    assert run.contact.sent.count((1, "C")) == 1
+    assert run.channel.sent.count((1, "C")) == 1
 
 
 def test_a_site_that_was_offline_is_asked_again(loop: Make, undisturbed: Any, honest_site: Honest) -> None:
@@ -153,8 +153,8 @@ def test_a_site_that_was_offline_is_asked_again(loop: Make, undisturbed: Any, ho
 
     run = loop(deadline_minutes=1)
     assert same(run.run(act), undisturbed)
-    assert run.contact.sent.count((2, "B")) == 4
-    assert run.contact.sent.count((2, "A")) == 1
+    assert run.channel.sent.count((2, "B")) == 4
+    assert run.channel.sent.count((2, "A")) == 1
     assert run.events() == []
 
 
@@ -169,7 +169,7 @@ def test_an_offline_site_is_not_asked_without_a_pause(
     run = loop()
     run.run(act)
     # In the round's minute: at its start, once more at once, then every 25 seconds.
-    assert run.contact.sent.count((1, "B")) == 4
+    assert run.channel.sent.count((1, "B")) == 4
 
 
 def test_a_site_that_collapses_is_told_once_and_recorded_every_time(
@@ -185,9 +185,9 @@ def test_a_site_that_collapses_is_told_once_and_recorded_every_time(
     run = loop(count=4)
     run.run(act)
     assert run.events() == [(number, "collapsing", "B", "features lose their spread") for number in (3, 4)]
-    told = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
-    assert len(told) == 1
-    assert told[0].startswith("round 3: site B: the features of its pictures are becoming all alike (collapse)")
+    answer = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
+    assert len(answer) == 1
+    assert answer[0].startswith("round 3: site B: the features of its images are becoming all alike (collapse)")
 
 
 def test_a_site_that_cannot_is_not_waited_for(loop: Make, honest_site: Honest) -> None:
@@ -218,10 +218,10 @@ def test_a_missed_quorum_names_sites_and_reasons_and_harms_nothing(
     checkpoint = latest_checkpoint(run.folder / "checkpoints", run.study.training_hash())
     assert checkpoint is not None
     assert checkpoint.round == 2
-    assert run.contact.sent.count((3, "A")) == 1
-    # The sites are mended: the run goes on, A's spooled update is used, nothing was half-applied.
+    assert run.channel.sent.count((3, "A")) == 1
+    # The sites are mended: the run goes on, A's stored update is used, nothing was half-applied.
     assert same(run.run(), undisturbed)
-    assert run.contact.sent == [(3, "B"), (3, "C"), (3, "D")]
+    assert run.channel.sent == [(3, "B"), (3, "C"), (3, "D")]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,9 @@ def test_the_quorum_in_sites(loop: Make, quorum: float, sites: int, needed: int)
         run.run(lambda i, s, _: Failure("", i.round, s, "internal-error"), sites=names)
 
 
-def test_a_killed_server_goes_on_from_its_spool(loop: Make, honest_site: Honest, undisturbed: Any, script: Any) -> None:
+def test_a_killed_server_goes_on_from_its_reply_store(
+    loop: Make, honest_site: Honest, undisturbed: Any, script: Any
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -247,7 +249,7 @@ def test_a_killed_server_goes_on_from_its_spool(loop: Make, honest_site: Honest,
     run = loop()
 
     class OneByOne(script):
-        """Answers are made when they are collected, so that A and B are spooled when C kills the server."""
+        """Answers are made when they are collected, so that A and B are stored when C kills the server."""
 
         def instruct(self, instruction: TrainInstruction, sites: Sequence[str]) -> None:
             self.queue = [(instruction, site) for site in sites]
@@ -258,9 +260,9 @@ def test_a_killed_server_goes_on_from_its_spool(loop: Make, honest_site: Honest,
             return list(super().collect())
 
     with pytest.raises(Killed):
-        run.run(contact=OneByOne(run.study, "ABCD", act))
+        run.run(channel=OneByOne(run.study, "ABCD", act))
     assert same(run.run(), undisturbed)
-    assert run.contact.sent[:2] == [(2, "C"), (2, "D")]
+    assert run.channel.sent[:2] == [(2, "C"), (2, "D")]
     assert run.metrics() == [(number, site) for number in (1, 2, 3) for site in "ABCD"]
 
 
@@ -268,10 +270,10 @@ def test_a_finished_run_gives_its_weights_again_and_asks_nobody(loop: Make, undi
     run = loop()
     run.run()
     assert same(run.run(), undisturbed)
-    assert run.contact.sent == []
+    assert run.channel.sent == []
 
 
-def test_after_an_older_checkpoint_the_spool_of_another_history_is_not_folded(
+def test_after_an_older_checkpoint_the_reply_store_of_another_history_is_not_folded(
     loop: Make, honest_site: Honest, undisturbed: Any
 ) -> None:
     """Round 2 is done again, to another result (D is there now): what was trained from the lost one does not fit."""
@@ -286,11 +288,11 @@ def test_after_an_older_checkpoint_the_spool_of_another_history_is_not_folded(
     run = loop(attempts=1)
     with pytest.raises(QuorumError):
         run.run(act)
-    assert [path.name for path in (run.folder / "spool" / "round-00003").iterdir()] == ["A.safetensors"]
+    assert [path.name for path in (run.folder / "replies" / "round-00003").iterdir()] == ["A.safetensors"]
     weights_file = run.folder / "checkpoints" / "round-00002" / "weights.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:-1])
     assert same(run.run(), undisturbed)
-    assert (3, "A") in run.contact.sent
+    assert (3, "A") in run.channel.sent
 
 
 def test_late_and_foreign_replies_are_ignored(loop: Make, honest_site: Honest, undisturbed: Any) -> None:
@@ -300,10 +302,10 @@ def test_late_and_foreign_replies_are_ignored(loop: Make, honest_site: Honest, u
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply:
         reply = honest_site(instruction, site)
         if site == "A":
-            run.contact.answers.extend(earlier)  # round 1's reply, once more in every later round
+            run.channel.answers.extend(earlier)  # round 1's reply, once more in every later round
             if instruction.round == 1:
                 earlier.append(replace(reply, weights={"encoder.w": torch.ones(4) * 50}))
-            run.contact.answers.append(replace(reply, site="stranger"))
+            run.channel.answers.append(replace(reply, site="stranger"))
         return reply
 
     assert same(run.run(act), undisturbed)
@@ -316,7 +318,7 @@ def test_a_second_reply_of_a_site_is_ignored(loop: Make, honest_site: Honest, un
     def act(instruction: TrainInstruction, site: str, _: int) -> TrainReply:
         reply = honest_site(instruction, site)
         if site == "A":
-            run.contact.answers.append(reply)
+            run.channel.answers.append(reply)
             return broken("hundredfold")(reply)
         return reply
 
@@ -346,7 +348,7 @@ def test_who_may_take_part(loop: Make, names: tuple[str, ...], study: str | None
     run = loop()
     infos = [SiteInfo(name, study or run.study.training_hash(), 3) for name in names]
     with pytest.raises(StudyError) as caught:
-        run.run(contact=Sites(*infos))
+        run.run(channel=Sites(*infos))
     assert str(caught.value) == said
     assert not (run.folder / "checkpoints").exists()
 

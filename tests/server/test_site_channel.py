@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 import server.fleet_channel
 import server.requests
 import server.site_channel
-from federation.audit.log import AuditLog, Extension, Head, verify
+from federation.audit.log import AuditHead, AuditLog, Extension, verify
 from federation.flower.private_identity import assume_identity, set_message_id
 from federation.flower.records import (
     confirmation_to_content,
@@ -29,9 +29,9 @@ from federation.records import AuditNote, Failure, SiteInfo, TrainInstruction, T
 from federation.study import Study, study_from
 from foundation import events
 from foundation.files import read_jsonl
-from server.fleet_channel import FleetContact
-from server.monitoring.status_writer import Board
-from server.site_channel import GridContact
+from server.fleet_channel import FleetSiteChannel
+from server.monitoring.status_writer import StatusWriter
+from server.site_channel import GridSiteChannel
 
 SITES = ("A", "B", "C", "D")
 NODES = {site: 100 + number for number, site in enumerate(SITES)}
@@ -105,12 +105,12 @@ class Wire:
         return next(site for site, node in NODES.items() if node == message.metadata.dst_node_id)
 
     def _answer(self, site: str, message: Message) -> list[RecordDict]:
-        instruction, told = content_to_instruction(message.content), content_to_note(message.content)
-        assert told is not None
+        instruction, reported = content_to_instruction(message.content), content_to_note(message.content)
+        assert reported is not None
         log = self.logs[site]
-        log.receive("server", told.extension)
+        log.receive("server", reported.extension)
         log.append("update released", round=instruction.round)
-        note = AuditNote(log.extension(told.known), log.known("server"))
+        note = AuditNote(log.extension(reported.known), log.known("server"))
         asked = Asked(instruction, self._honest(instruction, site), note, dict(self._before[site]))
         self._before[site][instruction.round] = asked.content()
         return self._bend(asked) if site == "C" else [asked.content()]
@@ -185,7 +185,7 @@ class Rounds:
         wire = Wire(self._place / "logs", self.loop.study, self._honest, bend)
         audit = AuditLog(self.path, "server")
         weights: dict[str, torch.Tensor] = self.loop.run(
-            contact=GridContact(wire, self.loop.study, audit, len(SITES))  # type: ignore[arg-type]
+            channel=GridSiteChannel(wire, self.loop.study, audit, len(SITES))  # type: ignore[arg-type]
         )
         return weights
 
@@ -240,7 +240,7 @@ def test_an_honest_wire_leaves_nobody_out(rounds: Rounds) -> None:
 
 def test_an_answer_that_comes_twice_counts_once(rounds: Rounds, loop: Callable[..., Any]) -> None:
     """Defends the average against a site that would weigh double: one answer a message, one update a site."""
-    weights = rounds.run(lambda asked: [asked.content(), asked.content(pictures=4000)])
+    weights = rounds.run(lambda asked: [asked.content(), asked.content(images=4000)])
     once = loop(quorum=0.5)
     once.folder = once.folder.with_name("once")
     expected = once.run()
@@ -252,12 +252,12 @@ def test_an_answer_that_comes_twice_counts_once(rounds: Rounds, loop: Callable[.
 
 
 def of_another_chain(asked: Asked) -> Extension:
-    return Extension(Head(99, ROW), (ROW, ROW))
+    return Extension(AuditHead(99, ROW), (ROW, ROW))
 
 
 def restored(asked: Asked) -> Extension:
     """As a backup has it: rows that go on, but not from the row that the server has seen."""
-    return Extension(Head(asked.note.extension.head.count, ROW), asked.note.extension.digests)
+    return Extension(AuditHead(asked.note.extension.head.count, ROW), asked.note.extension.digests)
 
 
 def untold(asked: Asked) -> Extension:
@@ -302,7 +302,7 @@ class Admitted:
 class Fleeted:
     """A contact to admitted sites, its parts, and the first round's instruction."""
 
-    contact: FleetContact
+    channel: FleetSiteChannel
     wire: Wire
     fleet: Admitted
     audit: AuditLog
@@ -311,7 +311,7 @@ class Fleeted:
     def got(self) -> list[tuple[str, str]]:
         """What comes now: site, and the category of a failure."""
         return [
-            (answer.site, answer.category if isinstance(answer, Failure) else "") for answer in self.contact.collect()
+            (answer.site, answer.category if isinstance(answer, Failure) else "") for answer in self.channel.collect()
         ]
 
 
@@ -333,11 +333,11 @@ def fleeted(
         study = study_from(raw_study, "test")
         wire, fleet = Wire(tmp_path / "logs", study, honest_site, bend), Admitted(["A", "C"])
         audit = AuditLog(tmp_path / "audit.jsonl", "server")
-        board = Board(tmp_path / "status.json", study.name, study.training_hash(), 3)
+        status_writer = StatusWriter(tmp_path / "status.json", study.name, study.training_hash(), 3)
         signer = Signer(new_key(), "the server's certificate")
-        contact = FleetContact(wire, study, audit, fleet, board, signer)  # type: ignore[arg-type]
+        channel = FleetSiteChannel(wire, study, audit, fleet, status_writer, signer)  # type: ignore[arg-type]
         weights = {"encoder.w": torch.zeros(4), "encoder.count": torch.tensor(0)}
-        return Fleeted(contact, wire, fleet, audit, TrainInstruction(study.training_hash(), 1, weights))
+        return Fleeted(channel, wire, fleet, audit, TrainInstruction(study.training_hash(), 1, weights))
 
     return make
 
@@ -345,7 +345,7 @@ def fleeted(
 def test_a_site_that_is_revoked_in_a_round_is_not_waited_for(fleeted: Callable[..., Fleeted]) -> None:
     """Defends the federation against a site that was excluded: what it may still send is not even asked for."""
     all_ = fleeted(not_at_all)
-    all_.contact.instruct(all_.instruction, ["A", "C"])
+    all_.channel.instruct(all_.instruction, ["A", "C"])
     all_.fleet.names.remove("C")
     assert sorted(all_.got()) == [("A", ""), ("C", "no longer admitted")]
     all_.wire.asked_for.clear()
@@ -357,7 +357,7 @@ def test_a_site_that_is_revoked_in_a_round_is_not_waited_for(fleeted: Callable[.
 def test_an_answer_is_not_asked_for_while_its_site_is_away(fleeted: Callable[..., Fleeted]) -> None:
     """Flower answers a question about an offline node with an error and throws the node's own answer away."""
     all_ = fleeted()
-    all_.contact.instruct(all_.instruction, ["A", "C"])
+    all_.channel.instruct(all_.instruction, ["A", "C"])
     all_.fleet.there.remove("C")
     assert all_.got() == [("A", "")]
     assert all_.wire.asked_for == ["message-1"]
@@ -368,7 +368,7 @@ def test_an_answer_is_not_asked_for_while_its_site_is_away(fleeted: Callable[...
 def test_a_site_that_comes_later_is_sent_what_it_is_owed(fleeted: Callable[..., Fleeted]) -> None:
     all_ = fleeted()
     all_.fleet.there.remove("C")
-    all_.contact.instruct(all_.instruction, ["A", "C"])
+    all_.channel.instruct(all_.instruction, ["A", "C"])
     assert [all_.wire.site(message) for message in all_.wire.pushed] == ["A"]
     all_.fleet.there.append("C")
     assert sorted(all_.got()) == [("A", ""), ("C", "")]
@@ -378,9 +378,9 @@ def test_a_site_that_comes_later_is_sent_what_it_is_owed(fleeted: Callable[..., 
 def test_the_last_word_of_a_round_that_is_over_is_not_taken(fleeted: Callable[..., Fleeted]) -> None:
     """Defends against a late replay: an answer to an instruction of a former round finds nobody who asked."""
     all_ = fleeted(not_at_all)
-    all_.contact.instruct(all_.instruction, ["A", "C"])
+    all_.channel.instruct(all_.instruction, ["A", "C"])
     assert all_.got() == [("A", "")]
-    all_.contact.instruct(replace(all_.instruction, round=2), ["A", "C"])
+    all_.channel.instruct(replace(all_.instruction, round=2), ["A", "C"])
     all_.wire.answers_later("message-2", reply_to_content(Failure("", 1, "C", "disk-full")))
     assert all_.got() == [("A", "")]
     assert [row["round"] for row in read_jsonl(all_.audit.path) if row["event"] == "update received"] == [1, 2]
@@ -395,17 +395,17 @@ def test_final_weights_count_as_delivered_only_by_their_digest(fleeted: Callable
         taken = list(messages)
         ids = real(taken)
         for message_id, message in zip(ids, taken, strict=True):
-            told, site = content_to_note(message.content), all_.wire.site(message)
-            assert told is not None
+            reported, site = content_to_note(message.content), all_.wire.site(message)
+            assert reported is not None
             log = all_.wire.logs[site]
-            log.receive("server", told.extension)
+            log.receive("server", reported.extension)
             digest = weights_digest(all_.instruction.weights) if site == "A" else 64 * "0"
-            note = AuditNote(log.extension(told.known), log.known("server"))
+            note = AuditNote(log.extension(reported.known), log.known("server"))
             content = with_note(confirmation_to_content(site, all_.instruction.study_hash, digest), note)
             all_.wire.answers_later(message_id, content)
         return ids
 
     all_.wire.push_messages = push  # type: ignore[method-assign]
-    assert all_.contact.deliver(all_.instruction.weights, 3, patience_s=2.0) == ["A"]
+    assert all_.channel.deliver(all_.instruction.weights, 3, patience_s=2.0) == ["A"]
     rows = [row for row in read_jsonl(all_.audit.path) if row["event"] == "weights delivered"]
     assert [row["site"] for row in rows] == ["A"]

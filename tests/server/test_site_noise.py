@@ -59,10 +59,10 @@ class Run:
         self.study, self.folder, self._script = study, folder, script
 
     def run(self, act: Act | None = None, sites: str = SITES) -> dict[str, torch.Tensor]:
-        contact = self._script(self.study, sites, act or (lambda instruction, site, _: moved(instruction, site)))
+        channel = self._script(self.study, sites, act or (lambda instruction, site, _: moved(instruction, site)))
         audit = AuditLog(self.folder / "audit.jsonl", "server")
         initial = {name: value.clone() for name, value in INITIAL.items()}
-        return RoundLoop(self.study, RunRecords(self.folder, audit), contact, initial).run()
+        return RoundLoop(self.study, RunRecords(self.folder, audit), channel, initial).run()
 
     def rows(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "metrics.jsonl")
@@ -139,15 +139,15 @@ def test_what_is_written_down_of_updates_is_who_sent_one(run: Callable[..., Run]
     one.run()
     assert one.rows() == [{"round": number, "site": site} for number in (1, 2) for site in SITES]
     assert not (one.folder / "divergence.jsonl").exists()
-    assert not list((one.folder / "spool").glob("*"))
+    assert not list((one.folder / "replies").glob("*"))
     checkpoint = latest_checkpoint(one.folder / "checkpoints", one.study.training_hash())
     assert checkpoint is not None
     assert checkpoint.norms == {}
 
 
 TELLING: dict[str, tuple[dict[str, Any], str]] = {
-    "a count": ({"pictures": 12}, "tells a count of pictures or a metric"),
-    "a metric": ({"metrics": {"loss": 0.5}}, "tells a count of pictures or a metric"),
+    "a count": ({"images": 12}, "tells a count of images or a metric"),
+    "a metric": ({"metrics": {"loss": 0.5}}, "tells a count of images or a metric"),
     "a counter": ({"encoder.count": torch.tensor(9)}, "changes tensor 'encoder.count'"),
     "statistics": ({"encoder.running_var": torch.full((2,), 0.5)}, "changes tensor 'encoder.running_var'"),
 }

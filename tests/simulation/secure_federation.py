@@ -19,20 +19,20 @@ from simulation.sites.run_keys import write_run_keys
 from simulation.sites.site_folders import Federation
 from tests.conftest import write_site
 
-PICTURES = {"A": 9, "B": 6, "C": 4, "D": 5}
+IMAGES = {"A": 9, "B": 6, "C": 4, "D": 5}
 
 
-def make(folder: Path, raw: dict[str, Any], pictures: dict[str, int] = PICTURES) -> Federation:
+def make(folder: Path, raw: dict[str, Any], images: dict[str, int] = IMAGES) -> Federation:
     """A federation prepared as simulation/arms.py prepares one."""
     study = study_from(raw, "test")
     write_study(folder, study)
-    for seed, (site, count) in enumerate(pictures.items()):
+    for seed, (site, count) in enumerate(images.items()):
         place = write_site(folder / "sites", site, count, patients=2, seed=seed)
         if study.privacy is not None:
             place.write_text(place.read_text() + "ledger: ledger.jsonl\n")
     if study.secure_aggregation is not None:
-        write_run_keys(folder / "sites", {site: folder / "sites" / site for site in pictures})
-    return Federation(folder, tuple(pictures))
+        write_run_keys(folder / "sites", {site: folder / "sites" / site for site in images})
+    return Federation(folder, tuple(images))
 
 
 Before = Callable[[Message], Message | None]

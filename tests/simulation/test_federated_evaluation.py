@@ -28,7 +28,7 @@ from simulation.validate import validate
 from ssl_methods.encoders.outputs import features
 from ssl_methods.encoders.timm_encoders import build_encoder
 
-from ..conftest import write_pictures, write_simulated
+from ..conftest import write_images, write_simulated
 
 SECTION = {"classes": ["0", "1"], "strength": 0.1, "histogram": True}
 SITES = {"north": 30, "south": 12, "small": 3}
@@ -43,7 +43,7 @@ class Run:
     """The study with its evaluation at the sites, run once, and what is known of it centrally."""
 
     def __init__(self, place: Path) -> None:
-        self.root = write_pictures(place / "pictures", SITES).root
+        self.root = write_images(place / "images", SITES).root
         self.study = write_simulated(place / "study.yaml", self.root, **CHANGES, federated_evaluation=SECTION)
         self.folder = simulate(self.study, runs=place / "runs", device="cpu").folder
         self.arm = self.folder / "arms" / "federated" / "fold-0" / "seed-0"
@@ -57,7 +57,7 @@ class Run:
         return {str(row["site"]): row for _, row in own.iterrows()}
 
     def central(self, arm: str) -> dict[str, Scored]:
-        """Test pictures of each site with the scores of a probe trained on all sites' pictures in one place."""
+        """Test images of each site with the scores of a probe trained on all sites' images in one place."""
         study, splits = load_study(self.study), pd.read_csv(self.folder / "evaluation" / "splits.csv")
         store = TensorStore.build(Manifest.read(self.root / "manifest.csv"), study.image, self.folder / "own-store")
         encoder = build_encoder(study.encoder, study.image)
@@ -109,8 +109,8 @@ def test_the_mean_counts_patients_and_the_worst_site_is_named(run: Run) -> None:
 
 def test_the_pooled_area_is_that_of_the_histograms_and_within_its_bound(run: Run) -> None:
     central = run.central("federated")
-    told = {site: histogram(scored.labels, scored.scores, 1) for site, scored in central.items()}
-    expected = pooled_area(told)  # type: ignore[arg-type]
+    answer = {site: histogram(scored.labels, scored.scores, 1) for site, scored in central.items()}
+    expected = pooled_area(answer)  # type: ignore[arg-type]
     whole = Scored(
         *(np.concatenate([getattr(s, n) for s in central.values()]) for n in ("labels", "scores", "patients", "strata"))
     )
@@ -143,7 +143,7 @@ def pretrained(study: Path, folder: Path) -> Path:
 
 
 def test_pretraining_is_not_touched(run: Run, tmp_path: Path) -> None:
-    """Test patients lie at the sites now, and none of their pictures was trained on: the encoder has the same bits."""
+    """Test patients lie at the sites now, and none of their images was trained on: the encoder has the same bits."""
     without = pretrained(write_simulated(tmp_path / "plain.yaml", run.root, **CHANGES), tmp_path / "plain")
     assert (run.arm / "sites" / "north" / "manifest.csv").read_text().count(",test") == 36
     encoder = "encoder.safetensors"
@@ -169,14 +169,14 @@ def test_killed_while_it_asks_it_goes_on_to_the_same_figures(
         patched.setattr(server.federated_evaluation._Probe, "_gradient", killed)
         pretrained(run.study, tmp_path / "run")
     assert not list(tmp_path.rglob(RECORD_NAME))
-    (told,) = tmp_path.glob("run/arms/federated/*/*/sites/north/state/*/evaluation/*.asked")
-    assert len(told.read_text().splitlines()) == 4
+    (answer,) = tmp_path.glob("run/arms/federated/*/*/sites/north/state/*/evaluation/*.asked")
+    assert len(answer.read_text().splitlines()) == 4
     assert read_json(pretrained(run.study, tmp_path / "run") / RECORD_NAME) == run.record
 
 
 def test_validate_says_what_will_leave(run: Run, tmp_path: Path) -> None:
     said = [line for line in validate(run.study) if "after the last round" in line]
-    assert "of pictures with a 'label' (0, 1), for 2 encoders at most: their count" in said[0]
+    assert "of images with a 'label' (0, 1), for 2 encoders at most: their count" in said[0]
     assert "25 numbers" in said[1]  # 24 features and the bias
     assert "in 100 bins" in said[3]
     plain = write_simulated(tmp_path / "plain.yaml", run.root, **CHANGES)

@@ -1,4 +1,4 @@
-"""A simulated federation with one site whose pictures are inverted: what the run records of it, and what is said."""
+"""A simulated federation with one site whose images are inverted: what the run records of it, and what is said."""
 
 import copy
 from dataclasses import dataclass
@@ -27,25 +27,25 @@ SITES = ("north", "south", "west")
 ODD = "west"
 
 
-def draw_picture(draw: np.random.Generator, label: int) -> np.ndarray:
+def draw_image(draw: np.random.Generator, label: int) -> np.ndarray:
     """A bright disc on black, with a brighter square in it where there is something to find."""
     y, x = np.mgrid[:32, :32]
     row, column = draw.uniform(12, 20, 2)
-    picture = 120.0 * ((y - row) ** 2 + (x - column) ** 2 < draw.uniform(8, 12) ** 2) + draw.uniform(0, 20, (32, 32))
+    image = 120.0 * ((y - row) ** 2 + (x - column) ** 2 < draw.uniform(8, 12) ** 2) + draw.uniform(0, 20, (32, 32))
     if label:
-        picture[int(row) - 3 : int(row) + 3, int(column) - 3 : int(column) + 3] += 80
-    return picture
+        image[int(row) - 3 : int(row) + 3, int(column) - 3 : int(column) + 3] += 80
+    return image
 
 
-def write_pictures(root: Path) -> None:
+def write_images(root: Path) -> None:
     draw, rows = np.random.default_rng(7), ["image,patient,site,label"]
     root.mkdir(parents=True)
     for site in SITES:
         for number in range(24):
             patient, label = f"{site}-{number // 3}", number % 2
-            picture = draw_picture(draw, label)
-            picture = 255 - picture if site == ODD else picture
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / f"{site}-{number}.png")
+            image = draw_image(draw, label)
+            image = 255 - image if site == ODD else image
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / f"{site}-{number}.png")
             rows.append(f"{site}-{number}.png,{patient},{site},{label}")
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
 
@@ -63,9 +63,9 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     place = tmp_path_factory.mktemp("odd")
-    write_pictures(place / "pictures")
+    write_images(place / "images")
     raw: dict[str, Any] = copy.deepcopy(SIMULATED)
-    raw["simulation"] = {"dataset": "folder", "root": str(place / "pictures"), "arms": ["pooled"]}
+    raw["simulation"] = {"dataset": "folder", "root": str(place / "images"), "arms": ["centralised"]}
     raw["rounds"] = {"count": ROUNDS, "attempts": 1}
     raw["training"] = {"batch": 8, "learning_rate": 0.005}
     (place / "study.yaml").write_text(yaml.safe_dump(raw))
@@ -79,7 +79,7 @@ def test_the_federated_arm_alone_has_divergence_and_snapshots(trained: Trained) 
     kept = sorted(path.name for path in (trained.arm("federated") / SNAPSHOTS).iterdir())
     assert kept == [f"round-{n + 1:05d}.safetensors" for n in range(ROUNDS)]
     for name in (DIVERGENCE_NAME, SNAPSHOTS):
-        assert not (trained.arm("pooled") / name).exists()
+        assert not (trained.arm("centralised") / name).exists()
         assert not (trained.arm("random") / name).exists()
 
 

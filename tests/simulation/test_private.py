@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, finished: Any) -> Run:
     """The study of ``finished`` with privacy by patient, run once for this file's tests."""
     place = tmp_path_factory.mktemp("private")
     raw = private(yaml.safe_load(finished.study.read_text()), PATIENT)
-    raw["simulation"]["arms"] = ["pooled"]
+    raw["simulation"]["arms"] = ["centralised"]
     (place / "study.yaml").write_text(yaml.safe_dump(raw))
     return simulate(place / "study.yaml", runs=place / "runs", device="cpu")
 
@@ -107,7 +107,7 @@ def test_the_report_shows_it_and_stands_without_the_sites_figures(run: Run) -> N
     section = page.partition('<h3 id="privacy">')[2].partition("<h3>")[0]
     assert "epsilon 40 at delta 0.005" in section
     assert f"epsilon {record['spent']:.2f} by the ledger of" in section
-    assert "one patient with all pictures" in section
+    assert "one patient with all images" in section
     for line in record["not_covered"]:
         assert line.split("<")[0][:30] in section
     assert "No noise and no promise: Pooled." in section
@@ -117,31 +117,31 @@ def test_the_report_shows_it_and_stands_without_the_sites_figures(run: Run) -> N
 
 
 def test_the_other_arms_share_nothing_and_have_no_privacy(run: Run) -> None:
-    pooled = run.folder / "arms" / "pooled" / "fold-0" / "seed-0"
+    pooled = run.folder / "arms" / "centralised" / "fold-0" / "seed-0"
     study = load_study(pooled / "study.yaml")
     assert study.privacy is None
     assert not list(pooled.glob("sites/*/ledger.jsonl"))
     assert (
         read_json(pooled / "encoder.json")["title"]
-        == "Pooled: all pictures in one place, same passes over its pictures, without privacy"
+        == "Centralised: all images in one place, same passes over its images, without privacy"
     )
     assert all("loss" in row for row in read_jsonl(pooled / "metrics.jsonl"))
 
 
 def test_budgets_are_equal_in_expectation(run: Run) -> None:
-    """Of a site of 6 patients a step sees each with probability 1/2, and one of its pictures: 3 a step."""
+    """Of a site of 6 patients a step sees each with probability 1/2, and one of its images: 3 a step."""
     splits = pd.read_csv(run.folder / "evaluation" / "splits.csv", dtype=str)
     patients = splits[splits["role"] == "train"].groupby("site")["patient"].nunique()
     a_round = sum(round(STEPS * 0.5 * n) for n in patients)
     arms = {row["arm"]: row for row in read_json(run.folder / "arms.json")}
-    assert arms["federated"]["pictures"] == ROUNDS * a_round
+    assert arms["federated"]["images"] == ROUNDS * a_round
     assert arms["federated"]["optimiser_steps"] == ROUNDS * STEPS * len(patients)
-    assert abs(arms["pooled"]["pictures"] - arms["federated"]["pictures"]) <= ROUNDS * 4
+    assert abs(arms["centralised"]["images"] - arms["federated"]["images"]) <= ROUNDS * 4
 
 
 def test_round_work_by_hand(raw_study: dict[str, Any]) -> None:
     patients = ["a"] * 5 + ["b"] * 2 + ["c"]
-    two = PATIENT | {"pictures_per_patient": 2}
+    two = PATIENT | {"images_per_patient": 2}
     assert round_work(study_from(private(raw_study, two), "test"), patients) == RoundWork(
         3, round(3 * 0.5 * (2 + 2 + 1))
     )
@@ -154,12 +154,12 @@ def test_alone_is_called_what_it_is(finished: Any, tmp_path: Path) -> None:
     raw = private(yaml.safe_load(finished.study.read_text()), PATIENT)
     study = study_from(raw, "test")
     config = simulation_config(study)
-    pictures, _ = planned(tmp_path, study, config)
+    images, _ = planned(tmp_path, study, config)
     splits = pd.read_csv(tmp_path / "evaluation" / "splits.csv", dtype=str, keep_default_na=False)
     splits["fold"] = splits["fold"].astype(int)
-    arms = {arm.name: arm for arm in plan_arms(study, config, pictures, splits)}
-    assert arms["alone-north"].title == "north alone, same passes over its pictures, without privacy"
-    assert arms["alone-north"].study.privacy is None
+    arms = {arm.name: arm for arm in plan_arms(study, config, images, splits)}
+    assert arms["local-only-north"].title == "north alone, same passes over its images, without privacy"
+    assert arms["local-only-north"].study.privacy is None
     assert arms["federated"].study.privacy == study.privacy
 
 
@@ -189,21 +189,21 @@ def test_nothing_leaves_but_tensors_constants_and_heads(
     kinds = [kind for kind, _, _ in recorder.seen]
     assert sorted(set(kinds)) == ["query", "train"]
     assert kinds.count("train") == 2 * 3
-    told: list[dict[str, torch.Tensor]] = []
+    reported: list[dict[str, torch.Tensor]] = []
     for kind, message, answer in recorder.seen:
         content = answer.content
         config = dict(content["config"])
         assert config["study"] == study.training_hash()
         if kind == "query":
             assert set(content) == {"config"}
-            assert config == {"site": config["site"], "study": config["study"], "pictures": 1}
+            assert config == {"site": config["site"], "study": config["study"], "images": 1}
             continue
         assert set(content) == {"arrays", "config", "metrics", "audit", "ledger"}
         assert set(config) == {"study", "round", "site"}
         assert dict(content["metrics"]) == {"num-examples": 1}
         assert set(content["ledger"]) == {"count", "head", "digests"}
         sent, got = record_to_weights(content["arrays"]), content_to_instruction(message.content).weights
-        told.append(sent)
+        reported.append(sent)
         for name, value in sent.items():
             if not value.is_floating_point():
                 assert torch.equal(value, got[name])

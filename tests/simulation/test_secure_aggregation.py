@@ -16,7 +16,7 @@ from foundation.errors import QuorumError
 from foundation.files import read_json, read_jsonl
 from foundation.tensor_files import load_tensors
 from simulation.sites.site_folders import Federation
-from tests.simulation.secure_federation import PICTURES, Recorder, make, run, site_asked, stage_of
+from tests.simulation.secure_federation import IMAGES, Recorder, make, run, site_asked, stage_of
 
 from ..tiers import slow
 
@@ -32,13 +32,13 @@ def test_the_weights_are_those_of_the_plain_run_to_the_stated_error(raw_study: d
     plain = run(make(tmp_path / "plain", plain_raw))
     raw = secured(plain_raw) | {"rounds": {"count": 1, "deadline_minutes": 5}}
     masked = run(make(tmp_path / "masked", raw))
-    weight = sum(PICTURES.values()) / 1000
+    weight = sum(IMAGES.values()) / 1000
     bound = error_bound(4, 1.0, weight)
     for name, value in plain.items():
         off = (value.double() - masked[name].double()).abs().max()
         assert off <= bound + 2**-23 * float(value.abs().max()), name
     rows = read_jsonl(tmp_path / "masked" / "metrics.jsonl")
-    assert rows == [{"round": 1, "site": site} for site in PICTURES]
+    assert rows == [{"round": 1, "site": site} for site in IMAGES]
 
 
 def test_no_message_holds_a_tensor_of_an_update(raw_study: dict[str, Any], tmp_path: Path) -> None:
@@ -99,9 +99,7 @@ def test_a_site_that_drops_out_is_left_out_and_comes_back(
 def test_the_weights_without_a_dropout_are_the_mean_of_the_others(raw_study: dict[str, Any], tmp_path: Path) -> None:
     rounds = {"count": 1, "deadline_minutes": 5}
     raw = raw_study | {"rounds": rounds}
-    few = {
-        site: count for site, count in PICTURES.items() if site != "D"
-    }  # the last: the others' pictures are as drawn
+    few = {site: count for site, count in IMAGES.items() if site != "D"}  # the last: the others' images are as drawn
     plain = run(make(tmp_path / "plain", raw, few))
     federation = make(tmp_path / "masked", secured(raw) | {"rounds": rounds})
     masked = run(federation, failing(federation, "D", "masked", {1}))
@@ -151,9 +149,9 @@ def test_a_server_that_was_killed_finishes_the_same_list(raw_study: dict[str, An
     again = Recorder()  # D is back
     run(federation, again)
     assert [message for message in again.asked if stage_of(message) == "train"] == []
-    told = read_json(federation.folder / "secure-rounds.json")["1"]
+    answer = read_json(federation.folder / "secure-rounds.json")["1"]
     signed = stage in ("sign", "unmask")
-    assert (told["attempts"], told["survivors"]) == (2, list("ABC") if signed else list("ABCD"))
+    assert (answer["attempts"], answer["survivors"]) == (2, list("ABC") if signed else list("ABCD"))
     assert {site for at, site in again.stages() if at == "masked"} == set("ABC" if signed else "ABCD")
 
 

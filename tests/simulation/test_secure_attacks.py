@@ -42,7 +42,7 @@ class Tampering(Recorder):
     def __init__(self, federation: Federation, stage: str, change: Change, after: bool = False) -> None:
         super().__init__()
         self._federation, self._stage, self._change, self._after = federation, stage, change, after
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     def __call__(self, message: Message, context: Context) -> Message:
         if stage_of(message) != self._stage or site_asked(message, self._federation) != "A":
@@ -62,7 +62,7 @@ class Tampering(Recorder):
         meta = message.metadata
         false = Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id)
         answer = self.app(false, context)
-        self.told.append(str(answer.content["config"].get("failure", "answered")))
+        self.reported.append(str(answer.content["config"].get("failure", "answered")))
         assert not any(isinstance(record, ArrayRecord) for record in answer.content.values())
 
 
@@ -106,12 +106,12 @@ def test_the_site_refuses_and_the_honest_round_ends_well(federation: Federation,
     stage, change, after = ATTACKS[attack]
     tampering = Tampering(federation, stage, change, after)
     run(federation, tampering)
-    (told,) = tampering.told
-    assert told in ((REFUSED, "study-not-approved") if "stage" in attack else (REFUSED,))
+    (reported,) = tampering.reported
+    assert reported in ((REFUSED, "study-not-approved") if "stage" in attack else (REFUSED,))
     log = federation.folder / "sites" / "A" / "state" / "audit.jsonl"
     assert verify(log).fault == ""
     refusals = [row for row in read_jsonl(log) if row["event"] in ("request refused", "policy refused")]
-    assert [row["category"] for row in refusals] == [told]
+    assert [row["category"] for row in refusals] == [reported]
     assert {row["site"] for row in read_jsonl(federation.folder / "metrics.jsonl") if "event" not in row} == set("ABCD")
 
 
@@ -240,10 +240,12 @@ def test_ray_is_refused(study_file: Path) -> None:
 
 @pytest.mark.slow
 def test_a_whole_run_with_its_report(study_file: Path, tmp_path: Path) -> None:
-    done = simulate(study_file, ["secure_aggregation={}", "simulation.arms=[pooled]"], runs=tmp_path, device="cpu")
+    done = simulate(study_file, ["secure_aggregation={}", "simulation.arms=[centralised]"], runs=tmp_path, device="cpu")
     federated = done.folder / "arms" / "federated" / "fold-0" / "seed-0"
     assert load_study(federated / "study.yaml").secure_aggregation is not None
-    assert load_study(done.folder / "arms" / "pooled" / "fold-0" / "seed-0" / "study.yaml").secure_aggregation is None
+    assert (
+        load_study(done.folder / "arms" / "centralised" / "fold-0" / "seed-0" / "study.yaml").secure_aggregation is None
+    )
     assert {key for row in read_jsonl(federated / "metrics.jsonl") for key in row} == {"round", "site"}
     assert done.report.exists()
 

@@ -29,7 +29,7 @@ from simulation.simulate import planned, simulate, simulation_config
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.encoders.timm_encoders import build_encoder
 
-TRAINED = {"federated", "pooled", "alone-north", "alone-south"}
+TRAINED = {"federated", "centralised", "local-only-north", "local-only-south"}
 
 
 def place(arm: str) -> Path:
@@ -63,7 +63,7 @@ def test_the_run_folder(finished: Any) -> None:
     for arm in TRAINED:
         assert list((run / place(arm) / "tensorboard").glob("events.*"))
         rows = read_jsonl(run / place(arm) / "metrics.jsonl")
-        sites = {"federated": {"north", "small", "south"}, "pooled": {"pooled"}}.get(arm, {arm[6:]})
+        sites = {"federated": {"north", "small", "south"}, "centralised": {"centralised"}}.get(arm, {arm[6:]})
         assert {(row["round"], row["site"]) for row in rows} == {(r, s) for r in (1, 2) for s in sites}
         assert all(np.isfinite([row["loss"], row["learning_rate"], row["update_norm"]]).all() for row in rows)
 
@@ -74,14 +74,14 @@ def test_the_split_is_drawn_once_and_kept(finished: Any) -> None:
     usual = {"train", "validation", "test"}
     assert roles == {"north": usual, "south": usual, "small": {"train"}, "away": {"left-out"}}
     assert (split.groupby("patient")["role"].nunique() == 1).all()
-    manifest = Manifest.read(finished.pictures / "manifest.csv")
+    manifest = Manifest.read(finished.images / "manifest.csv")
     drawn = draw_splits(manifest, SplitConfig(left_out=("away",)), 0)
     assert drawn[["patient", "role"]].to_numpy().tolist() == split[["patient", "role"]].to_numpy().tolist()
 
 
 def test_the_encoder_loads_in_plain_timm(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the line in encoder.json, run where the file is; and gives the features that the project's own gives."""
-    pictures = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     for arm in ("federated", "random"):
         folder = finished.folder / place(arm)
         described = read_json(folder / "encoder.json")
@@ -93,23 +93,23 @@ def test_the_encoder_loads_in_plain_timm(finished: Any, monkeypatch: pytest.Monk
         )
         own.load_state_dict(load_tensors(folder / "encoder.safetensors")[0])
         with torch.inference_mode():
-            features = names["encoder"].eval()(pictures)
-            assert torch.equal(features, own.eval()(pictures))
+            features = names["encoder"].eval()(images)
+            assert torch.equal(features, own.eval()(images))
         assert features.shape == (3, 24)
         assert features.std(dim=0).max() > 0
 
 
 def test_equal_passes(finished: Any) -> None:
-    """Two rounds of one epoch of an arm's own pictures in every pretrained arm, in whole batches of 4."""
+    """Two rounds of one epoch of an arm's own images in every pretrained arm, in whole batches of 4."""
     described = {arm: read_json(finished.folder / place(arm) / "encoder.json") for arm in TRAINED}
-    assert {arm: facts["pictures"] for arm, facts in described.items()} == {
-        "federated": 2 * (12 + 12 + 8), "alone-north": 2 * 12, "alone-south": 2 * 12, "pooled": 2 * 32,
+    assert {arm: facts["images"] for arm, facts in described.items()} == {
+        "federated": 2 * (12 + 12 + 8), "local-only-north": 2 * 12, "local-only-south": 2 * 12, "centralised": 2 * 32,
     }  # fmt: skip
     for arm, facts in described.items():
-        assert facts["passes"] == (2.0 if arm.startswith("alone") else 1.94)  # 64 of 33 pictures
-        seen = [row["pictures_seen"] for row in read_jsonl(finished.folder / place(arm) / "metrics.jsonl")]
+        assert facts["passes"] == (2.0 if arm.startswith("local-only") else 1.94)  # 64 of 33 images
+        seen = [row["images_seen"] for row in read_jsonl(finished.folder / place(arm) / "metrics.jsonl")]
         steps = [row["steps"] for row in read_jsonl(finished.folder / place(arm) / "metrics.jsonl")]
-        assert (sum(seen), sum(steps)) == (facts["pictures"], facts["optimiser_steps"])
+        assert (sum(seen), sum(steps)) == (facts["images"], facts["optimiser_steps"])
 
 
 def test_arms_differ(finished: Any) -> None:
@@ -167,12 +167,12 @@ def test_a_finished_run_is_not_computed_again(finished: Any, tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_marked_patients_are_read_by_no_arm(finished: Any, tmp_path: Path) -> None:
-    """All pictures of test, validation and left-out patients become noise: not a bit of any encoder changes.
+    """All images of test, validation and left-out patients become noise: not a bit of any encoder changes.
 
-    One training picture changed the same way does change them.
+    One training image changed the same way does change them.
     """
-    root = tmp_path / "pictures"
-    shutil.copytree(finished.pictures, root)
+    root = tmp_path / "images"
+    shutil.copytree(finished.images, root)
     split = pd.read_csv(finished.folder / "evaluation" / "splits.csv")
     names = split["image"].map(lambda image: Path(image).name)
     draw = np.random.default_rng(1)
@@ -192,7 +192,7 @@ def test_marked_patients_are_read_by_no_arm(finished: Any, tmp_path: Path) -> No
     garble(list(names[(split["role"] == "train") & (split["site"] == "north")])[:1])
     changed = run("changed")
     same = {name for name, weights in encoders(finished.folder).items() if changed[name] == weights}
-    assert same == {str(place(arm) / "encoder.safetensors") for arm in ("random", "alone-south")}
+    assert same == {str(place(arm) / "encoder.safetensors") for arm in ("random", "local-only-south")}
 
 
 def test_two_processes_in_one_run_folder(finished: Any, tmp_path: Path) -> None:
@@ -244,7 +244,13 @@ def test_the_plan_of_folds_and_seeds(listed: Any) -> None:
     """Seeds on the first fold only; every fold has all arms; a fold's arms hold its training patients only."""
     manifest, plan = listed
     arms = plan(splits={"folds": 5}, seeds=3)
-    names = {"random", "federated", "alone-A", "alone-B", "pooled"}  # C has two patients: no test set, no own arm
+    names = {
+        "random",
+        "federated",
+        "local-only-A",
+        "local-only-B",
+        "centralised",
+    }  # C has two patients: no test set, no own arm
     found = {(arm.name, arm.fold, arm.seed) for arm in arms}
     folds = [(0, 5), (0, 6), (0, 7), (1, 5), (2, 5), (3, 5), (4, 5)]
     assert found == {(name, fold, seed) for name in names for fold, seed in folds}
@@ -254,10 +260,10 @@ def test_the_plan_of_folds_and_seeds(listed: Any) -> None:
     for arm in arms:
         assert arm.study.seed == arm.seed
         if arm.sites is None:
-            assert (arm.kind, arm.budget().pictures) == ("random", 0)
+            assert (arm.kind, arm.budget().images) == ("random", 0)
             continue
         trains = splits[(splits["fold"] == arm.fold) & (splits["role"] == "train")]
-        allowed = trains if not arm.name.startswith("alone") else trains[trains["site"] == arm.name[6:]]
+        allowed = trains if not arm.name.startswith("local-only") else trains[trains["site"] == arm.name[6:]]
         assert sorted(arm.sites.table["image"]) == sorted(allowed["image"])
     tested = splits[splits["role"] == "test"].groupby("patient")["fold"].nunique()
     assert (tested == 1).all()
@@ -269,41 +275,45 @@ def test_single_site_arms_are_ordinary_studies_that_see_as_many_images(listed: A
     arms = {arm.name: arm for arm in plan(budget="images")}
     budget = arms["federated"].budget()
     assert arms["federated"].study.algorithm.name == "fedprox"
-    for name in ("alone-A", "alone-B", "pooled"):
+    for name in ("local-only-A", "local-only-B", "centralised"):
         assert arms[name].study.algorithm.name == "fedavg"  # of one site there is nothing else to choose
-        assert abs(arms[name].budget().pictures - budget.pictures) <= 3 * 4
-        assert set(arms[name].site_sizes()) == {name.removeprefix("alone-")}
-    # By hand: A trains 6 of 10 patients, 18 pictures, 4 batches; B 5 of 7, 15, 3; C 2, 6, 1: 8 batches of 4 a round.
+        assert abs(arms[name].budget().images - budget.images) <= 3 * 4
+        assert set(arms[name].site_sizes()) == {name.removeprefix("local-only-")}
+    # By hand: A trains 6 of 10 patients, 18 images, 4 batches; B 5 of 7, 15, 3; C 2, 6, 1: 8 batches of 4 a round.
     assert arms["federated"].site_sizes() == {"A": 18, "B": 15, "C": 6}
-    assert (budget.pictures, budget.optimiser_steps, budget.sequential_steps) == (3 * 32, 3 * 8, 3 * 4)
+    assert (budget.images, budget.optimiser_steps, budget.sequential_steps) == (3 * 32, 3 * 8, 3 * 4)
 
 
 @pytest.mark.parametrize(
     ("training", "steps", "seen"),
     [
-        # A 18 pictures, B 15, C 6: in batches of 4 whole epochs are 4, 3 and 1 steps, and 9 of all 39.
-        ({"epochs": 1}, {"alone-A": 4, "alone-B": 3, "pooled": 9}, {"alone-A": 48, "alone-B": 36, "pooled": 108}),
-        # 3 sites x 5 steps x 4 pictures: each is seen 60 / 39 times. A sees 27.7, 7 steps; B 23.1, 6; all 60, 15.
+        # A 18 images, B 15, C 6: in batches of 4 whole epochs are 4, 3 and 1 steps, and 9 of all 39.
+        (
+            {"epochs": 1},
+            {"local-only-A": 4, "local-only-B": 3, "centralised": 9},
+            {"local-only-A": 48, "local-only-B": 36, "centralised": 108},
+        ),
+        # 3 sites x 5 steps x 4 images: each is seen 60 / 39 times. A sees 27.7, 7 steps; B 23.1, 6; all 60, 15.
         (
             {"epochs": None, "steps": 5},
-            {"alone-A": 7, "alone-B": 6, "pooled": 15},
-            {"alone-A": 84, "alone-B": 72, "pooled": 180},
+            {"local-only-A": 7, "local-only-B": 6, "centralised": 15},
+            {"local-only-A": 84, "local-only-B": 72, "centralised": 180},
         ),
     ],
 )
-def test_single_site_arms_see_each_picture_as_often(
+def test_single_site_arms_see_each_image_as_often(
     listed: Any, training: dict[str, Any], steps: dict[str, int], seen: dict[str, int]
 ) -> None:
     _, plan = listed
     arms = {arm.name: arm for arm in plan(training=training)}
     assert {name: arms[name].works()[0].steps for name in steps} == steps
-    assert {name: arms[name].budget().pictures for name in seen} == seen
+    assert {name: arms[name].budget().images for name in seen} == seen
     federated = arms["federated"].budget()
     for name in steps:
         count = sum(arms[name].site_sizes().values())
         assert arms[name].budget().passes == pytest.approx(seen[name] / count)
         assert abs(seen[name] - federated.passes * count) <= 3 * 4  # a batch a round
-        assert arms[name].title.endswith(", same passes over its pictures")
+        assert arms[name].title.endswith(", same passes over its images")
 
 
 def test_every_simulation_setting_does_something(
@@ -324,20 +334,20 @@ def test_every_simulation_setting_does_something(
 
     phantoms = {"dataset": "phantoms", "splits": {"left_out": ["F"]}}
     assert sites() == {"away", "north", "small", "south"}
-    assert sites(**phantoms, options={"pictures": 48, "size": 32}) == set("ABCDEF")
-    few, more = (len(data(**phantoms, options={"pictures": n, "size": 32})[0]) for n in (48, 64))
+    assert sites(**phantoms, options={"images": 48, "size": 32}) == set("ABCDEF")
+    few, more = (len(data(**phantoms, options={"images": n, "size": 32})[0]) for n in (48, 64))
     assert few < more
     other = tmp_path / "other"
-    shutil.copytree(finished.pictures, other)
+    shutil.copytree(finished.images, other)
     assert Path(data(root=str(other))[0].table["image"][0]).parent == other
     assert sites(partition={"kind": "iid", "sites": 2}, splits={}) == {"site-1", "site-2"}
     away = next(arm for arm in data(splits={"left_out": ["small"]})[1] if arm.name == "federated")
     assert set(away.site_sizes()) == {"away", "north", "south"}
-    assert {arm.name for arm in plan(arms=["pooled"])} == {"random", "federated", "pooled"}
+    assert {arm.name for arm in plan(arms=["centralised"])} == {"random", "federated", "centralised"}
     assert {arm.seed for arm in plan(seeds=2)} == {5, 6}
-    alone = [next(arm for arm in plan(budget=rule) if arm.name == "alone-A") for rule in ("passes", "images")]
+    alone = [next(arm for arm in plan(budget=rule) if arm.name == "local-only-A") for rule in ("passes", "images")]
     assert [arm.works()[0].steps for arm in alone] == [4, 8]
-    assert alone[1].title == "A alone, same number of pictures seen"
+    assert alone[1].title == "A alone, same number of images seen"
 
     class Chosen(Exception):
         pass
@@ -355,7 +365,7 @@ def test_every_simulation_setting_does_something(
 def test_a_finished_arm_keeps_what_a_person_needs(tmp_path: Path) -> None:
     """Encoder, shared weights, curves and a failing site's log stay; what only a resume needs goes."""
     kept = ["encoder.safetensors", "global.safetensors", "metrics.jsonl", "sites/A/site.yaml"]
-    gone = ["checkpoints/round-00003/state.json", "spool/round-00003/A.safetensors", "sites/A/state/lock"]
+    gone = ["checkpoints/round-00003/state.json", "replies/round-00003/A.safetensors", "sites/A/state/lock"]
     for name in [*kept, *gone, "sites/A/state/site.log"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)

@@ -61,7 +61,7 @@ class Started:
     found: list[Path] = field(default_factory=list)
 
 
-ONE_ARM = "simulation.arms=[pooled]"
+ONE_ARM = "simulation.arms=[centralised]"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,10 @@ LINE = f"weights {FILE}: 17 of 17 tensors matched, 2 adapted (pos_embed, patch_e
 
 def test_the_first_instruction_holds_them(started: Started) -> None:
     """Every pretrained arm's: the encoder's tensors fitted, all others as the seed draws them."""
-    assert set(started.first) == {*(("federated", site) for site in ("north", "small", "south")), ("pooled", "pooled")}
+    assert set(started.first) == {
+        *(("federated", site) for site in ("north", "small", "south")),
+        ("centralised", "centralised"),
+    }
     study = load_study(started.folder / "study.yaml")
     fresh = build_method(study.method, study.encoder, study.image, study.seed).shared_state()
     for received in started.first.values():
@@ -155,12 +158,12 @@ def test_no_site_hears_where_they_are_from(started: Started) -> None:
 
 def test_the_arm_natural_is_them_as_they_are(started: Started) -> None:
     run = started.folder
-    assert same(encoder_of(run, "natural"), fitted())
-    for arm in ("random", "federated", "pooled"):
+    assert same(encoder_of(run, "pretrained-init"), fitted())
+    for arm in ("random", "federated", "centralised"):
         assert not same(encoder_of(run, arm), fitted())
     facts = {row["arm"]: row for row in read_json(run / "arms.json")}
-    assert facts["natural"]["title"] == "Starting weights as they are: no pretraining"
-    assert (facts["natural"]["kind"], facts["natural"]["pictures"]) == ("natural", 0)
+    assert facts["pretrained-init"]["title"] == "Starting weights as they are: no pretraining"
+    assert (facts["pretrained-init"]["kind"], facts["pretrained-init"]["images"]) == ("pretrained-init", 0)
 
 
 def test_report_and_tables_name_them(started: Started) -> None:
@@ -169,10 +172,15 @@ def test_report_and_tables_name_them(started: Started) -> None:
     assert read_json(run / "run.json")["starting_weights"] == LINE
     comparisons = pd.read_csv(run / "comparisons.csv")
     pairs = set(zip(comparisons["encoder_a"], comparisons["encoder_b"], strict=True))
-    assert {("federated", "natural"), ("federated", "random"), ("federated", "supervised")} <= pairs
+    assert {("federated", "pretrained-init"), ("federated", "random"), ("federated", "supervised")} <= pairs
     report = (run / "report.html").read_text()
-    told = ("Starting weights as they are", "the weights it started from", "Supervised from the starting weights", LINE)
-    assert all(text in report for text in told)
+    answer = (
+        "Starting weights as they are",
+        "the weights it started from",
+        "Supervised from the starting weights",
+        LINE,
+    )
+    assert all(text in report for text in answer)
     assert "Supervised from scratch" not in report
 
 
@@ -198,7 +206,7 @@ def test_a_resume_goes_on_from_the_runs_own_copy(
     elsewhere = shutil.copy(started.weights, tmp_path / "moved.safetensors")
     simulate(started.study, [ONE_ARM, f"simulation.weights={elsewhere}"], resume=run, device="cpu")
     assert LINE not in capfd.readouterr().err
-    for arm in ("natural", "federated", "pooled"):
+    for arm in ("pretrained-init", "federated", "centralised"):
         assert same(encoder_of(run, arm), encoder_of(started.folder, arm))
 
 
@@ -266,7 +274,7 @@ def test_timms_own_weights(study_file: Path, tmp_path: Path, monkeypatch: pytest
     save_file(earlier(seed=11), source)
     run = simulate(study_file, settings, runs=tmp_path / "runs", device="cpu").folder
     assert set(asked) == {"vit_tiny_patch16_224"}
-    assert same(encoder_of(run, "natural"), fitted())
+    assert same(encoder_of(run, "pretrained-init"), fitted())
     assert read_json(run / "run.json")["starting_weights"].startswith("weights timm: 17 of 17 tensors matched")
     save_file(earlier(seed=12), source)
     with pytest.raises(RunError, match=r"simulation.weights_sha256 was"):
@@ -298,5 +306,5 @@ def test_the_servers_first_weights(raw_study: dict[str, Any], tmp_path: Path) ->
 
 def test_a_run_without_them_has_none(finished: Any) -> None:
     assert not (finished.folder / WEIGHTS_NAME).exists()
-    assert not (finished.folder / "arms" / "natural").exists()
+    assert not (finished.folder / "arms" / "pretrained-init").exists()
     assert "Supervised from scratch" in (finished.folder / "report.html").read_text()

@@ -72,7 +72,7 @@ def run(volume_study: Path) -> Path:
 
 def test_a_study_of_nifti_volumes_runs_to_its_report(run: Path) -> None:
     results = pd.read_csv(run / "results.csv")
-    assert set(results["encoder"]) >= {"federated", "pooled", "random", "supervised", "pixels", "majority"}
+    assert set(results["encoder"]) >= {"federated", "centralised", "random", "supervised", "pixels", "majority"}
     for encoder, protocol in (("federated", "knn"), ("federated", "finetune"), ("supervised", "finetune")):
         rows = results[(results["encoder"] == encoder) & (results["protocol"] == protocol)]
         assert rows["value"].notna().any(), (encoder, protocol)
@@ -105,7 +105,7 @@ def test_validate_says_what_a_volume_is_and_needs(volume_study: Path) -> None:
 
 @pytest.fixture(scope="module")
 def glands(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """What the ready study has for pictures."""
+    """What the ready study has for images."""
     study = load_study(CONFIGS / "adrenal-3d.yaml", [f"simulation.root={shared / 'data' / 'adrenalmnist3d'}"])
     return simulation_config(study).load_dataset(tmp_path_factory.mktemp("glands"), 0)
 

@@ -101,7 +101,7 @@ def check(done: Run, shape: tuple[int, ...]) -> None:
     arm = done.folder / "arms" / "federated" / "fold-0" / "seed-0"
     rows = read_jsonl(arm / "metrics.jsonl")
     assert {row["site"] for row in rows} == {"A", "B"}
-    assert all(np.isfinite(row["loss"]) and row["pictures_seen"] > 0 for row in rows)
+    assert all(np.isfinite(row["loss"]) and row["images_seen"] > 0 for row in rows)
     line = json.loads((arm / "encoder.json").read_text())["load"]
     found: dict[str, Any] = {}
     exec(line.replace("encoder.safetensors", str(arm / "encoder.safetensors")), found)

@@ -1,4 +1,4 @@
-"""Tiny encoders, pictures and methods for the tests of this room."""
+"""Tiny encoders, images and methods for the tests of this room."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def image() -> ImageConfig:
-    """Pictures of 32 x 32 pixels, one channel: 8 x 8 patches of the tiny ViT."""
+    """Images of 32 x 32 pixels, one channel: 8 x 8 patches of the tiny ViT."""
     return IMAGE
 
 
@@ -71,7 +71,7 @@ def build() -> Callable[..., Method]:
 
 @pytest.fixture
 def blobs() -> Callable[..., Batch]:
-    """``blobs(count, per_patient=1, dimensions=2)``: pictures of a few soft discs (volumes: balls) in [0, 1].
+    """``blobs(count, per_patient=1, dimensions=2)``: images of a few soft discs (volumes: balls) in [0, 1].
 
     ``per_patient`` of them are of each patient.
     """
@@ -80,14 +80,14 @@ def blobs() -> Callable[..., Batch]:
         generator = torch.Generator().manual_seed(count)
         shape = VOLUME.shape if dimensions == 3 else IMAGE.shape
         *depth, rows, columns = (torch.linspace(0, 1, side) for side in shape[1:])
-        picture: Tensor = torch.zeros(count, *shape)
+        image: Tensor = torch.zeros(count, *shape)
         for _ in range(3):
             x, y, size, *z = torch.rand(dimensions + 1, count, *[1] * (dimensions + 1), generator=generator)
             distance = (columns - x) ** 2 + (rows[:, None] - y) ** 2
             for line, at in zip(depth, z, strict=True):
                 distance = distance + (line[:, None, None] - at) ** 2
-            picture = picture + torch.exp(-distance / (0.01 + 0.05 * size))
+            image = image + torch.exp(-distance / (0.01 + 0.05 * size))
         codes = torch.arange(count) // per_patient
-        return Batch(picture.clamp(0, 1), codes, codes, torch.arange(count))
+        return Batch(image.clamp(0, 1), codes, codes, torch.arange(count))
 
     return make

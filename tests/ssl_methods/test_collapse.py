@@ -1,4 +1,4 @@
-"""What keeps BYOL and SimSiam from giving all pictures one answer: each is taken away and its loss is seen."""
+"""What keeps BYOL and SimSiam from giving all images one answer: each is taken away and its loss is seen."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_methods.components.similarity import unit
-from ssl_methods.diagnostics import collapsing, feature_std, watch
+from ssl_methods.diagnostics import collapsing, feature_diagnostics, feature_std
 from ssl_methods.encoders.outputs import features
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
@@ -46,9 +46,9 @@ def train(method: Method, batch: Batch, optimiser: torch.optim.Optimizer) -> Out
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        method.after_step(0.0, len(batch.pictures))
+        method.after_step(0.0, len(batch.images))
         if step % 20 == 19:
-            watched.append(watch(method, batch.pictures, torch.Generator().manual_seed(1)))
+            watched.append(feature_diagnostics(method, batch.images, torch.Generator().manual_seed(1)))
     views = method.make_views(batch, torch.Generator().manual_seed(5))
     with torch.no_grad():
         output = method.output(features(method.encoder, views["first"]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssl_methods.diagnostics import alignment, collapsing, feature_std, rankme, uniformity, watch
+from ssl_methods.diagnostics import alignment, collapsing, feature_diagnostics, feature_std, rankme, uniformity
 from ssl_methods.method import Batch, Method
 
 
@@ -55,12 +55,12 @@ def test_feature_std_is_one_over_root_d_on_the_sphere_and_0_when_collapsed() -> 
         ([0.05, 0.06], False),  # rising: a fresh head
         ([0.9, 0.1, 0.15], False),  # mending
         ([0.05] * 9, False),  # it takes its time
-        ([0.05] * 10, True),  # it never learned to tell pictures apart
+        ([0.05] * 10, True),  # it never learned to tell images apart
         ([0.02, 0.5, 0.09, 0.08], True),  # a quarter of .5 is .125
         ([0.02, 0.2, 0.09, 0.08], True),  # below the floor, where it was above
     ],
 )
-def test_the_alarm_of_a_loss_that_compares_pictures(spreads: list[float], alarm: bool) -> None:
+def test_the_alarm_of_a_loss_that_compares_images(spreads: list[float], alarm: bool) -> None:
     rest = {"feature_spread": 0.5, "output_rank": 0.5}
     assert collapsing([rest | {"output_spread": spread} for spread in spreads]) is alarm
 
@@ -85,7 +85,7 @@ def test_the_alarm_when_directions_are_lost(ranks: list[float], alarm: bool) -> 
     [([0.03, 0.02, 0.02], False), ([0.4, 0.05, 0.05], True), ([0.4, 0.05, 0.06], False), ([0.4, 0.2, 0.2], False)],
 )
 def test_the_alarm_of_other_losses_goes_by_what_is_lost(spreads: list[float], alarm: bool) -> None:
-    """Features of nearly empty pictures lie close together from the start: that is no collapse."""
+    """Features of nearly empty images lie close together from the start: that is no collapse."""
     assert collapsing([{"loss": 1.0}, *({"feature_spread": spread} for spread in spreads)]) is alarm
 
 
@@ -94,20 +94,18 @@ def test_the_watch_sees_a_collapsed_head_and_leaves_the_method_as_it_was(
 ) -> None:
     method = build("simclr").train()
     state = {name: value.clone() for name, value in method.state_dict().items()}
-    pictures = blobs(12).pictures
-    before = watch(method, pictures, torch.Generator().manual_seed(0))
+    images = blobs(12).images
+    before = feature_diagnostics(method, images, torch.Generator().manual_seed(0))
     assert method.training
     assert all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
-    assert before == watch(method, pictures, torch.Generator().manual_seed(0))
+    assert before == feature_diagnostics(method, images, torch.Generator().manual_seed(0))
     last = method.projector[-1]
     last.running_mean.fill_(-1e4)  # every projection points the same way
-    after = watch(method, pictures, torch.Generator().manual_seed(0))
+    after = feature_diagnostics(method, images, torch.Generator().manual_seed(0))
     assert after["output_spread"] < 0.1 * before["output_spread"]
     assert after["feature_spread"] == before["feature_spread"]
 
 
-def test_the_watch_of_a_loss_that_compares_no_pictures(
-    build: Callable[..., Method], blobs: Callable[..., Batch]
-) -> None:
-    seen = watch(build("mae"), blobs(8).pictures, torch.Generator().manual_seed(0))
+def test_the_watch_of_a_loss_that_compares_no_images(build: Callable[..., Method], blobs: Callable[..., Batch]) -> None:
+    seen = feature_diagnostics(build("mae"), blobs(8).images, torch.Generator().manual_seed(0))
     assert set(seen) == {"feature_spread", "rankme", "alignment", "uniformity"}

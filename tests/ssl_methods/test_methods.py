@@ -16,7 +16,7 @@ from ssl_methods.method import Batch, Method, Views
 
 ALL = sorted(METHODS)
 EVERY = [(name, dimensions) for name in ALL for dimensions in METHODS[name].dimensions]
-"""Every method with pictures and, where it takes them, with volumes."""
+"""Every method with images and, where it takes them, with volumes."""
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]
 
@@ -24,8 +24,8 @@ Blobs = Callable[..., Batch]
 def views_of(method: Method, batch: Batch, seed: int = 0) -> Views:
     """Views of the batch; where the method asks for partners, of a batch in which everybody's is the one before."""
     if method.config.partner is not None:
-        gaps = torch.tensor([3.0, -2.0]).repeat(len(batch.pictures) // 2)
-        batch = replace(batch, partners=batch.pictures.roll(1, dims=0), gaps=gaps)
+        gaps = torch.tensor([3.0, -2.0]).repeat(len(batch.images) // 2)
+        batch = replace(batch, partners=batch.images.roll(1, dims=0), gaps=gaps)
     return method.make_views(batch, torch.Generator().manual_seed(seed))
 
 
@@ -97,8 +97,8 @@ def test_the_same_generator_gives_the_same_views(name: str, dimensions: int, bui
     assert any(not torch.equal(first[key], third[key]) for key in first)
 
 
-def picture_gradients(method: Method, views: Views) -> Tensor:
-    """How the loss changes with each pixel of each picture, ``[B, ...]``."""
+def image_gradients(method: Method, views: Views) -> Tensor:
+    """How the loss changes with each pixel of each image, ``[B, ...]``."""
     leaves = {
         key: value.clone().requires_grad_() if value.is_floating_point() else value for key, value in views.items()
     }
@@ -108,7 +108,7 @@ def picture_gradients(method: Method, views: Views) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "dimensions"), EVERY)
-def test_pictures_are_coupled_exactly_where_it_is_declared(
+def test_images_are_coupled_exactly_where_it_is_declared(
     name: str, dimensions: int, build: Build, blobs: Blobs
 ) -> None:
     method, other = (build(name, dimensions=dimensions) for _ in range(2))
@@ -121,26 +121,24 @@ def test_pictures_are_coupled_exactly_where_it_is_declared(
     for each, seen in ((method, views), (other, changed)):
         each.loss(seen)
         each.after_step(0.5, 6)
-    before, after = picture_gradients(method, views), picture_gradients(other, changed)
+    before, after = image_gradients(method, views), image_gradients(other, changed)
     assert not torch.allclose(before[0], after[0], rtol=1e-3, atol=0)
     unmoved = torch.allclose(before[1:], after[1:], rtol=1e-4, atol=1e-7)
-    assert unmoved == (not method.couples())
+    assert unmoved == (not method.is_batch_coupled())
 
 
 @pytest.mark.parametrize(("name", "dimensions"), EVERY)
 def test_the_table_says_what_holds_over_a_vit_by_default(name: str, dimensions: int, build: Build) -> None:
-    assert build(name, dimensions=dimensions).couples() == (not METHODS[name].per_sample)
+    assert build(name, dimensions=dimensions).is_batch_coupled() == (not METHODS[name].per_sample)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "convolutional" in METHODS[name].encoders])
 def test_batch_normalisation_in_the_encoder_couples(name: str, build: Build) -> None:
-    assert build(name, encoder=EncoderConfig(name="resnet10t")).couples()
+    assert build(name, encoder=EncoderConfig(name="resnet10t")).is_batch_coupled()
 
 
 @pytest.mark.parametrize(("name", "dimensions"), [(name, axes) for name, axes in EVERY if METHODS[name].per_sample])
-def test_a_batch_gradient_is_the_mean_of_the_pictures_own(
-    name: str, dimensions: int, build: Build, blobs: Blobs
-) -> None:
+def test_a_batch_gradient_is_the_mean_of_the_images_own(name: str, dimensions: int, build: Build, blobs: Blobs) -> None:
     method = build(name, dimensions=dimensions)
     views = views_of(method, blobs(4, dimensions=dimensions))
     weights = [weight for weight in method.parameters() if weight.requires_grad]

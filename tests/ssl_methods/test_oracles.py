@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foundation.schedules import cosine
-from ssl_methods.components.momentum import follow
+from ssl_methods.components.momentum import ema_update
 from ssl_methods.components.similarity import negative_cosine
 from ssl_methods.components.token_masks import random_masks
 from ssl_methods.contrastive.moco import moco_loss
@@ -112,7 +112,7 @@ def test_momentum_step(oracle: dict[str, Tensor]) -> None:
     with torch.no_grad():
         target.weight.copy_(oracle["ema_step/teacher"])
         online.weight.copy_(oracle["ema_step/student"])
-    follow(target, online, 0.99)
+    ema_update(target, online, 0.99)
     torch.testing.assert_close(target.weight.detach(), oracle["ema_step/expected"], **VALUE)
 
 

@@ -12,15 +12,15 @@ NAMES = {
     "membership-loss": "Membership, by loss",
     "membership-features": "Membership, by features",
     "membership-shadows": "Membership, with shadows",
-    "inversion": "Picture from an update",
+    "inversion": "Image from an update",
     "site": "Site from updates",
 }
 ATTACKERS = {
-    "membership-loss": "The final weights, all parts that are shared, and the pictures of a patient.",
-    "membership-features": "The final encoder, and the pictures of a patient.",
+    "membership-loss": "The final weights, all parts that are shared, and the images of a patient.",
+    "membership-features": "The final encoder, and the images of a patient.",
     "membership-shadows": "As by loss, and models of the same study trained on other patients.",
-    "inversion": "A site’s update of one step on one picture, the weights before it, and its crop and mask.",
-    "site": "Each site’s update of one step, and a picture of which one of them trained on.",
+    "inversion": "A site’s update of one step on one image, the weights before it, and its crop and mask.",
+    "site": "Each site’s update of one step, and an image of which one of them trained on.",
 }
 _TOO_WEAK = "too weak here"
 
@@ -54,19 +54,21 @@ def read_attacks(run: Path) -> Mapping[str, Any]:
 
 def attack_section(run: Path) -> AttackSection | None:
     """The section of a run that was attacked; None for the others."""
-    told = read_attacks(run)
-    return AttackSection(who_text(told), promise_text(told), attack_rows(told)) if told else None
+    answer = read_attacks(run)
+    return AttackSection(who_text(answer), promise_text(answer), attack_rows(answer)) if answer else None
 
 
-def who_text(told: Mapping[str, Any]) -> str:
+def who_text(answer: Mapping[str, Any]) -> str:
     """Who was attacked, in a sentence."""
-    return f"Arm {told['arm']}: {told['members']} patients who trained, {told['others']} held out at the same sites."
+    return (
+        f"Arm {answer['arm']}: {answer['members']} patients who trained, {answer['others']} held out at the same sites."
+    )
 
 
-def attack_rows(told: Mapping[str, Any]) -> list[AttackRow]:
+def attack_rows(answer: Mapping[str, Any]) -> list[AttackRow]:
     """A row an attack. A figure that reassures is not shown where the attack failed on the overfitted model too."""
     rows = []
-    for each in told.get("attacks", []):
+    for each in answer.get("attacks", []):
         shown = each["verdict"] != _TOO_WEAK
         rows.append(
             AttackRow(
@@ -88,13 +90,13 @@ def figure_text(figure: Mapping[str, Any] | None) -> str:
     return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})".replace("-", "−")
 
 
-def promise_text(told: Mapping[str, Any]) -> str:
+def promise_text(answer: Mapping[str, Any]) -> str:
     """What the study promises, in a sentence."""
-    promise = told["promise"]
+    promise = answer["promise"]
     if promise is None:
         return "No promise was made: the study has no privacy section, and nothing bounds what its weights may tell."
     return (
         f"Promised by {promise['unit']}: epsilon {promise['epsilon']:g} at delta {promise['delta']:g}, which permits "
         f"an advantage of at most {promise['largest_advantage']:.2f} in telling whether a patient took part"
-        + ("." if promise["unit"] == "patient" else ", as exchanging a site’s pictures costs epsilon twice.")
+        + ("." if promise["unit"] == "patient" else ", as exchanging a site’s images costs epsilon twice.")
     )

@@ -5,21 +5,21 @@ from typing import Literal
 
 from evaluation.report.run_folder import Arm
 
-_TRAINED_KINDS = ("federated", "pooled", "alone")
+_TRAINED_KINDS = ("federated", "centralised", "local-only")
 # Batches do not divide every site's images evenly. Images seen are made equal to half a batch a round; of passes each
 # site loses up to a batch in each, which is a quarter of them where a site has four batches.
-_SAME_PICTURES, _SAME_PASSES = 0.02, 0.25
+_SAME_IMAGES, _SAME_PASSES = 0.02, 0.25
 
 
 def trained_arms(arms: Iterable[Arm]) -> list[Arm]:
     """The arms whose pretraining is compared, and who say how many images they saw."""
-    return [arm for arm in arms if arm.kind in _TRAINED_KINDS and arm.pictures]
+    return [arm for arm in arms if arm.kind in _TRAINED_KINDS and arm.images]
 
 
-def equal_in(arms: Collection[Arm]) -> Literal["pictures", "passes", ""]:
+def equal_in(arms: Collection[Arm]) -> Literal["images", "passes", ""]:
     """What was equal for all of these: images seen, else how often each was seen, else nothing or not on record."""
-    if _within(_SAME_PICTURES, [arm.pictures for arm in arms]):
-        return "pictures"
+    if _within(_SAME_IMAGES, [arm.images for arm in arms]):
+        return "images"
     return "passes" if _within(_SAME_PASSES, [arm.passes for arm in arms]) else ""
 
 

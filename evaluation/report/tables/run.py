@@ -37,7 +37,7 @@ def facts(folder: RunFolder) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """What an arm cost, as printed: folds, seeds, pictures, passes, optimiser steps, sequential steps, time."""
+    """What an arm cost, as printed: folds, seeds, images, passes, optimiser steps, sequential steps, time."""
 
     title: str
     detail: str
@@ -55,7 +55,7 @@ def budget_rows(folder: RunFolder) -> list[BudgetRow]:
             (
                 _thousands(arm.folds),
                 _thousands(arm.seeds),
-                _thousands(arm.pictures),
+                _thousands(arm.images),
                 "–" if arm.passes is None else f"{arm.passes:.3g}",
                 _thousands(arm.optimiser_steps),
                 _thousands(arm.sequential_steps),
@@ -80,29 +80,29 @@ def duration(seconds: float | None) -> str:
 
 
 def budget_statement(folder: RunFolder) -> str:
-    """What was equal for the trained arms: pictures seen, or passes over their own; "" when fewer than two say."""
+    """What was equal for the trained arms: images seen, or passes over their own; "" when fewer than two say."""
     arms = trained_arms(folder.arms)
     if len(arms) < 2:
         return ""
-    pictures = _range([f"{arm.pictures:,}" for arm in sorted(arms, key=lambda arm: arm.pictures or 0)])
+    images = _range([f"{arm.images:,}" for arm in sorted(arms, key=lambda arm: arm.images or 0)])
     passes = _range([f"{each:.3g}" for each in sorted(arm.passes or 0.0 for arm in arms)])
     drawn = _EXPECTED if folder.privacy.get("unit") == "patient" else ""
-    alone = any(arm.kind == "alone" for arm in arms)
+    alone = any(arm.kind == "local-only" for arm in arms)
     match equal_in(arms):
-        case "pictures":
+        case "images":
             also = "; a site alone saw its own the more often" if alone else ""
             return (
-                f"Every pretrained encoder saw the same number of pictures over the whole study ({pictures}, repeats "
+                f"Every pretrained encoder saw the same number of images over the whole study ({images}, repeats "
                 f"counted){also}.{drawn}"
             )
         case "passes":
-            also = f" A site alone has fewer pictures and so saw fewer: {pictures} in all." if alone else ""
+            also = f" A site alone has fewer images and so saw fewer: {images} in all." if alone else ""
             return (
-                f"Every pretrained encoder saw each of its pictures about equally often ({passes} times over the whole "
+                f"Every pretrained encoder saw each of its images about equally often ({passes} times over the whole "
                 f"study; only whole batches are counted).{also}{drawn}"
             )
     return (
-        f"Budgets were not equal: the pretrained encoders saw {pictures} pictures. "
+        f"Budgets were not equal: the pretrained encoders saw {images} images. "
         f"A difference between them may come from that alone.{drawn}"
     )
 

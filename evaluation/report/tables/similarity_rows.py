@@ -22,7 +22,7 @@ class AlikeRow:
 
 
 def alike_rows(folder: RunFolder) -> list[AlikeRow]:
-    """[] where evaluation kept no features, or pictures and weights are no longer in their place."""
+    """[] where evaluation kept no features, or images and weights are no longer in their place."""
     if not any((folder.path / "evaluation" / "features").glob("*.npy")):
         return []
     try:

@@ -52,7 +52,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class SplitRow:
-    """A site's (patients, pictures) in each role, None where it has none, and its unreadable pictures."""
+    """A site's (patients, images) in each role, None where it has none, and its unreadable images."""
 
     site: str
     outside: bool
@@ -108,7 +108,7 @@ def site_cell(figure: MetricValue | None) -> SiteCell | None:
 
 
 def split_table(folder: RunFolder) -> tuple[list[str], list[SplitRow]]:
-    """Roles in the order of use, and a row a site: patients and pictures of the first fold."""
+    """Roles in the order of use, and a row a site: patients and images of the first fold."""
     splits = folder.splits
     if splits.empty:
         return [], []
@@ -124,7 +124,7 @@ def split_table(folder: RunFolder) -> tuple[list[str], list[SplitRow]]:
 
 
 def skipped_elsewhere(folder: RunFolder, rows: Sequence[SplitRow]) -> str:
-    """Unreadable pictures at sites that the split does not list: ``DU 3, HT 1``."""
+    """Unreadable images at sites that the split does not list: ``DU 3, HT 1``."""
     listed = {row.site for row in rows}
     return ", ".join(f"{site} {count}" for site, count in folder.skipped.items() if site not in listed)
 

@@ -30,7 +30,7 @@ from foundation.errors import StudyError
 MakeStudy = Callable[..., Study]
 
 
-def write_picture(path: Path, seed: int, side: int = 40) -> Path:
+def write_image(path: Path, seed: int, side: int = 40) -> Path:
     smooth = gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)).save(path)
@@ -39,9 +39,9 @@ def write_picture(path: Path, seed: int, side: int = 40) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Ten patients with three pictures each."""
+    """Ten patients with three images each."""
     for number in range(30):
-        write_picture(tmp_path / "data" / f"p{number // 3}" / f"{number}.png", number)
+        write_image(tmp_path / "data" / f"p{number // 3}" / f"{number}.png", number)
     return tmp_path / "data"
 
 
@@ -59,15 +59,15 @@ def facts(found: SiteCheck, title: str) -> dict[str, str]:
     return {row[0]: row[-1] for row in table.rows}
 
 
-def test_clean_pictures(check: Callable[..., SiteCheck], study: MakeStudy, tmp_path: Path) -> None:
+def test_clean_images(check: Callable[..., SiteCheck], study: MakeStudy, tmp_path: Path) -> None:
     found = check(study())
     assert found.ok and kinds(found) == {"no accelerator": "note"}
     assert found.looked == 30
     assert found.verdict == "Nothing stands in the way (1 note)."
-    told = facts(found, "Study")
-    # 30 pictures of 1 x 32 x 32, two bytes a value; 7 whole batches of 4 in an epoch.
-    assert told["decoded pictures"] == "0.1 MB on disk" and told["a round here"] == "7 steps of 4 x 1 pictures"
-    assert told["time a round"].startswith("about ")
+    answer = facts(found, "Study")
+    # 30 images of 1 x 32 x 32, two bytes a value; 7 whole batches of 4 in an epoch.
+    assert answer["decoded images"] == "0.1 MB on disk" and answer["a round here"] == "7 steps of 4 x 1 images"
+    assert answer["time a round"].startswith("about ")
     assert not (tmp_path / "state").exists()  # a check writes nothing
 
 
@@ -111,16 +111,14 @@ def test_a_first_look_comes_before_all_is_read(
     found = check(sample=5)
     assert found.looked == 30
     said = capsys.readouterr().err
-    assert "first look: 5 pictures of 30 files, 4 usable" in said and "1 of 5 pictures cannot be read" in said
+    assert "first look: 5 images of 30 files, 4 usable" in said and "1 of 5 images cannot be read" in said
 
 
 @pytest.mark.parametrize("place", ["nowhere", "empty"])
-def test_no_pictures_is_a_finding(
-    check: Callable[..., SiteCheck], tmp_path: Path, study: MakeStudy, place: str
-) -> None:
+def test_no_images_is_a_finding(check: Callable[..., SiteCheck], tmp_path: Path, study: MakeStudy, place: str) -> None:
     (tmp_path / "empty").mkdir()
     found = check_site(tmp_path / place, study(), state=tmp_path, device="cpu")
-    assert kinds(found)["no pictures"] == "error" and str(tmp_path / place) in found.of("error")[0].text
+    assert kinds(found)["no images"] == "error" and str(tmp_path / place) in found.of("error")[0].text
     assert facts(found, "Machine")
 
 
@@ -140,7 +138,7 @@ def test_a_closed_server(check: Callable[..., SiteCheck]) -> None:
 
 def test_one_patient_is_too_few_for_a_contrast_between_patients(tmp_path: Path, study: MakeStudy) -> None:
     for number in range(6):
-        write_picture(tmp_path / "data" / "only" / f"{number}.png", number)
+        write_image(tmp_path / "data" / "only" / f"{number}.png", number)
     found = check_site(tmp_path / "data", study(method={"name": "simclr"}), state=tmp_path, device="cpu")
     (error,) = found.of("error")
     assert error.kind == "not accepted" and error.text == "this site has 1 patient"
@@ -148,8 +146,8 @@ def test_one_patient_is_too_few_for_a_contrast_between_patients(tmp_path: Path, 
 
 
 def test_policy(data: Path, check: Callable[..., SiteCheck], study: MakeStudy) -> None:
-    found = check(study(), policy=Policy(min_pictures=31, methods=("byol",), max_epochs_per_round=0.5))
-    assert {"policy on pictures", "policy on work", "policy on the study"} <= kinds(found).keys()
+    found = check(study(), policy=Policy(min_images=31, methods=("byol",), max_epochs_per_round=0.5))
+    assert {"policy on images", "policy on work", "policy on the study"} <= kinds(found).keys()
     assert kinds(check(study(), policy=Policy())) == {"no accelerator": "note"}
 
 
@@ -170,11 +168,11 @@ def test_a_private_study(
     monkeypatch.setattr(client.checks.study, "_SECONDS", 0.1)
     found = check(s, policy=policy, ledger=ledger)
     assert found.ok
-    told = facts(found, "Study")
-    assert told["privacy"] == f"by patient: epsilon {plan.epsilon:.3g} at delta 0.001, whole study"
-    assert told["privacy ledger"] == f"epsilon 0 spent by all studies, {plan.epsilon:.3g} with this one's rounds"
-    # Ten patients, each with probability one half, and one picture each.
-    assert told["a round here"] == "2 steps of about 5.0 pictures, of patients drawn at random"
+    answer = facts(found, "Study")
+    assert answer["privacy"] == f"by patient: epsilon {plan.epsilon:.3g} at delta 0.001, whole study"
+    assert answer["privacy ledger"] == f"epsilon 0 spent by all studies, {plan.epsilon:.3g} with this one's rounds"
+    # Ten patients, each with probability one half, and one image each.
+    assert answer["a round here"] == "2 steps of about 5.0 images, of patients drawn at random"
     assert timed and not ledger.exists()  # what is timed is the clipped step, and a check writes nothing
     bound = Policy.model_validate({"studies": "any", "privacy_budget": {"epsilon": plan.epsilon / 2, "delta": 1e-3}})
     assert kinds(check(s, policy=bound, ledger=ledger))["budget"] == "warning"
@@ -183,11 +181,11 @@ def test_a_private_study(
     assert check(s).ok  # without a site file there is nothing to say of it
 
 
-def test_a_private_study_asks_whose_pictures_they_are(private_study: MakeStudy, tmp_path: Path) -> None:
+def test_a_private_study_asks_whose_images_they_are(private_study: MakeStudy, tmp_path: Path) -> None:
     for number in range(6):
-        write_picture(tmp_path / "flat" / f"{number}.png", number)
+        write_image(tmp_path / "flat" / f"{number}.png", number)
     found = check_site(tmp_path / "flat", private_study(), state=tmp_path / "state", device="cpu")
-    assert kinds(found)["whose pictures"] == "error"
+    assert kinds(found)["whose images"] == "error"
 
 
 def test_a_slow_site_is_told_of_the_deadline(
@@ -196,10 +194,10 @@ def test_a_slow_site_is_told_of_the_deadline(
     slow = client.checks.study.StepTime(seconds=100.0, batch=2)
     monkeypatch.setattr(client.checks.study, "time_step", lambda *_: slow)
     found = check(study())
-    # 7 steps of 4 pictures at 50 s a picture: 1,400 s; the deadline is 5 minutes, the study has 3 rounds.
+    # 7 steps of 4 images at 50 s an image: 1,400 s; the deadline is 5 minutes, the study has 3 rounds.
     assert kinds(found)["too slow"] == "warning"
-    told = facts(found, "Study")
-    assert told["time a round"].startswith("at most 23 minutes") and told["time of the study"].startswith(
+    answer = facts(found, "Study")
+    assert answer["time a round"].startswith("at most 23 minutes") and answer["time of the study"].startswith(
         "at most 1.2 hours"
     )
 
@@ -259,7 +257,7 @@ def test_memory_is_what_the_system_says() -> None:
 # A kit, and what is shown
 
 
-def test_a_kit_names_pictures_server_study_and_policy(data: Path, tmp_path: Path, study: MakeStudy) -> None:
+def test_a_kit_names_images_server_study_and_policy(data: Path, tmp_path: Path, study: MakeStudy) -> None:
     folder, plain = tmp_path / "kit", study()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -269,12 +267,12 @@ def test_a_kit_names_pictures_server_study_and_policy(data: Path, tmp_path: Path
         f"site: a\ndata: {data}\nstate: state\ncache: cache\ndevice: cpu\npolicy: {{min_patients: 11}}\n"
     )
     found = check_kit(folder)
-    assert {"refused", "policy on pictures"} <= kinds(found).keys() and found.study == "tiny"
-    one = write_picture(tmp_path / "other" / "p" / "0.png", 5)
+    assert {"refused", "policy on images"} <= kinds(found).keys() and found.study == "tiny"
+    one = write_image(tmp_path / "other" / "p" / "0.png", 5)
     assert check_kit(folder / "site.yaml", one.parents[1]).looked == 1
 
 
-def test_without_a_site_file_pictures_are_needed(data: Path, tmp_path: Path) -> None:
+def test_without_a_site_file_images_are_needed(data: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="--data"):
         check_kit(tmp_path / "site.yaml")
     assert check_kit(tmp_path / "site.yaml", data).study is None

@@ -130,26 +130,26 @@ def test_a_site_does_not_train_on_its_test_patients(
     instruction: Callable[..., TrainInstruction],
     restart: Callable[[], None],
 ) -> None:
-    path = hospital("A", pictures=20, patients=10)
+    path = hospital("A", images=20, patients=10)
     label_all(path)
     s = study(federated_evaluation=SECTION)
     site = Site(load_site_file(path), s)
-    assert site.train(instruction(s)).pictures == 16
+    assert site.train(instruction(s)).images == 16
     trained = set(site.store().table["patient"])
     assert len(trained) == 8
     restart()
     assert set(Site(load_site_file(path), s).store().table["patient"]) == trained
-    assert Site(load_site_file(path), study()).train(instruction(study())).pictures == 20
+    assert Site(load_site_file(path), study()).train(instruction(study())).images == 20
 
 
 def test_the_approval_page_says_who_is_held_out_and_what_leaves(
     study: MakeStudy, hospital: Callable[..., Path]
 ) -> None:
-    path = hospital("A", pictures=20, patients=10)
+    path = hospital("A", images=20, patients=10)
     label_all(path)
     s = study(federated_evaluation=SECTION | {"histogram": True, "steps": 77})
     text = "\n".join(page(s, load_site_file(path)))
-    assert "16 pictures of 8 patients are listed here" in text
+    assert "16 images of 8 patients are listed here" in text
     assert "2 more patients are held out, never trained on" in text
     assert "nothing: policy.allow_label_statistics is false" in text
     path.write_text(path.read_text().replace("smallest_count: 1", "smallest_count: 4, allow_label_statistics: true"))

@@ -35,7 +35,7 @@ SECTION = {"classes": ["0", "1"], "test_share": 0.4, "histogram": True}
 
 
 class Hospital:
-    """A site of 12 patients with two pictures each; ``labels`` by picture."""
+    """A site of 12 patients with two images each; ``labels`` by image."""
 
     def __init__(self, site_file: Path, study: Study, instruction: TrainInstruction) -> None:
         self.path, self.study = site_file, study
@@ -61,25 +61,25 @@ class Hospital:
         here = site or self.site
         tensors = self.encoder if step == "moments" else probe_like(WIDTH, 2) | {"spread": torch.ones(WIDTH).double()}
         asked = EvaluationRequest(self.study.training_hash(), step, weights_digest(self.encoder), tensors)
-        return here.labels.allowed(here.labels.told(replace(asked, **changes))).tensors
+        return here.labels.allowed(here.labels.reported(replace(asked, **changes))).tensors
 
 
 @pytest.fixture
 def there(
     hospital: Callable[..., Path], study: MakeStudy, instruction: Callable[..., TrainInstruction]
 ) -> Callable[..., Hospital]:
-    """``there(steps=4)``: the hospital, its picture n of class n % 2, with the policy that permits all."""
+    """``there(steps=4)``: the hospital, its image n of class n % 2, with the policy that permits all."""
 
     def make(**section: Any) -> Hospital:
         s = study(federated_evaluation=SECTION | section)
-        made = Hospital(hospital("A", pictures=24, patients=12), s, instruction(s))
+        made = Hospital(hospital("A", images=24, patients=12), s, instruction(s))
         return made.label([n % 2 for n in range(24)]).permit(allow_label_statistics=True, allow_score_histogram=True)
 
     return make
 
 
 def test_all_four_steps(there: Callable[..., Hospital]) -> None:
-    """12 patients in turn: the even ones all of class 0, so that there are 12 pictures of each class."""
+    """12 patients in turn: the even ones all of class 0, so that there are 12 images of each class."""
     here = there()
     moments = here.ask("moments")
     assert moments["count"].item() == 14  # 7 of 12 patients are trained on
@@ -124,7 +124,7 @@ def test_a_study_without_an_evaluation_is_told_nothing(
 
 
 def test_a_rare_class_takes_no_part(there: Callable[..., Hospital]) -> None:
-    """Of a class of one patient a gradient would be that patient's features: its pictures are left out of the sums."""
+    """Of a class of one patient a gradient would be that patient's features: its images are left out of the sums."""
     here = there().label([1 if n % 12 == 0 else 0 for n in range(24)]).permit(smallest_count=3)
     whole = here.ask("moments")["count"].item()
     alone = there_patients(here)
@@ -208,7 +208,7 @@ def test_the_same_encoder_is_not_computed_again_until_a_label_changes(
     monkeypatch.setattr("client.labels.labelled_images._features", counted)
     first = here.ask("moments")
     assert torch.equal(here.ask("moments")["mean"], first["mean"])
-    assert len(calls) == 2  # training and test pictures
+    assert len(calls) == 2  # training and test images
     here.label([(n // 12) % 2 for n in range(24)])
     here.ask("moments")
     assert len(calls) == 4
@@ -263,8 +263,8 @@ def answer(step: Step, **tensors: Tensor) -> Statistics:
     return Statistics(STUDY.training_hash(), "A", step, 64 * "a", answer_like(step, 2, 2) | tensors)
 
 
-def allowed(told: Statistics, policy: Policy = OPEN) -> Statistics:
-    return checked_statistics(STUDY, told, answer_like(told.step, 2, 2), policy, "A")
+def allowed(reported: Statistics, policy: Policy = OPEN) -> Statistics:
+    return checked_statistics(STUDY, reported, answer_like(reported.step, 2, 2), policy, "A")
 
 
 def number(value: float) -> Tensor:
@@ -308,9 +308,9 @@ one[0, 3] = 4
         (replace(GOOD["gradient"], study_hash=64 * "b"), OPEN),
     ],
 )
-def test_what_may_not(told: Statistics, policy: Policy) -> None:
+def test_what_may_not(reported: Statistics, policy: Policy) -> None:
     with pytest.raises(WithheldError):
-        allowed(told, policy)
+        allowed(reported, policy)
 
 
 # Through the app, as bytes.
@@ -334,9 +334,9 @@ def test_what_leaves_through_the_app_names_nobody(there: Callable[..., Hospital]
             question_to_content(asked, weights_to_record(tensors), note), 2, "query.evaluate", group_id="3"
         )
         content = client.app.app(message, context).content
-        told, proof = content_to_statistics(content), content_to_note(content)
-        assert isinstance(told, Statistics), told
-        assert told.step == step
+        reported, proof = content_to_statistics(content), content_to_note(content)
+        assert isinstance(reported, Statistics), reported
+        assert reported.step == step
         assert proof is not None
         known = proof.extension.head
         sent = recorddict_to_proto(content).SerializeToString()

@@ -24,7 +24,7 @@ from client.outgoing.answers import checked_reply, hide_count
 from client.outgoing.metrics import OUTGOING_METRICS, known_metric, rounded
 from client.policy import Policy
 from client.training.round import RoundOutcome
-from federation.audit.log import NOTHING, Extension, Head
+from federation.audit.log import NOTHING, AuditHead, Extension
 from federation.flower.permitted import Permitted, check_record_dict
 from federation.flower.private_identity import assume_identity
 from federation.flower.records import (
@@ -94,7 +94,7 @@ def bytes_of(reply: TrainReply | Failure) -> bytes:
 
 def test_good_answers_pass_unchanged() -> None:
     sent = check(good())
-    assert (sent.study_hash, sent.round, sent.site, sent.pictures, sent.metrics) == (HASH, 1, "A", 9, METRICS)
+    assert (sent.study_hash, sent.round, sent.site, sent.images, sent.metrics) == (HASH, 1, "A", 9, METRICS)
     assert all(torch.equal(sent.weights[name], value) for name, value in good().weights.items())
     assert check(SiteInfo("A", HASH, 9)) == SiteInfo("A", HASH, 9)
     for category in CATEGORIES:
@@ -129,11 +129,11 @@ def test_a_metric_is_a_finite_number_of_six_digits_within_bounds_or_stays(name: 
         with pytest.raises(WithheldError):
             check(reply)
         return
-    for told in check(reply).metrics.values():
-        assert type(told) is float
-        assert math.isfinite(told) and abs(told) <= OUTGOING_METRICS[name].most
-        assert told == float(f"{told:.6g}") and (told == 0 or abs(told) >= 9.9e-13)
-        assert told == pytest.approx(value, rel=1e-5, abs=1e-12)
+    for reported in check(reply).metrics.values():
+        assert type(reported) is float
+        assert math.isfinite(reported) and abs(reported) <= OUTGOING_METRICS[name].most
+        assert reported == float(f"{reported:.6g}") and (reported == 0 or abs(reported) >= 9.9e-13)
+        assert reported == pytest.approx(value, rel=1e-5, abs=1e-12)
 
 
 @given(
@@ -180,7 +180,7 @@ SMUGGLED: dict[str, Callable[[], Any]] = {
     "another round": lambda: good(round=271828),
     "a text as a round": lambda: Failure("", SECRET, "A", "internal-error"),  # type: ignore[arg-type]
     "a round that says something": lambda: Failure("", 1957_03_11, "A", "internal-error"),
-    "the count as a fraction": lambda: good(pictures=9.123456789),
+    "the count as a fraction": lambda: good(images=9.123456789),
     "a category": lambda: Failure("", 1, "A", f"internal-error: {SECRET}"),
     "the site": lambda: good(site=f"A.{SECRET}"),
     "the study": lambda: good(study_hash=SECRET),
@@ -225,38 +225,38 @@ COMBINED = tiny(
 
 
 def test_metrics_of_a_sum_are_its_members() -> None:
-    told = {"loss", "mae_loss", "simclr_loss", "simclr_2_anchors_left_out"}
-    assert {known_metric(COMBINED, name) for name in told} == {"loss", "anchors_left_out"}
+    reported = {"loss", "mae_loss", "simclr_loss", "simclr_2_anchors_left_out"}
+    assert {known_metric(COMBINED, name) for name in reported} == {"loss", "anchors_left_out"}
     for name in ("ijepa_loss", "simclr_3_loss", "mae_mae_loss", "mae_", "simclr_2_", "mae_pixels"):
         assert known_metric(COMBINED, name) is None
     assert known_metric(STUDY, "mae_loss") is None
-    reply = good(study_hash=COMBINED.training_hash(), metrics=dict.fromkeys(told, 0.5))
+    reply = good(study_hash=COMBINED.training_hash(), metrics=dict.fromkeys(reported, 0.5))
     sent = checked_reply(COMBINED, reply, SHAPES, Policy(smallest_count=1, metrics=("loss",)), "A", 1)
     assert set(sent.metrics) == {"loss", "mae_loss", "simclr_loss"}
 
 
-# The count of pictures
+# The count of images
 
 
 def test_a_small_count_is_hidden_with_all_that_tells_it() -> None:
     policy = Policy(smallest_count=5)
-    told = dict.fromkeys(OUTGOING_METRICS, 0.5) | {"simclr_2_anchors_left_out": 0.5, "mae_loss": 0.5}
+    reported = dict.fromkeys(OUTGOING_METRICS, 0.5) | {"simclr_2_anchors_left_out": 0.5, "mae_loss": 0.5}
     counted = good().weights | {"encoder.norm.num_batches_tracked": torch.tensor(7)}
-    hidden = hide_count(good(pictures=3, metrics=told, weights=counted), SHAPES, policy)
-    assert hidden.pictures == 5
-    assert {"steps", "pictures_seen", "seconds", "learning_rate", "accuracy", "rankme"}.isdisjoint(hidden.metrics)
+    hidden = hide_count(good(images=3, metrics=reported, weights=counted), SHAPES, policy)
+    assert hidden.images == 5
+    assert {"steps", "images_seen", "seconds", "learning_rate", "accuracy", "rankme"}.isdisjoint(hidden.metrics)
     assert {"loss", "feature_spread", "mae_loss"} <= hidden.metrics.keys()
     assert "simclr_2_anchors_left_out" not in hidden.metrics
     assert int(hidden.weights["encoder.norm.num_batches_tracked"]) == 0  # as it came
     for name in ("encoder.weight", "encoder.bias", "encoder.norm.running_var"):
         assert hidden.weights[name] is counted[name]
-    exact = good(pictures=5, metrics=told, weights=counted)
+    exact = good(images=5, metrics=reported, weights=counted)
     assert hide_count(exact, SHAPES, policy) is exact
 
 
-@pytest.mark.parametrize("answer", [good(pictures=4), SiteInfo("A", HASH, 4)])
+@pytest.mark.parametrize("answer", [good(images=4), SiteInfo("A", HASH, 4)])
 def test_a_count_that_was_not_hidden_does_not_leave(answer: Any) -> None:
-    with pytest.raises(WithheldError, match="the count of pictures is no whole number of at least 5"):
+    with pytest.raises(WithheldError, match="the count of images is no whole number of at least 5"):
         check(answer, Policy(smallest_count=5))
 
 
@@ -266,7 +266,7 @@ HEX = "0123456789abcdef" * 4
 
 
 def note() -> AuditNote:
-    return AuditNote(Extension(Head(3, HEX), (HEX, HEX)), Head(1, HEX))
+    return AuditNote(Extension(AuditHead(3, HEX), (HEX, HEX)), AuditHead(1, HEX))
 
 
 def content(**changes: Any) -> RecordDict:
@@ -408,11 +408,11 @@ PRIVATE = tiny(
     training={"epochs": None, "steps": 2},
     privacy={"unit": "site", "epsilon": 8, "delta": 1e-3, "sites": 4, "clip": 1.0},
 )
-LEDGER = Extension(Head(3, HEX), (HEX, HEX))
+LEDGER = Extension(AuditHead(3, HEX), (HEX, HEX))
 
 
 def private_reply(**changes: Any) -> TrainReply:
-    whole = {"study_hash": PRIVATE.training_hash(), "pictures": 1, "metrics": {}, "ledger": LEDGER}
+    whole = {"study_hash": PRIVATE.training_hash(), "images": 1, "metrics": {}, "ledger": LEDGER}
     return good(**(whole | changes))
 
 
@@ -420,16 +420,16 @@ def check_private(answer: Any, policy: Policy = LENIENT) -> Any:
     return checked_reply(PRIVATE, answer, SHAPES, policy, "A", 1)
 
 
-def test_a_private_study_tells_one_picture_and_no_metric_whatever_the_policy() -> None:
+def test_a_private_study_tells_one_image_and_no_metric_whatever_the_policy() -> None:
     for policy in (LENIENT, Policy()):  # smallest_count 5 is for counts, and this is none
-        assert check_private(private_reply(), policy).pictures == 1
-        assert check_private(SiteInfo("A", PRIVATE.training_hash(), 1), policy).pictures == 1
+        assert check_private(private_reply(), policy).images == 1
+        assert check_private(SiteInfo("A", PRIVATE.training_hash(), 1), policy).images == 1
 
 
 PRIVATE_SMUGGLED: dict[str, tuple[Any, str]] = {
-    "a count": (private_reply(pictures=9), "the count of pictures is not 1"),
-    "a count that is true": (private_reply(pictures=True), "the count of pictures is not 1"),
-    "a count, to who": (SiteInfo("A", PRIVATE.training_hash(), 5), "the count of pictures is not 1"),
+    "a count": (private_reply(images=9), "the count of images is not 1"),
+    "a count that is true": (private_reply(images=True), "the count of images is not 1"),
+    "a count, to who": (SiteInfo("A", PRIVATE.training_hash(), 5), "the count of images is not 1"),
     "a metric": (private_reply(metrics={"loss": 0.25}), "has metrics, which tell of its patients"),
     "no ledger": (private_reply(ledger=None), "the head of a privacy ledger where there is none to be, or lacks it"),
 }
@@ -462,9 +462,9 @@ def with_ledger(**changes: Any) -> RecordDict:
     return made
 
 
-def with_told(**told: Any) -> RecordDict:
+def with_told(**reported: Any) -> RecordDict:
     made = private_content()
-    for key, value in told.items():
+    for key, value in reported.items():
         made["metrics"][key.replace("_", "-")] = value  # type: ignore[index]
     return made
 
@@ -472,7 +472,7 @@ def with_told(**told: Any) -> RecordDict:
 def test_the_contents_of_a_private_study_that_pass() -> None:
     check_private_content(private_content())
     check_private_content(with_note(private_content(), note()))
-    check_private_content(private_content(ledger=Extension(Head(1, HEX), ())))
+    check_private_content(private_content(ledger=Extension(AuditHead(1, HEX), ())))
     check_private_content(reply_to_content(Failure("", 1, "A", "budget-spent")))
     check_private_content(site_to_content(SiteInfo("A", PRIVATE.training_hash(), 1)))
     check_private_content(confirmation_to_content("A", PRIVATE.training_hash(), HEX))
@@ -481,7 +481,7 @@ def test_the_contents_of_a_private_study_that_pass() -> None:
 PRIVATE_BYTES: dict[str, Callable[[], RecordDict]] = {
     "an exact count": lambda: with_told(num_examples=9),
     "a metric on the list": lambda: with_told(loss=0.25),
-    "the count of pictures": lambda: site_to_content(SiteInfo("A", PRIVATE.training_hash(), 9)),
+    "the count of images": lambda: site_to_content(SiteInfo("A", PRIVATE.training_hash(), 9)),
     "no ledger": lambda: RecordDict({k: v for k, v in private_content().items() if k != "ledger"}),
     "a key more in the ledger": lambda: with_ledger(patients=36),
     "a false head": lambda: with_ledger(head=SECRET),
@@ -531,9 +531,9 @@ def test_every_method_s_metrics_are_in_the_table(name: str) -> None:
     method = build_method(study.method, study.encoder, study.image, 0)
     method.before_step(0.9)
     draw = torch.Generator().manual_seed(0)
-    pictures = torch.rand((4, 1, *(32,) * study.image.dimensions), generator=draw)
+    images = torch.rand((4, 1, *(32,) * study.image.dimensions), generator=draw)
     codes = torch.arange(4)
-    batch = Batch(pictures, codes, codes, codes, pictures.flip(0), torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    batch = Batch(images, codes, codes, codes, images.flip(0), torch.tensor([1.0, -1.0, 1.0, -1.0]))
     _, scalars = method.loss(method.make_views(batch, draw))
     assert [key for key in scalars if known_metric(study, key) is None] == []
 
@@ -543,19 +543,19 @@ def test_every_method_s_metrics_are_in_the_table(name: str) -> None:
 
 def noted(instruction: TrainInstruction) -> RecordDict:
     """The instruction's content, of a server whose audit log has one row."""
-    return instruction_to_content(instruction, note=AuditNote(Extension(Head(1, HEX), ()), NOTHING))
+    return instruction_to_content(instruction, note=AuditNote(Extension(AuditHead(1, HEX), ()), NOTHING))
 
 
 @pytest.fixture
 def ask(tmp_path: Path, study: MakeStudy, hospital: Callable[..., Path]) -> Callable[..., RecordDict]:
-    """``ask("train", record, smallest_count=5)``: what site A, of ``pictures`` pictures, answers."""
+    """``ask("train", record, smallest_count=5)``: what site A, of ``images`` images, answers."""
     assume_identity(1)
     (tmp_path / "study.yaml").write_text(study().to_yaml())
 
-    def act(kind: str, record: RecordDict, pictures: int = 9, **policy: Any) -> RecordDict:
+    def act(kind: str, record: RecordDict, images: int = 9, **policy: Any) -> RecordDict:
         path = tmp_path / "sites" / "A" / "site.yaml"
-        path = path if path.exists() else hospital("A", pictures=pictures)
-        lenient = {"studies": "any", "min_pictures": 1, "min_patients": 1, "smallest_count": 1}
+        path = path if path.exists() else hospital("A", images=images)
+        lenient = {"studies": "any", "min_images": 1, "min_patients": 1, "smallest_count": 1}
         raw = yaml.safe_load(path.read_text())
         path.write_text(yaml.safe_dump(raw | {"policy": lenient | policy}))
         context = Context(1, 2, {"site-file": str(path)}, RecordDict(), {"study": str(tmp_path / "study.yaml")})
@@ -575,8 +575,8 @@ def test_a_method_that_smuggles_sends_a_category(
 
     def train_round(*arguments: Any) -> RoundOutcome:
         outcome = real(*arguments)
-        told = {"metric": {"p_3_7_11_13": 1.0}, "digits": {"loss": 0.123456789012}}.get(kind, {})
-        return replace(outcome, metrics=outcome.metrics | told)
+        reported = {"metric": {"p_3_7_11_13": 1.0}, "digits": {"loss": 0.123456789012}}.get(kind, {})
+        return replace(outcome, metrics=outcome.metrics | reported)
 
     def shared_state(self: MAE) -> dict[str, Tensor]:
         state = shared(self)
@@ -601,16 +601,16 @@ def test_a_method_that_smuggles_sends_a_category(
 def test_a_small_site_s_count_is_in_no_answer(
     ask: Callable[..., RecordDict], study: MakeStudy, instruction: Instruct
 ) -> None:
-    who = ask("query", question(study().training_hash()), pictures=4, smallest_count=7)
-    assert dict(who["config"])["pictures"] == 7  # type: ignore[call-overload]
+    who = ask("query", question(study().training_hash()), images=4, smallest_count=7)
+    assert dict(who["config"])["images"] == 7  # type: ignore[call-overload]
     reply = content_to_reply(ask("train", noted(instruction(study())), smallest_count=7))
     assert isinstance(reply, TrainReply)
-    assert reply.pictures == 7
-    assert "loss" in reply.metrics and "steps" not in reply.metrics and "pictures_seen" not in reply.metrics
+    assert reply.images == 7
+    assert "loss" in reply.metrics and "steps" not in reply.metrics and "images_seen" not in reply.metrics
     # The update that lies on the disk is told exactly where the policy lets it be.
-    told = content_to_reply(ask("train", noted(instruction(study())), smallest_count=4))
-    assert isinstance(told, TrainReply)
-    assert told.pictures == 4 and told.metrics["steps"] == 1
+    reported = content_to_reply(ask("train", noted(instruction(study())), smallest_count=4))
+    assert isinstance(reported, TrainReply)
+    assert reported.images == 4 and reported.metrics["steps"] == 1
 
 
 def test_a_site_file_that_was_changed_counts_from_the_next_message(

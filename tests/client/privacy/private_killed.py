@@ -1,7 +1,7 @@
 """Trains a private study in processes that are killed at chosen moments; prints what was left each time, as JSON.
 
-A program of its own, for tests/client/privacy/test_private_kill.py: it forks processes that have loaded everything already, and
-forking is safe in a program that has no other threads.
+A program of its own, for tests/client/privacy/test_private_kill.py: it forks processes that have loaded everything
+already, and forking is safe in a program that has no other threads.
 """
 
 import json

@@ -96,8 +96,8 @@ def test_a_site_without_study_or_ledger(place: Callable[..., Path], study: Calla
     assert figure(lines, "left of the budget") == 3.0
     assert "still to come" not in "\n".join(lines) and not (folder / "ledger.jsonl").exists()
     (folder / "open.yaml").write_text(study(None).to_yaml())
-    told = " ".join(" ".join(privacy_lines(folder, folder / "open.yaml")).split())
-    assert "study tiny has no `privacy` section: it promises nothing, and is not counted here" in told
+    answer = " ".join(" ".join(privacy_lines(folder, folder / "open.yaml")).split())
+    assert "study tiny has no `privacy` section: it promises nothing, and is not counted here" in answer
     raw = yaml.safe_load((folder / "site.yaml").read_text()) | {"ledger": None}
     (folder / "site.yaml").write_text(yaml.safe_dump(raw))
     with pytest.raises(StudyError, match=r"its site file names no `ledger`; add the line  ledger: ledger\.jsonl"):
@@ -136,8 +136,8 @@ def test_the_plan_of_a_study_file(
 
 def test_a_study_without_privacy_says_so(study: Callable[..., Study], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(study(None).to_yaml())
-    told = "study tiny has no `privacy` section: weights leak, and nothing is promised"
-    assert privacy_lines(tmp_path / "mine.yaml") == [told]
+    answer = "study tiny has no `privacy` section: weights leak, and nothing is promised"
+    assert privacy_lines(tmp_path / "mine.yaml") == [answer]
 
 
 def test_the_plan_by_site(study: Callable[..., Study], tmp_path: Path) -> None:

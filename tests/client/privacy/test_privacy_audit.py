@@ -1,9 +1,9 @@
 """The private step against an adversary: what it promises is kept, and every planted fault is found out.
 
 Lower bounds on epsilon at 95 % confidence, from hundreds of whole studies with and without one patient
-(benchmarks/privacy/audit_game.py), or from one run with thousands of known patients (benchmarks/privacy/audit_one_run.py); larger ones
-in benchmarks/privacy/audit.py. The numbers of runs were fixed on a plain model of the step, with room: no honest bound
-came near the claim there, and no fault's bound below it.
+(benchmarks/privacy/audit_game.py), or from one run with thousands of known patients
+(benchmarks/privacy/audit_one_run.py); larger ones in benchmarks/privacy/audit.py. The numbers of runs were fixed on
+a plain model of the step, with room: no honest bound came near the claim there, and no fault's bound below it.
 """
 
 import math

@@ -21,7 +21,7 @@ def test_a_killed_site_never_forgets_what_it_spent(
     private_study: Callable[..., Study], private_site: Callable[..., Site], tmp_path: Path
 ) -> None:
     s = private_study(rounds={"count": 200}, training={"steps": 1})
-    private_site(s, pictures=6)
+    private_site(s, images=6)
     (tmp_path / "study.yaml").write_text(s.to_yaml())
     program = [sys.executable, "-m", "tests.client.private_killed", str(tmp_path / "study.yaml")]
     arguments = [str(tmp_path / "sites" / "A" / "site.yaml"), str(KILLS)]

@@ -20,7 +20,7 @@ from client.privacy.update import clipped_update, released, update_length
 from client.site import Site
 from client.site_file import load_site_file
 from client.training.workbench import Workbench
-from federation.audit.log import NOTHING, Head
+from federation.audit.log import NOTHING, AuditHead
 from federation.privacy import noise
 from federation.privacy.ledger import BudgetSpentError, Ledger
 from federation.privacy.plan import plan_of
@@ -52,9 +52,9 @@ def test_a_reply_tells_weights_and_constants(
 ) -> None:  # fmt: skip
     s = private_study(unit)
     here = private_site(s)
-    assert here.describe().pictures == 1
+    assert here.describe().images == 1
     reply = here.allowed(here.train(instruction(s)), 1)
-    assert (reply.pictures, reply.metrics) == (1, {})
+    assert (reply.images, reply.metrics) == (1, {})
     assert reply.ledger is not None
     assert reply.ledger.head == ledger().head()
     assert reply.ledger.follows(NOTHING)
@@ -107,7 +107,7 @@ def test_an_update_that_is_asked_for_again_costs_nothing(
     assert first.ledger is not None
     second, again = private_site(s).trained_or_stored(replace(instruction(s), ledger=first.ledger.head))
     assert again and same(first, second)
-    assert (second.pictures, second.metrics) == (1, {})
+    assert (second.images, second.metrics) == (1, {})
     assert second.ledger is not None and second.ledger.head == first.ledger.head
     assert len(ledger().charges()) == 1
     other = {
@@ -220,7 +220,7 @@ def test_a_ledger_that_is_gone_is_refused(
     with pytest.raises(LedgerNotContinuedError, match="not in this log"):
         private_site(s).train(replace(instruction(s, 2), ledger=reply.ledger.head))
     with pytest.raises(LedgerNotContinuedError):
-        private_site(s).train(replace(instruction(s, 2), ledger=Head(7, "ab" * 32)))
+        private_site(s).train(replace(instruction(s, 2), ledger=AuditHead(7, "ab" * 32)))
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -235,7 +235,7 @@ def test_a_site_without_a_ledger_is_told(
             act()
 
 
-def test_pictures_that_do_not_say_whose_they_are(
+def test_images_that_do_not_say_whose_they_are(
     private_study: MakeStudy, private_site: MakeSite, instruction: Instruct, tmp_path: Path
 ) -> None:
     s = private_study()
@@ -255,7 +255,7 @@ def test_delta_is_for_the_patients_that_are_here(private_study: MakeStudy, priva
     with pytest.raises(
         DataError, match=r"^this site has 12 patients, and privacy.delta 0.009 is above 1 / \(10 x patie"
     ):
-        private_site(s, pictures=12, patients=12).describe()
+        private_site(s, images=12, patients=12).describe()
 
 
 def test_a_site_with_fewer_patients_is_told_and_takes_part(
@@ -263,8 +263,8 @@ def test_a_site_with_fewer_patients_is_told_and_takes_part(
 ) -> None:
     s = private_study()
     private_site(s, patients=3).describe()
-    told = "this site has 3 patients, and the study takes it to have 4: its steps are 75% of the size"
-    assert told in capfd.readouterr().err
+    answer = "this site has 3 patients, and the study takes it to have 4: its steps are 75% of the size"
+    assert answer in capfd.readouterr().err
     assert fewer_patients(s, 4) == fewer_patients(private_study("site"), 1) == ""
 
 
@@ -304,17 +304,17 @@ def test_all_that_leaves_comes_through_the_noise(
     private_study: MakeStudy, private_site: MakeSite, instruction: Instruct, ijepa: dict[str, Any], method: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Where the noise drowns the sum, two hospitals of other pictures and patients say the same, bit for bit."""
+    """Where the noise drowns the sum, two hospitals of other images and patients say the same, bit for bit."""
     s = private_study(**({"method": ijepa} if method == "ijepa" else {}))
     draw = torch.Generator()
     monkeypatch.setattr(noise, "noised", lambda total, std: std * torch.randn(total.shape, generator=draw))
     last: dict[str, dict[str, Tensor]] = {}
-    for name, pictures, patients in (("A", 9, 3), ("B", 14, 5)):
+    for name, images, patients in (("A", 9, 3), ("B", 14, 5)):
         draw.manual_seed(5)
-        weights, here = None, private_site(s, name, pictures=pictures, patients=patients)
+        weights, here = None, private_site(s, name, images=images, patients=patients)
         for round_ in (1, 2):
             reply = here.allowed(here.train(instruction(s, round_, weights)), round_)
-            assert (reply.pictures, reply.metrics) == (1, {})
+            assert (reply.images, reply.metrics) == (1, {})
             weights = reply.weights
         assert weights is not None
         last[name] = weights
@@ -331,8 +331,8 @@ def test_a_site_s_update_is_clipped_and_its_statistics_stay(
     asked = instruction(s)
     reply = private_site(s).train(asked)
     moved = {name for name, value in reply.weights.items() if not torch.equal(value, asked.weights[name])}
-    told = [name for name in reply.weights if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-    assert told and moved.isdisjoint(told)
+    answer = [name for name in reply.weights if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert answer and moved.isdisjoint(answer)
     assert 0.0099 < update_length(reply.weights, asked.weights) <= 0.01
 
 
@@ -379,22 +379,22 @@ def test_a_patients_study_sends_counters_as_received(private_study: MakeStudy) -
 def test_a_private_round_s_rates_follow_public_numbers(
     private_study: MakeStudy, private_site: MakeSite, instruction: Instruct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Learning rate and hooks see patients_per_step x pictures_per_patient, not the batch and not what was drawn."""
-    told: list[float] = []
+    """Learning rate and hooks see patients_per_step x images_per_patient, not the batch and not what was drawn."""
+    answer: list[float] = []
     s = private_study(
-        privacy={"pictures_per_patient": 3, "patients": 4, "patients_per_step": 2}, training={"warmup": 0.0}
+        privacy={"images_per_patient": 3, "patients": 4, "patients_per_step": 2}, training={"warmup": 0.0}
     )
     here = private_site(s)
     method = here._here.model()
-    monkeypatch.setattr(method, "after_step", lambda progress, pictures: told.append(pictures))
+    monkeypatch.setattr(method, "after_step", lambda progress, images: answer.append(images))
     monkeypatch.setattr(noise, "poisson_sample", lambda count, rate: torch.arange(1))
     here.train(instruction(s))
-    assert told == [6, 6]
+    assert answer == [6, 6]
     (row,) = read_jsonl(here.rounds._folder / "private.jsonl")
     progress = 1.5 / 2 / 3  # the middle of the second of two steps, of the first of three rounds
     rate = 0.01 * 6 / 256 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)))
     assert row["learning_rate"] == pytest.approx(float(rate), rel=1e-5)
-    assert row["patients_a_step"] == 1.0 and row["pictures_seen"] == 6.0
+    assert row["patients_a_step"] == 1.0 and row["images_seen"] == 6.0
 
 
 def test_weights_that_are_not_finite_are_withheld(
@@ -411,15 +411,15 @@ def test_what_training_looked_like_is_kept_in_no_reply(
 ) -> None:
     real = train_private_round
 
-    def told(*arguments: Any) -> Any:
+    def answer(*arguments: Any) -> Any:
         outcome = real(*arguments)
         return replace(outcome, metrics=outcome.metrics | {"loss": 0.123456})
 
-    monkeypatch.setattr(client.training.site_training, "train_private_round", told)
+    monkeypatch.setattr(client.training.site_training, "train_private_round", answer)
     s = private_study()
     here = private_site(s)
     reply = here.train(instruction(s))
     assert reply.metrics == {}
     assert read_jsonl(here.rounds._folder / "private.jsonl")[0]["loss"] == 0.123456
     stored = here._here.vault.at("1").load_tensors(here.rounds._folder / "round-00001" / "update.safetensors")[1]
-    assert json.loads(stored["metrics"]) == {} and stored["pictures"] == "1"
+    assert json.loads(stored["metrics"]) == {} and stored["images"] == "1"

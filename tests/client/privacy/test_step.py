@@ -31,27 +31,27 @@ from ...conftest import STUDY
 from ...tiers import examples
 
 CPU = torch.device("cpu")
-PATIENTS = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]  # of ten pictures
+PATIENTS = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]  # of ten images
 MARGIN = 1 - 1e-4
 
 
-class Pictures(TensorStore):
-    """A store of small random pictures in memory."""
+class Images(TensorStore):
+    """A store of small random images in memory."""
 
-    def __init__(self, pictures: Tensor, patients: list[int]) -> None:
+    def __init__(self, images: Tensor, patients: list[int]) -> None:
         codes = np.asarray(patients, dtype=np.int64)
         alone = np.arange(len(codes))
         super().__init__(Path(), cast(Any, None), alone, codes, alone, alone)
-        object.__setattr__(self, "pictures", pictures)
+        object.__setattr__(self, "images", images)
 
     def batch(self, indices: Any) -> Tensor:
-        """Those pictures."""
-        chosen: Tensor = self.__dict__["pictures"][torch.as_tensor(np.asarray(indices))]
+        """Those images."""
+        chosen: Tensor = self.__dict__["images"][torch.as_tensor(np.asarray(indices))]
         return chosen
 
 
 class Plain(Method):
-    """A linear layer drawn towards each picture's brightness; another layer that nothing reaches, a frozen third."""
+    """A linear layer drawn towards each image's brightness; another layer that nothing reaches, a frozen third."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     summary = paper = "for tests"
@@ -66,19 +66,19 @@ class Plain(Method):
             super().__init__(MethodConfig(), nn.Linear(16, 1), ImageConfig(modality="mri", size=32, channels=1))
             self.unreached = nn.Linear(3, 2)
             self.frozen = nn.Linear(2, 2).requires_grad_(False)
-        self.told: list[int] = []
+        self.answer: list[int] = []
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """Sixteen pixels of each picture and its brightness; no draw."""
-        return {"x": batch.pictures[:, 0, ::8, ::8].flatten(1), "y": batch.pictures.mean(dim=(1, 2, 3))}
+        """Sixteen pixels of each image and its brightness; no draw."""
+        return {"x": batch.images[:, 0, ::8, ::8].flatten(1), "y": batch.images.mean(dim=(1, 2, 3))}
 
-    def picture_losses(self, views: Views) -> Tensor:
+    def image_losses(self, views: Views) -> Tensor:
         """Squared errors."""
         return (self.encoder(views["x"])[:, 0] - views["y"]).square()
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Their mean."""
-        return self.picture_losses(views).mean(), {}
+        return self.image_losses(views).mean(), {}
 
 
 class Kept:
@@ -99,7 +99,7 @@ class Kept:
             parameter.grad = None
 
 
-def pictures(seed: int = 0, count: int = len(PATIENTS)) -> Tensor:
+def images(seed: int = 0, count: int = len(PATIENTS)) -> Tensor:
     return torch.rand((count, 1, 32, 32), generator=torch.Generator().manual_seed(seed))
 
 
@@ -112,7 +112,7 @@ def step_of(
     method: Method, config: PatientPrivacyConfig, values: Tensor | None = None, batch: int = 4, mu: float | None = None,
     sigma: float = 1.5, patients: list[int] = PATIENTS,
 ) -> tuple[PrivateStep, Kept]:  # fmt: skip
-    store = Pictures(pictures() if values is None else values, patients)
+    store = Images(images() if values is None else values, patients)
     kept = Kept(method)
     algorithm = build_algorithm(FedAvgConfig() if mu is None else FedProxConfig(mu=mu))
     return PrivateStep(Learner(method, algorithm, cast(Any, kept), CPU), store, config, sigma, batch), kept
@@ -120,7 +120,7 @@ def step_of(
 
 @pytest.fixture
 def fixed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``fixed([0, 2])``: no noise, these patients in every step, views and pictures from a seed."""
+    """``fixed([0, 2])``: no noise, these patients in every step, views and images from a seed."""
 
     def fix(drawn: list[int], seed: int = 3) -> None:
         monkeypatch.setattr(noise, "noised", lambda total, std: total)
@@ -133,7 +133,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def by_hand(
     method: Plain, chosen: list[list[int]], clip: float, values: Tensor
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """Sum of the clipped gradients of patients with these pictures, by the formula of a linear layer."""
+    """Sum of the clipped gradients of patients with these images, by the formula of a linear layer."""
     weight, bias = method.encoder.weight[0].double(), method.encoder.bias.double()  # type: ignore[union-attr, index]
     total, norms = torch.zeros(17, dtype=torch.float64), []
     for numbers in chosen:
@@ -148,9 +148,9 @@ def by_hand(
 
 
 def test_a_step_by_hand(fixed: Callable[..., None]) -> None:
-    """All pictures of three patients: clipped patient by patient, summed, divided by the patients that are expected."""
+    """All images of three patients: clipped patient by patient, summed, divided by the patients that are expected."""
     fixed([0, 1, 3])
-    method, values, config = Plain(), pictures(), privacy(pictures_per_patient=4, clip=2.65)
+    method, values, config = Plain(), images(), privacy(images_per_patient=4, clip=2.65)
     step, kept = step_of(method, config, values)
     wanted, norms = by_hand(method, [[0, 1, 2], [3, 4], [6, 7, 8, 9]], 2.65 * MARGIN, values)
     assert min(norms) < 2.65 < max(norms)  # so that clipping is seen, and is not all
@@ -159,7 +159,7 @@ def test_a_step_by_hand(fixed: Callable[..., None]) -> None:
     for name, total in wanted.items():
         torch.testing.assert_close(grads[name], (total / 4).float(), rtol=1e-4, atol=1e-6)
     assert step.facts.means()["clipped"] == sum(norm > 2.65 for norm in norms) / 3
-    assert (step.facts.patients, step.facts.pictures) == (3, 9)
+    assert (step.facts.patients, step.facts.images) == (3, 9)
 
 
 def test_noise_is_on_the_sum_and_is_as_large_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,14 +186,14 @@ def test_an_empty_sample_is_a_step_of_noise(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(noise, "poisson_sample", lambda count, rate: torch.tensor([], dtype=torch.int64))
     monkeypatch.setattr(client.privacy.step, "clipped_sum", lambda *_: pytest.fail("there is nobody to look at"))
     method = Plain()
-    store, config = Pictures(pictures(), PATIENTS), privacy()
+    store, config = Images(images(), PATIENTS), privacy()
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=0.1)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     step = PrivateStep(Learner(method, build_algorithm(FedAvgConfig()), optimiser, CPU), store, config, 1.0, 4)
     step.take()
     moved = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"encoder.weight", "encoder.bias", "unreached.weight", "unreached.bias"}
-    assert step.facts.means() == {"patients_a_step": 0.0, "pictures_seen": 0.0}
+    assert step.facts.means() == {"patients_a_step": 0.0, "images_seen": 0.0}
 
 
 def test_the_noise_of_a_real_step_has_its_size() -> None:
@@ -229,13 +229,13 @@ def test_patients_are_drawn_of_this_site_s_own_at_the_study_s_rate(monkeypatch: 
         return torch.arange(count)
 
     monkeypatch.setattr(noise, "poisson_sample", poisson_sample)
-    PatientSampler(Pictures(pictures(), PATIENTS), privacy(), 4).draw(torch.Generator())
+    PatientSampler(Images(images(), PATIENTS), privacy(), 4).draw(torch.Generator())
     assert asked == [(4, 0.5)]  # of the four that are here, with the probability of the study's eight
 
 
 def test_codes_of_patients_may_have_gaps(fixed: Callable[..., None]) -> None:
     fixed([1])
-    store = Pictures(pictures(count=3), [7, 7, 40])
+    store = Images(images(count=3), [7, 7, 40])
     (chunk,) = PatientSampler(store, privacy(), 4).draw(torch.Generator())
     assert [each.tolist() for each in chunk] == [[2]]
 
@@ -245,8 +245,8 @@ def test_codes_of_patients_may_have_gaps(fixed: Callable[..., None]) -> None:
     seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_a_patient_is_never_in_two_chunks(owners: list[int], most: int, batch: int, seed: int) -> None:
-    store = Pictures(pictures(count=len(owners)), owners)
-    sampler = PatientSampler(store, privacy(patients_per_step=8, pictures_per_patient=most), batch)
+    store = Images(images(count=len(owners)), owners)
+    sampler = PatientSampler(store, privacy(patients_per_step=8, images_per_patient=most), batch)
     chunks = sampler.draw(torch.Generator().manual_seed(seed))
     groups = [each.tolist() for chunk in chunks for each in chunk]
     assert sorted(owners[group[0]] for group in groups) == sorted(set(owners))  # at rate 1 each patient once
@@ -258,9 +258,9 @@ def test_a_patient_is_never_in_two_chunks(owners: list[int], most: int, batch: i
         assert sum(map(len, chunk)) <= batch or len(chunk) == 1
 
 
-def test_which_picture_a_patient_gives_changes_and_all_get_their_turn(fixed: Callable[..., None]) -> None:
+def test_which_image_a_patient_gives_changes_and_all_get_their_turn(fixed: Callable[..., None]) -> None:
     fixed([3])
-    sampler = PatientSampler(Pictures(pictures(), PATIENTS), privacy(), 4)
+    sampler = PatientSampler(Images(images(), PATIENTS), privacy(), 4)
     generator = torch.Generator().manual_seed(0)
     given_ = [int(sampler.draw(generator)[0][0]) for _ in range(400)]
     counts = np.bincount(given_, minlength=10)
@@ -282,12 +282,12 @@ def test_the_penalty_is_added_to_the_noised_gradient(fixed: Callable[..., None])
     assert bool((cast(Tensor, grads["unreached.weight"]) == 0).all())  # a part that is not shared is not drawn back
 
 
-def test_a_broken_picture_is_left_out_and_nothing_stops(fixed: Callable[..., None]) -> None:
+def test_a_broken_image_is_left_out_and_nothing_stops(fixed: Callable[..., None]) -> None:
     """Stopping, or a sum that is not finite, would tell that the patient is there."""
     fixed([0, 2])
-    values = pictures()
+    values = images()
     values[5] = torch.nan
-    config = privacy(pictures_per_patient=3, clip=0.15)
+    config = privacy(images_per_patient=3, clip=0.15)
     method = Plain()
     step, kept = step_of(method, config, values)
     wanted, _ = by_hand(method, [[0, 1, 2]], 0.15 * MARGIN, values)
@@ -321,14 +321,14 @@ def real(raw: dict[str, Any]) -> Method:
     most=st.integers(1, 3),
     clip=st.sampled_from([0.01, 0.3, 100.0]),
 )
-def test_one_patient_s_pictures_change_that_patient_s_part_alone(
+def test_one_patient_s_images_change_that_patient_s_part_alone(
     raw: dict[str, Any], changed: int, seed: int, most: int, clip: float
 ) -> None:
     """Through the whole step: views, chunks, clipping, sum. Sampling and masks fixed, noise off."""
-    one, other = pictures(seed), pictures(seed)
+    one, other = images(seed), images(seed)
     theirs = [number for number, owner in enumerate(PATIENTS) if owner == changed]
-    other[theirs] = pictures(seed + 1)[theirs]
-    config = privacy(pictures_per_patient=most, clip=clip)
+    other[theirs] = images(seed + 1)[theirs]
+    config = privacy(images_per_patient=most, clip=clip)
     seen: list[list[tuple[Views, Tensor, int, ClippedSum]]] = []
     sums: list[dict[str, Tensor | None]] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -368,7 +368,7 @@ def _part_of(
     for views, groups, count, _ in chunks:
         if before <= patient < before + count:
             rows = groups == patient - before
-            loss = method.picture_losses({name: value[rows] for name, value in views.items()}).mean()
+            loss = method.image_losses({name: value[rows] for name, value in views.items()}).mean()
             named = {name: p for name, p in method.named_parameters() if p.requires_grad}
             grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
             whole = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)}

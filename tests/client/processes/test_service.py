@@ -41,24 +41,24 @@ def kit(tmp_path: Path, raw_study: dict[str, Any], hospital: Callable[..., Path]
 @pytest.fixture
 def lives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stand-ins: each SuperNode lives a moment; the third start ends the test. What happened, in order."""
-    told: list[str] = []
+    answer: list[str] = []
 
     class Node:
         endpoint, secret = SimpleNamespace(), b""
 
         def __init__(self, *_: Any) -> None:
-            if told.count("start") == 2:
+            if answer.count("start") == 2:
                 raise Ended
-            told.append("start")
+            answer.append("start")
 
         def __enter__(self) -> "Node":
             return self
 
         def __exit__(self, *_: Any) -> None:
-            told.append("stop")
+            answer.append("stop")
 
         def connected(self) -> bool:
-            return told.count("start") == 2
+            return answer.count("start") == 2
 
         def ended(self) -> bool:
             return True
@@ -70,9 +70,9 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         client.processes.service, "serve", lambda endpoint, secret, site_file, authority, ended: ended()
     )
-    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: told.append(f"wait {seconds:.0f}"))
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: answer.append(f"wait {seconds:.0f}"))
     monkeypatch.setattr(client.processes.service, "time", clock)
-    return told
+    return answer
 
 
 def yes(kit: Path) -> None:

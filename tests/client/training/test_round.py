@@ -32,12 +32,12 @@ Weights = dict[str, Tensor]
 
 @pytest.fixture
 def store(hospital: Callable[..., Path], tmp_path: Path, study: MakeStudy) -> MakeStore:
-    """``store(9)``: the decoded pictures of a site of 9, 3 patients, as long as the test lasts."""
+    """``store(9)``: the decoded images of a site of 9, 3 patients, as long as the test lasts."""
 
-    def make(pictures: int = 9) -> TensorStore:
-        name = f"site-{pictures}"
+    def make(images: int = 9) -> TensorStore:
+        name = f"site-{images}"
         if not (tmp_path / "sites" / name).exists():
-            hospital(name, pictures)
+            hospital(name, images)
         manifest = Manifest.open(tmp_path / "sites" / name / "manifest.csv")
         return TensorStore.build(manifest, study().image, tmp_path / "store", progress=False)
 
@@ -45,16 +45,16 @@ def store(hospital: Callable[..., Path], tmp_path: Path, study: MakeStudy) -> Ma
 
 
 class Coarse(nn.Sequential):
-    """Layers over sixteen pixels of a picture."""
+    """Layers over sixteen pixels of an image."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """``[B, 1, 32, 32]`` -> ``[B, 1]``."""
-        rows: Tensor = super().forward(pictures[:, 0, ::8, ::8].flatten(1))
+        rows: Tensor = super().forward(images[:, 0, ::8, ::8].flatten(1))
         return rows
 
 
 class Plain(Method):
-    """A per-sample loss without chance: a small network is drawn towards each picture's brightness."""
+    """A per-sample loss without chance: a small network is drawn towards each image's brightness."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     summary = paper = "for tests"
@@ -74,28 +74,28 @@ class Plain(Method):
         self.stepped: list[int] = []
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """The pictures and their brightness; no draw."""
+        """The images and their brightness; no draw."""
         self.batches.append(batch)
-        return {"x": batch.pictures, "y": batch.pictures.mean(dim=(1, 2, 3))}
+        return {"x": batch.images, "y": batch.images.mean(dim=(1, 2, 3))}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error."""
         error = (self.encoder(views["x"])[:, 0] - views["y"]).square().mean()
         return error + 0 * self.head.weight.sum(), {"error": error.detach()}
 
-    def after_step(self, progress: float, pictures: int) -> None:
+    def after_step(self, progress: float, images: int) -> None:
         """Keep what the loop says."""
         self.progress.append(progress)
-        self.stepped.append(pictures)
+        self.stepped.append(images)
 
 
 def run(
-    s: Study, pictures: TensorStore, method: Method | None = None, site: str = "A", round_: int = 1,
+    s: Study, images: TensorStore, method: Method | None = None, site: str = "A", round_: int = 1,
     state: Weights | None = None,
 ) -> tuple[Weights, RoundOutcome]:  # fmt: skip
     """One round of ``method`` (Plain where none is given): all its weights afterwards, and the outcome."""
     method = method or Plain()
-    context = TrainingContext(s, method, build_algorithm(s.algorithm), pictures, site, CPU)
+    context = TrainingContext(s, method, build_algorithm(s.algorithm), images, site, CPU)
     outcome = train_round(context, round_, state or {})
     return {name: value.detach().clone() for name, value in method.state_dict().items()}, outcome
 
@@ -142,7 +142,7 @@ def test_the_global_generator_is_left_alone(study: MakeStudy, store: MakeStore) 
 
 
 def test_a_small_and_a_large_site_stay_in_step(study: MakeStudy, store: MakeStore) -> None:
-    """Steps of 10 and of 50 pictures cover the same stretch of the study, so their rates meet at every round's end."""
+    """Steps of 10 and of 50 images cover the same stretch of the study, so their rates meet at every round's end."""
     s = study(training={"batch": 2, "warmup": 0.1}, rounds={"count": 10})
     small, large = Plain(), Plain()
     rates = {}
@@ -179,7 +179,7 @@ def test_two_half_batches_are_one_batch(study: MakeStudy, store: MakeStore, grad
     # Adam hides a factor on the gradient, so the gradients themselves are compared.
     assert gradients[:3] == pytest.approx(gradients[3:], rel=1e-3)
     assert outcome.metrics["steps"] == again.metrics["steps"] == 3
-    assert outcome.metrics["pictures_seen"] == again.metrics["pictures_seen"] == 24
+    assert outcome.metrics["images_seen"] == again.metrics["images_seen"] == 24
     assert outcome.metrics["loss"] == pytest.approx(again.metrics["loss"], rel=1e-5)
     start = Plain().state_dict()
     for name in one:
@@ -270,7 +270,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings(study: MakeStudy, store
     assert {name for name in shrunk if "pos_embed" in name or "token" in name} == set()
 
 
-def test_a_batch_holds_no_picture_twice_and_a_pass_no_picture_twice(study: MakeStudy, store: MakeStore) -> None:
+def test_a_batch_holds_no_image_twice_and_a_pass_no_image_twice(study: MakeStudy, store: MakeStore) -> None:
     method = Plain()
     run(study(training={"batch": 4, "epochs": 5}), store(9), method)
     drawn = [batch.series.tolist() for batch in method.batches]
@@ -438,7 +438,7 @@ def test_a_loss_that_is_not_finite_stops_the_round(study: MakeStudy, store: Make
         run(study(training={"steps": 20, "epochs": None}), store(), Breaking(at, lambda loss: loss * value), "A", 2)
     assert str(caught.value) == (
         "site A, round 2: the loss is not finite; lower training.learning_rate, set training.clip or look for "
-        "broken pictures"
+        "broken images"
     )
 
 

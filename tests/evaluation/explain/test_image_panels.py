@@ -1,4 +1,4 @@
-"""Which pictures are shown: held ones, of different patients, sites and labels, and nothing that names them."""
+"""Which images are shown: held ones, of different patients, sites and labels, and nothing that names them."""
 
 import shutil
 from collections.abc import Callable
@@ -35,8 +35,8 @@ def test_panels_of_a_run(run: Path) -> None:
     assert first == ["", *["Random", "Federated"] * 3]
 
 
-def test_only_held_pictures_are_shown_each_of_a_new_patient_site_and_label(run: Path) -> None:
-    own = inputs(run).pictures
+def test_only_held_images_are_shown_each_of_a_new_patient_site_and_label(run: Path) -> None:
+    own = inputs(run).images
     places = _places(own, 0, 3, None)
     assert set(own.roles[0][places]) <= set(HELD)
     assert len(set(own.patient[places])) == len(set(own.site[places])) == 3
@@ -48,16 +48,16 @@ def test_only_held_pictures_are_shown_each_of_a_new_patient_site_and_label(run: 
     assert len(set(own.patient[everything[:patients]])) == patients
 
 
-def test_a_picture_with_a_mask_comes_first_among_equals(run: Path) -> None:
-    own = inputs(run).pictures
+def test_a_image_with_a_mask_comes_first_among_equals(run: Path) -> None:
+    own = inputs(run).images
     masks = np.zeros((len(own.rows), 4, 4), dtype=np.uint8)
     target = own.where(0, *HELD)[5]
     masks[target, 1, 1] = 1
     assert _places(own, 0, 1, masks).tolist() == [target]
 
 
-def test_no_panel_names_a_picture_a_patient_or_a_site(run: Path) -> None:
-    own = inputs(run).pictures
+def test_no_panel_names_a_image_a_patient_or_a_site(run: Path) -> None:
+    own = inputs(run).images
     text = " ".join(part for panel in panels(run) for part in (panel.caption, panel.alt))
     for name in (*own.patient, *own.site, *own.image):
         assert Path(name).name not in text
@@ -68,21 +68,21 @@ def test_the_place_can_be_given(run: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [(-0.1, 0.5), (0.5, 1.01), (float("nan"), 0.5)])
-def test_a_place_outside_the_picture_is_one_line(run: Path, at: tuple[float, float]) -> None:
-    with pytest.raises(RunError, match=r"the place .* lies outside the picture; give x and y from 0 to 1"):
+def test_a_place_outside_the_image_is_one_line(run: Path, at: tuple[float, float]) -> None:
+    with pytest.raises(RunError, match=r"the place .* lies outside the image; give x and y from 0 to 1"):
         panels(run, at=at)
 
 
-def test_without_a_readable_held_picture_nothing_is_shown(run: Path) -> None:
+def test_without_a_readable_held_image_nothing_is_shown(run: Path) -> None:
     own = inputs(run)
-    held = own.pictures.where(0, *HELD)
-    one = own.pictures.patient[held[0]]
+    held = own.images.where(0, *HELD)
+    one = own.images.patient[held[0]]
     path = run / "evaluation" / "splits.csv"
     splits = pd.read_csv(path, dtype=str, keep_default_na=False)
     splits.loc[splits["role"].isin(HELD) & (splits["patient"] != one), "role"] = "train"
     splits.to_csv(path, index=False)
-    for place in held[own.pictures.patient[held] == one]:
-        (own.manifest.root / str(own.pictures.image[place])).write_bytes(b"damaged")
+    for place in held[own.images.patient[held] == one]:
+        (own.manifest.root / str(own.images.image[place])).write_bytes(b"damaged")
     shutil.rmtree(run / "store")
     assert panels(run) == []
 

@@ -1,4 +1,4 @@
-"""PNGs of pictures and maps: the right pixels, small, the same each time."""
+"""PNGs of images and maps: the right pixels, small, the same each time."""
 
 import io
 
@@ -56,7 +56,7 @@ def test_colours_stay_what_they_are() -> None:
     assert drawn[0, 0].tolist() == [255, 0, 128, 255] and drawn[0, -1].tolist() == [0, 51, 255, 255]
 
 
-def test_a_grey_picture_is_stretched_and_ringed() -> None:
+def test_a_grey_image_is_stretched_and_ringed() -> None:
     plane = np.full((32, 32), 0.2, dtype=np.float32)
     plane[:, :16] = 0.0
     plain, ringed = pixels(plane_png(plane, None)), pixels(plane_png(plane, (0.25, 0.75)))
@@ -65,7 +65,7 @@ def test_a_grey_picture_is_stretched_and_ringed() -> None:
     assert abs(rows.mean() - 0.75 * SIDE) < 1 and abs(columns.mean() - 0.25 * SIDE) < 1
 
 
-def test_an_empty_picture_is_black() -> None:
+def test_an_empty_image_is_black() -> None:
     assert (pixels(plane_png(np.zeros((16, 16), dtype=np.float32), None))[..., :3] == 0).all()
 
 

@@ -16,23 +16,23 @@ from foundation.tensor_files import load_tensors
 from foundation.vault import Vault
 
 MakeRun = Callable[..., Path]
-ARMS = (("random", "random"), ("federated", "federated"), ("pooled", "pooled"))
+ARMS = (("random", "random"), ("federated", "federated"), ("centralised", "centralised"))
 
 
 def test_every_two_arms_at_every_site(make_run: MakeRun) -> None:
     run = make_run(arms=ARMS)
     found = arm_similarity(run)
-    pairs = [("federated", "pooled"), ("federated", "random"), ("pooled", "random")]
+    pairs = [("federated", "centralised"), ("federated", "random"), ("centralised", "random")]
     sites = ["all", "away", "north", "south"]
     assert list(zip(found["arm_a"], found["arm_b"], found["site"], strict=True)) == [
         (*pair, site) for pair in pairs for site in sites
     ]
     inputs = read_inputs(run, show=False)
     by_arm = {encoder.arm: features_of(inputs, encoder) for encoder in inputs.encoders}
-    held = inputs.pictures.where(0, *HELD)
-    north = held[inputs.pictures.site[held] == "north"]
-    row = found[(found["arm_a"] == "pooled") & (found["site"] == "north")].iloc[0]
-    assert row["cka"] == pytest.approx(linear_cka(by_arm["pooled"][north], by_arm["random"][north]))
+    held = inputs.images.where(0, *HELD)
+    north = held[inputs.images.site[held] == "north"]
+    row = found[(found["arm_a"] == "centralised") & (found["site"] == "north")].iloc[0]
+    assert row["cka"] == pytest.approx(linear_cka(by_arm["centralised"][north], by_arm["random"][north]))
     assert row["n"] == len(north) < len(held)
 
 
@@ -43,7 +43,7 @@ def test_arms_are_compared_within_a_fold_and_a_seed(make_run: MakeRun) -> None:
     inputs = read_inputs(run, show=False)
     each = []
     for fold in (0, 1):
-        held = inputs.pictures.where(fold, *HELD)
+        held = inputs.images.where(fold, *HELD)
         for seed in (0, 1):
             pair = [features_of(inputs, e)[held] for e in inputs.encoders if (e.fold, e.seed) == (fold, seed)]
             each.append(linear_cka(*pair))

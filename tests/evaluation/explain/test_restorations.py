@@ -59,10 +59,10 @@ def test_a_triptych_is_the_view_what_is_seen_and_what_is_restored() -> None:
         {"modality": "ct", "size": 32, "channels": 1, "augment": {"light_crop_scale": [1, 1], "horizontal_flip": 0}}
     )
     method = build_method(MAE, VIT, image, 0).eval()
-    pictures = torch.from_numpy(numpy_generator(1, "pictures").uniform(size=(2, 1, 4, 4))).float()
-    pictures = pictures.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)  # patches of one intensity
-    found = restoration(method, pictures, torch_generator(0), "Federated")
-    assert [panel.picture for panel in found] == [1, 2] and method.augmentation.made is None
+    images = torch.from_numpy(numpy_generator(1, "images").uniform(size=(2, 1, 4, 4))).float()
+    images = images.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)  # patches of one intensity
+    found = restoration(method, images, torch_generator(0), "Federated")
+    assert [panel.image for panel in found] == [1, 2] and method.augmentation.made is None
     for panel in found:
         assert panel.kind == "restoration" and panel.encoder == "Federated"
         assert panel.caption.endswith("Mean and contrast of each hidden patch are given, not restored.")
@@ -70,7 +70,7 @@ def test_a_triptych_is_the_view_what_is_seen_and_what_is_restored() -> None:
         blank = np.abs(seen - [0x93, 0xA0, 0xB4]).max(axis=1) < 12
         assert blank.sum() == 12  # three quarters are hidden
         assert np.abs(whole - seen)[~blank].max() < 12 and np.abs(whole - restored)[~blank].max() < 12
-    again = restoration(method, pictures, torch_generator(0), "Federated")
+    again = restoration(method, images, torch_generator(0), "Federated")
     assert again == found
 
 
@@ -81,20 +81,20 @@ def test_the_run_s_own_decoder_restores(run: Path) -> None:
     for name, tensor in method.shared_state().items():
         torch.testing.assert_close(tensor, stored[name])
     found = panels(run, count=2)
-    assert [(one.picture, one.encoder) for one in found if one.kind == "restoration"] == [
+    assert [(one.image, one.encoder) for one in found if one.kind == "restoration"] == [
         (1, "Federated"), (2, "Federated"),
     ]  # fmt: skip
-    assert found[7].kind == "restoration"  # the last of picture 1, after 1 + 3 x 2
+    assert found[7].kind == "restoration"  # the last of image 1, after 1 + 3 x 2
 
 
 def test_other_weights_give_another_restoration(run: Path) -> None:
     one = encoder_of(run)
-    pictures = torch.rand(1, *one.image.shape, generator=torch.Generator().manual_seed(1))
-    before = restoration_panels(one, pictures)
+    images = torch.rand(1, *one.image.shape, generator=torch.Generator().manual_seed(1))
+    before = restoration_panels(one, images)
     path = one.weights.with_name("global.safetensors")
     tensors, _ = load_tensors(path)
     save_tensors(path, {name: -3 * tensor for name, tensor in tensors.items()})
-    assert before and restoration_panels(one, pictures) != before
+    assert before and restoration_panels(one, images) != before
 
 
 def test_without_a_decoder_nothing_is_restored(run: Path) -> None:
@@ -120,9 +120,9 @@ def test_a_method_that_restores_nothing_has_no_triptych(run: Path) -> None:
 def test_an_autoencoder_sees_all_that_it_restores() -> None:
     image = ImageConfig(modality="mri", size=32, channels=1)
     method = build_method(AutoencoderConfig(), VIT, image, 0).eval()
-    pictures = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    (panel,) = restoration(method, pictures, torch_generator(0), "one")
-    assert panel.caption == "A crop of the picture; what the encoder sees of it; what the method makes of that."
+    images = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    (panel,) = restoration(method, images, torch_generator(0), "one")
+    assert panel.caption == "A crop of the image; what the encoder sees of it; what the method makes of that."
     whole, seen, _ = thirds(panel.png or b"")
     np.testing.assert_array_equal(whole, seen)
 
@@ -130,9 +130,9 @@ def test_an_autoencoder_sees_all_that_it_restores() -> None:
 @pytest.mark.parametrize("text", ["method: {name: mea}", "[", "title: none"])
 def test_an_unreadable_study_is_one_line(run: Path, text: str) -> None:
     encoder_of(run).weights.with_name("study.yaml").write_text(text)
-    with pytest.raises(RunError, match=r"study\.yaml: has no readable section method; ") as told:
+    with pytest.raises(RunError, match=r"study\.yaml: has no readable section method; ") as answer:
         panels(run)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(answer.value)
 
 
 def test_hidden_pixels_have_a_colour_of_their_own() -> None:
@@ -148,4 +148,4 @@ def test_hidden_pixels_have_a_colour_of_their_own() -> None:
 def test_runs_without_a_study_file_show_the_rest(run: Path) -> None:
     encoder_of(run).weights.with_name("study.yaml").unlink()
     shutil.rmtree(run / "store")
-    assert {panel.kind for panel in panels(run, count=1)} == {"picture", "attention", "components", "likeness"}
+    assert {panel.kind for panel in panels(run, count=1)} == {"image", "attention", "components", "likeness"}

@@ -31,7 +31,7 @@ def built(config: EncoderConfig, image: ImageConfig) -> nn.Module:
 
 
 def some(image: ImageConfig, count: int = 2) -> Tensor:
-    return torch.from_numpy(numpy_generator(2, "pictures").uniform(size=(count, *image.shape))).float()
+    return torch.from_numpy(numpy_generator(2, "images").uniform(size=(count, *image.shape))).float()
 
 
 def weighted(encoder: nn.Module) -> nn.Module:
@@ -42,13 +42,13 @@ def weighted(encoder: nn.Module) -> nn.Module:
 
 
 def test_attention_is_what_timm_computes() -> None:
-    encoder, pictures = weighted(built(VIT, FLAT)), some(FLAT)
+    encoder, images = weighted(built(VIT, FLAT)), some(FLAT)
     layer = cast(Any, encoder).blocks[-1].attn
-    received = attention_received(encoder, pictures)
+    received = attention_received(encoder, images)
     layer.fused_attn = False
     seen: list[Tensor] = []
     layer.attn_drop.register_forward_hook(lambda _module, given, _result: seen.append(given[0]))
-    encoder(pictures)
+    encoder(images)
     assert received.shape == (2, 2, 3, 3)
     torch.testing.assert_close(received.flatten(2), seen[0].mean(dim=2))
     assert float(received.max()) > 2 / 9  # not the even share that any mistake would give, too
@@ -64,12 +64,12 @@ def test_attention_with_normalised_queries_and_keys_is_what_timm_computes() -> N
     with torch.no_grad():
         layer.q_norm.weight.mul_(5)
         layer.k_norm.bias.add_(torch.arange(8.0))
-    pictures = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    received = attention_received(encoder, pictures)
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    received = attention_received(encoder, images)
     layer.fused_attn = False
     seen: list[Tensor] = []
     layer.attn_drop.register_forward_hook(lambda _module, given, _result: seen.append(given[0]))
-    encoder(pictures)
+    encoder(images)
     torch.testing.assert_close(received.flatten(2), seen[0].mean(dim=2))
 
 
@@ -112,7 +112,7 @@ def test_components_by_hand() -> None:
     assert share == 1.0
 
 
-def test_components_are_those_of_all_pictures_and_hold_their_share() -> None:
+def test_components_are_those_of_all_images_and_hold_their_share() -> None:
     """Variances 9 : 4 : 1 : 1 on four axes: three of them hold 14 / 15, each the colour of its rank."""
     axes = np.repeat(np.diag([1.0, 3.0, 2.0, 1.001]), 2, axis=0) * np.array([1, -1] * 4)[:, None]  # [8, 4]
     maps = axes.reshape(2, 4, 4).transpose(0, 2, 1)[:, :, :, None]

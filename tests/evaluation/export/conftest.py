@@ -57,7 +57,7 @@ def write_run(
     facts: dict[str, Any] = {
         "arm": arm, "title": f"{arm.title()}: as it is", "kind": kind or arm, "fold": fold, "seed": seed,
         "encoder": config.model_dump(mode="json"), "image": image.model_dump(mode="json"), "method": "mae",
-        "training_hash": "c0ffee", "pictures": 1200, "optimiser_steps": 40, "sequential_steps": 20, "seconds": 61.0,
+        "training_hash": "c0ffee", "images": 1200, "optimiser_steps": 40, "sequential_steps": 20, "seconds": 61.0,
     }  # fmt: skip
     write_json(place / "encoder.json", facts)
     return run
@@ -83,7 +83,7 @@ def make_source(make_run: MakeRun) -> Callable[[str], Source]:
 
 @pytest.fixture
 def pixels_of() -> Callable[[Source], np.ndarray[Any, Any]]:
-    """``pixels_of(source)``: a random picture of another size than the encoder takes, 0 to 255."""
+    """``pixels_of(source)``: a random image of another size than the encoder takes, 0 to 255."""
 
     def make(source: Source) -> np.ndarray[Any, Any]:
         sides = [side + 5 for side in source.image.shape[1:]]

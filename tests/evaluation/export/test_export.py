@@ -20,15 +20,15 @@ MakeRun = Callable[..., Path]
 
 
 def test_arm_fold_and_seed_choose_the_weights(make_run: MakeRun) -> None:
-    for arm in ("federated", "pooled"):
+    for arm in ("federated", "centralised"):
         for fold in (0, 1):
             for seed in (10, 9):
                 run = make_run(arm=arm, fold=fold, seed=seed)
-    place = export(run, "timm", "pooled", 1, 10)
+    place = export(run, "timm", "centralised", 1, 10)
     assert place == run / "export" / "pooled-fold-1-seed-10-timm"
-    own, _ = load_tensors(run / "arms/pooled/fold-1/seed-10/encoder.safetensors")
-    out, told = load_tensors(place / "model.safetensors")
-    assert told == {"format": "pt"}
+    own, _ = load_tensors(run / "arms/centralised/fold-1/seed-10/encoder.safetensors")
+    out, answer = load_tensors(place / "model.safetensors")
+    assert answer == {"format": "pt"}
     assert all(torch.equal(own[name], out[name]) for name in own)
     assert find_encoder(run).weights == run / "arms/federated/fold-0/seed-9/encoder.safetensors"  # the lowest, not "10"
 
@@ -65,7 +65,7 @@ def test_what_fails_half_way_leaves_nothing(make_run: MakeRun, tmp_path: Path, m
 def test_what_is_not_there_is_one_line_with_what_is(make_run: MakeRun, asked: dict[str, object], said: str) -> None:
     make_run()
     make_run(seed=12)
-    run = make_run(arm="pooled")
+    run = make_run(arm="centralised")
     with pytest.raises(FedpretextError, match=said) as caught:
         export(run, **({"to": "timm"} | asked))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)

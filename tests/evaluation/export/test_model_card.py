@@ -23,14 +23,12 @@ from ssl_methods.encoders.timm_encoders import build_encoder
 IMAGE = ImageConfig(modality="mri", size=16, channels=1)
 ENCODER = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=16, heads=2)
 SITES = ("Ashgrove", "Birchwood", "Cedarhill")
-SECRETS = (*SITES, "/srv/pictures", "Jane Doe", "p-0013")
+SECRETS = (*SITES, "/srv/images", "Jane Doe", "p-0013")
 STUDY: dict[str, Any] = {
     "name": "brain", "title": "Brain MRI", "seed": 0, "method": {"name": "mae", "mask_ratio": 0.75, "share": None},
     "training": {"batch": 4, "clip": None}, "algorithm": {"name": "fedprox", "mu": 0.1}, "rounds": {"count": 7},
 }  # fmt: skip
-SIMULATED = STUDY | {
-    "simulation": {"dataset": "lgg_mri", "root": "/srv/pictures", "splits": {"left_out": ["Cedarhill"]}}
-}
+SIMULATED = STUDY | {"simulation": {"dataset": "lgg_mri", "root": "/srv/images", "splits": {"left_out": ["Cedarhill"]}}}
 
 
 def result(encoder: str, value: float, low: float | str = "", high: float | str = "", **other: Any) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def write_arm(run: Path, arm: str, kind: str, title: str, **facts: Any) -> None:
         save_tensors(place / "encoder.safetensors", build_encoder(ENCODER, IMAGE).state_dict())
     described = {
         "arm": arm, "title": title, "kind": kind, "fold": 0, "seed": 0, "encoder": ENCODER.model_dump(mode="json"),
-        "image": IMAGE.model_dump(mode="json"), "method": "mae", "training_hash": "c0ffee", "pictures": 30240,
+        "image": IMAGE.model_dump(mode="json"), "method": "mae", "training_hash": "c0ffee", "images": 30240,
         "optimiser_steps": 1000, "sequential_steps": 945, "seconds": 183.2,
     }  # fmt: skip
     write_json(place / "encoder.json", described | facts)
@@ -67,22 +65,22 @@ def write_arm(run: Path, arm: str, kind: str, title: str, **facts: Any) -> None:
 def run(tmp_path: Path) -> Path:
     """A simulated run before evaluation: two sites trained, one was left out; secrets wherever a run has them."""
     folder = tmp_path / "run"
-    write_arm(folder, "federated", "federated", "Federated: pictures stay home")
-    write_arm(folder, "alone-Ashgrove", "alone", "Ashgrove alone, same passes")
-    write_arm(folder, "random", "random", "Random initialisation: no pretraining", pictures=0)
+    write_arm(folder, "federated", "federated", "Federated: images stay home")
+    write_arm(folder, "local-only-Ashgrove", "local-only", "Ashgrove alone, same passes")
+    write_arm(folder, "random", "random", "Random initialisation: no pretraining", images=0)
     facts = {
         "name": "brain", "title": "Brain MRI", "study_hash": "9f2c", "commit": "4be1d0c", "seed": 0,
-        "command": "fedpretext simulate /srv/pictures/study.yaml", "versions": {"torch": "2.13.0"},
+        "command": "fedpretext simulate /srv/images/study.yaml", "versions": {"torch": "2.13.0"},
         "machine": {"cores": 2, "gpus": []}, "demonstration": True,
     }  # fmt: skip
     write_json(folder / "run.json", facts)
     (folder / "study.yaml").write_text(yaml.safe_dump(SIMULATED))
-    rows = [{"round": r, "site": s, "pictures": 100 + r, "loss": 1 / r} for r in (1, 2) for s in SITES[:2]]
+    rows = [{"round": r, "site": s, "images": 100 + r, "loss": 1 / r} for r in (1, 2) for s in SITES[:2]]
     rows += [{"round": 2, "event": "site left out", "site": "Birchwood", "reason": "Jane Doe's norm is too large"}]
     place = folder / "arms" / "federated" / "fold-0" / "seed-0"
     (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     splits = [
-        {"image": f"/srv/pictures/{site}/{n}.png", "patient": f"p-00{10 * number + n // 2}", "site": site, "label": "0",
+        {"image": f"/srv/images/{site}/{n}.png", "patient": f"p-00{10 * number + n // 2}", "site": site, "label": "0",
          "fold": "0", "role": "left-out" if site == "Cedarhill" else "test" if n < 2 else "train"}
         for number, site in enumerate(SITES) for n in range(8)
     ]  # fmt: skip
@@ -96,7 +94,7 @@ def judged(run: Path) -> Path:
     """The same run with results."""
     rows = [
         result("federated", 0.842, 0.79, 0.88), result("random", 0.786, 0.71, 0.84), result("majority", 0.5),
-        result("alone-Ashgrove", 0.829, 0.77, 0.87), result("pixels", 0.813, 0.75, 0.86),
+        result("local-only-Ashgrove", 0.829, 0.77, 0.87), result("pixels", 0.813, 0.75, 0.86),
         result("federated", 0.811, 0.70, 0.9, site="Ashgrove", n=22),
         result("federated", 0.777, site="Birchwood", n=6),
         result("federated", 0.755, 0.6, 0.8, site="Cedarhill", n=14),
@@ -105,9 +103,9 @@ def judged(run: Path) -> Path:
         result("federated", 0.52, 0.45, 0.6, protocol="diagnostic", metric="site_leakage"),
     ]  # fmt: skip
     RESULTS.write(run / "results.csv", RESULTS.frame(rows))
-    apart = [comparison("random", 0.056, 0.02, 0.09), comparison("alone-Ashgrove", 0.013, -0.02, 0.05)]
+    apart = [comparison("random", 0.056, 0.02, 0.09), comparison("local-only-Ashgrove", 0.013, -0.02, 0.05)]
     COMPARISONS.write(run / "comparisons.csv", COMPARISONS.frame(apart))
-    titles = {"federated": "Federated: pictures stay home", "alone-Ashgrove": "Ashgrove alone, same passes"}
+    titles = {"federated": "Federated: images stay home", "local-only-Ashgrove": "Ashgrove alone, same passes"}
     write_json(
         run / "arms.json",
         [
@@ -130,7 +128,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 def test_every_arm_stands_in_the_table_with_its_interval(judged: Path) -> None:
     rows = rows_of(section(model_card(judged), "What it is worth"))
-    assert ["**Federated: pictures stay home**", "0.84", "0.79 to 0.88", "46"] in rows
+    assert ["**Federated: images stay home**", "0.84", "0.79 to 0.88", "46"] in rows
     assert ["Random initialisation: no pretraining", "0.79", "0.71 to 0.84", "46"] in rows
     assert ["S1 alone, same passes", "0.83", "0.77 to 0.87", "46"] in rows
     assert any(row[0].startswith("Majority class") and row[1] == "0.50" for row in rows)
@@ -143,7 +141,7 @@ def test_differences_are_those_of_this_encoder(judged: Path) -> None:
     own = rows_of(section(model_card(judged), "What it is worth"))
     assert against_random in own
     assert against_alone in own
-    alone = rows_of(section(model_card(judged, "alone-Ashgrove"), "What it is worth"))
+    alone = rows_of(section(model_card(judged, "local-only-Ashgrove"), "What it is worth"))
     assert against_alone in alone
     assert against_random not in alone
 
@@ -166,7 +164,7 @@ def test_other_protocols_and_metrics_are_there_once(judged: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("arm", ["federated", "alone-Ashgrove", "random"])
+@pytest.mark.parametrize("arm", ["federated", "local-only-Ashgrove", "random"])
 def test_no_site_place_or_person_is_named(judged: Path, arm: str) -> None:
     card = model_card(judged, arm)
     for secret in SECRETS:
@@ -175,8 +173,8 @@ def test_no_site_place_or_person_is_named(judged: Path, arm: str) -> None:
 
 
 def test_the_card_of_a_site_alone_marks_its_own_row(judged: Path) -> None:
-    card = model_card(judged, "alone-Ashgrove")
-    assert card.startswith("# Brain MRI: One site alone, same passes\n")
+    card = model_card(judged, "local-only-Ashgrove")
+    assert card.startswith("# Brain MRI: One site, local-only, same passes\n")
     assert ["**S1 alone, same passes**", "0.83", "0.77 to 0.87", "46"] in rows_of(card)
     assert "took part" not in section(card, "How it was trained")
 
@@ -201,12 +199,10 @@ def test_training_data_and_cost_are_told(judged: Path) -> None:
                  "- **Started from:** random initialisation\n"):  # fmt: skip
         assert line in trained
     assert "Training was not differentially private." in card
-    # 6 of each site's 8 pictures are for training, two a patient; Cedarhill took no part.
-    assert (
-        "The data set `lgg_mri`, in simulated hospitals. Of it, pretraining may have read 12 pictures of 6 pat" in card
-    )
+    # 6 of each site's 8 images are for training, two a patient; Cedarhill took no part.
+    assert "The data set `lgg_mri`, in simulated hospitals. Of it, pretraining may have read 12 images of 6 pat" in card
     cost = section(card, "Cost")
-    for line in ("- **Pictures seen, repeats counted:** 30,240\n", "- **Time:** 3 min\n"):
+    for line in ("- **Images seen, repeats counted:** 30,240\n", "- **Time:** 3 min\n"):
         assert line in cost
     repeat = section(card, "How to repeat it")
     for fact in ("9f2c", "4be1d0c", "c0ffee", "torch 2.13.0"):
@@ -220,7 +216,7 @@ def test_training_data_and_cost_are_told(judged: Path) -> None:
 def test_of_hospitals_only_counts_are_known_and_only_if_all_tell(run: Path) -> None:
     (run / "study.yaml").write_text(yaml.safe_dump(STUDY | {"secure_aggregation": {"largest_value": 1.0}}))
     card = model_card(run)
-    assert "Pictures of the hospitals that took part, 204 together. They never left the hospitals" in card  # 102 each
+    assert "Images of the hospitals that took part, 204 together. They never left the hospitals" in card  # 102 each
     assert "- **Privacy:** no differential privacy; the server saw sums of updates, no single one\n" in card
     metrics = run / "arms" / "federated" / "fold-0" / "seed-0" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + json.dumps({"round": 2, "site": "Cedarhill"}) + "\n")
@@ -236,20 +232,20 @@ def test_a_private_study_tells_promise_spending_and_what_is_not_covered(judged: 
     assert "- **Privacy:** promised in the study; what came of it is not on record\n" in model_card(judged)
     (judged / "privacy.json").write_text(json.dumps(PROMISE))
     card = model_card(judged)
-    line = "epsilon 8 at delta 1e-05 for each patient with all pictures; spent 7.98"
+    line = "epsilon 8 at delta 1e-05 for each patient with all images; spent 7.98"
     assert f"- **Privacy:** {line}\n" in section(card, "How it was trained")
     use = section(card, "What it is for")
     assert f"Promised: {line}. The odds change by 2,981. Not covered: labels. Not covered: tuning." in use
     assert "Cedarhill" not in use  # whose ledger it was
     (judged / "privacy.json").write_text(json.dumps(PROMISE | {"spent": None, "trainings": 3, "unit": "site"}))
-    told = "for each hospital with all it has; spent is told by the hospitals' ledgers, of one training; there are 3"
-    assert told in model_card(judged)
+    answer = "for each hospital with all it has; spent is told by the hospitals' ledgers, of one training; there are 3"
+    assert answer in model_card(judged)
 
 
 def test_the_promise_is_about_the_federated_encoder_only(judged: Path) -> None:
     (judged / "study.yaml").write_text(yaml.safe_dump(STUDY | {"privacy": {"unit": "patient", "epsilon": 8.0}}))
     (judged / "privacy.json").write_text(json.dumps(PROMISE))
-    card = model_card(judged, "alone-Ashgrove")
+    card = model_card(judged, "local-only-Ashgrove")
     assert "epsilon 8" not in card
     assert "about its federated encoder, and not about this one" in card
 
@@ -263,7 +259,7 @@ def test_a_run_without_evaluation_says_that_nothing_is_known(run: Path) -> None:
 def test_an_untrained_arm_says_so(judged: Path) -> None:
     card = model_card(judged, "random")
     assert "It was not pretrained in this run" in section(card, "How it was trained")
-    assert "No picture of this run was used to train it." in section(card, "On what")
+    assert "No image of this run was used to train it." in section(card, "On what")
 
 
 def test_a_folder_with_nothing_but_encoders_has_a_card(run: Path) -> None:
@@ -273,7 +269,7 @@ def test_a_folder_with_nothing_but_encoders_has_a_card(run: Path) -> None:
     assert "The folder does not say what it was pretrained on." in card
     assert "Whether training was differentially private is not on record." in card
     assert "Started from" not in card
-    assert card.startswith("# vit_tiny_patch16_224: Federated: pictures stay home\n")
+    assert card.startswith("# vit_tiny_patch16_224: Federated: images stay home\n")
 
 
 def test_a_hostile_title_is_text(run: Path) -> None:
@@ -289,8 +285,8 @@ def test_the_same_run_gives_the_same_card(judged: Path) -> None:
 
 
 def test_an_encoder_that_is_not_there_is_one_line(run: Path) -> None:
-    with pytest.raises(RunError, match="has no arm 'pooled'; there are: alone-Ashgrove, federated, random"):
-        model_card(run, "pooled")
+    with pytest.raises(RunError, match="has no arm 'centralised'; there are: local-only-Ashgrove, federated, random"):
+        model_card(run, "centralised")
 
 
 def test_the_code_in_the_runs_card_loads_the_encoder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

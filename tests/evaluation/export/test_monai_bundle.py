@@ -40,10 +40,10 @@ def test_the_configuration_gives_the_encoders_features(make_source: MakeSource, 
     assert not parser.get_parsed_content("load").missing_keys
     network, standardise, pool = (parser.get_parsed_content(key) for key in ("network", "standardise", "pool"))
     noise = np.random.default_rng(0).uniform(0, 1, (2, *source.image.shape)).astype(np.float32)
-    pictures = torch.from_numpy(noise)
+    images = torch.from_numpy(noise)
     with torch.no_grad():
-        found = pool(network.eval()(standardise(pictures)))
-        expected = features(source.build(), Augmentation(source.image).plain(pictures))
+        found = pool(network.eval()(standardise(images)))
+        expected = features(source.build(), Augmentation(source.image).plain(images))
     assert found.shape == (2, feature_dim(source.build()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -87,9 +87,9 @@ def test_the_cards_code_runs(make_source: MakeSource, tmp_path: Path, monkeypatc
     source = make_source("monai_vit")
     write_folder(source, tmp_path, "card")
     monkeypatch.chdir(tmp_path)
-    pictures = torch.ones(1, *source.image.shape)
-    names: dict[str, Any] = {"prepare": lambda pixels: pictures, "pixels": None}
+    images = torch.ones(1, *source.image.shape)
+    names: dict[str, Any] = {"prepare": lambda pixels: images, "pixels": None}
     exec(loading(source).split("```python\n")[1].split("```")[0], names)
     with torch.no_grad():
-        expected = features(source.build(), pictures)
+        expected = features(source.build(), images)
     torch.testing.assert_close(names["features"].detach().cpu(), expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The ONNX file gives what the encoder gives, for any number of pictures, and is not there where it does not."""
+"""The ONNX file gives what the encoder gives, for any number of images, and is not there where it does not."""
 
 import sys
 from collections.abc import Callable
@@ -51,9 +51,9 @@ def test_features_and_maps_are_the_encoders(runtime: Any, export: Export, name: 
     for count in (1, 3, 4):
         noise = np.random.default_rng(count).standard_normal((count, *source.image.shape)).astype(np.float32)
         with torch.no_grad():
-            pictures = torch.from_numpy(noise)
-            expected = features(encoder, pictures), feature_maps(encoder, pictures)
-        found = session.run(None, {"pictures": noise})
+            images = torch.from_numpy(noise)
+            expected = features(encoder, images), feature_maps(encoder, images)
+        found = session.run(None, {"images": noise})
         assert found[0].shape == (count, feature_dim(encoder))
         for other, own in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(other), own, rtol=1e-4, atol=1e-5 * float(own.abs().max()))
@@ -66,9 +66,9 @@ def test_the_file_says_what_it_takes_and_no_path(runtime: Any, export: Export) -
     for place in (Path(onnx_file.__file__).parents[2], Path(torch.__file__).parents[1], source.run):
         assert str(place).encode() not in data
     assert b".py" not in data
-    told = runtime.InferenceSession(folder / "encoder.onnx").get_modelmeta().custom_metadata_map
-    assert told["input"] == "in [0, 1], then standardised: each channel of each picture to mean 0 and deviation 1"
-    assert (told["modality"], told["training_hash"]) == ("mri", "c0ffee")
+    answer = runtime.InferenceSession(folder / "encoder.onnx").get_modelmeta().custom_metadata_map
+    assert answer["input"] == "in [0, 1], then standardised: each channel of each image to mean 0 and deviation 1"
+    assert (answer["modality"], answer["training_hash"]) == ("mri", "c0ffee")
 
 
 @pytest.mark.slow
@@ -92,12 +92,12 @@ def test_a_file_with_other_outputs_is_not_written(
 ) -> None:
     forward = onnx_file._Outputs.forward
 
-    def wrong(self: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pooled, maps = forward(self, pictures)
+    def wrong(self: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled, maps = forward(self, images)
         return pooled * 1.01, maps
 
     monkeypatch.setattr(onnx_file._Outputs, "forward", wrong)
-    with pytest.raises(RunError, match=r"its features of 1 pictures differ by 1\.0e-02 of the largest value") as caught:
+    with pytest.raises(RunError, match=r"its features of 1 images differ by 1\.0e-02 of the largest value") as caught:
         write_folder(make_source("vit"), tmp_path / "out", "card")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ def recipe(image: ImageConfig) -> dict[str, Any]:
     sides=st.tuples(st.integers(5, 60), st.integers(5, 60)),
     seed=st.integers(0, 9),
 )
-def test_pictures_are_prepared_as_in_training(
+def test_images_are_prepared_as_in_training(
     modality: Modality, scale: Scale, sides: tuple[int, int], seed: int
 ) -> None:
     image = ImageConfig(modality=modality, size=32, channels=2)
@@ -65,13 +65,13 @@ def test_a_window_of_the_study_is_in_the_code() -> None:
     torch.testing.assert_close(recipe(image)["prepare"](pixels, "physical"), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_flat_picture_stays_flat() -> None:
+def test_a_flat_image_stays_flat() -> None:
     image = ImageConfig(modality="mri", size=16, channels=1)
     assert recipe(image)["prepare"](np.full((1, 16, 16), 7, np.float32)).eq(0).all()
 
 
 def test_only_fixed_statistics_are_told_to_timm() -> None:
-    """A picture's own mean cannot be a constant of the data: timm is told to change nothing then."""
+    """An image's own mean cannot be a constant of the data: timm is told to change nothing then."""
     fundus, mri = (ImageConfig(modality=name, size=16, channels=3) for name in ("fundus", "mri"))  # type: ignore[arg-type]
     assert (standardisation(fundus), standardisation(mri)) == ("fixed", "channel")
     assert timm_statistics(fundus) == ([0.5] * 3, [0.25] * 3)

@@ -39,8 +39,8 @@ def export(make_source: Callable[[str], Source], tmp_path: Path) -> Export:
     return make
 
 
-def plain_pictures(source: Source, count: int = 3) -> torch.Tensor:
-    """Pictures as the encoder takes them."""
+def plain_images(source: Source, count: int = 3) -> torch.Tensor:
+    """Images as the encoder takes them."""
     noise = np.random.default_rng(2).uniform(0, 1, (count, *source.image.shape)).astype(np.float32)
     return Augmentation(source.image).plain(torch.from_numpy(noise))
 
@@ -67,9 +67,9 @@ def test_the_cards_code_gives_the_encoders_features_without_this_project(
 def test_timm_builds_the_same_encoder_from_the_folder(export: Export, name: str) -> None:
     source, folder = export(name)
     encoder = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    pictures = plain_pictures(source)
+    images = plain_images(source)
     with torch.no_grad():
-        assert torch.equal(encoder(pictures), source.build()(pictures))
+        assert torch.equal(encoder(images), source.build()(images))
     own, theirs = source.build().state_dict(), encoder.state_dict()
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[key], theirs[key]) for key in own)
@@ -79,22 +79,22 @@ def test_timm_builds_the_same_encoder_from_the_folder(export: Export, name: str)
 def test_timm_gives_it_a_fresh_head(export: Export, name: str) -> None:
     source, folder = export(name)
     classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=2).eval()
-    pictures = plain_pictures(source)
+    images = plain_images(source)
     with torch.no_grad():
-        assert classifier(pictures).shape == (3, 2)
-        body = classifier.forward_head(classifier.forward_features(pictures), pre_logits=True)
-        assert torch.equal(body, source.build()(pictures))
+        assert classifier(images).shape == (3, 2)
+        body = classifier.forward_head(classifier.forward_features(images), pre_logits=True)
+        assert torch.equal(body, source.build()(images))
 
 
 def test_what_timm_is_told_of_the_input(export: Export) -> None:
-    """MRI is standardised picture by picture, which no constant can say; endoscopy by constants."""
+    """MRI is standardised image by image, which no constant can say; endoscopy by constants."""
     cards = {}
     for name in ("vit", "swin"):
         _, folder = export(name)
         cards[name] = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     assert cards["vit"]["input_size"] == [2, 32, 32]
     assert (cards["vit"]["mean"], cards["vit"]["std"]) == ([0.0, 0.0], [1.0, 1.0])
-    assert "each channel of each picture" in cards["vit"]["description"]
+    assert "each channel of each image" in cards["vit"]["description"]
     assert (cards["swin"]["mean"], cards["swin"]["std"]) == ([0.5] * 3, [0.25] * 3)
     assert (cards["vit"]["fixed_input_size"], cards["swin"]["fixed_input_size"]) == (True, False)
 
@@ -107,9 +107,9 @@ def test_a_folder_is_a_starting_point_and_a_checkpoint(export: Export, name: str
     fresh = build_encoder(config, image).eval()
     fitted = fit_weights(fresh, read_weights(weights))
     assert (fitted.fresh, fitted.unused, fitted.adapted) == ((), (), ())
-    pictures = plain_pictures(source, 2)
+    images = plain_images(source, 2)
     with torch.no_grad():
-        assert torch.equal(features(fresh, pictures), features(source.build(), pictures))
+        assert torch.equal(features(fresh, images), features(source.build(), images))
 
 
 def test_the_front_matter_is_hugging_faces(export: Export) -> None:
@@ -123,9 +123,9 @@ def test_the_front_matter_is_hugging_faces(export: Export) -> None:
 
 def test_nothing_in_the_folder_names_the_arms_site(make_run: Callable[..., Path], tmp_path: Path) -> None:
     """The encoder of one site alone: its arm is named after the site."""
-    run = make_run("vit", arm="alone-Northgate", kind="alone")
-    source = find_encoder(run, "alone-Northgate")
-    write_folder(source, tmp_path / "out", model_card(run, "alone-Northgate", loading=loading(source)))
+    run = make_run("vit", arm="local-only-Northgate", kind="local-only")
+    source = find_encoder(run, "local-only-Northgate")
+    write_folder(source, tmp_path / "out", model_card(run, "local-only-Northgate", loading=loading(source)))
     for path in (tmp_path / "out").iterdir():
         assert b"northgate" not in path.read_bytes().lower(), path
 

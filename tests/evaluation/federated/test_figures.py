@@ -13,8 +13,8 @@ from evaluation.federated.score_histogram import PooledArea
 from evaluation.statistics.intervals import Estimate, Scored, interval, mean
 
 
-def scored_pictures(seed: int, site: str, patients: int, each: int = 2) -> Scored:
-    """Test pictures of one site, with scores that go with the labels a little."""
+def scored_images(seed: int, site: str, patients: int, each: int = 2) -> Scored:
+    """Test images of one site, with scores that go with the labels a little."""
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, 2, patients * each)
     positive = 1 / (1 + np.exp(-draw.normal(size=len(labels)) - 0.7 * labels))
@@ -32,7 +32,7 @@ def same(found: Estimate | None, expected: Estimate) -> None:
 
 @given(seed=st.integers(0, 1000), patients=st.integers(2, 40), name=st.sampled_from(sorted(FIGURES)))
 def test_a_stand_in_has_the_interval_of_the_sites_own_estimate(seed: int, patients: int, name: str) -> None:
-    data = scored_pictures(seed, "a", patients)
+    data = scored_images(seed, "a", patients)
     expected = FIGURES[name](data)
     found = stand_in("a", site_figures(data), name)
     if math.isnan(expected.value):
@@ -42,14 +42,14 @@ def test_a_stand_in_has_the_interval_of_the_sites_own_estimate(seed: int, patien
 
 
 def test_many_patients_are_counted_in_groups_as_the_table_does() -> None:
-    data = scored_pictures(1, "a", 450, each=1)
-    told = site_figures(data)
-    assert told.patients == 450
-    same(stand_in("a", told, "AUROC"), FIGURES["AUROC"](data))
+    data = scored_images(1, "a", 450, each=1)
+    answer = site_figures(data)
+    assert answer.patients == 450
+    same(stand_in("a", answer, "AUROC"), FIGURES["AUROC"](data))
 
 
 def test_the_mean_over_sites_has_the_interval_of_the_patients_own() -> None:
-    parts = {site: scored_pictures(seed, site, 10 + 5 * seed) for seed, site in enumerate("abc")}
+    parts = {site: scored_images(seed, site, 10 + 5 * seed) for seed, site in enumerate("abc")}
     found = rows({site: site_figures(data) for site, data in parts.items()}, None, ())
     expected = mean([FIGURES["AUROC"](data) for data in parts.values()], [10, 15, 20])
     (row,) = (row for row in found if (row["statistic"], row["metric"]) == ("site mean", "AUROC"))
@@ -59,7 +59,7 @@ def test_the_mean_over_sites_has_the_interval_of_the_patients_own() -> None:
     assert (row["n"], row["note"]) == (45, "mean over 3 sites, weighted by patients")
 
 
-def told(value: float, patients: int, units: int = 12) -> SiteFigures:
+def answer(value: float, patients: int, units: int = 12) -> SiteFigures:
     return SiteFigures(patients, 5, {name: SiteEstimate(value, 0.01, units) for name in FIGURES})
 
 
@@ -70,7 +70,7 @@ def of(found: list[dict[str, Any]], statistic: str) -> dict[str, tuple[float, in
 
 def test_rows_by_hand() -> None:
     """.6 of 30 patients and .9 of 10: .675; the site of one class is shown without a figure and weighs nothing."""
-    sites = {"b": told(0.9, 10), "a": told(0.6, 30), "one class": told(0.0, 8, units=0)}
+    sites = {"b": answer(0.9, 10), "a": answer(0.6, 30), "one class": answer(0.0, 8, units=0)}
     found = rows(sites, PooledArea(0.7, 0.0123), ["a", "b", "no figures"])
     auroc = of(found, "estimate")
     assert list(auroc) == ["a", "b", "one class"]
@@ -83,7 +83,7 @@ def test_rows_by_hand() -> None:
 
 
 def test_one_site_has_no_mean_and_no_worst() -> None:
-    found = rows({"a": told(0.6, 30)}, PooledArea(math.nan, math.nan), ["a"])
+    found = rows({"a": answer(0.6, 30)}, PooledArea(math.nan, math.nan), ["a"])
     assert [(row["site"], row["metric"]) for row in found] == [("a", name) for name in FIGURES]
 
 

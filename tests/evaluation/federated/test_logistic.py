@@ -1,4 +1,4 @@
-"""A probe fitted by summed gradients is the central one, however the pictures lie at sites."""
+"""A probe fitted by summed gradients is the central one, however the images lie at sites."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from ...tiers import examples
 CLOSE = 1e-4
 
 
-def pictures(seed: int, count: int, width: int, classes: int) -> tuple[FloatArray, IntArray]:
+def images(seed: int, count: int, width: int, classes: int) -> tuple[FloatArray, IntArray]:
     """Correlated features of very different sizes, and classes that overlap; every class occurs."""
     draw = np.random.default_rng(seed)
     features = draw.normal(size=(count, width)) @ draw.normal(size=(width, width)) * 10.0 ** draw.uniform(-2, 2, width)
@@ -53,7 +53,7 @@ def determined(weights: FloatArray) -> FloatArray:
 
 
 def split(features: FloatArray, labels: IntArray, classes: int, site: IntArray) -> dict[str, SiteShare]:
-    names = {f"site-{code}": site == code for code in range(5)}  # some may have no picture with a label
+    names = {f"site-{code}": site == code for code in range(5)}  # some may have no image with a label
     return {name: SiteShare(features[own], labels[own], classes) for name, own in names.items()}
 
 
@@ -65,7 +65,7 @@ def split(features: FloatArray, labels: IntArray, classes: int, site: IntArray) 
 def test_any_split_into_sites_gives_the_central_probe(
     seed: int, count: int, width: int, classes: int, strength: float, data: st.DataObject
 ) -> None:
-    features, labels = pictures(seed, count, width, classes)
+    features, labels = images(seed, count, width, classes)
     site = np.array(data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)), dtype=np.int64)
     weights, standard = federated(split(features, labels, classes, site), strength)
     expected, scores = central(features, labels, classes, strength)
@@ -76,7 +76,7 @@ def test_any_split_into_sites_gives_the_central_probe(
 @pytest.mark.parametrize("classes", [2, 3])
 def test_sites_of_one_class_and_a_site_without_labels(classes: int) -> None:
     """A class a site, and one with nothing: no site alone could fit anything, together they do."""
-    features, labels = pictures(3, 50, 6, classes)
+    features, labels = images(3, 50, 6, classes)
     sites = {f"class-{k}": SiteShare(features[labels == k], labels[labels == k], classes) for k in range(classes)}
     sites["none"] = SiteShare(features[:0], labels[:0], classes)
     weights, standard = federated(sites, 0.1)
@@ -87,14 +87,14 @@ def test_sites_of_one_class_and_a_site_without_labels(classes: int) -> None:
     assert not sites["none"].value_and_gradient(weights, standard)[1].any()
 
 
-def test_a_bias_over_few_pictures_is_as_exact_as_the_weights() -> None:
-    features, labels = pictures(8, 8, 2, 2)
+def test_a_bias_over_few_images_is_as_exact_as_the_weights() -> None:
+    features, labels = images(8, 8, 2, 2)
     weights, _ = federated({"a": SiteShare(features, labels, 2)}, 0.01)
     assert np.abs(weights - central(features, labels, 2, 0.01)[0]).max() < CLOSE / 2
 
 
-def test_more_features_than_pictures() -> None:
-    features, labels = pictures(4, 20, 100, 2)
+def test_more_features_than_images() -> None:
+    features, labels = images(4, 20, 100, 2)
     weights, standard = federated(
         {"a": SiteShare(features[:9], labels[:9], 2), "b": SiteShare(features[9:], labels[9:], 2)}, 0.01
     )
@@ -104,7 +104,7 @@ def test_more_features_than_pictures() -> None:
 
 
 def test_value_and_gradient_by_hand() -> None:
-    """Two pictures at W = 0: each costs log 2; the gradient is (1/2 - y) x, summed."""
+    """Two images at W = 0: each costs log 2; the gradient is (1/2 - y) x, summed."""
     share = SiteShare(np.array([[2.0], [6.0]]), np.array([0, 1]), 2)
     standard = standard_of({"a": share.moments()})
     assert standard.centre.tolist() == [4.0]
@@ -116,7 +116,7 @@ def test_value_and_gradient_by_hand() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_gradient_is_that_of_the_value(classes: int) -> None:
-    features, labels = pictures(5, 12, 3, classes)
+    features, labels = images(5, 12, 3, classes)
     share = SiteShare(features, labels, classes)
     standard = standard_of({"a": share.moments()})
     weights = np.random.default_rng(1).normal(size=(4, outputs_of(classes)))
@@ -142,7 +142,7 @@ def test_moments_of_sites_are_those_of_all(seed: int, cuts: list[int]) -> None:
 
 
 def test_the_order_of_arrival_changes_no_bit() -> None:
-    features, labels = pictures(6, 60, 5, 3)
+    features, labels = images(6, 60, 5, 3)
     sites = split(features, labels, 3, np.arange(60) % 5)
     one, _ = federated(sites, 0.1)
     other, _ = federated(dict(reversed(sites.items())), 0.1)
@@ -150,7 +150,7 @@ def test_the_order_of_arrival_changes_no_bit() -> None:
 
 
 def test_too_few_gradients_are_one_clear_line() -> None:
-    features, labels = pictures(7, 60, 5, 2)
+    features, labels = images(7, 60, 5, 2)
     with pytest.raises(RunError) as caught:
         federated(split(features, labels, 2, np.arange(60) % 5), 1.0, most=3)
     assert str(caught.value) == (

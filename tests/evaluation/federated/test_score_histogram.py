@@ -35,8 +35,8 @@ def test_the_exact_area_is_within_the_bound(
     seed: int, counts: list[int], classes: int, sharpness: float, fewest: int
 ) -> None:
     sites = {str(i): drawn(seed + i, count, classes, sharpness) for i, count in enumerate(counts)}
-    told = {name: histogram(*site, fewest) for name, site in sites.items()}
-    kept = {name: found for name, found in told.items() if found is not None}
+    answer = {name: histogram(*site, fewest) for name, site in sites.items()}
+    kept = {name: found for name, found in answer.items() if found is not None}
     if not kept:
         return
     labels, scores = (np.concatenate([sites[name][part] for name in kept]) for part in (0, 1))
@@ -73,7 +73,7 @@ def test_one_bin_counts_half_of_its_pairs() -> None:
 
 
 def test_without_merging_the_bound_is_that_of_ties_within_bins() -> None:
-    """sum of positives x negatives of each bin, over twice all pairs, whatever site a picture is of."""
+    """sum of positives x negatives of each bin, over twice all pairs, whatever site an image is of."""
     sites = {name: drawn(seed, 150, 2, 1.0) for seed, name in enumerate("abc")}
     found = pooled_area({name: histogram(*site, 1) for name, site in sites.items()})  # type: ignore[misc]
     labels, scores = (np.concatenate([site[part] for site in sites.values()]) for part in (0, 1))
@@ -103,7 +103,7 @@ def test_a_merged_group_of_one_site_overlaps_the_bins_of_another() -> None:
     assert vars(pooled_area({"a": positives, "b": Histogram(blank, high, every)})) == {"value": 0.0, "bound": 0.0}
 
 
-def test_too_few_pictures_tell_nothing() -> None:
+def test_too_few_images_tell_nothing() -> None:
     labels = np.array([1, 1, 0, 0, 0, 0, 0])
     scores = two(np.linspace(0.1, 0.9, 7))
     assert histogram(labels, scores, 3) is None

@@ -1,4 +1,4 @@
-"""Attention finds the one picture of a patient that tells, repeats itself, and reads nothing but labels of patients."""
+"""Attention finds the one image of a patient that tells, repeats itself, and reads nothing but labels of patients."""
 
 import numpy as np
 import pytest
@@ -25,9 +25,9 @@ def trial(seed: int = 3, classes: int = 2, **settings: float) -> Trial:
 
 
 def bags(count: int, seed: int, width: int = 8) -> Bags:
-    """Patients of 6 to 14 pictures, mixed; of each one picture tells the class, and is marked by feature 0.
+    """Patients of 6 to 14 images, mixed; of each one image tells the class, and is marked by feature 0.
 
-    In the other pictures the feature that tells has the other sign as often, larger, so that their mean tells little.
+    In the other images the feature that tells has the other sign as often, larger, so that their mean tells little.
     """
     draw = numpy_generator(seed, "bags")
     sizes = draw.integers(6, 15, count)
@@ -54,7 +54,7 @@ def means(features: np.ndarray, patients: np.ndarray) -> np.ndarray:
     return np.stack([features[patients == name].mean(0) for name in first_appearance(patients)])
 
 
-def test_finds_the_telling_picture_where_the_mean_does_not() -> None:
+def test_finds_the_telling_image_where_the_mean_does_not() -> None:
     features, labels, patients = bags(150, 1)
     shown, truth, asked = bags(80, 2)
     scores, names = attention_scores((features, labels, patients), (shown, asked), trial())

@@ -27,8 +27,8 @@ from ...tiers import slow
 IMAGE = ImageConfig(modality="microscopy", size=32, channels=1)
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=2, width=32, heads=2)
 RESNET = EncoderConfig(name="resnet10t")
-Pictures = tuple[np.ndarray, list[Boxes]]
-Detect = Callable[[Pictures, np.ndarray, Trial], list[Detected]]
+Images = tuple[np.ndarray, list[Boxes]]
+Detect = Callable[[Images, np.ndarray, Trial], list[Detected]]
 
 
 @pytest.fixture(autouse=True)
@@ -51,16 +51,16 @@ def trial(
     return Trial(2, image, asked, encoder, 7, torch.device("cpu"))
 
 
-def squares(count: int, seed: int) -> Pictures:
-    """Bright (class 1) and dark (class 0) squares on grey, two to a picture, one in each half; the last has none."""
+def squares(count: int, seed: int) -> Images:
+    """Bright (class 1) and dark (class 0) squares on grey, two to an image, one in each half; the last has none."""
     draw = numpy_generator(seed, "squares")
     shown = draw.normal(0.5, 0.03, (count, 1, 32, 32))
     truth = []
-    for picture in shown[:-1, 0]:
+    for image in shown[:-1, 0]:
         boxes, kinds = [], draw.integers(0, 2, 2)
         for half, kind in enumerate(kinds):
             side, x, y = draw.integers(6, 11), draw.integers(0, 6) + 16 * half, draw.integers(0, 22)
-            picture[y : y + side, x : x + side] += 0.35 if kind else -0.35
+            image[y : y + side, x : x + side] += 0.35 if kind else -0.35
             boxes.append([x, y, x + side, y + side])
         truth.append(Boxes(np.array(boxes, dtype=np.float32), kinds))
     truth.append(Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
@@ -124,7 +124,7 @@ def test_no_more_boxes_than_asked() -> None:
     assert [len(one.scores) for one in found] == [2, 2, 2]
 
 
-def test_few_pictures_are_passed_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_passed_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "LEAST_STEPS", 7)
     passed = list(steps.batches(9, 2, 4, 0))
     assert len(passed) == 9  # three passes of three steps are the least that has seven
@@ -134,7 +134,7 @@ def test_few_pictures_are_passed_more_often(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose([progress for progress, _ in passed], (np.arange(9) + 0.5) / 9)
 
 
-def test_training_pictures_without_any_box_teach_that_there_is_none() -> None:
+def test_training_images_without_any_box_teach_that_there_is_none() -> None:
     shown = squares(9, 1)[0]
     nothing = [Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) for _ in shown]
     found = frozen_detections((shown, nothing), shown[:2], trial(VIT, epochs=20, learning_rate=1e-2))
@@ -143,7 +143,7 @@ def test_training_pictures_without_any_box_teach_that_there_is_none() -> None:
 
 def test_volumes_are_refused() -> None:
     image = ImageConfig(modality="ct", size=32, channels=1, depth=8)
-    with pytest.raises(StudyError, match=r"^detection takes 2-D pictures, but image\.depth is 8; leave it out"):
+    with pytest.raises(StudyError, match=r"^detection takes 2-D images, but image\.depth is 8; leave it out"):
         frozen_detections(squares(3, 1), squares(2, 2)[0], trial(VIT, image))
 
 

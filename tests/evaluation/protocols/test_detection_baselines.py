@@ -1,4 +1,4 @@
-"""The floors of detection: nothing, and blobs on either side of a threshold."""
+"""The baselines of detection: nothing, and blobs on either side of a threshold."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ def scene(seed: int, count: int) -> tuple[np.ndarray, list[Boxes]]:
     """Large bright and small dark rectangles on grey; a third of another grey is no object."""
     draw = np.random.default_rng(seed)
     shown, truth = np.full((count, 1, 32, 32), 0.4, dtype=np.float32), []
-    for picture in shown[:, 0]:
+    for image in shown[:, 0]:
         x, y = draw.integers(0, 6, 2)
-        picture[y : y + 9, x : x + 8] = 0.9
-        picture[y + 18 : y + 22, x + 16 : x + 20] = 0.85
+        image[y : y + 9, x : x + 8] = 0.9
+        image[y + 18 : y + 22, x + 16 : x + 20] = 0.85
         truth.append(Boxes(np.array([[x, y, x + 8, y + 9]], dtype=np.float32), np.array([0])))
     return shown, truth
 
@@ -57,18 +57,18 @@ def test_dark_objects_of_another_class_are_told_apart() -> None:
     assert [one.kinds[0] for one in found] == [0, 1]
 
 
-def test_black_bars_beside_a_picture_are_no_part_of_it() -> None:
-    """A wide picture: rows 0 to 7 and 24 to 31 are empty. With them, all of the picture would be one bright blob."""
-    picture = np.zeros((1, 32, 32), dtype=np.float32)
-    picture[0, 8:24] = 0.6
-    picture[0, 10:14, 5:12] = 0.3
-    boxes, rows = blobs(picture)
+def test_black_bars_beside_a_image_are_no_part_of_it() -> None:
+    """A wide image: rows 0 to 7 and 24 to 31 are empty. With them, all of the image would be one bright blob."""
+    image = np.zeros((1, 32, 32), dtype=np.float32)
+    image[0, 8:24] = 0.6
+    image[0, 10:14, 5:12] = 0.3
+    boxes, rows = blobs(image)
     assert boxes.tolist() == [[5, 10, 12, 14], [0, 8, 32, 24]]
     np.testing.assert_allclose(rows[0], [0, np.log(28 / 1024), np.log(28 / 1024), np.log(7 / 4), 1, 0.3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_pictures_of_one_value_have_no_blob_but_themselves(value: float) -> None:
+def test_images_of_one_value_have_no_blob_but_themselves(value: float) -> None:
     boxes, rows = blobs(np.full((3, 16, 16), value, dtype=np.float32))
     assert len(boxes) == len(rows) <= 1 and rows.shape[1] == 8
 

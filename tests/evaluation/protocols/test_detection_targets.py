@@ -27,8 +27,8 @@ def answers_of(targets: Targets, sure: float = 20.0) -> Answers:
     """What a head that has learnt everything says."""
     heat = torch.where(targets.heat == 1, sure, torch.logit(targets.heat * 0.9, eps=1e-6))
     size, offset = torch.zeros(len(heat), 2, GRID, GRID), torch.zeros(len(heat), 2, GRID, GRID)
-    size[targets.picture, :, targets.row, targets.column] = targets.size
-    offset[targets.picture, :, targets.row, targets.column] = targets.offset
+    size[targets.image, :, targets.row, targets.column] = targets.size
+    offset[targets.image, :, targets.row, targets.column] = targets.offset
     return Answers(heat, size, offset)
 
 
@@ -36,7 +36,7 @@ def test_targets_by_hand() -> None:
     """Middle (11, 22) of 8 x 16 pixels: column 2.75, row 5.5 of cells of 4 pixels, 2 x 4 cells large."""
     targets = targets_of([true(), true((7, 14, 15, 30, 1))], 2, SIDE)
     assert targets.heat.shape == (2, 2, GRID, GRID) and targets.heat.dtype == torch.float32
-    assert (targets.picture.tolist(), targets.row.tolist(), targets.column.tolist()) == ([1], [5], [2])
+    assert (targets.image.tolist(), targets.row.tolist(), targets.column.tolist()) == ([1], [5], [2])
     assert targets.size.tolist() == [pytest.approx([math.log(2), math.log(4)])]
     assert targets.offset.tolist() == [pytest.approx([0.75, 0.5])]
     assert float(targets.heat[0].max()) == float(targets.heat[1, 0].max()) == 0.0
@@ -53,7 +53,7 @@ def test_splats_of_one_class_are_joined_by_the_larger_one() -> None:
     assert torch.equal(targets_of([true(one, other)], 1, SIDE).heat, torch.maximum(*alone))
 
 
-def test_middles_at_the_edge_and_pictures_that_four_does_not_divide() -> None:
+def test_middles_at_the_edge_and_images_that_four_does_not_divide() -> None:
     """A box of no width at the far edge is in the last cell; 30 pixels are 8 cells of 3.75."""
     targets = targets_of([true((32, 0, 32, 32, 0))], 1, SIDE)
     assert (targets.column.tolist(), targets.row.tolist()) == ([7], [4])
@@ -76,7 +76,7 @@ def test_loss_by_hand() -> None:
     assert float(centre_loss(answers, targets)) == pytest.approx(middle + elsewhere + 1.5 + 1.0)
 
 
-def test_loss_of_pictures_without_boxes_is_that_of_the_false_alarms() -> None:
+def test_loss_of_images_without_boxes_is_that_of_the_false_alarms() -> None:
     answers = Answers(torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4))
     targets = targets_of([true(), true()], 1, 16)
     assert float(centre_loss(answers, targets)) == pytest.approx(32 * 0.25 * math.log(2))
@@ -122,7 +122,7 @@ def test_peaks_only_the_surest_first_and_no_more_than_asked() -> None:
     assert len(decoded(answers, SIDE, 1)[0].scores) == 1
 
 
-def test_what_has_not_learnt_stays_within_the_picture() -> None:
+def test_what_has_not_learnt_stays_within_the_image() -> None:
     answers = Answers(torch.zeros(1, 1, 2, 2), torch.full((1, 2, 2, 2), 1e4), torch.full((1, 2, 2, 2), -1e4))
     found = decoded(answers, 8, 9)[0]
     assert len(found.scores) == 4  # all alike: each is a peak
@@ -130,7 +130,7 @@ def test_what_has_not_learnt_stays_within_the_picture() -> None:
 
 
 def marked(boxes: Boxes) -> torch.Tensor:
-    """A picture ``[1, S, S]`` that is bright inside its one box."""
+    """An image ``[1, S, S]`` that is bright inside its one box."""
     shown = torch.zeros(1, SIDE, SIDE)
     x0, y0, x1, y1 = (int(edge) for edge in boxes.boxes[0])
     shown[0, y0:y1, x0:x1] = 1.0
@@ -138,12 +138,12 @@ def marked(boxes: Boxes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("across", "down"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (0.0, 0.0)])
-def test_boxes_are_mirrored_with_their_pictures(across: float, down: float) -> None:
+def test_boxes_are_mirrored_with_their_images(across: float, down: float) -> None:
     preset = Preset("fixed", "zeros", (0.3, 1.0), horizontal_flip=across, vertical_flip=down)
     truth = [true((2, 5, 9, 30, 1)) for _ in range(40)]
     before = torch.stack([marked(one) for one in truth])
-    pictures, boxes = flipped(before, truth, preset, torch.Generator().manual_seed(0))
-    assert torch.equal(pictures, torch.stack([marked(one) for one in boxes]))
+    images, boxes = flipped(before, truth, preset, torch.Generator().manual_seed(0))
+    assert torch.equal(images, torch.stack([marked(one) for one in boxes]))
     moved = {tuple(one.boxes[0].tolist()) for one in boxes}
     assert len(moved) == (4 if across == 0.5 else 1)
     assert (((23, 5, 30, 30) in moved), ((2, 2, 9, 27) in moved)) == (

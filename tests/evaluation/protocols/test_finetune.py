@@ -35,7 +35,7 @@ def trial(config: EncoderConfig, classes: int = 2, **settings: float) -> Trial:
     return Trial(classes, IMAGE, EvaluationConfig(finetune=tuned), encoder, 7, torch.device("cpu"))
 
 
-def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Stripes along or across."""
     rng = numpy_generator(seed, "stripes")
     labels = rng.integers(0, 2, count)
@@ -46,8 +46,8 @@ def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
 def test_learns_from_random_weights_and_repeats_itself(config: EncoderConfig) -> None:
-    x, y = pictures(33, 1)
-    seen, truth = pictures(40, 2)
+    x, y = images(33, 1)
+    seen, truth = images(40, 2)
     tuned = trial(config, epochs=12 if config is VIT else 4)
     scores = finetune_scores(x, y, seen, tuned)
     assert auroc(truth, scores) > 0.9
@@ -58,7 +58,7 @@ def test_learns_from_random_weights_and_repeats_itself(config: EncoderConfig) ->
 
 
 def test_repeats_are_averaged() -> None:
-    x, y = pictures(20, 1)
+    x, y = images(20, 1)
     one, two = (finetune_scores(x, y, x, trial(VIT, epochs=1, seeds=count)) for count in (1, 2))
     assert (one != two).any()
 
@@ -124,7 +124,7 @@ def test_a_final_norm_alone_is_no_layer() -> None:
 )
 def test_only_the_last_layers_change(config: EncoderConfig, below: str, above: tuple[str, ...]) -> None:
     """All else stays to the bit, norm statistics too; the last layer and the head move."""
-    x, y = pictures(24, 1)
+    x, y = images(24, 1)
     tuned = trial(config, epochs=2)
     classifier = Classifier(tuned.encoder(0.0), 2)
     freeze_below(classifier.encoder, 1)
@@ -149,7 +149,7 @@ def test_frozen_blocks_drop_no_path() -> None:
 
 def test_last_layers_are_counted_from_the_head() -> None:
     """One layer and two differ; as many as there are is full fine-tuning."""
-    x, y = pictures(20, 1)
+    x, y = images(20, 1)
     tuned = trial(VIT, epochs=1)
     one, two, four, every = (finetune_scores(x, y, x, tuned, last=last) for last in (1, 2, 4, None))
     assert (one != two).any()
@@ -158,9 +158,9 @@ def test_last_layers_are_counted_from_the_head() -> None:
 
 
 def test_findings_are_learnt_side_by_side() -> None:
-    """Three findings: the stripes' direction, its opposite, and one that no training picture has."""
-    x, y = pictures(40, 1)
-    seen, truth = pictures(40, 2)
+    """Three findings: the stripes' direction, its opposite, and one that no training image has."""
+    x, y = images(40, 1)
+    seen, truth = images(40, 2)
     scores = finetune_scores(x, np.stack([y, 1 - y, 0 * y], axis=1), seen, trial(VIT, classes=3), "findings")
     assert auroc(truth, np.stack([1 - scores[:, 0], scores[:, 0]], axis=1)) > 0.9
     assert auroc(1 - truth, np.stack([1 - scores[:, 1], scores[:, 1]], axis=1)) > 0.9
@@ -171,8 +171,8 @@ def test_findings_are_learnt_side_by_side() -> None:
 @pytest.mark.slow
 def test_values_are_in_their_own_unit() -> None:
     """Head at zero answers the mean; a change of unit changes the answers alike."""
-    x, y = pictures(40, 1)
-    seen, truth = pictures(40, 2)
+    x, y = images(40, 1)
+    seen, truth = images(40, 2)
     years = 50.0 + 20.0 * y
     tuned = trial(VIT, classes=1)
     found = finetune_scores(x, years, seen, tuned, "value")

@@ -59,7 +59,7 @@ def test_nearest_is_the_sort_in_float64(
     assert all(len(set(row)) == neighbours for row in places.tolist())
 
 
-def test_of_equally_near_pictures_the_earlier_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equally_near_images_the_earlier_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """By both ways: few candidates, and so many that they are sorted out of the whole bank."""
     draw = numpy_generator(3, "copies")
     known = draw.standard_normal((50, 7))[draw.integers(0, 50, 2000)]
@@ -90,7 +90,7 @@ def test_findings_are_shares_of_the_vote() -> None:
 
 
 def test_values_against_scikit_learn() -> None:
-    """A tenth of 90 pictures are 9 neighbours."""
+    """A tenth of 90 images are 9 neighbours."""
     draw = numpy_generator(1, "values")
     known, asked, values = draw.standard_normal((90, 5)), draw.standard_normal((11, 5)), draw.normal(40, 9, 90)
     model = KNeighborsRegressor(9, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07))

@@ -16,7 +16,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 
 def made(classes: int, rows: int = 400, width: int = 8) -> tuple[Labelled, Labelled, Labelled]:
-    """Training, validation and test pictures of overlapping classes, the first most common; features of all sizes."""
+    """Training, validation and test images of overlapping classes, the first most common; features of all sizes."""
     draw = numpy_generator(0, "svm", classes)
     x = draw.standard_normal((rows, width))
     likeness = x[:, :classes] + draw.normal(0, 0.8, (rows, classes)) + 1.2 * np.eye(classes)[0]
@@ -45,7 +45,7 @@ def test_scores_are_scikit_learns_at_the_best_strength(classes: int) -> None:
     assert calibration_error(test[1], scores) < 0.1
 
 
-def test_test_pictures_steer_nothing() -> None:
+def test_test_images_steer_nothing() -> None:
     train, validation, test = made(2)
     whole = svm_scores(train, validation, test[0], 2)
     part = svm_scores(train, validation, np.vstack([test[0][:9], 50 * test[0][9:]]), 2)
@@ -57,13 +57,13 @@ def test_platt_never_turns_the_order_round() -> None:
     against = Platt.of(values, (values < 0).astype(np.float64))(values)
     assert (np.diff(against) > 0).all()
     assert np.ptp(against) < 0.01
-    none = Platt.of(values, np.zeros(40))(values)  # a class that no validation picture has
+    none = Platt.of(values, np.zeros(40))(values)  # a class that no validation image has
     np.testing.assert_allclose(none, 1 / 42, atol=2e-3)
     same = Platt.of(np.full(40, 2.0), np.ones(40))(values)
     assert np.isfinite(same).all()
 
 
-def test_classes_without_a_training_picture_are_never_found() -> None:
+def test_classes_without_a_training_image_are_never_found() -> None:
     train, validation, test = made(3)
     two = train[1] != 1
     scores = svm_scores((train[0][two], train[1][two]), validation, test[0], 3)

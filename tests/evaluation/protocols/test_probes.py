@@ -1,4 +1,4 @@
-"""Logistic probe, floors and diagnostics."""
+"""Logistic probe, baselines and diagnostics."""
 
 from pathlib import Path
 from typing import get_args
@@ -54,7 +54,7 @@ def test_logistic_against_scikit_learn(classes: int, strength: float) -> None:
     np.testing.assert_allclose(fitted.probabilities(standard), expected, atol=2e-4)
 
 
-def test_logistic_with_more_features_than_pictures_and_a_constant_one() -> None:
+def test_logistic_with_more_features_than_images_and_a_constant_one() -> None:
     x, y = make_features(2, rows=20, width=60)
     x[:, 5] = 3.0
     standard = Standard.of(x)(x)
@@ -93,7 +93,7 @@ def test_findings_have_a_probe_each() -> None:
 
 
 def test_strength_is_chosen_on_validation_alone() -> None:
-    """The scores are those of the strength of least validation loss, whatever the test pictures are."""
+    """The scores are those of the strength of least validation loss, whatever the test images are."""
     x, y = make_features(2, rows=300)
     train, validation, test = (x[:60], y[:60]), (x[60:180], y[60:180]), x[180:]
     scores = logistic_scores(train, validation, test, 2)
@@ -111,15 +111,15 @@ def test_strength_is_chosen_on_validation_alone() -> None:
     assert (STRENGTHS[0], STRENGTHS[-1]) == (pytest.approx(1e-6), pytest.approx(1e5))
 
 
-def test_floors() -> None:
+def test_baselines() -> None:
     np.testing.assert_allclose(majority_scores(np.array([0, 0, 1, 0]), 2, 2), [[0.75, 0.25]] * 2)
-    pictures = torch.arange(2 * 3 * 64 * 64, dtype=torch.float32).reshape(2, 3, 64, 64)
-    small = small_pixels(pictures)
+    images = torch.arange(2 * 3 * 64 * 64, dtype=torch.float32).reshape(2, 3, 64, 64)
+    small = small_pixels(images)
     assert small.shape == (2, 3 * 32 * 32)
     assert small[0, 0] == pytest.approx((0 + 1 + 64 + 65) / 4)
 
 
-def test_components_come_from_the_training_pictures_alone() -> None:
+def test_components_come_from_the_training_images_alone() -> None:
     rng = numpy_generator(1, "pca")
     train, test = rng.standard_normal((50, 30)), rng.standard_normal((9, 30))
     own, other = principal(train, (test,), 6)

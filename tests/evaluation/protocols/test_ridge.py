@@ -1,4 +1,4 @@
-"""Ridge regression is scikit-learn's, and its penalty is chosen on validation pictures alone."""
+"""Ridge regression is scikit-learn's, and its penalty is chosen on validation images alone."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_values_are_scikit_learns_at_the_best_penalty(train: int, width: int) ->
     np.testing.assert_allclose(found, models[best].predict(scale.transform(asked)), rtol=1e-7)
 
 
-def test_test_pictures_steer_nothing_and_noise_is_answered_with_the_mean() -> None:
+def test_test_images_steer_nothing_and_noise_is_answered_with_the_mean() -> None:
     x, y = made(90, 10)
     train, validation = (x[:40], y[:40]), (x[40:70], y[40:70])
     whole = ridge_values(train, validation, x[70:])

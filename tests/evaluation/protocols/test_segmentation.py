@@ -61,25 +61,25 @@ def squares(count: int, seed: int, image: ImageConfig = FLAT) -> tuple[NDArray[n
     """Grey noise with a bright square (class 1) and a dark one (class 2) of 8 pixels on places of a grid of 4."""
     rng = numpy_generator(seed, "squares")
     sides = image.shape[1:]
-    pictures = rng.normal(0.5, 0.03, (count, *sides))
+    images = rng.normal(0.5, 0.03, (count, *sides))
     masks = np.zeros((count, *sides), dtype=np.uint8)
     for number in range(count):
         first, second = rng.permutation(4)[:2]
         for value, corner, change in ((1, first, 0.3), (2, second, -0.3)):
             top, left = 8 * (corner // 2), 8 * (corner % 2)
             place = (number, ..., slice(top, top + 8), slice(left, left + 8))
-            pictures[place] += change
+            images[place] += change
             masks[place] = value
-    return pictures.clip(0, 1)[:, None].astype(np.float32), masks
+    return images.clip(0, 1)[:, None].astype(np.float32), masks
 
 
 def noise(count: int) -> NDArray[np.float32]:
-    """Pictures of nothing."""
+    """Images of nothing."""
     return numpy_generator(0, "noise").uniform(0, 1, (count, 1, 16, 16)).astype(np.float32)
 
 
 def dice(found: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """The worse one of the two classes, over all pictures."""
+    """The worse one of the two classes, over all images."""
     table = overlap_table(found, truth, ("1", "2"))
     columns = ("intersection", "predicted", "truth")
     return min(patient_dice(*(table[f"{column}_{name}"] for column in columns)) for name in "12")
@@ -108,15 +108,15 @@ def test_the_same_seed_gives_the_same_masks_and_moves_no_other_generator(protoco
 
 @pytest.mark.parametrize("protocol", [linear_masks, decoder_masks])
 def test_a_class_without_training_pixels_is_never_found(protocol: Masks) -> None:
-    (pictures, masks), (unseen, _) = squares(16, 1), squares(5, 2)
-    found = protocol((pictures, np.where(masks == 2, 0, masks).astype(np.uint8)), unseen, trial(VIT, epochs=15))
+    (images, masks), (unseen, _) = squares(16, 1), squares(5, 2)
+    found = protocol((images, np.where(masks == 2, 0, masks).astype(np.uint8)), unseen, trial(VIT, epochs=15))
     assert set(np.unique(found)) == {0, 1}
 
 
-def test_one_training_picture_is_enough_for_a_linear_layer() -> None:
+def test_one_training_image_is_enough_for_a_linear_layer() -> None:
     """Also where the last map is one pixel, so that no batch normalisation could do."""
-    pictures, masks = squares(1, 1)
-    assert dice(linear_masks((pictures, masks), pictures, trial(RESNET, epochs=40)), masks) > 0.9
+    images, masks = squares(1, 1)
+    assert dice(linear_masks((images, masks), images, trial(RESNET, epochs=40)), masks) > 0.9
 
 
 @pytest.mark.parametrize("protocol", [linear_masks, decoder_masks])
@@ -136,7 +136,7 @@ def test_settings_of_one_protocol_matter(protocol: Masks, option: dict[str, floa
 
 
 def assert_matters(protocol: Masks, option: dict[str, float]) -> None:
-    """Pictures of noise only, where every change of the training shows in the masks."""
+    """Images of noise only, where every change of the training shows in the masks."""
     train, unseen = squares(9, 1), noise(6)
     found = (protocol(train, unseen, trial(VIT, **changed)) for changed in ({}, option))
     assert (next(found) != next(found)).any()
@@ -181,7 +181,7 @@ def test_the_decoder_trains_all_weights_of_the_encoder() -> None:
 
 
 def test_small_sets_are_passed_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """9 pictures in batches of 4 are 3 steps a pass: 2 epochs are 6 steps, but at least 40 steps need 14 passes."""
+    """9 images in batches of 4 are 3 steps a pass: 2 epochs are 6 steps, but at least 40 steps need 14 passes."""
     monkeypatch.setattr(steps, "LEAST_STEPS", 40)
     batches = list(steps.batches(9, 2, 4, 0))
     assert len(batches) == 42
@@ -220,7 +220,7 @@ def test_a_linear_layer_sees_the_last_map_on_each_grid(config: EncoderConfig, gr
 
 
 def test_the_head_is_one_linear_layer_on_all_maps_side_by_side() -> None:
-    """Standardised over pictures and places, enlarged, joined along channels, one 1x1 convolution."""
+    """Standardised over images and places, enlarged, joined along channels, one 1x1 convolution."""
     draw = torch.Generator().manual_seed(0)
     known = [3 * torch.randn(5, 4, 8, 8, generator=draw) + 2, torch.randn(5, 6, 2, 2, generator=draw) - 1]
     known[1][:, 3] = 0.25  # a constant channel
@@ -244,17 +244,17 @@ def test_the_head_is_one_linear_layer_on_all_maps_side_by_side() -> None:
 
 
 def coded(count: int, depth: int | None = None) -> tuple[Tensor, Tensor]:
-    """Pictures whose every pixel tells its place, and masks that say the same."""
+    """Images whose every pixel tells its place, and masks that say the same."""
     shape = (count, 5, 7) if depth is None else (count, depth, 5, 7)
     masks = torch.arange(int(np.prod(shape))).view(shape).remainder(251).to(torch.uint8)
     return masks[:, None].float(), masks
 
 
 @pytest.mark.parametrize("depth", [None, 3])
-def test_pictures_and_masks_are_flipped_together(depth: int | None) -> None:
-    pictures, masks = coded(400, depth)
+def test_images_and_masks_are_flipped_together(depth: int | None) -> None:
+    images, masks = coded(400, depth)
     both = resolve(ImageConfig(modality="histopathology", size=16, channels=1))
-    seen, truth = flipped(pictures, masks, both, torch.Generator().manual_seed(0))
+    seen, truth = flipped(images, masks, both, torch.Generator().manual_seed(0))
     assert torch.equal(seen[:, 0], truth.float())
     ways = {"as it was": (), "left-right": (-1,), "up-down": (-2,), "both": (-1, -2)}
     counted = {
@@ -266,10 +266,10 @@ def test_pictures_and_masks_are_flipped_together(depth: int | None) -> None:
 
 
 def test_flips_are_those_of_the_modality() -> None:
-    pictures, masks = coded(50)
+    images, masks = coded(50)
 
     def seen(image: ImageConfig) -> Tensor:
-        return flipped(pictures, masks, resolve(image), torch.Generator().manual_seed(0))[1]
+        return flipped(images, masks, resolve(image), torch.Generator().manual_seed(0))[1]
 
     assert torch.equal(seen(ImageConfig(modality="ct", size=16, channels=1)), masks)  # liver and heart have a side
     turned = AugmentConfig(vertical_flip=1.0)
@@ -280,18 +280,18 @@ def test_flips_are_those_of_the_modality() -> None:
 
 
 def test_only_the_training_flips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every training picture upside down an organ in the upper half is found in the lower half."""
+    """With every training image upside down an organ in the upper half is found in the lower half."""
     image = ImageConfig(
         modality="mri", size=16, channels=1, augment=AugmentConfig(vertical_flip=1.0, horizontal_flip=0.0)
     )
-    pictures = noise(16)
+    images = noise(16)
     masks = np.zeros((16, 16, 16), dtype=np.uint8)
     masks[:, :8] = 1
-    found = decoder_masks((pictures, masks), pictures, trial(VIT, image, classes=2, epochs=15))
+    found = decoder_masks((images, masks), images, trial(VIT, image, classes=2, epochs=15))
     assert found[:, 8:].mean() > 0.9 > 0.1 > found[:, :8].mean()
 
 
-def test_the_segmenter_gives_logits_of_the_pictures_size() -> None:
+def test_the_segmenter_gives_logits_of_the_images_size() -> None:
     plain = trial(VIT, classes=4)
     network = Segmenter(plain.encoder(0.0), plain)
     assert network(torch.zeros(2, 1, 16, 16)).shape == (2, 4, 16, 16)

@@ -41,7 +41,7 @@ def result(encoder: str, value: float, metric: str = "AUROC") -> dict[str, objec
 
 
 def run(
-    path: Path, value: float, interval: tuple[float, float] | None, metric: str = "AUROC", against: str = "pooled"
+    path: Path, value: float, interval: tuple[float, float] | None, metric: str = "AUROC", against: str = "centralised"
 ) -> RunFolder:
     """A run whose federated encoder differs by so much from that of ``against``."""
     low, high = interval or (np.nan, np.nan)
@@ -107,19 +107,19 @@ def test_a_lag_is_said_with_what_stands_out(
     tmp_path: Path, value: float, interval: tuple[float, float], metric: str
 ) -> None:
     folder = run(tmp_path, value, interval, metric)
-    curves = pd.DataFrame({"arm": "federated", "site": ["A", "B", "A"], "pictures": [900, 30, 900]})
+    curves = pd.DataFrame({"arm": "federated", "site": ["A", "B", "A"], "images": [900, 30, 900]})
     first, second = explain_lag(replace(folder, curves=curves))
     assert first.startswith("Federated lags: ")
     assert first.endswith("it goes with the lag, and none of it is shown to be the cause.")
-    assert second.startswith("The sites' sizes are far apart: A has 900 pictures, B 30.")
+    assert second.startswith("The sites' sizes are far apart: A has 900 images, B 30.")
 
 
-@pytest.mark.parametrize("against", ["random", "alone-A"])
+@pytest.mark.parametrize("against", ["random", "local-only-A"])
 def test_without_a_pooled_encoder_nothing_is_said(tmp_path: Path, against: str) -> None:
     assert explain_lag(run(tmp_path, -0.05, (-0.09, -0.01), against=against)) == []
 
 
-def test_a_site_whose_last_layers_point_away_and_whose_pictures_differ() -> None:
+def test_a_site_whose_last_layers_point_away_and_whose_images_differ() -> None:
     layers = agreeing("A", "B", "C")
     layers["A"]["head"] = SiteLayer(0.4, 1.0)
     layers["C"] |= {"block 2": SiteLayer(-0.1, 1.0), "head": SiteLayer(-0.2, 1.0)}
@@ -146,7 +146,7 @@ def test_two_sites_have_one_angle() -> None:
     (line,) = reasons(Evidence(agreeing("A", "B", cosine=-0.3)))
     assert line == (
         "The updates of A and B point away from each other in all layers (cosine −0.30). With two sites it cannot be "
-        "said which of them is unlike the pooled pictures."
+        "said which of them is unlike the others."
     )
     assert reasons(Evidence(agreeing("A", "B", cosine=0.1)))[0].startswith("Nothing stands out")
 
@@ -166,7 +166,7 @@ def test_collapse_leakage_and_sizes_are_told() -> None:
     collapse, leakage, sizes = reasons(evidence)
     assert collapse.startswith("In training the features of A, B were becoming all alike in some rounds.")
     assert "(balanced accuracy 0.82, pooled 0.60)" in leakage
-    assert sizes.startswith("The sites' sizes are far apart: B has 700 pictures, A 12.")
+    assert sizes.startswith("The sites' sizes are far apart: B has 700 images, A 12.")
 
 
 def test_what_does_not_stand_out_is_not_told_and_what_is_missing_is() -> None:
@@ -183,11 +183,11 @@ def test_divergence_is_the_mean_over_rounds_folds_and_seeds(tmp_path: Path) -> N
     for fold, rows in values.items():
         place = tmp_path / "arms" / "federated" / fold / "seed-0"
         place.mkdir(parents=True)
-        told = [
+        answer = [
             {"round": round_, "site": "A", "layers": [{"name": "stem", "cosine": cosine, "norm_ratio": ratio}]}
             for round_, cosine, ratio in rows
         ]
-        (place / DIVERGENCE_NAME).write_text("".join(json.dumps(row) + "\n" for row in told))
+        (place / DIVERGENCE_NAME).write_text("".join(json.dumps(row) + "\n" for row in answer))
     found = read_divergence(run(tmp_path, 0, None), "federated")
     assert found == {"A": {"stem": SiteLayer(pytest.approx(0.5), pytest.approx(2.0))}}
 
@@ -209,16 +209,16 @@ def test_one_odd_site_does_not_make_the_others_odd() -> None:
     assert intensity_distances({"A": grey(4)}) == {}
 
 
-def test_histograms_are_those_of_each_sites_pictures(
+def test_histograms_are_those_of_each_sites_images(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = read_inputs(make_run(), show=False)
     found = intensity_histograms(inputs)
     assert set(found) == {"north", "south", "away"}
-    south = np.flatnonzero(inputs.pictures.site == "south")
+    south = np.flatnonzero(inputs.images.site == "south")
     counts = np.histogram(inputs.view().read(south).numpy(), BINS, (0, 1))[0]
     assert found["south"] == pytest.approx(counts / counts.sum())
-    monkeypatch.setattr(module, "_PICTURES", 2)
+    monkeypatch.setattr(module, "_IMAGES", 2)
     few = intensity_histograms(inputs)["south"]
     ends = np.histogram(inputs.view().read(south[[0, -1]]).numpy(), BINS, (0, 1))[0]
     assert few == pytest.approx(ends / ends.sum())

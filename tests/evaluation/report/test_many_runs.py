@@ -1,4 +1,4 @@
-"""One page on many runs: differences only between runs that were tested on the same pictures with the same labels."""
+"""One page on many runs: differences only between runs that were tested on the same images with the same labels."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ CONFIG = RunEvaluation(protocols=("logistic",))
 
 
 def scored_run(run: Path, arm: str, spread: float) -> Path:
-    """An evaluated run of 40 patients with two pictures each, at two sites; scores spread about the truth."""
+    """An evaluated run of 40 patients with two images each, at two sites; scores spread about the truth."""
     rng, rows = numpy_generator(0, arm), []
     for patient in range(40):
         for index in range(2):
@@ -48,7 +48,7 @@ def scored_run(run: Path, arm: str, spread: float) -> Path:
 
 @pytest.fixture
 def two_runs(tmp_path: Path) -> tuple[Path, Path]:
-    """Two runs on the same pictures whose encoders differ; folders of one name below different ones."""
+    """Two runs on the same images whose encoders differ; folders of one name below different ones."""
     return scored_run(tmp_path / "0" / "run", "fedavg", 0.4), scored_run(tmp_path / "1" / "run", "fedprox", 4.0)
 
 
@@ -80,13 +80,13 @@ def test_the_difference_is_that_of_the_same_patients(two_runs: tuple[Path, Path]
     assert "without a difference" not in text
 
 
-def test_other_pictures_or_labels_are_side_by_side_with_the_reason(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_images_or_labels_are_side_by_side_with_the_reason(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = two_runs
     change(second, label=lambda labels: 1 - labels)
-    assert "the same pictures have other labels." in words(write_comparison([first, second], tmp_path / "a.html"))
+    assert "the same images have other labels." in words(write_comparison([first, second], tmp_path / "a.html"))
     change(second, patient=lambda patients: patients + "x")
     text = words(write_comparison([first, second], tmp_path / "b.html"))
-    assert "0/run and 1/run: not tested on the same pictures of the same patients." in text
+    assert "0/run and 1/run: not tested on the same images of the same patients." in text
 
 
 def test_other_questions_are_said(two_runs: tuple[Path, Path], tmp_path: Path) -> None:

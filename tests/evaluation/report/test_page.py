@@ -27,8 +27,15 @@ from foundation.errors import RunError
 
 Interval = tuple[float, float] | None
 HOSTILE = "<script>alert('x')</script>"
-VALUES = {"federated": 0.842, "random": 0.786, "alone-DU": 0.829, "pooled": 0.851, "pixels": 0.813, "majority": 0.5}
-ROLES = {"alone-DU": "alone"}
+VALUES = {
+    "federated": 0.842,
+    "random": 0.786,
+    "local-only-DU": 0.829,
+    "centralised": 0.851,
+    "pixels": 0.813,
+    "majority": 0.5,
+}
+ROLES = {"local-only-DU": "local-only"}
 SITES = {"all": 46, "DU": 22, "HT": 12, "FG": 6, "CS": 26}
 
 
@@ -101,10 +108,10 @@ def full_run(run: Path, demonstration: bool = True) -> Path:
     ]
     bare_run(run, rows, [*differences, comparison("random", 0.06, (-0.01, 0.13), site="CS", n=26)])
     arms = [
-        {"arm": "federated", "title": "Federated: pictures stay home", "kind": "federated", "pictures": 30240},
-        {"arm": "pooled", "title": "Pooled: one place, same passes", "kind": "pooled", "pictures": 30240},
-        {"arm": "alone-DU", "title": "DU alone, same passes", "kind": "alone", "pictures": 30208},
-        {"arm": "random", "title": "Random initialisation: no pretraining", "kind": "random", "pictures": 0},
+        {"arm": "federated", "title": "Federated: images stay home", "kind": "federated", "images": 30240},
+        {"arm": "centralised", "title": "Pooled: one place, same passes", "kind": "centralised", "images": 30240},
+        {"arm": "local-only-DU", "title": "DU alone, same passes", "kind": "local-only", "images": 30208},
+        {"arm": "random", "title": "Random initialisation: no pretraining", "kind": "random", "images": 0},
     ]
     more = {
         "folds": [0],
@@ -131,7 +138,7 @@ def full_run(run: Path, demonstration: bool = True) -> Path:
     write_rows(run / "evaluation" / "splits.csv", ("image", "patient", "site", "label", "fold", "role"), splits)
     metrics = run / "arms" / "federated" / "fold-0" / "seed-0" / "metrics.jsonl"
     metrics.parent.mkdir(parents=True)
-    losses = [{"round": r, "site": s, "loss": 1 / r, "pictures": 18} for r in (1, 2, 3) for s in ("DU", "HT", "FG")]
+    losses = [{"round": r, "site": s, "loss": 1 / r, "images": 18} for r in (1, 2, 3) for s in ("DU", "HT", "FG")]
     events = [{"round": 2, "event": "site left out", "site": "FG", "reason": "norm 83 is 112 times the median"}]
     metrics.write_text("".join(json.dumps(row) + "\n" for row in [*losses, *events]) + '{"round": 3, "si')
     for entry in ("one", "two"):
@@ -207,12 +214,17 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
         ("pixels", (-0.02, 0.05), "We cannot tell it from simple pixels: a logistic regression on raw pixels"),
         ("pixels", (0.02, 0.09), "It does better than simple pixels:"),
         (
-            "alone-DU",
+            "local-only-DU",
             (-0.09, -0.02),
-            "Training together did harm: against each site on its own the federated encoder is worse than alone-DU.",
+            "Training together did harm: against each site on its own the federated encoder is worse than "
+            "local-only-DU.",
         ),
-        ("alone-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from alone-DU."),
-        ("pooled", (-0.09, -0.02), "Pooling all pictures in one place did better: the federated encoder is 0.03 below"),
+        ("local-only-DU", (-0.02, 0.05), "the federated encoder is not to be told apart from local-only-DU."),
+        (
+            "centralised",
+            (-0.09, -0.02),
+            "Pooling all images in one place did better: the federated encoder is 0.03 below",
+        ),
         ("supervised", (-0.09, -0.02), "It did worse than supervised training from scratch with the same labels:"),
         ("majority", (-0.02, 0.05), "We cannot tell it from always answering the majority class:"),
     ],
@@ -242,9 +254,9 @@ def test_with_starting_weights_the_answer_is_what_pretraining_added_to_them(
 ) -> None:
     """That the encoder beats random initialisation is the starting weights' doing as well: it comes after."""
     middle = -0.03 if interval[1] < 0 else 0.03
-    rows = [result("federated", 0.8), result("natural", 0.8 - middle), result("random", 0.6)]
+    rows = [result("federated", 0.8), result("pretrained-init", 0.8 - middle), result("random", 0.6)]
     rows.append(result("supervised", 0.7, protocol="finetune"))
-    apart = [comparison("natural", middle, interval), comparison("random", 0.2, (0.1, 0.3))]
+    apart = [comparison("pretrained-init", middle, interval), comparison("random", 0.2, (0.1, 0.3))]
     text = report_text(bare_run(tmp_path, rows, [*apart, comparison("supervised", 0.1, (0.05, 0.2))]))
     assert opening in text
     assert "the weights it started from" in text[text.index(opening) :][:200]
@@ -305,10 +317,10 @@ def test_the_banner_of_a_demonstration_stands_before_the_answer(tmp_path: Path) 
 
 
 def test_clusters_as_units_are_said_on_top_and_in_the_answer(tmp_path: Path) -> None:
-    unit = {"unit": "picture cluster"}
+    unit = {"unit": "image cluster"}
     run = bare_run(tmp_path, [result("federated", 0.8, **unit)], [comparison("random", 0.1, (0.05, 0.2), **unit)])
     text = report_text(run)
-    assert text.index("Unit: picture cluster, interval optimistic.") < text.index("on unseen picture clusters")
+    assert text.index("Unit: image cluster, interval optimistic.") < text.index("on unseen image clusters")
     assert "The intervals are optimistic." in text
 
 
@@ -354,10 +366,10 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in addresses)
     assert not re.search(r"url\(|@import", page.read_text())
     drawn = [base64.b64decode(a.partition(",")[2]).decode() for a in addresses if a.startswith("data:")]
-    assert all(not re.search(r'(?:href|src)="(?!#|data:)', picture) for picture in drawn)
+    assert all(not re.search(r'(?:href|src)="(?!#|data:)', image) for image in drawn)
 
 
-def test_pictures_have_words_and_tables_have_headers(tmp_path: Path) -> None:
+def test_images_have_words_and_tables_have_headers(tmp_path: Path) -> None:
     found = elements(write_report(full_run(tmp_path)))
     images = [attributes for tag, attributes in found if tag == "img"]
     assert len(images) == 4  # three learning curves, one label-efficiency curve
@@ -408,10 +420,10 @@ def test_every_row_of_the_results_is_on_the_page_with_its_figures(tmp_path: Path
 
 def test_the_tables_say_who_was_where_and_what_it_cost(tmp_path: Path) -> None:
     text = report_text(full_run(tmp_path))
-    assert "Every pretrained encoder saw the same number of pictures over the whole study (30,208 to 30,240" in text
-    assert "DU 3 / 6 3 / 6 3 / 6 – 1" in text  # 3 patients with 2 pictures in each role, one unreadable picture
+    assert "Every pretrained encoder saw the same number of images over the whole study (30,208 to 30,240" in text
+    assert "DU 3 / 6 3 / 6 3 / 6 – 1" in text  # 3 patients with 2 images in each role, one unreadable image
     assert "CS left out of training – – – 9 / 18 0" in text
-    assert "Federated pictures stay home 1 1 30,240 560 1,000 945 3 min" in text
+    assert "Federated images stay home 1 1 30,240 560 1,000 945 3 min" in text
     assert "FG, round 2 (federated): norm 83 is 112 times the median" in text
     assert "Not measured: 1 % of the labels (1 of 74 training patients)." in text
     assert "fedpretext simulate brain.yaml" in text
@@ -429,29 +441,29 @@ def test_site_by_site_names_the_worst_and_the_left_out(tmp_path: Path) -> None:
 def test_unequal_budgets_are_said(tmp_path: Path) -> None:
     run = bare_run(tmp_path, [result("federated", 0.8)])
     arms = [
-        {"arm": arm, "title": arm, "kind": arm, "folds": [0], "seeds": [0], "pictures": pictures}
-        for arm, pictures in (("federated", 1000), ("pooled", 1500))
+        {"arm": arm, "title": arm, "kind": arm, "folds": [0], "seeds": [0], "images": images}
+        for arm, images in (("federated", 1000), ("centralised", 1500))
     ]
     (run / "arms.json").write_text(json.dumps(arms))
-    assert "Budgets were not equal: the pretrained encoders saw 1,000 to 1,500 pictures." in report_text(run)
+    assert "Budgets were not equal: the pretrained encoders saw 1,000 to 1,500 images." in report_text(run)
 
 
 def test_equal_passes_are_said(tmp_path: Path) -> None:
-    """Also where the federated encoder is held against a site alone, which saw fewer pictures, each as often."""
+    """Also where the federated encoder is held against a site alone, which saw fewer images, each as often."""
     run = full_run(tmp_path)
     arms = json.loads((run / "arms.json").read_text())
-    for row, (pictures, passes) in zip(arms, [(1000, 8.0), (1010, 8.08), (250, 7.2), (0, 0.0)], strict=True):
-        row |= {"pictures": pictures, "passes": passes}
+    for row, (images, passes) in zip(arms, [(1000, 8.0), (1010, 8.08), (250, 7.2), (0, 0.0)], strict=True):
+        row |= {"images": images, "passes": passes}
     (run / "arms.json").write_text(json.dumps(arms))
     text = report_text(run)
     assert (
-        "Every pretrained encoder saw each of its pictures about equally often (7.2 to 8.08 times over the whole "
-        "study; only whole batches are counted). A site alone has fewer pictures and so saw fewer: 250 to 1,010 in all."
+        "Every pretrained encoder saw each of its images about equally often (7.2 to 8.08 times over the whole "
+        "study; only whole batches are counted). A site alone has fewer images and so saw fewer: 250 to 1,010 in all."
     ) in text
-    assert "against each site on its own, with each picture seen as often, the federated encoder is" in text
+    assert "against each site on its own, with each image seen as often, the federated encoder is" in text
     arms[2]["passes"] = 28.8
     (run / "arms.json").write_text(json.dumps(arms))
-    assert "Budgets were not equal: the pretrained encoders saw 250 to 1,010 pictures." in report_text(run)
+    assert "Budgets were not equal: the pretrained encoders saw 250 to 1,010 images." in report_text(run)
 
 
 def test_a_point_without_interval_is_hollow_and_says_why(tmp_path: Path) -> None:
@@ -545,7 +557,7 @@ def test_a_role_is_stated_and_not_read_out_of_a_name(tmp_path: Path) -> None:
     assert "Supervised from scratch" in text
     assert "starting weights" not in text
     assert "Of 2 pretrained encoders" in text
-    rows.append(result("w0", 0.5, role="natural"))
+    rows.append(result("w0", 0.5, role="pretrained-init"))
     assert "Supervised from the starting weights" in report_text(bare_run(tmp_path, rows))
 
 
@@ -570,5 +582,5 @@ def test_the_scatter_shows_label_and_site_and_needs_points() -> None:
     features = np.random.default_rng(0).standard_normal((2000, 8))
     panels = scatter_panels(features, ["a", "b"] * 1000, ["DU"] * 2000)
     assert [panel.title for panel in panels] == ["By label", "By site"]
-    assert panels[0].alt == "Scatter of 1500 pictures’ features on two principal components, by label: a, b."
+    assert panels[0].alt == "Scatter of 1500 images’ features on two principal components, by label: a, b."
     assert scatter_panels(features[:2], ["a", "b"], ["DU", "DU"]) == []

@@ -15,8 +15,8 @@ RECORD: dict[str, Any] = {
     "clip": 1.0, "secure_aggregation": False, "spent": 7.98, "spent_by": "north", "ledgers": 3, "trainings": 1,
     "meaning": ["What it means."], "not_covered": ["labels"], "withheld": ["Losses stay."],
 }  # fmt: skip
-FEDERATED = Arm("federated", "Federated: all sites together", "federated", pictures=1000)
-POOLED = Arm("pooled", "Pooled: all pictures in one place, without privacy", "pooled", pictures=1005)
+FEDERATED = Arm("federated", "Federated: all sites together", "federated", images=1000)
+POOLED = Arm("centralised", "Centralised: all images in one place, without privacy", "centralised", images=1005)
 
 
 def folder(path: Path, *arms: Arm, **changes: Any) -> RunFolder:
@@ -31,11 +31,11 @@ def facts(run: RunFolder) -> dict[str, str]:
 
 def test_by_patient(tmp_path: Path) -> None:
     run = folder(tmp_path, FEDERATED, POOLED)
-    told, section = facts(run), privacy_section(run)
+    answer, section = facts(run), privacy_section(run)
     assert section is not None
-    assert told["Promised"] == "epsilon 8 at delta 1e-05; planned for 7.98"
-    assert told["Spent"] == "epsilon 7.98 by the ledger of north, the largest"
-    assert told["Noise"] == (
+    assert answer["Promised"] == "epsilon 8 at delta 1e-05; planned for 7.98"
+    assert answer["Spent"] == "epsilon 7.98 by the ledger of north, the largest"
+    assert answer["Noise"] == (
         "standard deviation 1.25 times the longest contribution (1) in each of 40 steps of a site, in which a patient "
         "takes part with probability 0.25"
     )
@@ -58,9 +58,9 @@ def test_what_was_spent(tmp_path: Path, changes: dict[str, Any], said: str) -> N
 
 def test_by_site_it_says_who_adds_the_noise(tmp_path: Path) -> None:
     for together, who in ((False, "noise at the server"), (True, "noise by the sites themselves")):
-        told = facts(folder(tmp_path, unit="site", secure_aggregation=together, steps=8))
-        assert who in told["Protected"]
-        assert told["Noise"].endswith("on the sum of updates, in each of 8 rounds")
+        answer = facts(folder(tmp_path, unit="site", secure_aggregation=together, steps=8))
+        assert who in answer["Protected"]
+        assert answer["Noise"].endswith("on the sum of updates, in each of 8 rounds")
 
 
 def test_a_study_without_privacy_has_no_section(tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ def gathered_run(
     (run / "evaluation").mkdir(parents=True)
     RESULTS.write(run / "results.csv", RESULTS.frame(rows))
     COMPARISONS.write(run / "comparisons.csv", COMPARISONS.frame(apart))
-    told = [
+    reported = [
         {"arm": name, "title": TITLES[name][0], "kind": TITLES[name][1], "folds": [0], "seeds": [0]} for name in values
     ]
-    (run / "arms.json").write_text(json.dumps(told))
-    encoders = [{"arm": each["arm"], "base": BASES.get(each["arm"], "")} for each in told]
+    (run / "arms.json").write_text(json.dumps(reported))
+    encoders = [{"arm": each["arm"], "base": BASES.get(each["arm"], "")} for each in reported]
     (run / "results.json").write_text(
         json.dumps({"kind": "classification", "classes": ["0", "1"], "encoders": encoders})
     )
@@ -166,12 +166,12 @@ def test_left_out_copies_are_said_without_a_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_are_shown_only_when_asked_for_and_a_card_lies_beside(make_run: Callable[..., Path]) -> None:
+def test_images_are_shown_only_when_asked_for_and_a_card_lies_beside(make_run: Callable[..., Path]) -> None:
     run = make_run(RunEvaluation(protocols=("knn",)))
     evaluate(run, show=False)
     assert "image/png" not in write_report(run).read_text()
     assert (run / "model-card.md").read_text().startswith("# ")
-    page = write_report(run, pictures=True).read_text()
+    page = write_report(run, images=True).read_text()
     assert page.count('src="data:image/png') > 4
-    assert "They are pictures of patients" in page
+    assert "They are images of patients" in page
     assert "north-" not in page

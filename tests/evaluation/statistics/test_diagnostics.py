@@ -31,7 +31,7 @@ def test_uniformity_by_hand() -> None:
     assert uniformity(np.array([[0.0, 0.0], [0.0, 3.0]])) == pytest.approx(-2.0), "a row of zeros stays where it is"
 
 
-def test_uniformity_of_one_picture_is_not_a_number() -> None:
+def test_uniformity_of_one_image_is_not_a_number() -> None:
     assert math.isnan(uniformity(np.ones((1, 3))))
 
 
@@ -45,7 +45,7 @@ def test_uniformity_does_not_depend_on_the_blocks(seed: int, count: int, rows: i
         assert uniformity(features) == pytest.approx(math.log(np.mean(pairs)), rel=1e-9, abs=1e-12)
 
 
-def test_uniformity_of_many_pictures_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uniformity_of_many_images_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     features = cloud(0, 900)
     exact = uniformity(features)
     monkeypatch.setattr(diagnostics, "MOST_FOR_PAIRS", 400)
@@ -67,7 +67,7 @@ def test_collapse_is_a_small_spread_that_training_made() -> None:
     assert feature_spread(narrow) < 0.1 < feature_spread(spread)
     assert collapse(narrow, started_from=spread)
     assert not collapse(spread, started_from=spread)
-    assert not collapse(narrow, started_from=narrow), "nearly empty pictures lie close together from the start"
+    assert not collapse(narrow, started_from=narrow), "nearly empty images lie close together from the start"
 
 
 def test_a_lost_spread_that_is_still_wide_is_no_collapse() -> None:

@@ -42,13 +42,13 @@ def scored(labels: list[int], scores: list[float], patients: list[str], strata: 
     )
 
 
-def random_case(seed: int, patients: int, pictures: int, grid: int = 6) -> Scored:
-    """Pictures with ties, labels and patients drawn at random, both classes present."""
+def random_case(seed: int, patients: int, images: int, grid: int = 6) -> Scored:
+    """Images with ties, labels and patients drawn at random, both classes present."""
     rng = numpy_generator(seed, "case")
-    labels = rng.integers(0, 2, pictures)
+    labels = rng.integers(0, 2, images)
     labels[:2] = [0, 1]
-    scores = rng.integers(0, grid, pictures) / grid + 0.05 * labels
-    names = [f"p{i}" for i in rng.integers(0, patients, pictures)]
+    scores = rng.integers(0, grid, images) / grid + 0.05 * labels
+    names = [f"p{i}" for i in rng.integers(0, patients, images)]
     return scored(labels.tolist(), scores.tolist(), names, [f"s{int(n[1:]) % 2}" for n in names])
 
 
@@ -59,8 +59,8 @@ def delong_parts(labels: np.ndarray, score: np.ndarray) -> tuple[float, float]:
     return float(psi.mean(1).var(ddof=1) / len(x)), float(psi.mean(0).var(ddof=1) / len(y))
 
 
-def test_one_picture_a_patient_strata_by_class_is_delong() -> None:
-    """Leaving one picture out within its class is DeLong's variance but for (P-1)/P in place of the class's (m-1)/m."""
+def test_one_image_a_patient_strata_by_class_is_delong() -> None:
+    """Leaving one image out within its class is DeLong's variance but for (P-1)/P in place of the class's (m-1)/m."""
     rng = numpy_generator(1, "delong")
     labels = np.repeat([1, 0], [13, 21])
     score = 1 / (1 + np.exp(-rng.normal(labels * 1.2, 1.0)))
@@ -74,9 +74,9 @@ def test_one_picture_a_patient_strata_by_class_is_delong() -> None:
 
 
 @examples(40)
-@given(seed=st.integers(0, 10_000), patients=st.integers(2, 12), pictures=st.integers(4, 60))
-def test_closed_form_is_the_brute_force_jackknife(seed: int, patients: int, pictures: int) -> None:
-    data = random_case(seed, patients, pictures)
+@given(seed=st.integers(0, 10_000), patients=st.integers(2, 12), images=st.integers(4, 60))
+def test_closed_form_is_the_brute_force_jackknife(seed: int, patients: int, images: int) -> None:
+    data = random_case(seed, patients, images)
     fast, slow = auc(data), jackknife(data, auroc)
     assert fast.value == pytest.approx(slow.value, abs=1e-12)
     assert fast.patients == slow.patients
@@ -92,8 +92,8 @@ def test_closed_form_with_three_classes() -> None:
     np.testing.assert_allclose(auc(data).influence, jackknife(data, auroc).influence, atol=1e-12)
 
 
-def test_repeating_every_picture_changes_nothing() -> None:
-    """Ten copies of a picture say no more about the population than one: the interval stays."""
+def test_repeating_every_image_changes_nothing() -> None:
+    """Ten copies of an image say no more about the population than one: the interval stays."""
     one = random_case(5, 15, 60)
     ten = Scored(*(np.repeat(part, 10, axis=0) for part in (one.labels, one.scores, one.patients, one.strata)))
     first, second = interval(auc(one)), interval(auc(ten))

@@ -44,7 +44,7 @@ def test_it_rejects_what_closed_testing_rejects(p: list[float]) -> None:
     assert (np.diff(adjusted[order]) >= 0).all()
 
 
-NAMES = ["random", "pooled", "north alone", "south alone"]
+NAMES = ["random", "centralised", "north alone", "south alone"]
 
 
 @pytest.mark.parametrize(

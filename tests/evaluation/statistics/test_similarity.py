@@ -17,7 +17,7 @@ def table(seed: int, count: int = 30, width: int = 5) -> np.ndarray:
 
 
 def hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
-    """Song et al. 2012: a mean over all pairs, quadruples and triples of different pictures."""
+    """Song et al. 2012: a mean over all pairs, quadruples and triples of different images."""
     count = len(k)
     pairs = np.mean([k[i, j] * l[i, j] for i, j in permutations(range(count), 2)])
     quadruples = np.mean([k[i, j] * l[q, r] for i, j, q, r in permutations(range(count), 4)])
@@ -26,14 +26,14 @@ def hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
 
 
 @pytest.mark.parametrize("count", [4, 5, 7])
-def test_is_the_mean_over_different_pictures(count: int) -> None:
+def test_is_the_mean_over_different_images(count: int) -> None:
     x, y = table(1, count, 3) + 2, table(2, count, 4) * 9
     k, l = x @ x.T, y @ y.T  # noqa: E741
     assert linear_cka(x, y) == pytest.approx(hsic(k, l) / math.sqrt(hsic(k, k) * hsic(l, l)))
 
 
 def test_by_hand() -> None:
-    """Of pictures at 0, 0, 1, 1 and at 0, 1, 0, 1: no pair is near in both."""
+    """Of images at 0, 0, 1, 1 and at 0, 1, 0, 1: no pair is near in both."""
     first, second = np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([[0.0], [1.0], [0.0], [1.0]])
     # Centred to -1/2 and 1/2: k_i = l_i = 1/4, |X^T Y|^2 = 0 and |X^T X|^2 = 1, so with n = 4
     # HSIC(X, Y) ~ 0 - 2 * 1/4 + 1/6 = -1/3 and HSIC(X, X) ~ 1 - 2 * 1/4 + 1/6 = 2/3.
@@ -49,7 +49,7 @@ def test_one_with_what_is_only_turned_scaled_and_shifted(seed: int, count: int, 
 
 
 @given(st.integers(0, 1000), st.integers(4, 30))
-def test_symmetric_bounded_and_blind_to_the_order_of_pictures(seed: int, count: int) -> None:
+def test_symmetric_bounded_and_blind_to_the_order_of_images(seed: int, count: int) -> None:
     x, y = table(seed, count), table(seed + 1, count, 8)
     found = linear_cka(x, y)
     order = numpy_generator(seed, "order").permutation(count)
@@ -58,7 +58,7 @@ def test_symmetric_bounded_and_blind_to_the_order_of_pictures(seed: int, count: 
     assert linear_cka(x[order], y[order]) == pytest.approx(found)
 
 
-def test_about_0_for_independent_features_even_with_more_columns_than_pictures() -> None:
+def test_about_0_for_independent_features_even_with_more_columns_than_images() -> None:
     found = [linear_cka(table(2 * n, 30, 300), table(2 * n + 1, 30, 300)) for n in range(40)]
     assert abs(np.mean(found)) < 0.02
     assert linear_cka(table(0, 3000), table(1, 3000)) == pytest.approx(0.0, abs=0.01)

@@ -77,7 +77,7 @@ def test_a_class_without_truth_does_not_count_and_false_alarms_do() -> None:
 
 
 def test_equal_scores_come_in_together() -> None:
-    """A hit and a false alarm of the same score, in either order of their pictures: precision .5 at once."""
+    """A hit and a false alarm of the same score, in either order of their images: precision .5 at once."""
     pair = [found((0, 0, 10, 10, 0, 0.5)), found((0, 0, 10, 10, 0, 0.5))]
     tables = matches(pair, [true((0, 0, 10, 10, 0)), true()], 1)
     for order in (tables, tables[::-1]):
@@ -91,12 +91,12 @@ def test_the_text_keeps_all_that_matters_and_no_place() -> None:
     assert read_table(text).written() == text
 
 
-def drawn(seed: int, pictures: int) -> tuple[list[Detected], list[Boxes]]:
+def drawn(seed: int, images: int) -> tuple[list[Detected], list[Boxes]]:
     """Boxes on a coarse grid so that many overlap, and detections near some of them; all scores differ."""
     draw = np.random.default_rng(seed)
     scores = draw.permutation(10_000) / 10_000 + 5e-5
     shown, truth = [], []
-    for _ in range(pictures):
+    for _ in range(images):
         corners = draw.integers(0, 40, (draw.integers(0, 7), 2)).astype(np.float32)
         boxes = np.hstack([corners, corners + draw.integers(4, 25, corners.shape)]).astype(np.float32)
         truth.append(Boxes(boxes, draw.integers(0, 2, len(boxes))))
@@ -123,8 +123,8 @@ def slow(shown: list[Detected], truth: list[Boxes], threshold: float) -> float:
             if k == kind
         ]
         outcome, taken = [], set()
-        for _, picture, box in sorted(called, key=lambda each: -each[0]):
-            options = [(shared(box, other), key) for key, other in boxes.items() if key[0] == picture]
+        for _, image, box in sorted(called, key=lambda each: -each[0]):
+            options = [(shared(box, other), key) for key, other in boxes.items() if key[0] == image]
             options = [(value, key) for value, key in options if value >= threshold and key not in taken]
             taken |= {max(options)[1]} if options else set()
             outcome.append(bool(options))
@@ -143,9 +143,9 @@ def shared(box: FloatArray, other: FloatArray) -> float:
     )
 
 
-@given(seed=st.integers(0, 10_000), pictures=st.integers(1, 6), threshold=st.sampled_from(THRESHOLDS))
-def test_agrees_with_a_slow_count(seed: int, pictures: int, threshold: float) -> None:
-    shown, truth = drawn(seed, pictures)
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 6), threshold=st.sampled_from(THRESHOLDS))
+def test_agrees_with_a_slow_count(seed: int, images: int, threshold: float) -> None:
+    shown, truth = drawn(seed, images)
     value = average_precision(matches(shown, truth, 2), CLASSES, (threshold,))
     np.testing.assert_allclose(value, slow(shown, truth, threshold), atol=1e-9)
 
@@ -170,20 +170,20 @@ def test_agrees_with_monai(seed: int) -> None:
     np.testing.assert_allclose(average_precision(tables, CLASSES, thresholds_of()), whole, atol=1e-6)
 
 
-@given(seed=st.integers(0, 10_000), pictures=st.integers(1, 6))
-def test_bounded_and_the_same_in_any_order_of_pictures(seed: int, pictures: int) -> None:
-    tables = matches(*drawn(seed, pictures), 2)
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 6))
+def test_bounded_and_the_same_in_any_order_of_images(seed: int, images: int) -> None:
+    tables = matches(*drawn(seed, images), 2)
     value = average_precision(tables, CLASSES, thresholds_of())
     again = average_precision(tables[::-1], CLASSES, thresholds_of())
     assert np.isnan(value) or 0.0 <= value <= 1.0
     np.testing.assert_equal(again, value)
 
 
-@given(seed=st.integers(0, 10_000), pictures=st.integers(1, 6))
-def test_the_truth_is_1_and_one_more_false_alarm_never_helps(seed: int, pictures: int) -> None:
-    shown, truth = drawn(seed, pictures)
-    told = [Detected(t.boxes, t.kinds, np.linspace(0.9, 0.8, len(t.kinds))) for t in truth]
-    perfect = average_precision(matches(told, truth, 2), CLASSES, thresholds_of())
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 6))
+def test_the_truth_is_1_and_one_more_false_alarm_never_helps(seed: int, images: int) -> None:
+    shown, truth = drawn(seed, images)
+    answer = [Detected(t.boxes, t.kinds, np.linspace(0.9, 0.8, len(t.kinds))) for t in truth]
+    perfect = average_precision(matches(answer, truth, 2), CLASSES, thresholds_of())
     assert perfect == 1.0 or not any(len(t.kinds) for t in truth)
     before = average_precision(matches(shown, truth, 2), CLASSES, (0.5,))
     nothing, alarm = true(), found((0, 0, 1, 1, 0, 0.99999))

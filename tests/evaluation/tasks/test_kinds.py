@@ -63,7 +63,7 @@ def test_numbers() -> None:
 
 
 def test_dice_is_a_mean_over_the_patients_who_have_the_structure() -> None:
-    # p0: two pictures, 2 of 3 + 1 of 1 found, 4 drawn -> 2 * 3 / (4 + 4); p1: nothing there; p2: missed.
+    # p0: two images, 2 of 3 + 1 of 1 found, 4 drawn -> 2 * 3 / (4 + 4); p1: nothing there; p2: missed.
     truth = np.zeros((6, 4, 4), dtype=np.uint8)
     drawn = np.zeros_like(truth)
     truth[0, 0, :3], drawn[0, 0, :2], drawn[0, 3, 3] = 1, 1, 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.tasks.label_checks import no_test_pictures, one_class_sites, unknown_classes
+from evaluation.tasks.label_checks import no_test_images, one_class_sites, unknown_classes
 from foundation.errors import DataError
 
 
@@ -16,7 +16,7 @@ def test_an_unknown_class_is_named_counted_and_likened() -> None:
     with pytest.raises(DataError) as caught:
         unknown_classes(labels, ("benign", "malignant"), "finding")
     assert str(caught.value) == (
-        "'finding' has 'malignent' (12 pictures) and 'Benign' (1 picture), but the task's classes are benign, "
+        "'finding' has 'malignent' (12 images) and 'Benign' (1 image), but the task's classes are benign, "
         "malignant; did you mean 'malignant'? Correct the labels, or name them in classes"
     )
 
@@ -25,7 +25,7 @@ def test_many_unknown_classes_are_cut_short() -> None:
     with pytest.raises(DataError) as caught:
         unknown_classes(["7"] * 3 + list("45689"), ("a", "b"), "grade")
     assert str(caught.value) == (
-        "'grade' has '7' (3 pictures), '4' (1 picture), '5' (1 picture) and 3 more, but the task's classes are a, b; "
+        "'grade' has '7' (3 images), '4' (1 image), '5' (1 image) and 3 more, but the task's classes are a, b; "
         "correct the labels, or name them in classes"
     )
 
@@ -34,17 +34,17 @@ def test_sites_of_one_class() -> None:
     sites = ["south"] * 3 + ["north"] * 2 + ["east"]
     labels = ["tumour"] * 3 + ["tumour", "none"] + ["none"]
     assert one_class_sites(sites, labels) == [
-        "site 'east' has one class only, 'none' (1 picture): no AUROC there",
-        "site 'south' has one class only, 'tumour' (3 pictures): no AUROC there",
+        "site 'east' has one class only, 'none' (1 image): no AUROC there",
+        "site 'south' has one class only, 'tumour' (3 images): no AUROC there",
     ]
     assert one_class_sites([], []) == []
 
 
 def test_nobody_to_test() -> None:
     roles = {"a": "train", "b": "validation", "c": "test", "d": "left-out"}
-    assert str(no_test_pictures(2, "mask", roles)) == (
-        "fold 2 has no labelled test picture: 2 patients are tested, but none has a 'mask'; label pictures of theirs"
+    assert str(no_test_images(2, "mask", roles)) == (
+        "fold 2 has no labelled test image: 2 patients are tested, but none has a 'mask'; label images of theirs"
     )
-    assert str(no_test_pictures(0, "label", {"a": "train", "b": "train"})) == (
-        "fold 0 has no labelled test picture: none of 2 patients has the role test or left-out; give some of them one"
+    assert str(no_test_images(0, "label", {"a": "train", "b": "train"})) == (
+        "fold 0 has no labelled test image: none of 2 patients has the role test or left-out; give some of them one"
     )

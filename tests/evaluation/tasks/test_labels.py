@@ -38,7 +38,7 @@ def test_few_shot_takes_patients_of_each_class() -> None:
     [
         (LabelBudget(fraction=0.1), LABELS, "3 of 30 training patients, 5 are needed"),
         (LabelBudget(shots=31), LABELS, "class no has 30 training patients, 31 are needed"),
-        (LabelBudget(fraction=0.5), LABELS * 0, "a draw has no training picture of class yes"),
+        (LabelBudget(fraction=0.5), LABELS * 0, "a draw has no training image of class yes"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(budget: LabelBudget, labels: np.ndarray, says: str) -> None:

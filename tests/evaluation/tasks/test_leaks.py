@@ -1,4 +1,4 @@
-"""Planted leaks are found, told in one line, and left out or refused; real pictures of different patients are none."""
+"""Planted leaks are found, told in one line, and left out or refused; real images of different patients are none."""
 
 import io
 from collections.abc import Callable
@@ -31,7 +31,7 @@ IMAGE = ImageConfig(modality="mri", size=64, channels=1)
 PATIENTS = 20
 
 
-def picture(seed: int) -> np.ndarray:
+def image(seed: int) -> np.ndarray:
     smooth = gaussian_filter(np.random.default_rng(seed).normal(size=(64, 64)), 3)
     return ((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
 
@@ -42,28 +42,28 @@ def saved_again(pixels: np.ndarray, path: Path) -> None:
 
 
 class Run:
-    """20 patients of two pictures each; the last five are tested."""
+    """20 patients of two images each; the last five are tested."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "run"
-        self.pictures = folder / "pictures"
-        self.pictures.mkdir(parents=True)
+        self.images = folder / "images"
+        self.images.mkdir(parents=True)
         self.rows: list[tuple[str, str]] = []
         for number in range(2 * PATIENTS):
-            self.add(f"{number:02d}.png", f"p{number // 2:02d}", picture(number))
+            self.add(f"{number:02d}.png", f"p{number // 2:02d}", image(number))
         self.roles = {0: {f"p{i:02d}": "test" if i >= 15 else "validation" if i == 14 else "train" for i in range(20)}}
         write_json(self.folder / "evaluation" / "image.json", IMAGE.model_dump(mode="json"))
 
     def add(self, name: str, patient: str, pixels: np.ndarray) -> None:
         if name.endswith(".jpg"):
-            saved_again(pixels, self.pictures / name)
+            saved_again(pixels, self.images / name)
         else:
-            Image.fromarray(pixels).save(self.pictures / name)
+            Image.fromarray(pixels).save(self.images / name)
         self.rows.append((name, patient))
 
     def store(self) -> TensorStore:
         table = pd.DataFrame(self.rows, columns=["image", "patient"])
-        return TensorStore.build(Manifest(table, self.pictures), IMAGE, self.folder / "store", progress=False)
+        return TensorStore.build(Manifest(table, self.images), IMAGE, self.folder / "store", progress=False)
 
     def check(self, scored: list[int] | None = None) -> Screen:
         rows = np.array(range(len(self.rows)) if scored is None else scored, dtype=np.int64)
@@ -84,22 +84,22 @@ def test_nothing_is_found_where_nothing_is_planted(run: Run) -> None:
 
 @pytest.mark.parametrize("original", [0, 28])
 def test_an_exact_copy_is_refused_with_both_names(run: Run, original: int) -> None:
-    """Of a training (0) and of a validation picture (28), saved in another format."""
-    run.add("copy.bmp", "p17", picture(original))
+    """Of a training (0) and of a validation image (28), saved in another format."""
+    run.add("copy.bmp", "p17", image(original))
     with pytest.raises(DataError) as caught:
         run.check()
     assert str(caught.value) == (
-        f"fold 0: copy.bmp is tested and {original:02d}.png trained on, but they are the same picture (1 such test "
-        "picture); remove one of them, or give both to one patient"
+        f"fold 0: copy.bmp is tested and {original:02d}.png trained on, but they are the same image (1 such test "
+        "image); remove one of them, or give both to one patient"
     )
 
 
 def test_a_near_copy_is_left_out_said_and_kept(run: Run) -> None:
-    run.add("again.jpg", "p17", picture(3))
+    run.add("again.jpg", "p17", image(3))
     screen = run.check()
     assert screen.left_out[0].tolist() == [40]
     assert screen.lines == (
-        "1 of 11 test pictures (9%) left out: nearly the same as pictures trained on (again.jpg and 03.png, for one)",
+        "1 of 11 test images (9%) left out: nearly the same as images trained on (again.jpg and 03.png, for one)",
     )
     kept = read_json(run.folder / "evaluation" / "leaks.json")
     assert kept["folds"] == [
@@ -107,61 +107,61 @@ def test_a_near_copy_is_left_out_said_and_kept(run: Run) -> None:
     ]
     heading, text = leak_caution(kept) or ("", "")
     assert heading == "Near-copies were left out of the test." and text.startswith(
-        "1 of 11 test pictures (9%) was nearly"
+        "1 of 11 test images (9%) was nearly"
     )
-    assert leak_sentence(kept).endswith("1 of 11 test pictures (9%) nearly the same, left out.")
+    assert leak_sentence(kept).endswith("1 of 11 test images (9%) nearly the same, left out.")
     assert not any(".png" in said or ".jpg" in said for said in (text, leak_sentence(kept)))
 
 
 def test_too_many_near_copies_are_no_test(run: Run) -> None:
     for number in range(3):
-        run.add(f"again{number}.jpg", "p17", picture(number))
-    with pytest.raises(DataError, match=r"^fold 0: 3 of 13 test pictures \(23%\) are nearly the same .* the 20% that"):
+        run.add(f"again{number}.jpg", "p17", image(number))
+    with pytest.raises(DataError, match=r"^fold 0: 3 of 13 test images \(23%\) are nearly the same .* the 20% that"):
         run.check()
-    run.add("new.png", "p17", picture(100))
-    run.add("newer.png", "p17", picture(101))
+    run.add("new.png", "p17", image(100))
+    run.add("newer.png", "p17", image(101))
     assert run.check().left_out[0].tolist() == [40, 41, 42]  # 3 of 15 are 20 %: left out
 
 
-def test_unlabelled_pictures_are_trained_on_but_not_tested(run: Run) -> None:
-    run.add("again.jpg", "p17", picture(3))
+def test_unlabelled_images_are_trained_on_but_not_tested(run: Run) -> None:
+    run.add("again.jpg", "p17", image(3))
     everything = list(range(41))
     assert run.check([row for row in everything if row != 3]).left_out[0].tolist() == [40]
     assert run.check(everything[:-1]).left_out[0].tolist() == []
 
 
-def test_copies_among_training_or_among_test_pictures_are_none(run: Run) -> None:
-    run.add("train.bmp", "p01", picture(20))
-    run.add("test.bmp", "p17", picture(38))
-    run.add("role.bmp", "nobody", picture(38))
+def test_copies_among_training_or_among_test_images_are_none(run: Run) -> None:
+    run.add("train.bmp", "p01", image(20))
+    run.add("test.bmp", "p17", image(38))
+    run.add("role.bmp", "nobody", image(38))
     assert run.check().left_out[0].tolist() == []
 
 
 def test_left_out_sites_are_tested_too(run: Run) -> None:
     run.roles[0]["p19"] = "left-out"
-    run.add("copy.png", "p00", picture(39))
+    run.add("copy.png", "p00", image(39))
     with pytest.raises(DataError, match=r"39\.png is tested and copy\.png trained on"):
         run.check()
 
 
 def test_each_fold_has_its_own(run: Run) -> None:
-    run.add("again.jpg", "p17", picture(3))
+    run.add("again.jpg", "p17", image(3))
     run.roles[1] = {f"p{i:02d}": "train" for i in range(5, 20)} | {f"p{i:02d}": "test" for i in range(5)}
     screen = run.check()
     assert {fold: rows.tolist() for fold, rows in screen.left_out.items()} == {0: [40], 1: [3]}
     assert [line.split(" left out")[0] for line in screen.lines] == [
-        "1 of 11 test pictures (9%) of fold 0",
-        "1 of 10 test pictures (10%) of fold 1",
+        "1 of 11 test images (9%) of fold 0",
+        "1 of 10 test images (10%) of fold 1",
     ]
 
 
-def test_blank_pictures_are_no_copies(run: Run) -> None:
+def test_blank_images_are_no_copies(run: Run) -> None:
     for patient in ("p00", "p17"):
         run.add(f"blank-{patient}.png", patient, np.full((40, 64), 90, dtype=np.uint8))
     assert run.check().left_out[0].tolist() == []
 
 
-def test_what_was_found_is_kept_until_roles_or_pictures_change(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_found_is_kept_until_roles_or_images_change(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run.check()
 
     def refuse(*_: object) -> None:
@@ -175,17 +175,17 @@ def test_what_was_found_is_kept_until_roles_or_pictures_change(run: Run, monkeyp
         with pytest.raises(AssertionError, match="compared again"):
             run.check()
         run.roles[0]["p03"] = "train"
-        run.add("another.png", "p17", picture(99))
+        run.add("another.png", "p17", image(99))
         with pytest.raises(AssertionError, match="compared again"):
             run.check()
 
 
-def test_pictures_that_another_run_trained_on(run: Run, tmp_path: Path) -> None:
-    """The same picture under another patient's name in the data of a run whose encoder is evaluated."""
+def test_images_that_another_run_trained_on(run: Run, tmp_path: Path) -> None:
+    """The same image under another patient's name in the data of a run whose encoder is evaluated."""
     other = tmp_path / "other"
     other.mkdir()
-    Image.fromarray(picture(35)).save(other / "x.png")
-    Image.fromarray(picture(200)).save(other / "y.png")
+    Image.fromarray(image(35)).save(other / "x.png")
+    Image.fromarray(image(200)).save(other / "y.png")
     table = pd.DataFrame({"image": ["x.png", "y.png"], "patient": ["a", "b"]})
     write_seen(run.folder, {"runs/old": Manifest(table, other), "runs/older": Manifest(table, other)})
     with pytest.raises(
@@ -194,7 +194,7 @@ def test_pictures_that_another_run_trained_on(run: Run, tmp_path: Path) -> None:
         run.check()
     (other / "x.png").unlink()
     assert run.check().left_out[0].tolist() == []
-    saved_again(picture(35), other / "y.png")
+    saved_again(image(35), other / "y.png")
     assert run.check().left_out[0].tolist() == [35]
 
 
@@ -235,7 +235,7 @@ def test_volumes_are_compared_whole(tmp_path: Path) -> None:
 
 
 def test_slices_of_a_stack_are_named(tmp_path: Path) -> None:
-    np.save(tmp_path / "v.npy", np.stack([picture(1), picture(2)]))
+    np.save(tmp_path / "v.npy", np.stack([image(1), image(2)]))
     table = pd.DataFrame({"image": ["v.npy"] * 2, "patient": ["v"] * 2, "slice": [0, 1]})
     store = TensorStore.build(Manifest(table, tmp_path), IMAGE, tmp_path / "store", progress=False)
     assert Shown.of(store, progress=False).images.tolist() == ["v.npy#0", "v.npy#1"]
@@ -270,7 +270,7 @@ def test_brain_slices_of_different_patients_are_never_alike(listed: Listed, tmp_
 
 @pytest.mark.slow
 def test_known_duplicates_of_breast_ultrasound_are_found(listed: Listed, tmp_path: Path) -> None:
-    """busi names no patients and is known to hold pictures twice, even benign ones as malignant."""
+    """busi names no patients and is known to hold images twice, even benign ones as malignant."""
     table, folder = listed("busi_224")
     image = ImageConfig(modality="ultrasound", size=96, channels=1)
     table = table.assign(patient=table["image"])

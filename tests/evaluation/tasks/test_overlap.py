@@ -21,7 +21,7 @@ NAN = float("nan")
 
 
 def blobs(seed: int, shape: tuple[int, ...], classes: int) -> NDArray[np.uint8]:
-    """Smooth noise cut into classes; each may be missing, and each may touch the picture's edge."""
+    """Smooth noise cut into classes; each may be missing, and each may touch the image's edge."""
     noise = ndimage.gaussian_filter(numpy_generator(seed, "blobs").normal(size=shape), (0, *[2] * (len(shape) - 1)))
     return np.digitize(noise / noise.std(), np.linspace(0.3, 2.0, classes - 1)).astype(np.uint8)
 
@@ -38,13 +38,13 @@ def test_counts_and_distances_are_monais(seed: int, shape: tuple[int, ...]) -> N
     dice = compute_dice(one_hot(predicted, 3), one_hot(truth, 3), ignore_empty=True).numpy()
     for value, name in ((1, "low"), (2, "high")):
         columns = (table[f"{column}_{name}"] for column in ("intersection", "predicted", "truth"))
-        for picture, counts in enumerate(zip(*columns, strict=True)):
+        for image, counts in enumerate(zip(*columns, strict=True)):
             if counts[2]:  # MONAI has no figure where the truth is empty
-                assert patient_dice(*(np.array([count]) for count in counts)) == pytest.approx(dice[picture, value])
+                assert patient_dice(*(np.array([count]) for count in counts)) == pytest.approx(dice[image, value])
             if counts[1] and counts[2]:
-                pair = [one_hot(mask[picture : picture + 1], 3)[:, [0, value]] for mask in (predicted, truth)]
+                pair = [one_hot(mask[image : image + 1], 3)[:, [0, value]] for mask in (predicted, truth)]
                 expected = compute_hausdorff_distance(*pair, percentile=95).item()
-                assert table[f"hd95_{name}"][picture] == pytest.approx(expected, rel=1e-5)
+                assert table[f"hd95_{name}"][image] == pytest.approx(expected, rel=1e-5)
 
 
 def square(top: int, left: int, side: int) -> NDArray[np.bool_]:
@@ -85,7 +85,7 @@ def test_a_missed_structure_costs_the_diagonal_and_nothing_to_find_has_no_distan
 
 
 @given(seed=st.integers(0, 10**6))
-def test_distance_is_symmetric_and_unchanged_by_a_wider_picture(seed: int) -> None:
+def test_distance_is_symmetric_and_unchanged_by_a_wider_image(seed: int) -> None:
     first, second = (mask.astype(bool) for mask in blobs(seed, (2, 14, 14), 2))
     if first.any() and second.any():
         distance = edge_distance(first, second)
@@ -110,8 +110,8 @@ def test_the_table_by_hand() -> None:
     np.testing.assert_allclose(table["hd95_b"], [math.sqrt(13), math.sqrt(13)])
 
 
-def test_a_patients_dice_is_over_all_pictures_together() -> None:
-    """2 (3 + 0) / (4 + 2 + 5 + 1) = .5, where the mean of the pictures' 6/9 and 0/3 would be .33."""
+def test_a_patients_dice_is_over_all_images_together() -> None:
+    """2 (3 + 0) / (4 + 2 + 5 + 1) = .5, where the mean of the images' 6/9 and 0/3 would be .33."""
     assert patient_dice(np.array([3, 0]), np.array([4, 2]), np.array([5, 1])) == 0.5
     assert patient_dice(np.array([0]), np.array([0]), np.array([7])) == 0.0
     assert math.isnan(patient_dice(np.zeros(2), np.zeros(2), np.zeros(2)))

@@ -1,4 +1,4 @@
-"""What is asked of pictures, for every kind of task, and the one line where it cannot be."""
+"""What is asked of images, for every kind of task, and the one line where it cannot be."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ import pytest
 
 from evaluation.config import DEFAULT_PROTOCOLS, PROTOCOLS_OF, EvaluationConfig
 from evaluation.protocols.table import PROTOCOLS
-from evaluation.tasks.targets import label_pictures
+from evaluation.tasks.targets import label_images
 from foundation.errors import DataError
 
 ROLES = ("train", "train", "validation", "test", "test", "left-out")
 
 
 def table(**columns: list[Any]) -> pd.DataFrame:
-    """Six patients of one picture, the last at a site that is left out."""
+    """Six patients of one image, the last at a site that is left out."""
     plain = {"image": [f"{i}.png" for i in range(6)], "patient": [f"p{i}" for i in range(6)]}
     return pd.DataFrame({**plain, "site": ["A"] * 5 + ["B"], **columns})
 
@@ -25,7 +25,7 @@ def splits(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def labelled(rows: pd.DataFrame, **settings: Any) -> Any:
-    return label_pictures(rows, splits(rows), EvaluationConfig.model_validate(settings))
+    return label_images(rows, splits(rows), EvaluationConfig.model_validate(settings))
 
 
 def test_every_protocol_serves_the_kinds_that_the_settings_say() -> None:
@@ -71,28 +71,28 @@ def test_a_label_of_the_patient_may_not_vary() -> None:
     rows = pd.concat(
         [table(label=list("ababab")), table(label=list("bbabab")).assign(image=[f"{i}b" for i in range(6)])]
     )
-    with pytest.raises(DataError, match="aggregate mean: 1 patients have pictures of several classes of 'label', 'p0'"):
+    with pytest.raises(DataError, match="aggregate mean: 1 patients have images of several classes of 'label', 'p0'"):
         labelled(rows.reset_index(drop=True), aggregate="mean")
 
 
 BAD: list[tuple[dict[str, list[Any]], dict[str, Any], str]] = [
-    ({"label": list("abcabc")}, {"classes": ["a", "b"]}, r"has 'c' \(2 pictures\), but the task's classes are a, b"),
-    ({"label": list("aaaaaa")}, {}, "all 6 labelled pictures have label 'a'; two classes are needed"),
-    ({"label": ["a", "b", "a", None, None, None]}, {}, "fold 0 has no labelled test picture"),
-    ({"label": ["a", "b", None, "a", "b", "a"]}, {}, "fold 0 has no labelled validation picture"),
-    ({"label": ["a", "a", "b", "a", "b", "a"]}, {}, "fold 0: training pictures have one label only"),
+    ({"label": list("abcabc")}, {"classes": ["a", "b"]}, r"has 'c' \(2 images\), but the task's classes are a, b"),
+    ({"label": list("aaaaaa")}, {}, "all 6 labelled images have label 'a'; two classes are needed"),
+    ({"label": ["a", "b", "a", None, None, None]}, {}, "fold 0 has no labelled test image"),
+    ({"label": ["a", "b", None, "a", "b", "a"]}, {}, "fold 0 has no labelled validation image"),
+    ({"label": ["a", "a", "b", "a", "b", "a"]}, {}, "fold 0: training images have one label only"),
     ({"labell": list("ababab")}, {}, "label 'label' is no column of the manifest; .*did you mean 'labell'"),
     ({"age": ["1", "x", "3", "4", "5", "6"]}, {"kind": "regression", "label": "age"}, "1 values that are no numbers"),
-    ({"label": ["none"] * 6}, {"kind": "multilabel"}, "no picture has a finding in 'label'"),
+    ({"label": ["none"] * 6}, {"kind": "multilabel"}, "no image has a finding in 'label'"),
     ({"label": list("ababab")}, {"kind": "segmentation"}, "label 'mask' is no column of the manifest"),
-    ({"boxes": ["[]"] * 6}, {"kind": "detection"}, "no picture has a box"),
+    ({"boxes": ["[]"] * 6}, {"kind": "detection"}, "no image has a box"),
     ({"boxes": ["{}"] * 6}, {"kind": "detection"}, "row 0: boxes '{}' are no list"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("columns", "settings", "told"), BAD, ids=range(len(BAD)))
-def test_bad_labels_are_one_line(columns: dict[str, list[Any]], settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(DataError, match=told) as caught:
+def test_bad_labels_are_one_line(columns: dict[str, list[Any]], settings: dict[str, Any], answer: str) -> None:
+    with pytest.raises(DataError, match=answer) as caught:
         labelled(table(**columns), **settings)
     assert "\n" not in str(caught.value)
 
@@ -105,11 +105,11 @@ def test_bad_labels_are_one_line(columns: dict[str, list[Any]], settings: dict[s
         ({"kind": "regression", "classes": ["a"]}, "classes does nothing for regression"),
         ({"kind": "multilabel", "shots": [5]}, "shots does nothing for multilabel"),
         ({"empty_mask": "background"}, "empty_mask does nothing for classification"),
-        ({"protocols": ["attention"]}, "protocol attention scores patients, not pictures"),
+        ({"protocols": ["attention"]}, "protocol attention scores patients, not images"),
     ],
 )
-def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], answer: str) -> None:
+    with pytest.raises(ValueError, match=answer):
         EvaluationConfig.model_validate(settings)
 
 

@@ -15,7 +15,7 @@ class InMemory:
     """A site's reply; counts how often a tensor is read."""
 
     site: str
-    pictures: int
+    images: int
     weights: dict[str, Tensor]
     reads: list[str]
 
@@ -31,12 +31,12 @@ class InMemory:
 
 @pytest.fixture
 def contributions() -> Callable[..., Sequence[Contribution]]:
-    """``contributions((pictures, weights), ...)``: replies of the sites A, B, C, ..."""
+    """``contributions((images, weights), ...)``: replies of the sites A, B, C, ..."""
 
     def make(*replies: tuple[int, dict[str, Tensor | float]]) -> list[InMemory]:
         return [
-            InMemory(chr(65 + number), pictures, {name: torch.as_tensor(v) for name, v in weights.items()}, [])
-            for number, (pictures, weights) in enumerate(replies)
+            InMemory(chr(65 + number), images, {name: torch.as_tensor(v) for name, v in weights.items()}, [])
+            for number, (images, weights) in enumerate(replies)
         ]
 
     return make

@@ -37,6 +37,6 @@ def test_the_fold_is_fedavgs(contributions: Callable[..., Any]) -> None:
     draw = torch.Generator().manual_seed(0)
     replies = contributions(*((n, {"w": torch.randn(9, generator=draw)}) for n in (3, 5, 9)))
     before = {"w": torch.zeros(9)}
-    ours, _ = FedProx(FedProxConfig(mu=0.3)).fold(before, replies, {})
-    theirs, _ = FedAvg(FedAvgConfig()).fold(before, replies, {})
+    ours, _ = FedProx(FedProxConfig(mu=0.3)).aggregate(before, replies, {})
+    theirs, _ = FedAvg(FedAvgConfig()).aggregate(before, replies, {})
     assert torch.equal(ours["w"], theirs["w"])

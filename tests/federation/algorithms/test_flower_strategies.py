@@ -13,7 +13,7 @@ from foundation.tensor_files import load_tensors, save_tensors
 
 Make = Callable[..., Any]
 SHAPES = {"encoder.w": (3, 4), "encoder.b": (4,), "encoder.scale": ()}
-PICTURES = (5, 20, 11)
+IMAGES = (5, 20, 11)
 
 
 def rounds_of_replies(count: int = 3) -> list[list[dict[str, np.ndarray[Any, Any]]]]:
@@ -21,7 +21,7 @@ def rounds_of_replies(count: int = 3) -> list[list[dict[str, np.ndarray[Any, Any
     return [
         [
             {name: np.asarray(draw.normal(size=shape), dtype=np.float32) for name, shape in SHAPES.items()}
-            for _ in PICTURES
+            for _ in IMAGES
         ]
         for _ in range(count)
     ]
@@ -37,7 +37,7 @@ class NumpyAdam:
         self.t = 0
 
     def step(self, x: np.ndarray[Any, Any], replies: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        delta = np.average(np.float64(replies), axis=0, weights=PICTURES) - x
+        delta = np.average(np.float64(replies), axis=0, weights=IMAGES) - x
         self.t += 1
         self.m = self.beta_1 * self.m + (1 - self.beta_1) * delta
         self.v = self.beta_2 * self.v + (1 - self.beta_2) * delta**2
@@ -50,7 +50,7 @@ def start() -> dict[str, torch.Tensor]:
 
 
 def replies_for(contributions: Make, replies: list[dict[str, Any]]) -> Any:
-    return contributions(*zip(PICTURES, replies, strict=True))
+    return contributions(*zip(IMAGES, replies, strict=True))
 
 
 CONFIG = FedAdamConfig(server_learning_rate=0.03, beta_1=0.8, beta_2=0.95, tau=0.01)
@@ -61,7 +61,7 @@ def test_fedadam_is_numpys_adam_over_three_rounds(contributions: Make) -> None:
     weights, state = start(), {}
     expected = {name: value.numpy() for name, value in weights.items()}
     for replies in rounds_of_replies():
-        weights, state = FedAdam(CONFIG).fold(weights, replies_for(contributions, replies), state)
+        weights, state = FedAdam(CONFIG).aggregate(weights, replies_for(contributions, replies), state)
         for name, shape in SHAPES.items():
             expected[name] = reference[name].step(expected[name], [reply[name] for reply in replies])
             assert weights[name].dtype == torch.float32
@@ -75,7 +75,7 @@ def test_fedadam_goes_on_from_stored_state_bit_for_bit(contributions: Make, tmp_
     def run(stored: bool) -> dict[str, torch.Tensor]:
         weights, state = start(), {}
         for replies in rounds_of_replies(4):
-            weights, state = FedAdam(CONFIG).fold(weights, replies_for(contributions, replies), state)
+            weights, state = FedAdam(CONFIG).aggregate(weights, replies_for(contributions, replies), state)
             if stored:
                 save_tensors(tmp_path / "state", state)
                 state, _ = load_tensors(tmp_path / "state")
@@ -88,9 +88,9 @@ def test_fedadam_goes_on_from_stored_state_bit_for_bit(contributions: Make, tmp_
 def test_fedadam_without_its_state_goes_elsewhere(contributions: Make) -> None:
     weights, state = start(), {}
     first, second = rounds_of_replies(2)
-    weights, state = FedAdam(CONFIG).fold(weights, replies_for(contributions, first), state)
-    with_state, _ = FedAdam(CONFIG).fold(weights, replies_for(contributions, second), state)
-    without, _ = FedAdam(CONFIG).fold(weights, replies_for(contributions, second), {})
+    weights, state = FedAdam(CONFIG).aggregate(weights, replies_for(contributions, first), state)
+    with_state, _ = FedAdam(CONFIG).aggregate(weights, replies_for(contributions, second), state)
+    without, _ = FedAdam(CONFIG).aggregate(weights, replies_for(contributions, second), {})
     assert not torch.allclose(with_state["encoder.w"], without["encoder.w"], atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_every_setting_of_fedadam_does_something(contributions: Make, setting: s
     def run(config: FedAdamConfig) -> torch.Tensor:
         weights, state = start(), {}
         for replies in rounds_of_replies(2):
-            weights, state = FedAdam(config).fold(weights, replies_for(contributions, replies), state)
+            weights, state = FedAdam(config).aggregate(weights, replies_for(contributions, replies), state)
         return weights["encoder.w"]
 
     other = CONFIG.model_copy(update={setting: 0.5})
@@ -120,7 +120,7 @@ def test_norm_statistics_and_counters_are_averaged(contributions: Make, algorith
     """Stepping a variance with Adam can make it negative; a median of counters means nothing."""
     before = statistics(0.0, 1.0, 0)
     replies = contributions((1, statistics(1.0, 2.0, 4)), (1, statistics(3.0, 6.0, 5)), (2, statistics(8.0, 8.0, 9)))
-    weights, state = algorithm.fold(before, replies, {})
+    weights, state = algorithm.aggregate(before, replies, {})
     assert weights["bn.running_mean"].tolist() == [5.0, 5.0]  # (1 + 3 + 16) / 4
     assert weights["bn.running_var"].tolist() == [6.0, 6.0]
     assert weights["bn.num_batches_tracked"].item() == 7  # 27 / 4 = 6.75
@@ -132,7 +132,7 @@ def test_norm_statistics_and_counters_are_averaged(contributions: Make, algorith
 
 def test_fedmedian_is_numpys_median(contributions: Make) -> None:
     (replies,) = rounds_of_replies(1)
-    weights, state = FedMedian(FedMedianConfig()).fold(start(), replies_for(contributions, replies), {})
+    weights, state = FedMedian(FedMedianConfig()).aggregate(start(), replies_for(contributions, replies), {})
     for name in SHAPES:
         np.testing.assert_array_equal(weights[name].numpy(), np.median([r[name] for r in replies], axis=0))
     assert set(state) == {"rounds"}
@@ -140,13 +140,13 @@ def test_fedmedian_is_numpys_median(contributions: Make) -> None:
 
 def test_fedmedian_of_an_even_number(contributions: Make) -> None:
     replies = contributions(*((1, {"w": value}) for value in (1.0, 100.0, 2.0, 4.0)))
-    weights, _ = FedMedian(FedMedianConfig()).fold({"w": torch.tensor(0.0)}, replies, {})
+    weights, _ = FedMedian(FedMedianConfig()).aggregate({"w": torch.tensor(0.0)}, replies, {})
     assert weights["w"].item() == 3.0
 
 
-def test_one_wild_site_moves_the_median_little_and_pictures_do_not_count(contributions: Make) -> None:
+def test_one_wild_site_moves_the_median_little_and_images_do_not_count(contributions: Make) -> None:
     replies = contributions((10**6, {"w": 1e9}), (1, {"w": 1.0}), (1, {"w": 1.5}))
-    weights, _ = FedMedian(FedMedianConfig()).fold({"w": torch.tensor(0.0)}, replies, {})
+    weights, _ = FedMedian(FedMedianConfig()).aggregate({"w": torch.tensor(0.0)}, replies, {})
     assert weights["w"].item() == 1.5
 
 
@@ -157,9 +157,9 @@ def test_a_median_needs_three() -> None:
 
 def test_folding_changes_neither_weights_nor_state(contributions: Make) -> None:
     first, second = rounds_of_replies(2)
-    weights, state = FedAdam(CONFIG).fold(start(), replies_for(contributions, first), {})
+    weights, state = FedAdam(CONFIG).aggregate(start(), replies_for(contributions, first), {})
     kept_weights = {name: value.clone() for name, value in weights.items()}
     kept_state = {name: value.clone() for name, value in state.items()}
-    FedAdam(CONFIG).fold(weights, replies_for(contributions, second), state)
+    FedAdam(CONFIG).aggregate(weights, replies_for(contributions, second), state)
     assert all(torch.equal(weights[name], value) for name, value in kept_weights.items())
     assert all(torch.equal(state[name], value) for name, value in kept_state.items())

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from federation.audit import chain
 from federation.audit.check import cross_check
-from federation.audit.log import NOTHING, AuditLog, Extension, Head, VerifiedLog, verify
+from federation.audit.log import NOTHING, AuditHead, AuditLog, Extension, VerifiedLog, verify
 from foundation.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -80,7 +80,7 @@ def test_a_row_and_its_hash_by_hand(log: AuditLog) -> None:
     digest = hashlib.sha256(line.encode()).digest()
     assert row["previous"] == opened["hash"]
     assert row["hash"] == hashlib.sha256(bytes.fromhex(opened["hash"]) + digest).hexdigest()
-    assert head == log.head() == Head(2, row["hash"])
+    assert head == log.head() == AuditHead(2, row["hash"])
     assert row["time"][10:11] + row["time"][19:] == "T+00:00"
 
 
@@ -134,7 +134,7 @@ def test_a_row_of_many_blocks(log: AuditLog) -> None:
     log.append("study approved", reason="x" * 50_000)
     log.append("request refused", reason="y" * 8192)
     assert log.append("request refused") == verify(log.path).head
-    assert len(log.extension(Head(1, rows_of(log.path)[0]["hash"])).digests) == 3
+    assert len(log.extension(AuditHead(1, rows_of(log.path)[0]["hash"])).digests) == 3
 
 
 def test_appending_reads_the_end_of_a_log_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +223,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_chain(tmp_path: Path) -> N
         time.sleep(0.013 * (attempt + 1))
         writer.send_signal(signal.SIGKILL)
         said, _ = writer.communicate()
-        told = [int(line) for line in said.splitlines(keepends=True) if line.endswith("\n")]
-        acknowledged = max([acknowledged, *told])
+        answer = [int(line) for line in said.splitlines(keepends=True) if line.endswith("\n")]
+        acknowledged = max([acknowledged, *answer])
         verdict = verify(path)
         assert verdict.fault == ""
         assert verdict.head.count >= acknowledged > attempt
@@ -239,11 +239,11 @@ def test_processes_and_threads_append_to_one_chain(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    told = [int(line) for writer in writers for line in writer.communicate()[0].splitlines()]
+    answer = [int(line) for writer in writers for line in writer.communicate()[0].splitlines()]
     assert [writer.returncode for writer in writers] == [0, 0]
     verdict = verify(path)
     assert (verdict.head.count, verdict.fault, verdict.torn) == (1 + 4 * 60, "", False)
-    assert len(set(told)) == 2 * 60
+    assert len(set(answer)) == 2 * 60
 
 
 def test_a_disk_that_is_full_leaves_the_chain_as_it_was(log: AuditLog) -> None:
@@ -370,18 +370,18 @@ def test_no_byte_can_be_changed(tmp_path_factory: pytest.TempPathFactory, data: 
 def test_an_extension_by_hand() -> None:
     start, row = "11" * 32, "22" * 32
     end = hashlib.sha256(bytes.fromhex(start + row)).hexdigest()
-    known = Head(4, start)
-    assert Extension(Head(5, end), [row]).follows(known)
-    assert Extension(Head(5, end), ["33" * 32, row]).follows(known), "older digests may come first"
+    known = AuditHead(4, start)
+    assert Extension(AuditHead(5, end), [row]).follows(known)
+    assert Extension(AuditHead(5, end), ["33" * 32, row]).follows(known), "older digests may come first"
     assert Extension(known).follows(known)
-    assert Extension(Head(5, end)).follows(NOTHING)
+    assert Extension(AuditHead(5, end)).follows(NOTHING)
     refused = [
-        Extension(Head(5, end)),
-        Extension(Head(6, end), [row]),
-        Extension(Head(4, end), [row]),
-        Extension(Head(3, start)),
-        Extension(Head(5, start), [row]),
-        Extension(Head(5, end), [row, "33" * 32]),
+        Extension(AuditHead(5, end)),
+        Extension(AuditHead(6, end), [row]),
+        Extension(AuditHead(4, end), [row]),
+        Extension(AuditHead(3, start)),
+        Extension(AuditHead(5, start), [row]),
+        Extension(AuditHead(5, end), [row, "33" * 32]),
         Extension(NOTHING),
     ]
     assert not any(extension.follows(known) for extension in refused)
@@ -392,7 +392,7 @@ def test_an_extension_by_hand() -> None:
 )
 def test_a_head_that_is_none_is_refused(head: tuple[int, str]) -> None:
     with pytest.raises(RunError, match="is not a count and 64 hex digits"):
-        Head(*head)
+        AuditHead(*head)
 
 
 def test_a_proof_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +403,7 @@ def test_a_proof_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         Extension(NOTHING, ["11" * 32] * 3)
 
 
-def exchange(sender: AuditLog, receiver: AuditLog, since: Head | None = None) -> None:
+def exchange(sender: AuditLog, receiver: AuditLog, since: AuditHead | None = None) -> None:
     """One message: by default the sender knows what the receiver holds."""
     known = receiver.known(sender.party) if since is None else since
     receiver.receive(sender.party, sender.extension(known))
@@ -478,7 +478,7 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         self.logs = [AuditLog(folder / "server.jsonl", "server"), AuditLog(folder / "a.jsonl", "a")]
-        self.told = [NOTHING, NOTHING]  # what each was last told that the other holds of it
+        self.answer = [NOTHING, NOTHING]  # what each was last told that the other holds of it
 
     def act(self, who: int, what: str) -> None:
         own, other = self.logs[who], self.logs[1 - who]
@@ -486,12 +486,12 @@ class Pair:
             own.append("round failed", category="disk-full")
         elif what == "reopen":
             self.logs[who] = AuditLog(own.path, own.party)
-            self.told[who] = NOTHING
+            self.answer[who] = NOTHING
         else:
-            extension, known = own.extension(self.told[who]), own.known(other.party)
+            extension, known = own.extension(self.answer[who]), own.known(other.party)
             if what == "send":
                 other.receive(own.party, extension)
-                self.told[1 - who] = known
+                self.answer[1 - who] = known
 
 
 steps = st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["write", "send", "lose", "reopen"])), max_size=25)
@@ -507,7 +507,7 @@ def test_a_log_that_goes_on_is_never_refused(
     agreement = cross_check(*(log.path for log in pair.logs))
     assert agreement.faults == []
     sent = sum(row["event"] == "head received" for log in pair.logs for row in rows_of(log.path))
-    assert agreement.heads == sent
+    assert agreement.audit_heads == sent
 
 
 FORGERIES = {name: change for name, change in CHANGES.items() if name != "party"}
@@ -563,11 +563,11 @@ def test_a_backup_of_the_server_is_found_by_its_site(tmp_path: Path) -> None:
         exchange(server, site)
         exchange(site, server)
     shutil.copy(server.path, tmp_path / "backup")
-    server.append("round folded", round=3)
+    server.append("round aggregated", round=3)
     exchange(server, site)
     (tmp_path / "backup").replace(server.path)
     for number in range(5):
-        server.append("round folded", round=number)
+        server.append("round aggregated", round=number)
     with pytest.raises(RunError, match="the audit log of server does not go on from its row 5, which is known here"):
         site.receive("server", server.extension(NOTHING))
     (fault,) = cross_check(server.path, site.path).faults
@@ -592,7 +592,7 @@ def test_a_restart_is_taken_only_when_a_person_accepts_it(tmp_path: Path) -> Non
         "disk died, telephoned with Dr. Weiß"
     ]
     assert cross_check(fresh.path, server.path).faults == []
-    assert cross_check(fresh.path, server.path).heads == 1, "heads of the lost log are not compared"
+    assert cross_check(fresh.path, server.path).audit_heads == 1, "heads of the lost log are not compared"
 
 
 @pytest.mark.parametrize(("party", "hint"), [("site-b", "; did you mean 'site-a'?"), ("xyz", "")])
@@ -620,7 +620,7 @@ def talked(folder: Path, rounds: int = 3) -> tuple[AuditLog, AuditLog]:
 
 def test_an_edited_row_is_found_with_and_without_the_other_log(tmp_path: Path) -> None:
     server, site = talked(tmp_path)
-    assert cross_check(server.path, site.path).heads == 6
+    assert cross_check(server.path, site.path).audit_heads == 6
     write_rows(site.path, CHANGES["change"](rows_of(site.path), 5))
     assert cross_check(server.path, site.path).faults == [
         f"{site.path}: chain is broken at row 5: its content was changed",
@@ -657,7 +657,7 @@ def test_logs_that_cannot_be_compared(tmp_path: Path, log: AuditLog) -> None:
 
 def test_strangers_hold_no_heads_of_each_other(tmp_path: Path, log: AuditLog) -> None:
     agreement = cross_check(log.path, AuditLog(tmp_path / "b.jsonl", "b").path)
-    assert (agreement.heads, agreement.faults) == (0, [])
+    assert (agreement.audit_heads, agreement.faults) == (0, [])
 
 
 def test_a_note_is_on_the_disk_before_anything_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

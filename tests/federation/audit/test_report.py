@@ -28,7 +28,7 @@ def logs(tmp_path: Path) -> tuple[AuditLog, AuditLog]:
             site.append("update sent again", code=CODE, tensors=152, **update)
         server.receive("a", site.extension(server.known("a")))
         server.append("update received", site="a", **update)
-        server.append("round folded", round=round_)
+        server.append("round aggregated", round=round_)
     site.append("request refused", study="f" * 64, round=3, category="study-not-approved")
     server.append("update refused", site="a", round=3, category="study-not-approved")
     server.append("site left out", site="b", round=3, reason="no answer before the deadline")
@@ -102,11 +102,11 @@ def test_two_logs_that_do_not(logs: tuple[AuditLog, AuditLog]) -> None:
     found = report(server.path, site.path)
     assert not found.ok
     at = found.lines.index("server and a: the logs do not agree; they hold 3 heads of each other")
-    told = (
+    answer = (
         f"was rewritten, cut or restored, from row 5 at the earliest: row 7 is not the one whose head {server.path} "
         f"holds in row 7, if that one is true"
     )
-    assert "".join("".join(found.lines[at + 1 :]).split()).endswith("".join(told.split()))  # a long path is broken up
+    assert "".join("".join(found.lines[at + 1 :]).split()).endswith("".join(answer.split()))  # a long path is broken up
     assert report(site.path).ok, "alone it is whole"
 
 

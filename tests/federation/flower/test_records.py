@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from federation.audit.log import NOTHING, Extension, Head
+from federation.audit.log import NOTHING, AuditHead, Extension
 from federation.flower import records as flower
 from federation.packed import pack
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply
@@ -65,13 +65,13 @@ def test_replies() -> None:
     read = flower.content_to_reply(flower.reply_to_content(reply))
     assert isinstance(read, TrainReply)
     assert same(read.weights, TENSORS)
-    assert (read.study_hash, read.round, read.site, read.pictures) == ("hash", 7, "Site A", 12)
+    assert (read.study_hash, read.round, read.site, read.images) == ("hash", 7, "Site A", 12)
     assert read.metrics == reply.metrics
     assert flower.failure_in(flower.reply_to_content(reply)) is None
 
 
 HEX = "0123456789abcdef" * 4
-HEAD, PROOF = Head(3, HEX), Extension(Head(5, HEX), (HEX, HEX))
+HEAD, PROOF = AuditHead(3, HEX), Extension(AuditHead(5, HEX), (HEX, HEX))
 
 
 def test_the_heads_of_a_privacy_ledger() -> None:
@@ -94,7 +94,7 @@ def test_where_there_is_no_ledger_nothing_is_said_of_one() -> None:
 
 
 def test_the_ledgers_head_is_signed_with_the_rest() -> None:
-    heads = [NOTHING, HEAD, Head(4, HEX)]
+    heads = [NOTHING, HEAD, AuditHead(4, HEX)]
     contents = [flower.instruction_to_content(TrainInstruction("h", 1, {"w": torch.ones(2)}, head)) for head in heads]
     assert len({flower.said(content, "train", "1", "A") for content in contents}) == 3
 

@@ -78,10 +78,10 @@ def test_a_kit_is_read_as_it_was_written(kit: Path) -> None:
     assert kit_study(kit).training_hash() == read.study
     assert (kit / "ca.crt").read_text() == certificate_pem(kit_ca(kit))
     assert sorted(path.name for path in kit.iterdir()) == ["README.txt", "ca.crt", "kit.yaml", "study.yaml"]
-    told = (kit / "README.txt").read_text()
-    assert "north" in told
-    assert "localhost:8443" in told
-    assert max(map(len, told.splitlines())) <= 80
+    answer = (kit / "README.txt").read_text()
+    assert "north" in answer
+    assert "localhost:8443" in answer
+    assert max(map(len, answer.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,10 @@ def test_studies_of_all_leads_add_up(ledger: Ledger) -> None:
     before = ledger.path.read_bytes()
     with pytest.raises(BudgetSpentError) as caught:
         ledger.charge("b" * 64, 1, Release("gaussian", 50.0), budget)
-    told = str(caught.value)
+    answer = str(caught.value)
     spent, would = (epsilon_of(held, 1e-4) for held in ([STEP] * 4, [*[STEP] * 4, Release("gaussian", 50.0)]))
-    assert f"epsilon {spent:.3f} of {budget.epsilon:g} is spent" in told and f"would make it {would:.3f}" in told
-    assert "raise policy.privacy_budget" in told and "\n" not in told
+    assert f"epsilon {spent:.3f} of {budget.epsilon:g} is spent" in answer and f"would make it {would:.3f}" in answer
+    assert "raise policy.privacy_budget" in answer and "\n" not in answer
     assert ledger.path.read_bytes() == before
     ledger.charge("b" * 64, 1, Release("gaussian", 50.0), None)  # another pool's policy may set no bound
     assert len(ledger.releases()) == 5

@@ -25,7 +25,7 @@ def raw_with(raw_study: dict[str, Any], **sections: Any) -> dict[str, Any]:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "epochs": (
         {"privacy": PATIENT, "training": {"epochs": 1.0, "steps": None}},
-        "training.epochs: a private study does a fixed number of steps a round, as passes over a site's own pictures "
+        "training.epochs: a private study does a fixed number of steps a round, as passes over a site's own images "
         "would tell how many it has: set training.epochs: null and training.steps",
     ),
     "epochs by site": (
@@ -54,10 +54,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"privacy": PATIENT, "training": {"precision": "bf16"}},
         "training.precision bf16: privacy by patient is computed in float32; set auto or float32",
     ),
-    "more pictures than a batch": (
-        {"privacy": PATIENT | {"pictures_per_patient": 5}},
-        "privacy.pictures_per_patient 5: a patient's pictures are computed at once, and training.batch is 4: raise it, "
-        "or take fewer pictures of a patient",
+    "more images than a batch": (
+        {"privacy": PATIENT | {"images_per_patient": 5}},
+        "privacy.images_per_patient 5: a patient's images are computed at once, and training.batch is 4: raise it, "
+        "or take fewer images of a patient",
     ),
     "more patients a step than there are": (
         {"privacy": PATIENT | {"patients_per_step": 37}},
@@ -95,8 +95,8 @@ def test_what_does_not_go_together_is_refused(raw_study: dict[str, Any], case: s
 
 @pytest.mark.parametrize(
     "sections",
-    [{"privacy": PATIENT}, {"privacy": PATIENT | {"pictures_per_patient": 4}}, {"privacy": SITE}],
-    ids=["patient", "several pictures", "site"],
+    [{"privacy": PATIENT}, {"privacy": PATIENT | {"images_per_patient": 4}}, {"privacy": SITE}],
+    ids=["patient", "several images", "site"],
 )
 def test_the_study_itself_is_accepted(raw_study: dict[str, Any], sections: dict[str, Any]) -> None:
     """Else the refusals above could be about something else."""

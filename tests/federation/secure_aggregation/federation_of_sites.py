@@ -61,7 +61,7 @@ def updates_of(names: Sequence[str], numbers: int = NUMBERS) -> dict[str, NDArra
 
 
 def counts_of(names: Sequence[str]) -> dict[str, int]:
-    """From 150 pictures up; from 1,000 on sites count alike."""
+    """From 150 images up; from 1,000 on sites count alike."""
     return {name: 150 * 2**number for number, name in enumerate(names)}
 
 

@@ -152,7 +152,7 @@ def test_what_could_overflow_is_refused() -> None:
     with pytest.raises(StudyError, match=r"largest_count 1000000: 3000 such counts overflow 31 bits; at most 715827"):
         FixedPoint(1.0, 10**6).scale_for(3000)
     assert FixedPoint(1.0, 10, scale=1e6).scale_for(8) == 1e6
-    with pytest.raises(TrainingError, match="an update of 0 pictures"):
+    with pytest.raises(TrainingError, match="an update of 0 images"):
         encode(np.zeros(2, dtype=np.float32), 0, FixedPoint(1.0, 10), 3)
 
 

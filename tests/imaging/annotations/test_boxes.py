@@ -1,4 +1,4 @@
-"""Boxes: from pixels of the file to pixels of the encoder's picture; what is no box is one line."""
+"""Boxes: from pixels of the file to pixels of the encoder's image; what is no box is one line."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ CELLS = ("RBC", "WBC")
 
 
 def study(folder: Path, *cells: str | None, height: int = 48, width: int = 64) -> pd.DataFrame:
-    """Black pictures with these boxes."""
+    """Black images with these boxes."""
     names = [f"{number}.png" for number in range(len(cells))]
     for name in names:
         Image.fromarray(np.zeros((height, width), np.uint8)).save(folder / name)
@@ -53,7 +53,7 @@ edges = st.tuples(st.integers(0, 999), st.integers(1, 1000), st.integers(0, 999)
     shares=st.lists(edges.filter(lambda e: e[0] < e[1] and e[2] < e[3]), min_size=1, max_size=5),
 )
 def test_every_box_stays_a_box_within_the_frame(size: tuple[int, int], shares: list[tuple[int, int, int, int]]) -> None:
-    """Any box within any picture; its area changes by what the picture's does."""
+    """Any box within any image; its area changes by what the image's does."""
     height, width = size
     x0, x1, y0, y1 = (np.array(shares, dtype=np.float64) / 1000).T
     listed = np.stack([x0 * width, y0 * height, x1 * width, y1 * height], axis=1)
@@ -102,8 +102,8 @@ BAD = {
     "[" * 100_000: "are no JSON",
     '[[1, 2, 3, 4, "RBC"], [3, 2, 3, 4, "RBC"]]': r"box \[3, 2, 3, 4\] has no extent; x1 has to be above x0",
     '[[1, 4, 3, 2, "RBC"]]': r"box \[1, 4, 3, 2\] has no extent",
-    '[[1, 2, 65, 4, "RBC"]]': r"box \[1, 2, 65, 4\] reaches out of the picture, which is 64 pixels wide and 48 high",
-    '[[1, 2, 3, 48.5, "RBC"]]': "reaches out of the picture",
+    '[[1, 2, 65, 4, "RBC"]]': r"box \[1, 2, 65, 4\] reaches out of the image, which is 64 pixels wide and 48 high",
+    '[[1, 2, 3, 48.5, "RBC"]]': "reaches out of the image",
     '[[-1, 2, 3, 4, "RBC"]]': r"box \[-1, 2, 3, 4\] reaches out",
     '[[1, 2, 3, 4, "WBD"]]': "label 'WBD', but the classes are RBC, WBC; did you mean 'WBC'.*name it in classes",
 }
@@ -118,14 +118,14 @@ def test_what_is_no_box_is_refused_in_one_line(text: str, tmp_path: Path) -> Non
 
 def test_volumes_have_no_boxes(tmp_path: Path) -> None:
     image = ImageConfig(modality="mri", size=16, depth=8, channels=1)
-    with pytest.raises(DataError, match=r"boxes outline pictures, but image\.depth is 8; leave it out"):
+    with pytest.raises(DataError, match=r"boxes outline images, but image\.depth is 8; leave it out"):
         read_boxes(study(tmp_path, "[]"), tmp_path, image, CELLS)
 
 
-def test_a_missing_picture_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_image_is_one_line(tmp_path: Path) -> None:
     table = study(tmp_path, '[[1, 2, 3, 4, "RBC"]]')
     (tmp_path / "0.png").unlink()
-    with pytest.raises(DataError, match=r"0.png: there is no such picture"):
+    with pytest.raises(DataError, match=r"0.png: there is no such image"):
         read_boxes(table, tmp_path, SQUARE, CELLS)
 
 

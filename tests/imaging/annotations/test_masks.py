@@ -1,4 +1,4 @@
-"""Masks: every format's own numbers, in the frame of their picture; what cannot be a picture's mask is one line."""
+"""Masks: every format's own numbers, in the frame of their image; what cannot be an image's mask is one line."""
 
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +31,7 @@ DRAWN = (np.arange(256).reshape(16, 16) // 7 % 3).astype(np.uint8)
 ORGANS = ("liver", "spleen")
 
 
-def picture(folder: Path, height: int = 16, width: int = 16, name: str = "picture.png") -> Path:
+def image(folder: Path, height: int = 16, width: int = 16, name: str = "image.png") -> Path:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (height, width), dtype=np.uint8)).save(folder / name)
     return folder / name
@@ -61,7 +61,7 @@ def save(kind: str, folder: Path) -> Path:
     elif kind == "npz":
         np.savez(path, image=DRAWN, other=DRAWN + 1)
     elif kind == "nifti":
-        nib.Nifti1Image(DRAWN[::-1, ::-1].T[..., None], np.eye(4)).to_filename(path)  # [x, y, z] of the same picture
+        nib.Nifti1Image(DRAWN[::-1, ::-1].T[..., None], np.eye(4)).to_filename(path)  # [x, y, z] of the same image
     elif kind == "dicom":
         dataset = pydicom.dcmread(str(get_testdata_file("MR_small.dcm")))
         dataset.Rows, dataset.Columns, dataset.PixelData = 16, 16, DRAWN.astype("<i2").tobytes()
@@ -85,10 +85,10 @@ KINDS = ("8-bit", "16-bit", "palette", "grey in colour", "npy", "npz", "nifti", 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_its_own_numbers(tmp_path: Path, kind: str) -> None:
     path = save(kind, tmp_path)
-    found = mask_of(picture(tmp_path), path, SQUARE, classes=ORGANS)
+    found = mask_of(image(tmp_path), path, SQUARE, classes=ORGANS)
     assert found.dtype == np.uint8 and found.shape == (16, 16)
     np.testing.assert_array_equal(found, DRAWN)
-    np.testing.assert_array_equal(mask_of(picture(tmp_path), path, SQUARE), DRAWN > 0)
+    np.testing.assert_array_equal(mask_of(image(tmp_path), path, SQUARE), DRAWN > 0)
 
 
 @pytest.mark.parametrize("kind", ["1-bit", "black and white", "booleans"])
@@ -100,8 +100,8 @@ def test_white_is_the_one_class(tmp_path: Path, kind: str) -> None:
         bits = Image.fromarray(DRAWN > 1)
         (bits if kind == "1-bit" else bits.convert("L")).save(path)
     for classes in (None, ("vessel",)):
-        np.testing.assert_array_equal(mask_of(picture(tmp_path), path, SQUARE, classes=classes), DRAWN > 1)
-    said = refused(picture(tmp_path), path, SQUARE, None, ORGANS)
+        np.testing.assert_array_equal(mask_of(image(tmp_path), path, SQUARE, classes=classes), DRAWN > 1)
+    said = refused(image(tmp_path), path, SQUARE, None, ORGANS)
     assert "m.np" in said or "m.png" in said
     assert "holds the value 255, but classes names 1 liver, 2 spleen" in said  # white is which of the two?
 
@@ -109,7 +109,7 @@ def test_white_is_the_one_class(tmp_path: Path, kind: str) -> None:
 def test_an_instance_map_is_a_mask_of_its_foreground(tmp_path: Path) -> None:
     nuclei = (np.arange(256).reshape(16, 16) * 3).astype(np.uint16)  # 256 instances, to number 765
     Image.fromarray(nuclei).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(mask_of(picture(tmp_path), tmp_path / "m.png", SQUARE), nuclei > 0)
+    np.testing.assert_array_equal(mask_of(image(tmp_path), tmp_path / "m.png", SQUARE), nuclei > 0)
 
 
 def test_a_slice_is_picked_of_both_files(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_resampling_is_that_of_torchs_nearest_exact(labels: npt.NDArray[np.uint8
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 64), (64, 32), (24, 60), (8, 8)])
-def test_a_mask_lies_where_its_picture_lies(tmp_path: Path, height: int, width: int) -> None:
-    """A white rectangle, as picture and as mask: they differ at most where the picture is grey at its rim."""
+def test_a_mask_lies_where_its_image_lies(tmp_path: Path, height: int, width: int) -> None:
+    """A white rectangle, as image and as mask: they differ at most where the image is grey at its rim."""
     inside = np.zeros((height, width), dtype=np.uint8)
     inside[height // 4 : 3 * height // 4, width // 4 : 7 * width // 8] = 255
-    Image.fromarray(inside).save(tmp_path / "picture.png")
+    Image.fromarray(inside).save(tmp_path / "image.png")
     image = SQUARE.model_copy(update={"size": 64})
-    shown = prepare(tmp_path / "picture.png", image)[0]
-    found = mask_of(tmp_path / "picture.png", tmp_path / "picture.png", image)
+    shown = prepare(tmp_path / "image.png", image)[0]
+    found = mask_of(tmp_path / "image.png", tmp_path / "image.png", image)
     clear = (shown < 0.02) | (shown > 0.98)
     assert clear.mean() > 0.7 and found.any()
     np.testing.assert_array_equal(found[clear], shown[clear] > 0.5)
@@ -156,9 +156,9 @@ def test_shrinking_by_hand(tmp_path: Path) -> None:
     """6 x 4 pixels into 16 x 16: 16 x 11 (10.67 rounded), 2 columns free on the left."""
     drawn = np.arange(24, dtype=np.uint8).reshape(6, 4)
     np.save(tmp_path / "m.npy", drawn)
-    picture(tmp_path, 6, 4)
+    image(tmp_path, 6, 4)
     names = [str(number) for number in range(1, 24)]
-    found = mask_of(tmp_path / "picture.png", tmp_path / "m.npy", SQUARE, None, names)
+    found = mask_of(tmp_path / "image.png", tmp_path / "m.npy", SQUARE, None, names)
     assert not found[:, :2].any() and not found[:, 13:].any()
     # middles of new columns, in old ones: .18 .55 .91 1.27 1.64 2.0 2.36 2.73 3.09 3.45 3.82
     assert found[0, 2:13].tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
@@ -205,9 +205,9 @@ def test_a_real_spleen_lies_where_the_ct_shows_it(shared: Path) -> None:
 
 
 def study(folder: Path) -> pd.DataFrame:
-    """Three pictures, the second one without a mask."""
+    """Three images, the second one without a mask."""
     for number in range(3):
-        picture(folder, name=f"{number}.png")
+        image(folder, name=f"{number}.png")
         Image.fromarray(DRAWN * np.uint8(number > 0)).save(folder / f"{number}_mask.png")
     masks = ["0_mask.png", None, "2_mask.png"]
     return pd.DataFrame({"image": ["0.png", "1.png", "2.png"], "patient": ["a", "b", "c"], "mask": masks})
@@ -248,7 +248,7 @@ def test_kept_masks_are_not_read_again_until_something_changes(tmp_path: Path, m
     assert (read_masks(table, tmp_path, SQUARE, ORGANS, folder)[2] == 1).all()
     read_masks(table, tmp_path, SQUARE, None, folder)
     read_masks(table, tmp_path, SQUARE.model_copy(update={"size": 24}), ORGANS, folder)
-    picture(tmp_path, 8, 16, "0.png")  # another picture, and the mask no longer fits
+    image(tmp_path, 8, 16, "0.png")  # another image, and the mask no longer fits
     with pytest.raises(DataError, match=r"0_mask.png: has \[16, 16\] rows and columns.*0.png has \[8, 16\]"):
         read_masks(table, tmp_path, SQUARE, ORGANS, folder)
     assert len(names) == 9
@@ -272,9 +272,9 @@ def test_an_interruption_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_mask_of_another_size_is_one_line_with_both_sizes(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((12, 20), np.uint8)).save(tmp_path / "m.png")
-    said = refused(picture(tmp_path, 16, 20), tmp_path / "m.png", SQUARE)
-    assert said.startswith(f"{tmp_path / 'm.png'}: has [12, 20] rows and columns, but its picture ")
-    assert "picture.png has [16, 20]; name the mask that was drawn on this picture, or resample it" in said
+    said = refused(image(tmp_path, 16, 20), tmp_path / "m.png", SQUARE)
+    assert said.startswith(f"{tmp_path / 'm.png'}: has [12, 20] rows and columns, but its image ")
+    assert "image.png has [16, 20]; name the mask that was drawn on this image, or resample it" in said
     scan = volume(tmp_path, np.ones((6, 6, 4), np.uint8))
     other = volume(tmp_path, np.ones((6, 6, 5), np.uint8), name="m.nii")
     assert "m.nii: has [5, 6, 6] slices, rows and columns, but" in refused(scan, other, VOLUME)
@@ -282,10 +282,10 @@ def test_a_mask_of_another_size_is_one_line_with_both_sizes(tmp_path: Path) -> N
 
 def test_a_value_without_a_class_names_file_value_and_classes(tmp_path: Path) -> None:
     Image.fromarray(DRAWN + np.uint8(5)).save(tmp_path / "m.png")
-    said = refused(picture(tmp_path), tmp_path / "m.png", SQUARE, None, ORGANS)
+    said = refused(image(tmp_path), tmp_path / "m.png", SQUARE, None, ORGANS)
     assert "m.png: holds the value 7, but classes names 1 liver, 2 spleen; name a structure for every value" in said
     assert "holds the value 7, but classes names 1 vessel" in refused(
-        picture(tmp_path), tmp_path / "m.png", SQUARE, None, ("vessel",)
+        image(tmp_path), tmp_path / "m.png", SQUARE, None, ("vessel",)
     )
 
 
@@ -303,12 +303,12 @@ def test_what_is_no_mask_is_refused_in_one_line(name: str, tmp_path: Path) -> No
     array, message = BAD[name]
     np.save(tmp_path / "m.npy", array)
     with pytest.raises(DataError, match=rf"m.npy: .*{message}") as caught:
-        mask_of(picture(tmp_path), tmp_path / "m.npy", SQUARE)
+        mask_of(image(tmp_path), tmp_path / "m.npy", SQUARE)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_damaged_or_lossy_file_is_one_line(tmp_path: Path) -> None:
-    shown = picture(tmp_path)
+    shown = image(tmp_path)
     assert "none.png: there is no such mask; correct the manifest's cell" in refused(
         shown, tmp_path / "none.png", SQUARE
     )
@@ -318,7 +318,7 @@ def test_a_missing_damaged_or_lossy_file_is_one_line(tmp_path: Path) -> None:
     assert "m.jpg: JPEG changes the values along a mask's edges; save" in refused(shown, tmp_path / "m.jpg", SQUARE)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "c.png")
     assert "c.png: has 3 channels" in refused(shown, tmp_path / "c.png", SQUARE)
-    assert "gone.png: there is no such picture" in refused(tmp_path / "gone.png", shown, SQUARE)
+    assert "gone.png: there is no such image" in refused(tmp_path / "gone.png", shown, SQUARE)
 
 
 def test_more_classes_than_a_mask_can_tell_apart(tmp_path: Path) -> None:

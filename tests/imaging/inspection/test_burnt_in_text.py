@@ -1,4 +1,4 @@
-"""Text drawn into pictures is found, whatever its size, place and range; pictures without text are passed."""
+"""Text drawn into images is found, whatever its size, place and range; images without text are passed."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def tissue(side: int = 128, seed: int = 0) -> Pixels:
 
 
 def labelled(pixels: Pixels, text: str, corner: tuple[int, int], size: int, value: float) -> Pixels:
-    """The picture with text whose upper left corner is at (x, y)."""
+    """The image with text whose upper left corner is at (x, y)."""
     ink = Image.new("L", (pixels.shape[2], pixels.shape[1]))
     ImageDraw.Draw(ink).text(corner, text, fill=255, font=ImageFont.load_default(size))
     share = np.asarray(ink, dtype=np.float32) / np.float32(255)
@@ -60,21 +60,21 @@ def test_colour_is_found_in_any_number_of_channels() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_pictures_without_text_are_passed(seed: int) -> None:
+def test_images_without_text_are_passed(seed: int) -> None:
     assert find_text(tissue(side=96 + seed, seed=seed)) is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 300), (3, 9, 9)])
-def test_tiny_pictures_hold_none(shape: tuple[int, ...]) -> None:
+def test_tiny_images_hold_none(shape: tuple[int, ...]) -> None:
     assert find_text(np.arange(np.prod(shape), dtype=np.float32).reshape(shape)) is None
 
 
-def test_a_constant_picture_and_a_lone_letter_hold_none() -> None:
+def test_a_constant_image_and_a_lone_letter_hold_none() -> None:
     assert find_text(np.full((1, 64, 64), 7, np.float32)) is None
     assert find_text(labelled(np.zeros((1, 64, 64), np.float32), "L", (20, 20), 24, 255)) is None
 
 
-def test_a_large_picture_is_shrunk_and_the_place_told_in_its_own_pixels() -> None:
+def test_a_large_image_is_shrunk_and_the_place_told_in_its_own_pixels() -> None:
     pixels = np.kron(tissue(512), np.ones((1, 5, 5), dtype=np.float32))  # 2560 pixels: by a factor of 3
     line = find_text(labelled(pixels, "RIGHT BREAST", (400, 1500), 60, 255))
     assert line is not None

@@ -17,7 +17,7 @@ from imaging.listing.manifest import Manifest
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """Five patients, three pictures each."""
+    """Five patients, three images each."""
     for number in range(15):
         smooth = gaussian_filter(np.random.default_rng(number).normal(size=(64, 64)), 3)
         path = tmp_path / f"p{number % 5}" / f"{number}.png"
@@ -28,18 +28,18 @@ def site(tmp_path: Path) -> Path:
 
 def found(site: Path, known: bool = True) -> dict[str, Finding]:
     manifest = Manifest.from_folder(site)
-    looks = list(look_at(manifest, range(len(manifest)), None, "test"))
-    return {finding.kind: finding for finding in duplicate_findings(looks, known)}
+    inspected_files = list(look_at(manifest, range(len(manifest)), None, "test"))
+    return {finding.kind: finding for finding in duplicate_findings(inspected_files, known)}
 
 
-def test_different_pictures_are_no_copies(site: Path) -> None:
+def test_different_images_are_no_copies(site: Path) -> None:
     assert found(site) == {}
 
 
 def test_a_copy_of_the_same_patient(site: Path) -> None:
     shutil.copy(site / "p0" / "0.png", site / "p0" / "copy.png")
     finding = found(site)["copies"]
-    assert finding.text.startswith("1 picture is an exact copy")
+    assert finding.text.startswith("1 image is an exact copy")
     assert finding.examples == ("p0/0.png = p0/copy.png",)
 
 
@@ -52,25 +52,25 @@ def test_the_same_pixels_in_another_format_of_another_patient(site: Path) -> Non
 
 
 @pytest.mark.parametrize("how", ["jpeg", "smaller", "paler"])
-def test_a_picture_saved_again_for_another_patient(site: Path, how: str) -> None:
-    with Image.open(site / "p0" / "0.png") as picture:
+def test_a_image_saved_again_for_another_patient(site: Path, how: str) -> None:
+    with Image.open(site / "p0" / "0.png") as image:
         if how == "jpeg":
-            picture.save(buffer := io.BytesIO(), "JPEG", quality=60)
+            image.save(buffer := io.BytesIO(), "JPEG", quality=60)
             (site / "p1" / "again.jpg").write_bytes(buffer.getvalue())
         elif how == "smaller":
-            picture.resize((40, 40)).save(site / "p1" / "again.png")
+            image.resize((40, 40)).save(site / "p1" / "again.png")
         else:
-            Image.fromarray((np.asarray(picture) * 0.8 + 20).astype(np.uint8)).save(site / "p1" / "again.png")
+            Image.fromarray((np.asarray(image) * 0.8 + 20).astype(np.uint8)).save(site / "p1" / "again.png")
     assert found(site).keys() == {"near-copies across patients"}
 
 
 def test_near_copies_of_one_patient_are_neighbouring_slices(site: Path) -> None:
-    with Image.open(site / "p0" / "0.png") as picture:
-        picture.resize((60, 60)).save(site / "p0" / "next.png")
+    with Image.open(site / "p0" / "0.png") as image:
+        image.resize((60, 60)).save(site / "p0" / "next.png")
     assert found(site) == {}
 
 
-def test_blank_pictures_are_no_copies_of_each_other(site: Path) -> None:
+def test_blank_images_are_no_copies_of_each_other(site: Path) -> None:
     for patient in ("p0", "p1"):
         Image.new("L", (64, 64), 9).save(site / patient / "blank.png")
     assert found(site) == {}

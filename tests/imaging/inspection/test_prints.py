@@ -1,4 +1,4 @@
-"""Prints: which pictures are nearly the same, against a double loop, and which show nothing."""
+"""Prints: which images are nearly the same, against a double loop, and which show nothing."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_pairs_are_those_of_a_double_loop(seed: int, count: int) -> None:
     assert sorted(map(tuple, near_copies(prints, rows, columns).tolist())) == sorted(want)
 
 
-def test_what_two_pictures_share_in_the_dark_does_not_count() -> None:
+def test_what_two_images_share_in_the_dark_does_not_count() -> None:
     """Two halves without likeness under one black mask: the thumbnails correlate by .99, the lit halves do not."""
     rng = np.random.default_rng(0)
     bright = 20 + rng.random((2, 50))
@@ -78,7 +78,7 @@ def test_pairs_across_blocks_are_found() -> None:
 def test_what_shows_nothing(shape: tuple[int, ...]) -> None:
     flat = np.zeros(shape, dtype=np.float32)
     assert shows_nothing(flat)
-    flat[..., 4:15, 6:20] = 0.5  # grey with black borders, as a picture that is not square gets them
+    flat[..., 4:15, 6:20] = 0.5  # grey with black borders, as an image that is not square gets them
     assert shows_nothing(flat)
     shape_ = flat.copy()
     shape_[..., 6:9, 8:14] = 0.0
@@ -100,6 +100,6 @@ def test_prints_of_a_store_are_kept_in_it(tmp_path: Path) -> None:
     assert prints.hash[69] == difference_hash(last)
     np.testing.assert_allclose(prints.thumbnail[69], thumbnail(last), atol=1e-3)
     assert len(set(prints.digest)) == 70
-    (store.folder / "pictures.npy").unlink()
-    again = store_prints(store, progress=False)  # from the file, not from pictures
+    (store.folder / "images.npy").unlink()
+    again = store_prints(store, progress=False)  # from the file, not from images
     assert all((getattr(again, name) == getattr(prints, name)).all() for name in ("digest", "hash", "thumbnail"))

@@ -1,4 +1,4 @@
-"""Near-duplicates become one unit; pictures that merely look alike do not."""
+"""Near-duplicates become one unit; images that merely look alike do not."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imaging.listing.clusters import difference_hash, join, near_pairs, picture_clusters
+from imaging.listing.clusters import difference_hash, image_clusters, join, near_pairs
 from imaging.listing.manifest import Manifest
 from imaging.listing.splits import SplitConfig, draw_splits
 
@@ -66,7 +66,7 @@ def scenes(folder: Path, names: dict[str, npt.NDArray[np.uint8]], **columns: lis
     for name, array in names.items():
         Image.fromarray(array).save(folder / name, quality=85)
     table = pd.DataFrame({"image": list(names), "patient": list(names), **columns})
-    return Manifest(table, folder, "picture cluster")
+    return Manifest(table, folder, "image cluster")
 
 
 def blob(seed: int, brightness: float = 1.0) -> npt.NDArray[np.uint8]:
@@ -77,33 +77,33 @@ def blob(seed: int, brightness: float = 1.0) -> npt.NDArray[np.uint8]:
 def test_copies_are_one_cluster_whatever_the_order(tmp_path: Path) -> None:
     names = {"b.png": blob(1), "a.jpg": blob(1, 0.8), "c.png": blob(2), "d.png": blob(1)[1:, 2:]}
     manifest = scenes(tmp_path, names)
-    assert picture_clusters(manifest, progress=False).tolist() == ["a.jpg", "a.jpg", "c.png", "a.jpg"]
-    turned = Manifest(manifest.table.iloc[::-1], tmp_path, "picture cluster")
-    assert picture_clusters(turned, progress=False).tolist() == ["a.jpg", "c.png", "a.jpg", "a.jpg"]
+    assert image_clusters(manifest, progress=False).tolist() == ["a.jpg", "a.jpg", "c.png", "a.jpg"]
+    turned = Manifest(manifest.table.iloc[::-1], tmp_path, "image cluster")
+    assert image_clusters(turned, progress=False).tolist() == ["a.jpg", "c.png", "a.jpg", "a.jpg"]
 
 
-def test_sites_are_never_joined_and_unreadable_pictures_stand_alone(tmp_path: Path) -> None:
+def test_sites_are_never_joined_and_unreadable_images_stand_alone(tmp_path: Path) -> None:
     names = {"a.png": blob(1), "b.png": blob(1), "c.png": blob(1), "d.png": blob(1)}
     manifest = scenes(tmp_path, names, site=["X", "X", "Y", "Y"])
     (tmp_path / "d.png").write_bytes(b"broken")
-    clusters = picture_clusters(manifest, progress=False)
+    clusters = image_clusters(manifest, progress=False)
     assert clusters.name == "patient" and clusters.tolist() == ["a.png", "a.png", "c.png", "d.png"]
     assert len(Manifest(manifest.table.assign(patient=clusters), tmp_path, manifest.unit)) == 4  # a valid manifest
 
 
-def test_slices_are_pictures_of_their_own(tmp_path: Path) -> None:
+def test_slices_are_images_of_their_own(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.stack([blob(1), blob(2), blob(1)]))
     table = pd.DataFrame({"image": ["v.npy"] * 3, "patient": ["v"] * 3, "slice": [0, 1, 2]})
-    manifest = Manifest(table, tmp_path, "picture cluster")
-    assert picture_clusters(manifest, progress=False).tolist() == ["v.npy#0", "v.npy#1", "v.npy#0"]
+    manifest = Manifest(table, tmp_path, "image cluster")
+    assert image_clusters(manifest, progress=False).tolist() == ["v.npy#0", "v.npy#1", "v.npy#0"]
 
 
 @pytest.fixture(scope="module")
 def frames(shared: Path) -> tuple[Manifest, pd.Series]:
     table = pd.read_csv(shared / "data" / "polypgen_c1c3_224" / "index.csv")
     table = table[table["label"] == "negative"].assign(patient="all", site="video")
-    manifest = Manifest(table, shared / "data" / "polypgen_c1c3_224", "picture cluster")
-    return manifest, picture_clusters(manifest, progress=False)
+    manifest = Manifest(table, shared / "data" / "polypgen_c1c3_224", "image cluster")
+    return manifest, image_clusters(manifest, progress=False)
 
 
 def test_frames_of_different_videos_rarely_meet(frames: tuple[Manifest, pd.Series]) -> None:

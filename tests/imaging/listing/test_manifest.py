@@ -1,4 +1,4 @@
-"""The list of pictures: what it keeps, how it is built from a folder, what it refuses."""
+"""The list of images: what it keeps, how it is built from a folder, what it refuses."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ def csv(path: Path, text: str) -> Path:
     return path
 
 
-def picture(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (4, 4)).save(path)
 
@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     ("text", "message"),
     [
         ("", "is empty"),
-        ("image,patient\n", "lists no pictures"),
+        ("image,patient\n", "lists no images"),
         ("image,patent\na.png,1\n", "no column 'patient'.*did you mean 'patent'"),
         ("image,patient\na.png,1\nb.png,\n", r"row 2 \(b.png\) has an empty 'patient'"),
         ("image,patient\na.png,  \n", "empty 'patient'"),
@@ -100,18 +100,18 @@ def test_files_that_are_no_manifests(tmp_path: Path) -> None:
         Manifest(pd.DataFrame({"image": ["a"], "patient": ["1"]}), tmp_path).write(tmp_path / "m.txt")
 
 
-def test_slices_of_one_volume_are_different_pictures(tmp_path: Path) -> None:
+def test_slices_of_one_volume_are_different_images(tmp_path: Path) -> None:
     table = pd.DataFrame({"image": ["v.nii", "v.nii"], "patient": ["1", "1"], "slice": [0, 1]})
     assert len(Manifest(table, tmp_path)) == 2
     with pytest.raises(DataError, match="listed twice"):
         Manifest(table.assign(slice=1), tmp_path)
 
 
-def test_a_located_manifest_finds_its_pictures_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_located_manifest_finds_its_images_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a relative root too; a missing mask stays missing, an absolute path stays what it is."""
     names = ["a.png", "b/c.png", str(tmp_path / "elsewhere.png")]
     for name in names:
-        picture(tmp_path / "data" / name)
+        image(tmp_path / "data" / name)
     monkeypatch.chdir(tmp_path)
     table = pd.DataFrame(
         {"image": names, "patient": ["1", "2", "3"], "mask": [None, "a.png", None], "label": [0, 1, 0]}
@@ -127,9 +127,9 @@ def test_a_located_manifest_finds_its_pictures_from_anywhere(tmp_path: Path, mon
 
 
 def test_where_keeps_order_and_may_be_empty(tmp_path: Path) -> None:
-    manifest = Manifest(pd.DataFrame({"image": list("abc"), "patient": list("xyz")}), tmp_path, "picture cluster")
+    manifest = Manifest(pd.DataFrame({"image": list("abc"), "patient": list("xyz")}), tmp_path, "image cluster")
     some = manifest.where(manifest.table["patient"] != "y")
-    assert some.table["image"].tolist() == ["a", "c"] and some.unit == "picture cluster"
+    assert some.table["image"].tolist() == ["a", "c"] and some.unit == "image cluster"
     assert some.table.index.tolist() == [0, 1]
     assert len(manifest.where(np.zeros(3, dtype=bool))) == 0
     with pytest.raises(DataError, match="must be 3 booleans"):
@@ -157,8 +157,8 @@ def test_codes(tmp_path: Path) -> None:
 
 def test_from_folder_takes_the_first_subfolder_as_patient(tmp_path: Path) -> None:
     for name in ("p1/a.png", "p1/week2/b.JPG", "p2/c.tif", ".cache/d.png"):
-        picture(tmp_path / name)
-    (tmp_path / "p2" / "notes.txt").write_text("not a picture")
+        image(tmp_path / name)
+    (tmp_path / "p2" / "notes.txt").write_text("not an image")
     manifest = Manifest.from_folder(tmp_path)
     assert manifest.table["image"].tolist() == ["p1/a.png", "p1/week2/b.JPG", "p2/c.tif"]
     assert manifest.table["patient"].tolist() == ["p1", "p1", "p2"]
@@ -166,10 +166,10 @@ def test_from_folder_takes_the_first_subfolder_as_patient(tmp_path: Path) -> Non
 
 
 def test_a_flat_folder_knows_no_patients(tmp_path: Path) -> None:
-    picture(tmp_path / "b.png")
-    picture(tmp_path / "a.png")
+    image(tmp_path / "b.png")
+    image(tmp_path / "a.png")
     manifest = Manifest.from_folder(tmp_path)
-    assert manifest.table["patient"].tolist() == ["a", "b"] and manifest.unit == "picture cluster"
+    assert manifest.table["patient"].tolist() == ["a", "b"] and manifest.unit == "image cluster"
     assert list(manifest.table) == ["image", "patient"]
 
 
@@ -177,7 +177,7 @@ def test_from_folder_reads_dicom_headers(tmp_path: Path) -> None:
     shutil.copy(str(get_testdata_file("CT_small.dcm")), tmp_path / "one.dcm")
     (tmp_path / "disc").mkdir()
     shutil.copy(str(get_testdata_file("MR_small.dcm")), tmp_path / "disc" / "IM000001")  # no suffix, as on discs
-    (tmp_path / "disc" / "README").write_text("not a picture")
+    (tmp_path / "disc" / "README").write_text("not an image")
     manifest = Manifest.from_folder(tmp_path)
     assert manifest.table["image"].tolist() == ["disc/IM000001", "one.dcm"]
     assert manifest.table["patient"].tolist() == ["4MR1", "1CT1"]
@@ -192,14 +192,14 @@ def test_an_unreadable_dicom_file_is_listed_for_the_store_to_count(tmp_path: Pat
 
 
 def test_empty_and_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         Manifest.from_folder(tmp_path)
     with pytest.raises(DataError, match="there is no such folder"):
         Manifest.from_folder(tmp_path / "gone")
 
 
 def test_open_prefers_a_manifest_in_the_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "p" / "a.png")
+    image(tmp_path / "p" / "a.png")
     assert Manifest.open(tmp_path).table["patient"].tolist() == ["p"]
     path = csv(tmp_path / "manifest.csv", "image,patient\np/a.png,real\n")
     assert Manifest.open(tmp_path).table["patient"].tolist() == ["real"]

@@ -1,4 +1,4 @@
-"""Partners of pictures: who may be whose, how far apart, and what is said of a manifest that cannot tell."""
+"""Partners of images: who may be whose, how far apart, and what is said of a manifest that cannot tell."""
 
 import datetime
 from typing import Any, get_args
@@ -21,7 +21,7 @@ FIRST_DAY = datetime.date(2024, 1, 1)
 
 
 def row(patient: int, study: int | None, series: int | None, position: float | None, day: int | None) -> Row:
-    """One picture; names of studies and series say their patient, as their numbers are used again."""
+    """One image; names of studies and series say their patient, as their numbers are used again."""
     return {
         "patient": f"p{patient}",
         "study": None if study is None else f"t{study}",
@@ -52,7 +52,7 @@ def frame(given: list[Row]) -> pd.DataFrame:
 
 
 def allowed(given: list[Row], relation: Relation, own: int) -> set[int]:
-    """Slow reference: who may be the partner of picture ``own``; itself where there is nobody."""
+    """Slow reference: who may be the partner of image ``own``; itself where there is nobody."""
     me = given[own]
     others = [number for number in range(len(given)) if number != own and given[number]["patient"] == me["patient"]]
 
@@ -140,7 +140,7 @@ def test_a_row_without_a_place_is_its_own_partner() -> None:
         assert drawn.tolist() == [0] * 8 and gaps.tolist() == [0.0] * 8
 
 
-def test_another_picture_of_the_same_day_or_place_is_no_partner_in_time_or_space() -> None:
+def test_another_image_of_the_same_day_or_place_is_no_partner_in_time_or_space() -> None:
     given = [row(0, 0, 0, 7.0, 5), row(0, 0, 0, 7.0, 5)]
     for relation in ("placed", "dated"):
         assert Partners(frame(given), relation).share() == 0.0

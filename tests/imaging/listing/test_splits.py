@@ -21,10 +21,10 @@ from ...tiers import examples
 def study(sites: Mapping[str, Sequence[Sequence[Any]]]) -> Manifest:
     """A manifest with, per site, a list of labels for each patient."""
     rows = [
-        {"image": f"{site}/{patient:03}/{picture}.png", "patient": f"{site}-{patient}", "site": site, "label": label}
+        {"image": f"{site}/{patient:03}/{image}.png", "patient": f"{site}-{patient}", "site": site, "label": label}
         for site, patients in sites.items()
         for patient, labels in enumerate(patients)
-        for picture, label in enumerate(labels)
+        for image, label in enumerate(labels)
     ]
     return Manifest(pd.DataFrame(rows), Path())
 
@@ -141,7 +141,7 @@ def test_what_a_config_refuses() -> None:
 
 def test_left_out_sites_must_exist_and_leave_one() -> None:
     manifest = study({"DU": [[0]] * 6, "HT": [[0]] * 6})
-    with pytest.raises(DataError, match="left_out site 'DV' has no pictures; there are: DU, HT; did you mean 'DU'"):
+    with pytest.raises(DataError, match="left_out site 'DV' has no images; there are: DU, HT; did you mean 'DU'"):
         draw_splits(manifest, SplitConfig(left_out=("DV",)), 0)
     with pytest.raises(DataError, match="names every site"):
         draw_splits(manifest, SplitConfig(left_out=("HT", "DU")), 0)

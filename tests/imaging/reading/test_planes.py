@@ -1,4 +1,4 @@
-"""What a person is shown of pictures in grey, in colour, of several sequences, and of volumes."""
+"""What a person is shown of images in grey, in colour, of several sequences, and of volumes."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ def test_three_channels_are_colours_where_a_camera_took_them(modality: str, chan
 
 
 def test_the_middle_channel_or_the_one_asked_for() -> None:
-    picture = torch.arange(4.0).view(4, 1, 1).expand(4, 16, 16)
-    assert shown_plane(picture, image("mri", 4))[0, 0] == 2
-    assert shown_plane(picture, image("mri", 4), channel=1)[0, 0] == 0
-    assert shown_plane(picture[:3], image("fundus", 3), channel=3)[0, 0] == 2
+    pixels = torch.arange(4.0).view(4, 1, 1).expand(4, 16, 16)
+    assert shown_plane(pixels, image("mri", 4))[0, 0] == 2
+    assert shown_plane(pixels, image("mri", 4), channel=1)[0, 0] == 0
+    assert shown_plane(pixels[:3], image("fundus", 3), channel=3)[0, 0] == 2
 
 
 def test_colours_stay_in_order_and_a_volume_is_its_middle_slice() -> None:
-    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_array_equal(shown_plane(picture, image("fundus", 3)).transpose(2, 0, 1), picture.numpy())
+    pixels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(shown_plane(pixels, image("fundus", 3)).transpose(2, 0, 1), pixels.numpy())
     volume = torch.arange(9.0).view(1, 9, 1, 1).expand(1, 9, 16, 16)
     assert shown_plane(volume, image("ct", 1, depth=9)).tolist() == [[4.0] * 16] * 16

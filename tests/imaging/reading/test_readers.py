@@ -53,7 +53,7 @@ def volume(path: Path, data: npt.NDArray[np.generic], affine: npt.NDArray[np.flo
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
-def test_8_bit_pictures_keep_their_values(tmp_path: Path, suffix: str) -> None:
+def test_8_bit_images_keep_their_values(tmp_path: Path, suffix: str) -> None:
     grey = decode(saved(tmp_path / f"grey{suffix}", GREY), 1)
     assert grey.scale == "8-bit" and grey.pixels.dtype == np.float32
     np.testing.assert_array_equal(grey.pixels, GREY[None])
@@ -63,9 +63,9 @@ def test_8_bit_pictures_keep_their_values(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bit_grey_keeps_its_range(tmp_path: Path, suffix: str) -> None:
-    picture = decode(saved(tmp_path / f"deep{suffix}", DEEP), 1)
-    assert picture.scale == "stored"
-    np.testing.assert_array_equal(picture.pixels, DEEP[None])
+    image = decode(saved(tmp_path / f"deep{suffix}", DEEP), 1)
+    assert image.scale == "stored"
+    np.testing.assert_array_equal(image.pixels, DEEP[None])
 
 
 def test_float_tiff(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_truncated_png_is_one_line(tmp_path: Path, shared: Path, share: float)
 
 
 def test_missing_unknown_and_unfit_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone.png: there is no such picture"):
+    with pytest.raises(DataError, match=r"gone.png: there is no such image"):
         pixels_of(tmp_path / "gone.png", 1)
     (tmp_path / "a.svg").write_text("<svg/>")
     with pytest.raises(DataError, match=r"no reader for '.svg'"):
@@ -195,7 +195,7 @@ def test_missing_unknown_and_unfit_files(tmp_path: Path) -> None:
     ("shape", "channels", "frame", "wanted"),
     [
         ((5, 7), 1, None, lambda a: a[None]),
-        ((5, 7), 1, 9, lambda a: a[None]),  # one picture: a slice number in the manifest means nothing
+        ((5, 7), 1, 9, lambda a: a[None]),  # one image: a slice number in the manifest means nothing
         ((5, 7, 3), 3, None, lambda a: a.transpose(2, 0, 1)),
         ((3, 5, 7), 3, None, lambda a: a),
         ((1, 5, 7), 1, None, lambda a: a),
@@ -218,9 +218,9 @@ def test_arrays(tmp_path: Path, shape: tuple[int, ...], channels: int, frame: in
     ("dtype", "scale"), [("u1", "8-bit"), ("u2", "stored"), ("i2", "physical"), ("f4", "physical"), ("?", "8-bit")]
 )
 def test_the_type_of_an_array_says_what_its_values_are(tmp_path: Path, dtype: str, scale: Scale) -> None:
-    picture = decode(saved(tmp_path / "a.npy", np.eye(4).astype(dtype)), 1)
-    assert picture.scale == scale
-    assert picture.pixels.max() == (255 if dtype == "?" else 1)
+    image = decode(saved(tmp_path / "a.npy", np.eye(4).astype(dtype)), 1)
+    assert image.scale == scale
+    assert image.pixels.max() == (255 if dtype == "?" else 1)
 
 
 def test_npz(tmp_path: Path) -> None:
@@ -236,9 +236,9 @@ def test_npz(tmp_path: Path) -> None:
 def test_a_slice_of_a_medmnist_stack(shared: Path, tmp_path: Path) -> None:
     with np.load(shared / "data" / "adrenalmnist3d" / "adrenalmnist3d.npz") as arrays:
         cube = arrays["test_images"][0]
-    picture = decode(saved(tmp_path / "cube.npy", cube), 1, 10)
-    assert picture.scale == "8-bit"
-    np.testing.assert_array_equal(picture.pixels[0], cube[10])
+    image = decode(saved(tmp_path / "cube.npy", cube), 1, 10)
+    assert image.scale == "8-bit"
+    np.testing.assert_array_equal(image.pixels[0], cube[10])
 
 
 # NIfTI
@@ -248,14 +248,14 @@ def test_nifti_is_shown_as_radiologists_look(tmp_path: Path) -> None:
     data = np.zeros((6, 8, 5), dtype=np.int16)
     data[5, 7, 2] = 100  # right-anterior corner of slice 2 in a right-anterior-superior volume
     path = volume(tmp_path / "v.nii.gz", data, np.eye(4))
-    picture = decode(path, 1)  # slice 5 // 2 = 2
-    assert picture.pixels.shape == (1, 8, 6) and picture.scale == "physical"
-    assert np.argwhere(picture.pixels).tolist() == [[0, 0, 0]]  # anterior on top, the patient's right on the left
+    image = decode(path, 1)  # slice 5 // 2 = 2
+    assert image.pixels.shape == (1, 8, 6) and image.scale == "physical"
+    assert np.argwhere(image.pixels).tolist() == [[0, 0, 0]]  # anterior on top, the patient's right on the left
     assert pixels_of(path, 1, 3).max() == 0
 
 
 @pytest.mark.parametrize("code", ["LPS", "PSR", "RAS", "IAL"])
-def test_nifti_pictures_do_not_depend_on_how_the_axes_are_stored(tmp_path: Path, code: str) -> None:
+def test_nifti_images_do_not_depend_on_how_the_axes_are_stored(tmp_path: Path, code: str) -> None:
     data = RNG.integers(-500, 500, (6, 8, 5), dtype=np.int16)
     image = nib.Nifti1Image(data, np.diag([1.0, 2.0, 3.0, 1.0]))
     want = pixels_of(volume(tmp_path / "ras.nii", data, image.affine), 1, 1)
@@ -301,7 +301,7 @@ def test_real_mri_volumes(shared: Path, name: str) -> None:
 # DICOM
 
 
-def test_transfer_syntaxes_give_one_picture() -> None:
+def test_transfer_syntaxes_give_one_image() -> None:
     want = decode(dicom_file("MR_small.dcm"), 1)
     raw = np.frombuffer(pydicom.dcmread(dicom_file("MR_small.dcm")).PixelData, dtype="<i2").reshape(64, 64)
     np.testing.assert_array_equal(want.pixels[0], raw)
@@ -329,9 +329,9 @@ def test_monochrome1_is_inverted_over_the_stored_range(tmp_path: Path, bits: int
             del dataset[name]
     dataset.PhotometricInterpretation = "MONOCHROME1"
     dataset.save_as(tmp_path / "m1.dcm")
-    picture = decode(tmp_path / "m1.dcm", 1)
-    np.testing.assert_array_equal(picture.pixels[0], 2**bits - 1 - stored.astype(np.int64))
-    assert picture.scale == ("8-bit" if bits == 8 else "physical")
+    image = decode(tmp_path / "m1.dcm", 1)
+    np.testing.assert_array_equal(image.pixels[0], 2**bits - 1 - stored.astype(np.int64))
+    assert image.scale == ("8-bit" if bits == 8 else "physical")
 
 
 def test_dicom_colours_palettes_and_frames() -> None:
@@ -389,7 +389,7 @@ def test_sequences_are_stretched_alone_and_colours_together() -> None:
 
 
 @given(st.floats(-1e4, 1e4, width=32), st.sampled_from(["mri", "x-ray", "histopathology"]))
-def test_a_constant_picture_becomes_zero(value: float, modality: str) -> None:
+def test_a_constant_image_becomes_zero(value: float, modality: str) -> None:
     constant = np.full((2, 3, 4), value, dtype=np.float32)
     assert not to_unit(constant, modality).any()  # type: ignore[arg-type]  # hypothesis widens the literal
 
@@ -411,7 +411,7 @@ def test_the_fitted_box_keeps_the_aspect_and_is_centred(height: int, width: int,
     assert 0 <= (size - new_height) - 2 * top <= 1 and 0 <= (size - new_width) - 2 * left <= 1
 
 
-def test_a_wide_picture_gets_bars_of_zeros() -> None:
+def test_a_wide_image_gets_bars_of_zeros() -> None:
     square = resize(np.ones((2, 10, 40), dtype=np.float32), 20)
     want = np.zeros((2, 20, 20), dtype=np.float32)
     want[:, 7:12] = 1.0
@@ -432,7 +432,7 @@ def test_growing_keeps_corners_and_range() -> None:
     assert large.min() >= 0.0 and large.max() <= 1.0
 
 
-def test_a_real_endoscopy_picture_becomes_a_square(shared: Path) -> None:
+def test_a_real_endoscopy_image_becomes_a_square(shared: Path) -> None:
     path = sorted((shared / "data" / "polypgen_c1c3_224" / "positive" / "C1").glob("*.jpg"))[0]
     with Image.open(path) as image:
         width, height = image.size

@@ -18,7 +18,7 @@ from pydicom.data import get_testdata_file
 
 from foundation.errors import DataError
 from imaging.config import AugmentConfig, ImageConfig
-from imaging.listing.clusters import picture_clusters
+from imaging.listing.clusters import image_clusters
 from imaging.listing.manifest import Manifest
 from imaging.reading.readers import decode, decode_volume, prepare, to_unit
 from imaging.reading.volumes import resize_volume
@@ -348,7 +348,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
     assert message in str(caught.value)
 
 
-def test_the_shape_of_a_picture() -> None:
+def test_the_shape_of_a_image() -> None:
     assert (config().dimensions, config().shape) == (3, (1, 8, 16, 16))
     assert (config(depth=None).dimensions, config(depth=None).shape) == (2, (1, 16, 16))
     assert config(augment=AugmentConfig(anisotropy=0.0)).augment.anisotropy == 0
@@ -391,4 +391,4 @@ def test_near_duplicates_of_series_are_found_by_their_middle_slice(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     names = ["one", "again", "other", "empty"]
     manifest = Manifest(pd.DataFrame({"image": names, "patient": names}), tmp_path)
-    assert list(picture_clusters(manifest, progress=False)) == ["again", "again", "other", "empty"]
+    assert list(image_clusters(manifest, progress=False)) == ["again", "again", "other", "empty"]

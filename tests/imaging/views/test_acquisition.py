@@ -22,7 +22,7 @@ from ...tiers import examples
 BARE = Preset(standardise="fixed", outside="zeros", crop_scale=(1, 1))
 
 
-def pictures(count: int = 4, side: int = 32, channels: int = 2, seed: int = 0) -> Tensor:
+def images(count: int = 4, side: int = 32, channels: int = 2, seed: int = 0) -> Tensor:
     small = torch.rand(count, channels, 6, 6, generator=torch_generator(seed, "acquisition"))
     return torch.nn.functional.interpolate(small, size=side, mode="bicubic").clamp(0, 1)
 
@@ -30,16 +30,16 @@ def pictures(count: int = 4, side: int = 32, channels: int = 2, seed: int = 0) -
 @pytest.mark.parametrize("side", [32, 33])
 @pytest.mark.parametrize("copies", [2, 4, 6])
 def test_ghosts_are_damped_lines_of_k_space(side: int, copies: int) -> None:
-    given_pictures, strength = pictures(side=side), 0.7
+    given_images, strength = images(side=side), 0.7
     lines = np.abs(np.rint(np.fft.fftfreq(side) * side)).astype(int)
     weights = np.where(lines % copies == copies // 2, 1 - strength, 1.0)
-    space = np.fft.fft2(given_pictures.double().numpy())
+    space = np.fft.fft2(given_images.double().numpy())
     expected = np.abs(np.fft.ifft2(space * weights[:, None]))
-    ghosts = acquisition.ghosted(given_pictures, torch.full((4,), strength), torch.full((4,), copies))
+    ghosts = acquisition.ghosted(given_images, torch.full((4,), strength), torch.full((4,), copies))
     assert np.abs(ghosts.numpy() - expected).max() < 1e-5
 
 
-def test_the_ghost_of_two_is_the_picture_half_a_field_away() -> None:
+def test_the_ghost_of_two_is_the_image_half_a_field_away() -> None:
     point = torch.zeros(1, 1, 32, 32)
     point[0, 0, 10, 7] = 1
     ghost = acquisition.ghosted(point, torch.tensor([0.4]), torch.tensor([2]))
@@ -47,26 +47,26 @@ def test_the_ghost_of_two_is_the_picture_half_a_field_away() -> None:
     assert ghost.sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_motion_takes_the_late_lines_of_k_space_from_the_moved_picture() -> None:
-    given_pictures, line = pictures(), torch.tensor([0.0, 0.2, 0.6, 1.0])
+def test_motion_takes_the_late_lines_of_k_space_from_the_moved_image() -> None:
+    given_images, line = images(), torch.tensor([0.0, 0.2, 0.6, 1.0])
     shift = torch.tensor([[0.1, 0.0], [0.0, -0.05], [0.02, 0.03], [0.0, 0.0]])
     angle = torch.tensor([0.0, 0.1, -0.05, 0.2])
     maps = torch.cat([geometry.turn(angle), 2 * shift[:, :, None]], dim=2)
-    before = np.fft.fft2(given_pictures.double().numpy())
-    after = np.fft.fft2(geometry.resample(given_pictures, maps, "zeros").double().numpy())
+    before = np.fft.fft2(given_images.double().numpy())
+    after = np.fft.fft2(geometry.resample(given_images, maps, "zeros").double().numpy())
     expected = np.empty(before.shape)
     for i in range(4):
         start = FIRST_LINE[0] + (FIRST_LINE[1] - FIRST_LINE[0]) * line[i].item()
         mixed = np.where((np.fft.fftfreq(32) > start)[:, None], after[i], before[i])
         expected[i] = np.abs(np.fft.ifft2(mixed))
-    moved = acquisition.moved(given_pictures, shift, angle, line, "zeros")
+    moved = acquisition.moved(given_images, shift, angle, line, "zeros")
     assert np.abs(moved.numpy() - expected).max() < 1e-5
-    still = acquisition.moved(given_pictures, torch.zeros(4, 2), torch.zeros(4), line, "zeros")
-    assert torch.allclose(still, given_pictures, atol=1e-5), "who does not move leaves no trace"
+    still = acquisition.moved(given_images, torch.zeros(4, 2), torch.zeros(4), line, "zeros")
+    assert torch.allclose(still, given_images, atol=1e-5), "who does not move leaves no trace"
 
 
 def test_motion_shifts_by_the_share_of_the_side_that_is_drawn() -> None:
-    """With all lines late (a negative start) the magnitude is the moved picture: a shift of 4 of 32 pixels."""
+    """With all lines late (a negative start) the magnitude is the moved image: a shift of 4 of 32 pixels."""
     point = torch.zeros(1, 1, 32, 32)
     point[0, 0, 16, 16] = 1
     all_late = torch.tensor([-10.0])
@@ -80,16 +80,16 @@ def test_only_chosen_views_are_scanned_and_each_by_its_own_draws(seed: int) -> N
     preset = Preset(
         standardise="fixed", outside="zeros", crop_scale=(1, 1), motion=0.1, ghosting=0.8, artefact_probability=0.4
     )
-    given_pictures, draws = pictures(8), draw(8, torch_generator(seed))
-    views = given_pictures.clone()
+    given_images, draws = images(8), draw(8, torch_generator(seed))
+    views = given_images.clone()
     acquisition.scan_(views, draws, preset)
     hit = (draws["motion_given"] < 0.4) | (draws["ghosting_given"] < 0.4)
-    assert torch.equal(views[~hit], given_pictures[~hit])
+    assert torch.equal(views[~hit], given_images[~hit])
     for i in hit.nonzero().flatten().tolist():
-        alone = given_pictures[i : i + 1].clone()
+        alone = given_images[i : i + 1].clone()
         acquisition.scan_(alone, {name: value[i : i + 1] for name, value in draws.items()}, preset)
         assert torch.allclose(alone[0], views[i], atol=1e-6)
-        assert not torch.equal(alone[0], given_pictures[i])
+        assert not torch.equal(alone[0], given_images[i])
 
 
 def test_artefacts_run_along_rows_and_columns() -> None:
@@ -102,16 +102,16 @@ def test_artefacts_run_along_rows_and_columns() -> None:
 
 
 def test_coarse_rows_or_columns_keep_the_mean_and_the_other_axis() -> None:
-    given_pictures = pictures(2)
+    given_images = images(2)
     made = acquisition.coarsened(
-        given_pictures, coarse_weights(torch.tensor([4.0, 4.0]), 32), torch.tensor([True, False])
+        given_images, coarse_weights(torch.tensor([4.0, 4.0]), 32), torch.tensor([True, False])
     )
-    blocks = given_pictures[0].unflatten(1, (8, 4)).mean(2)  # rows in fours
+    blocks = given_images[0].unflatten(1, (8, 4)).mean(2)  # rows in fours
     centres = made[0].unflatten(1, (8, 4))[:, :, 1:3].mean(2)  # beside each centre, an eighth to either neighbour
     inner = 0.75 * blocks[:, 1:-1] + 0.125 * (blocks[:, :-2] + blocks[:, 2:])
     assert torch.allclose(centres[:, 1:-1], inner, atol=0.13 * float(blocks.diff(dim=1).abs().max()))
     assert torch.allclose(made[1], acquisition.coarsened(
-        given_pictures[1:].transpose(2, 3), coarse_weights(torch.tensor([4.0]), 32), torch.tensor([True])
+        given_images[1:].transpose(2, 3), coarse_weights(torch.tensor([4.0]), 32), torch.tensor([True])
     )[0].transpose(1, 2))  # fmt: skip
     flat = torch.full((1, 1, 32, 32), 0.3)
     assert torch.allclose(
@@ -149,23 +149,23 @@ def reference_equalised(plane: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("side", [32, 30])
 def test_equalisation_is_the_clipped_histogram_of_the_tile(side: int) -> None:
-    given_pictures = 0.3 + 0.2 * pictures(2, side)
-    given_pictures[0, 0, :12] = 0.0
-    equalised = acquisition.equalised(given_pictures)
-    for picture, own in zip(given_pictures.flatten(0, 1), equalised.flatten(0, 1), strict=True):
-        assert np.abs(own.numpy() - reference_equalised(picture.double().numpy())).max() < 2e-4
+    given_images = 0.3 + 0.2 * images(2, side)
+    given_images[0, 0, :12] = 0.0
+    equalised = acquisition.equalised(given_images)
+    for image, own in zip(given_images.flatten(0, 1), equalised.flatten(0, 1), strict=True):
+        assert np.abs(own.numpy() - reference_equalised(image.double().numpy())).max() < 2e-4
     assert equalised[0, 0, :12].abs().max() == 0, "black stays black"
-    assert (equalised.std((2, 3)) > 1.2 * given_pictures.std((2, 3)))[1].all(), "a flat picture gains contrast"
+    assert (equalised.std((2, 3)) > 1.2 * given_images.std((2, 3)))[1].all(), "a flat image gains contrast"
 
 
 def test_equalisation_is_mixed_in_by_the_drawn_share() -> None:
-    given_pictures, draws = pictures(6), draw(6, torch_generator(2))
-    views = given_pictures.clone()
+    given_images, draws = images(6), draw(6, torch_generator(2))
+    views = given_images.clone()
     acquisition.equalise_(views, draws, Preset(**{**vars(BARE), "equalise": 0.5, "equalise_probability": 0.5}))
     given_ = draws["equalise_given"] < 0.5
     assert 0 < given_.sum() < 6
     share = (0.5 * draws["equalise"] * given_).view(-1, 1, 1, 1)
-    expected = given_pictures + share * (acquisition.equalised(given_pictures) - given_pictures)
+    expected = given_images + share * (acquisition.equalised(given_images) - given_images)
     assert torch.allclose(views, expected, atol=1e-5)
 
 

@@ -39,9 +39,9 @@ def preset_augmentation(modality: Modality, size: int, channels: int) -> Augment
     return Augmentation(ImageConfig(modality=modality, size=size, channels=channels))
 
 
-def pictures(count: int = 6, size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
+def images(count: int = 6, size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
     """Smooth and coloured, so that every operation leaves a trace."""
-    noise = torch.rand(count, channels, size, size, generator=torch_generator(seed, "pictures"))
+    noise = torch.rand(count, channels, size, size, generator=torch_generator(seed, "images"))
     return torch.nn.functional.avg_pool2d(noise, 5, stride=1, padding=2).clamp(0, 1)
 
 
@@ -52,7 +52,7 @@ def unstandardised(views: Tensor) -> Tensor:
 @pytest.mark.parametrize("modality", get_args(Modality))
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64), (5, 96)])
 def test_every_preset_gives_finite_repeatable_views(modality: Modality, channels: int, size: int) -> None:
-    subject, before = preset_augmentation(modality, size, channels), pictures(4, size, channels)
+    subject, before = preset_augmentation(modality, size, channels), images(4, size, channels)
     given = before.clone()
     for make in (subject.strong, subject.light):
         views = make(given, torch_generator(1))
@@ -74,8 +74,8 @@ def test_presets_are_one_row_per_modality_and_keep_the_finding_in_the_crop() -> 
 
 
 @pytest.mark.parametrize("modality", get_args(Modality))
-def test_two_copies_of_a_picture_in_a_batch_get_two_views(modality: Modality) -> None:
-    twice = pictures(1, 64).expand(2, -1, -1, -1).contiguous()
+def test_two_copies_of_a_image_in_a_batch_get_two_views(modality: Modality) -> None:
+    twice = images(1, 64).expand(2, -1, -1, -1).contiguous()
     subject = preset_augmentation(modality, 64, 3)
     for make in (subject.strong, subject.light):
         views = make(twice, torch_generator(5))
@@ -85,49 +85,49 @@ def test_two_copies_of_a_picture_in_a_batch_get_two_views(modality: Modality) ->
 @examples(20)
 @given(modality=st.sampled_from(get_args(Modality)), seed=st.integers(0, 2**32), keep=st.integers(1, 5))
 def test_a_view_does_not_depend_on_the_rest_of_the_batch(modality: Modality, seed: int, keep: int) -> None:
-    subject, given_pictures = preset_augmentation(modality, 32, 3), pictures(6)
-    other = torch.cat([given_pictures[:keep], pictures(3, seed=9)])
+    subject, given_images = preset_augmentation(modality, 32, 3), images(6)
+    other = torch.cat([given_images[:keep], images(3, seed=9)])
     for make in (subject.strong, subject.light):
-        views = make(given_pictures, torch_generator(seed))
+        views = make(given_images, torch_generator(seed))
         assert torch.allclose(views[:keep], make(other, torch_generator(seed))[:keep], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [32, 33, 96])
-def test_with_every_strength_zero_views_are_the_plain_pictures(size: int) -> None:
+def test_with_every_strength_zero_views_are_the_plain_images(size: int) -> None:
     for modality, channels in (("mri", 5), ("ultrasound", 1), ("fundus", 3)):
-        subject, given_pictures = augmentation(modality, size, channels), pictures(3, size, channels)
-        plain = subject.plain(given_pictures)
-        assert torch.allclose(subject.strong(given_pictures, torch_generator(0)), plain, atol=1e-4)
-        assert torch.allclose(subject.light(given_pictures, torch_generator(0)), plain, atol=1e-4)
+        subject, given_images = augmentation(modality, size, channels), images(3, size, channels)
+        plain = subject.plain(given_images)
+        assert torch.allclose(subject.strong(given_images, torch_generator(0)), plain, atol=1e-4)
+        assert torch.allclose(subject.light(given_images, torch_generator(0)), plain, atol=1e-4)
 
 
 def test_plain_standardises_as_the_preset_says() -> None:
-    given_pictures = pictures(3, channels=3) * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1)
+    given_images = images(3, channels=3) * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1)
     for modality, axes in (("mri", (2, 3)), ("x-ray", (1, 2, 3))):
-        mean = given_pictures.double().mean(axes, keepdim=True)
-        expected = (given_pictures - mean) / given_pictures.double().std(axes, correction=0, keepdim=True)
-        assert torch.allclose(augmentation(modality).plain(given_pictures).double(), expected, atol=1e-4)
-    expected = (given_pictures - 0.5) / 0.25
-    assert torch.allclose(augmentation("histopathology").plain(given_pictures), expected, atol=1e-6)
+        mean = given_images.double().mean(axes, keepdim=True)
+        expected = (given_images - mean) / given_images.double().std(axes, correction=0, keepdim=True)
+        assert torch.allclose(augmentation(modality).plain(given_images).double(), expected, atol=1e-4)
+    expected = (given_images - 0.5) / 0.25
+    assert torch.allclose(augmentation("histopathology").plain(given_images), expected, atol=1e-6)
 
 
 def test_flat_channels_stay_flat() -> None:
-    given_pictures = pictures(2)
-    given_pictures[:, 1] = 0.3
-    given_pictures[:, 2] = 0.3 + 1e-4 * (given_pictures[:, 2] - 0.5)
-    views = augmentation("mri").plain(given_pictures)
+    given_images = images(2)
+    given_images[:, 1] = 0.3
+    given_images[:, 2] = 0.3 + 1e-4 * (given_images[:, 2] - 0.5)
+    views = augmentation("mri").plain(given_images)
     assert views[:, 1].abs().max() < 1e-3
     assert views[:, 2].abs().max() < 1e-4 / FLAT
 
 
 def test_crop_of_a_ramp_has_the_values_of_its_window() -> None:
-    """A bilinear picture (x, y) -> .1 + .5 x + .3 y is reproduced exactly by bilinear sampling."""
+    """A bilinear image (x, y) -> .1 + .5 x + .3 y is reproduced exactly by bilinear sampling."""
     size, count = 32, 40
     place = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     ramp = 0.1 + 0.5 * place[None, :] + 0.3 * place[:, None]
     subject = augmentation(size=size, channels=1, crop_scale=(0.2, 0.6), crop_ratio=(0.5, 2))
-    given_pictures = ramp.float().expand(count, 1, size, size).contiguous()
-    views = unstandardised(subject.strong(given_pictures, torch_generator(3)))
+    given_images = ramp.float().expand(count, 1, size, size).contiguous()
+    views = unstandardised(subject.strong(given_images, torch_generator(3)))
     draws = draw(count, torch_generator(3))
     for i in range(count):
         area = 0.2 + 0.4 * draws["area"][i].item()
@@ -146,7 +146,7 @@ def test_crop_of_a_ramp_has_the_values_of_its_window() -> None:
     scale=st.tuples(st.floats(0.02, 1), st.floats(0.02, 1)),
     ratio=st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)),
 )
-def test_windows_have_the_asked_area_and_lie_in_the_picture(
+def test_windows_have_the_asked_area_and_lie_in_the_image(
     seed: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
     low, high = sorted(scale)
@@ -164,27 +164,27 @@ def test_windows_have_the_asked_area_and_lie_in_the_picture(
 
 @pytest.mark.parametrize(("setting", "axis"), [("horizontal_flip", 3), ("vertical_flip", 2)])
 def test_flips_mirror(setting: str, axis: int) -> None:
-    given_pictures = pictures()
+    given_images = images()
     subject = augmentation(**{setting: 1.0})
-    expected = subject.plain(given_pictures.flip(axis))
+    expected = subject.plain(given_images.flip(axis))
     for make in (subject.strong, subject.light):
-        assert torch.allclose(make(given_pictures, torch_generator(0)), expected, atol=1e-4)
+        assert torch.allclose(make(given_images, torch_generator(0)), expected, atol=1e-4)
 
 
-def test_half_of_the_pictures_flip_at_one_half() -> None:
-    given_pictures = pictures(400, 16)
+def test_half_of_the_images_flip_at_one_half() -> None:
+    given_images = images(400, 16)
     subject = augmentation(size=16, horizontal_flip=0.5)
-    views = subject.light(given_pictures, torch_generator(0))
-    plain = subject.plain(given_pictures)
+    views = subject.light(given_images, torch_generator(0))
+    plain = subject.plain(given_images)
     flipped = ((views - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4).sum().item()
     kept = ((views - plain).abs().amax((1, 2, 3)) < 1e-4).sum().item()
     assert flipped + kept == 400 and 160 < flipped < 240
 
 
 def test_quarter_turns_are_exact_and_each_occurs() -> None:
-    given_pictures = pictures(60)
+    given_images = images(60)
     subject = augmentation(quarter_turns=1.0)
-    views, plain = subject.strong(given_pictures, torch_generator(0)), subject.plain(given_pictures)
+    views, plain = subject.strong(given_images, torch_generator(0)), subject.plain(given_images)
     pairs = list(zip(views, plain, strict=True))
     counts = [
         sum(torch.allclose(view, torch.rot90(own, turns, (1, 2)), atol=1e-4) for view, own in pairs)
@@ -206,7 +206,7 @@ def test_rotation_turns_a_disc_about_the_centre_by_at_most_the_angle() -> None:
     assert angles.abs().max() < limit + 0.5 and angles.max() > limit - 3 and angles.min() < 3 - limit
 
 
-def test_rotated_windows_see_black_or_the_reflected_picture() -> None:
+def test_rotated_windows_see_black_or_the_reflected_image() -> None:
     white = torch.ones(50, 3, 32, 32)
     black = unstandardised(augmentation("fundus", rotation_degrees=45.0).strong(white, torch_generator(0)))
     reflected = unstandardised(augmentation("dermoscopy", rotation_degrees=45.0).strong(white, torch_generator(0)))
@@ -230,7 +230,7 @@ def test_noise_has_the_drawn_deviation_and_is_fresh_and_white(kind: str) -> None
     assert neighbours.abs().max() < 0.1
 
 
-def test_noise_reaches_the_given_share_of_pictures() -> None:
+def test_noise_reaches_the_given_share_of_images() -> None:
     grey = torch.full((600, 1, 16, 16), 0.5)
     subject = augmentation(size=16, channels=1, noise=0.1, noise_probability=0.33)
     changed = (subject.strong(grey, torch_generator(0)) - subject.plain(grey)).abs().amax((1, 2, 3)) > 1e-4
@@ -241,9 +241,9 @@ def test_blur_is_the_gaussian_of_the_drawn_width() -> None:
     """A step blurred by a Gaussian is its distribution function, as far as pixels allow."""
     size, count = 64, 20
     step = (torch.arange(size) >= 32).float().expand(count, 1, size, size).contiguous()
-    for picture, axis in ((step, 3), (step.transpose(2, 3).contiguous(), 2)):
+    for image, axis in ((step, 3), (step.transpose(2, 3).contiguous(), 2)):
         subject = augmentation(size=size, channels=1, blur=0.05, blur_probability=1.0)
-        views = unstandardised(subject.strong(picture, torch_generator(4)))
+        views = unstandardised(subject.strong(image, torch_generator(4)))
         sigma = (0.05 * size * draw(count, torch_generator(4))["blur"]).clamp(min=0.01)[:, None]
         profile = views[:, 0, 20] if axis == 3 else views[:, 0, :, 20]
         expected = 0.5 * (1 + torch.erf((torch.arange(size) - 31.5) / (sigma * math.sqrt(2))))
@@ -259,44 +259,44 @@ def test_bias_field_is_smooth_alike_in_all_channels_and_means_one() -> None:
     assert torch.allclose(field[:, 0], field[:, 2], atol=1e-5)
     assert torch.allclose(field.log().mean((1, 2, 3)), torch.zeros(count), atol=1e-3), "mean log is 0"
     assert (field.mean((1, 2, 3)) - 1).abs().max() < 0.5
-    assert field.std((2, 3)).min() > 0.03, "each picture has a field"
+    assert field.std((2, 3)).min() > 0.03, "each image has a field"
     # Fourth differences of a cubic are zero.
     assert torch.diff(field[:, 0].double().log(), n=4, dim=1).abs().max() < 1e-3
     assert torch.diff(field[:, 0].double().log(), n=4, dim=2).abs().max() < 1e-3
 
 
 def test_gamma_brightness_and_contrast_follow_their_formulas() -> None:
-    given_pictures = 0.3 + 0.3 * pictures(8)
+    given_images = 0.3 + 0.3 * images(8)
     draws = {
         name: (2 * values - 1).view(-1, 1, 1, 1)
         for name, values in draw(8, torch_generator(0)).items()
         if values.ndim == 1
     }
-    mean = given_pictures.mean((1, 2, 3), keepdim=True)
+    mean = given_images.mean((1, 2, 3), keepdim=True)
     expected = {
-        "gamma": given_pictures ** (0.3 * draws["gamma"]).exp(),
-        "brightness": given_pictures * (1 + 0.3 * draws["brightness"]),
-        "contrast": mean + (given_pictures - mean) * (1 + 0.3 * draws["contrast"]),
+        "gamma": given_images ** (0.3 * draws["gamma"]).exp(),
+        "brightness": given_images * (1 + 0.3 * draws["brightness"]),
+        "contrast": mean + (given_images - mean) * (1 + 0.3 * draws["contrast"]),
     }
     for name, values in expected.items():
         subject = augmentation(jitter_probability=1.0, **{name: 0.3})
-        views = unstandardised(subject.strong(given_pictures, torch_generator(0)))
+        views = unstandardised(subject.strong(given_images, torch_generator(0)))
         assert torch.allclose(views, values.clamp(0, 1), atol=1e-4), name
 
 
-def test_brightness_survives_standardisation_by_picture() -> None:
-    given_pictures = 0.2 + 0.4 * pictures(8)
+def test_brightness_survives_standardisation_by_image() -> None:
+    given_images = 0.2 + 0.4 * images(8)
     subject = augmentation("x-ray", jitter_probability=1.0, brightness=0.2)
-    views = subject.strong(given_pictures, torch_generator(0))
+    views = subject.strong(given_images, torch_generator(0))
     assert views.mean((1, 2, 3)).std() > 0.1
 
 
 def test_colour_operations_keep_grey_and_luma() -> None:
-    grey = pictures(8, channels=1).expand(-1, 3, -1, -1).contiguous()
+    grey = images(8, channels=1).expand(-1, 3, -1, -1).contiguous()
     subject = augmentation(jitter_probability=1.0, saturation=0.5, hue=0.3)
     views = unstandardised(subject.strong(grey, torch_generator(0)))
     assert torch.allclose(views, grey, atol=1e-4)
-    coloured = 0.35 + 0.3 * pictures(8)
+    coloured = 0.35 + 0.3 * images(8)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     views = unstandardised(subject.strong(coloured, torch_generator(0)))
     assert torch.allclose((views * luma).sum(1), (coloured * luma).sum(1), atol=1e-4)
@@ -304,7 +304,7 @@ def test_colour_operations_keep_grey_and_luma() -> None:
 
 
 def test_saturation_blends_with_grey() -> None:
-    coloured = 0.2 + 0.6 * pictures(1)
+    coloured = 0.2 + 0.6 * images(1)
     maps = intensity.colour_maps(torch.tensor([0.4]), torch.tensor([0.0]))
     luma = (coloured * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     assert torch.allclose(intensity.colour(coloured, maps), luma + 0.4 * (coloured - luma), atol=1e-5)
@@ -330,16 +330,16 @@ def test_stain_change_scales_one_stain() -> None:
 
 
 def test_cutout_sets_one_square_to_the_mean() -> None:
-    given_pictures = pictures(40)
+    given_images = images(40)
     subject = augmentation(cutout=0.5)
-    views = unstandardised(subject.strong(given_pictures, torch_generator(0)))
-    changed = ((views - given_pictures).abs() > 1e-4).any(1)
+    views = unstandardised(subject.strong(given_images, torch_generator(0)))
+    changed = ((views - given_images).abs() > 1e-4).any(1)
     sides = 0.5 * 32 * draw(40, torch_generator(0))["hole"]
-    for view, picture, hole, side in zip(views, given_pictures, changed, sides, strict=True):
+    for view, image, hole, side in zip(views, given_images, changed, sides, strict=True):
         rows, columns = hole.any(1).sum().item(), hole.any(0).sum().item()
         assert rows <= side + 1 and columns <= side + 1 and hole.sum() == rows * columns
         if hole.any():
-            assert (view[:, hole] - picture.mean()).abs().max() < 1e-4
+            assert (view[:, hole] - image.mean()).abs().max() < 1e-4
     assert changed.any((1, 2)).float().mean() > 0.8
 
 
@@ -379,12 +379,12 @@ ACTING: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", AugmentConfig.model_fields)
 def test_every_setting_does_something(name: str) -> None:
     value, needed = ACTING[name]
-    given_pictures = pictures(8)
+    given_images = images(8)
     for modality in ("fundus", "x-ray", "mri"):
         without, with_it = augmentation(modality, **needed), augmentation(modality, **needed, **{name: value})
         changes = [
-            (getattr(with_it, view)(given_pictures, torch_generator(0))
-             - getattr(without, view)(given_pictures, torch_generator(0))).abs().max().item()
+            (getattr(with_it, view)(given_images, torch_generator(0))
+             - getattr(without, view)(given_images, torch_generator(0))).abs().max().item()
             for view in ("strong", "light")
         ]  # fmt: skip
         light_only = name == "light_crop_scale"
@@ -394,10 +394,10 @@ def test_every_setting_does_something(name: str) -> None:
 
 
 def test_changing_one_setting_leaves_the_other_choices_as_they_were() -> None:
-    given_pictures = pictures(8)
-    cropped = augmentation(crop_scale=(0.3, 0.6)).strong(given_pictures, torch_generator(0))
+    given_images = images(8)
+    cropped = augmentation(crop_scale=(0.3, 0.6)).strong(given_images, torch_generator(0))
     darker = augmentation(crop_scale=(0.3, 0.6), brightness=0.5, jitter_probability=1.0)
-    views = unstandardised(darker.strong(given_pictures, torch_generator(0)))
+    views = unstandardised(darker.strong(given_images, torch_generator(0)))
     factor = views / unstandardised(cropped)
     inside = (views < 0.999).float()
     spread = ((factor - factor.amin((1, 2, 3), keepdim=True)) * inside).abs().amax((1, 2, 3))
@@ -405,18 +405,18 @@ def test_changing_one_setting_leaves_the_other_choices_as_they_were() -> None:
 
 
 def test_autocast_does_not_coarsen_views() -> None:
-    subject, given_pictures = preset_augmentation("histopathology", 64, 3), pictures(4, 64)
-    expected = subject.strong(given_pictures, torch_generator(0)), subject.light(given_pictures, torch_generator(0))
+    subject, given_images = preset_augmentation("histopathology", 64, 3), images(4, 64)
+    expected = subject.strong(given_images, torch_generator(0)), subject.light(given_images, torch_generator(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        views = subject.strong(given_pictures, torch_generator(0)), subject.light(given_pictures, torch_generator(0))
+        views = subject.strong(given_images, torch_generator(0)), subject.light(given_images, torch_generator(0))
     assert all(torch.equal(view, own) for view, own in zip(views, expected, strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("modality", get_args(Modality))
 def test_a_seed_gives_the_same_views_on_a_gpu(modality: Modality) -> None:
-    subject, given_pictures = preset_augmentation(modality, 64, 3), pictures(16, 64)
+    subject, given_images = preset_augmentation(modality, 64, 3), images(16, 64)
     for make in (subject.strong, subject.light):
-        on_gpu = make(given_pictures.cuda(), torch_generator(0))
+        on_gpu = make(given_images.cuda(), torch_generator(0))
         assert on_gpu.is_cuda
-        assert (on_gpu.cpu() - make(given_pictures, torch_generator(0))).abs().max() < 5e-3
+        assert (on_gpu.cpu() - make(given_images, torch_generator(0))).abs().max() < 5e-3

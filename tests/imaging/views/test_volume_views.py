@@ -207,6 +207,6 @@ def test_a_tensor_of_another_shape_is_one_line() -> None:
     with pytest.raises(DataError) as caught:
         Augmentation(image()).plain(torch.zeros(2, 1, SIDE, SIDE))
     assert str(caught.value) == (
-        f"pictures have shape [2, 1, 16, 16], the study says [B, 1, {DEPTH}, 16, 16]; "
+        f"images have shape [2, 1, 16, 16], the study says [B, 1, {DEPTH}, 16, 16]; "
         "resize them, or change image.channels and image.depth, image.size"
     )

@@ -173,8 +173,8 @@ def test_what_provision_prints(study: Path, tmp_path: Path) -> None:
         "Fingerprint of the CA, which a site compares with you by telephone:",
         f"  {fingerprint(key_of(load_certificate(out / 'server' / 'ca.crt')))}",
     ]
-    told = provision(study, server="localhost:8443", sites=[], out=tmp_path / "more", passphrase=PASSPHRASE)
-    assert told[0].endswith("ca.key is protected by the passphrase")
+    reported = provision(study, server="localhost:8443", sites=[], out=tmp_path / "more", passphrase=PASSPHRASE)
+    assert reported[0].endswith("ca.key is protected by the passphrase")
 
 
 def test_dates_and_names_of_the_certificates(kits: Path) -> None:
@@ -318,11 +318,11 @@ def test_a_kit_without_a_record_does_not_stay(kits: Path, federation: Path, monk
 
 def test_from_kit_to_enrolment(kits: Path, federation: Path, tmp_path: Path) -> None:
     """The whole way, with what is said by telephone."""
-    (tmp_path / "pictures").mkdir()
-    said = site_init(kits / "kit-north", tmp_path / "pictures", passphrase=PASSPHRASE)
+    (tmp_path / "images").mkdir()
+    said = site_init(kits / "kit-north", tmp_path / "images", passphrase=PASSPHRASE)
     key = load_site_key(kits / "kit-north", PASSPHRASE)
-    told = next(line for line in said if "this site's key" in line).partition(":")[2]
-    lines = accept(federation, kits / "kit-north" / "site.csr", told)
+    reported = next(line for line in said if "this site's key" in line).partition(":")[2]
+    lines = accept(federation, kits / "kit-north" / "site.csr", reported)
     assert lines == [
         "site north is enrolled until 2028-02-29; fingerprint of its key:",
         f"  {fingerprint(key.public_key())}",

@@ -30,7 +30,7 @@ class Given:
 
     site: str
     weights: dict[str, torch.Tensor]
-    pictures: int = 1
+    images: int = 1
 
     def tensor(self, name: str) -> torch.Tensor:
         return self.weights[name]

@@ -13,7 +13,7 @@ def test_rows(tmp_path: Path) -> None:
         journal.event(1, "site left out", "B", "disk-full")
         journal.event(2, "round retried", None, "1 of 2 updates")
     assert read_jsonl(tmp_path / "metrics.jsonl") == [
-        {"round": 1, "site": "A", "pictures": 12, "loss": 0.5},
+        {"round": 1, "site": "A", "images": 12, "loss": 0.5},
         {"round": 1, "event": "site left out", "site": "B", "reason": "disk-full"},
         {"round": 2, "event": "round retried", "site": None, "reason": "1 of 2 updates"},
     ]

@@ -18,7 +18,7 @@ from foundation.files import read_jsonl
 from foundation.machine import versions
 from foundation.service_log import ServiceLog
 from server.monitoring.metrics import MetricsEndpoint, metrics_text
-from server.monitoring.status_writer import STATES, Board, SiteStatus, Status
+from server.monitoring.status_writer import STATES, SiteStatus, Status, StatusWriter
 
 HASH = "ab" * 32
 NOW = 1_000_000.0
@@ -99,12 +99,12 @@ def log(tmp_path: Path) -> ServiceLog:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "status.json", "tiny", HASH, 9)
+def status_writer(tmp_path: Path) -> StatusWriter:
+    return StatusWriter(tmp_path / "status.json", "tiny", HASH, 9)
 
 
 @pytest.fixture
-def endpoint(tmp_path: Path, board: Board, log: ServiceLog) -> Iterator[MetricsEndpoint]:
+def endpoint(tmp_path: Path, status_writer: StatusWriter, log: ServiceLog) -> Iterator[MetricsEndpoint]:
     with MetricsEndpoint(0, tmp_path / "status.json", log) as made:
         yield made
 
@@ -201,7 +201,7 @@ def test_any_number_comes_through(loss: float) -> None:
     assert repr(of(series, "site_loss", site="a")) == repr(loss)
 
 
-def test_a_scrape_reads_the_status_anew(board: Board, ask: Asked) -> None:
+def test_a_scrape_reads_the_status_anew(status_writer: StatusWriter, ask: Asked) -> None:
     code, text, headers = ask("/metrics")
     assert code == 200
     assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -209,37 +209,37 @@ def test_a_scrape_reads_the_status_anew(board: Board, ask: Asked) -> None:
     first = parsed(text)
     assert of(first, "round") == 0
     assert of(first, "info", study="tiny", study_hash=HASH[:12], version=versions()["fedpretext"]) == 1
-    board.round_started(4, ["a"])
-    board.answered(Failure(HASH, 4, "a", "disk-full"))
+    status_writer.round_started(4, ["a"])
+    status_writer.answered(Failure(HASH, 4, "a", "disk-full"))
     second = parsed(ask("/metrics?x=1")[1])
     assert of(second, "round") == 4
     assert of(second, "site_state", site="a", state="failed") == 1
 
 
-def test_odd_names_over_the_socket(board: Board, ask: Asked) -> None:
+def test_odd_names_over_the_socket(status_writer: StatusWriter, ask: Asked) -> None:
     names = ['a"b', "Zürich\n", "病院\\", "lone \ud800 half"]
-    board.online(names, {})
-    board.phase("paused", "why")
+    status_writer.online(names, {})
+    status_writer.phase("paused", "why")
     shown = {name.encode(errors="replace").decode() for name in names}
     assert set(named(parsed(ask("/metrics")[1]), "site_online")) == shown
 
 
-def test_health(board: Board, ask: Asked) -> None:
+def test_health(status_writer: StatusWriter, ask: Asked) -> None:
     assert ask("/health")[:2] == (200, "starting\n")
-    board.phase("paused", "/srv/kits: disk full")
+    status_writer.phase("paused", "/srv/kits: disk full")
     assert ask("/health")[:2] == (200, "paused\n")
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"study": "tiny"}'])
 def test_without_a_status_there_is_nothing_to_scrape(
-    text: str | None, ask: Asked, board: Board, tmp_path: Path
+    text: str | None, ask: Asked, status_writer: StatusWriter, tmp_path: Path
 ) -> None:
     (tmp_path / "status.json").unlink()
     if text is not None:
         (tmp_path / "status.json").write_text(text)
     for target in ("/metrics", "/health"):
         assert ask(target)[:2] == (503, "the server has no status that can be read\n")
-    board.phase("paused")
+    status_writer.phase("paused")
     assert ask("/health")[0] == 200
 
 
@@ -335,9 +335,9 @@ def test_a_fault_of_ours_is_in_the_log(ask: Asked, log: ServiceLog, monkeypatch:
     with pytest.raises(http.client.RemoteDisconnected):
         ask("/metrics")
     deadline = time.monotonic() + 20
-    while (told := read_jsonl(log.path)[-1]["event"]).startswith("metrics: http") and time.monotonic() < deadline:
+    while (reported := read_jsonl(log.path)[-1]["event"]).startswith("metrics: http") and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert told == "metrics: a request could not be answered (TypeError)"
+    assert reported == "metrics: a request could not be answered (TypeError)"
     assert ask("/health")[0] == 200
 
 
@@ -363,7 +363,9 @@ def test_a_port_that_does_not_exist_is_a_warning(tmp_path: Path, log: ServiceLog
     assert read_jsonl(log.path)[-1]["level"] == "warning"
 
 
-def test_it_ends_with_the_block_and_can_be_had_again(tmp_path: Path, board: Board, log: ServiceLog) -> None:
+def test_it_ends_with_the_block_and_can_be_had_again(
+    tmp_path: Path, status_writer: StatusWriter, log: ServiceLog
+) -> None:
     with MetricsEndpoint(0, tmp_path / "status.json", log) as made:
         port = made.port
         assert port > 0

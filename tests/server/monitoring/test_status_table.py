@@ -317,7 +317,7 @@ def test_ctrl_c_ends_it_with_the_table_on_the_screen(
 
 
 def test_a_heartbeat_is_a_sign_of_life(file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """A server that folds or pauses writes no status for minutes; the file's time of change says that it lives."""
+    """A server that aggregates or pauses writes no status for minutes; the file's time of change says that it lives."""
     path = file(phase="paused", detail="disk full", updated=time.time() - 200)
     show(path, once=True)
     assert "not running" not in capsys.readouterr().out

@@ -14,15 +14,15 @@ import torch
 
 from federation.records import Failure, TrainReply
 from foundation.errors import RunError
-from server.monitoring import status_writer as status_board
-from server.monitoring.status_writer import STAGES, Board, SiteStatus, Status, heartbeat, last_sign, read_status
+from server.monitoring import status_writer as module
+from server.monitoring.status_writer import STAGES, SiteStatus, Status, StatusWriter, heartbeat, last_sign, read_status
 
 HASH = "ab" * 32
 START = 1000.0
 
 
 class Clock:
-    """Time as the board reads it."""
+    """Time as the writer reads it."""
 
     def __init__(self) -> None:
         self.now = START
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(status_board, "time", SimpleNamespace(time=clock, monotonic=clock))
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=clock, monotonic=clock))
     return clock
 
 
@@ -44,9 +44,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def board(clock: Clock, path: Path) -> Callable[..., Board]:
-    """``board()``: a new board on the file, as a restarted server makes one."""
-    return lambda study_hash=HASH: Board(path, "tiny", study_hash, 5)
+def status_writer(clock: Clock, path: Path) -> Callable[..., StatusWriter]:
+    """``status_writer()``: a new one on the file, as a restarted server makes one."""
+    return lambda study_hash=HASH: StatusWriter(path, "tiny", study_hash, 5)
 
 
 def update(site: str, round_: int = 1, **metrics: float) -> TrainReply:
@@ -55,14 +55,14 @@ def update(site: str, round_: int = 1, **metrics: float) -> TrainReply:
     return TrainReply(HASH, round_, site, 12, weights, metrics)
 
 
-def test_a_new_board_is_there_at_once(board: Callable[..., Board], path: Path) -> None:
-    made = board()
+def test_a_new_board_is_there_at_once(status_writer: Callable[..., StatusWriter], path: Path) -> None:
+    made = status_writer()
     assert read_status(path) == made.status == Status("tiny", HASH, 5, started=START, updated=START)
     assert made.status.stage == "starting"
 
 
-def test_one_round_event_by_event(board: Callable[..., Board], clock: Clock, path: Path) -> None:
-    made = board()
+def test_one_round_event_by_event(status_writer: Callable[..., StatusWriter], clock: Clock, path: Path) -> None:
+    made = status_writer()
     made.needed(2)
     made.phase("waiting for sites", "1 of 2 needed; missing: b")
     made.online(["a", "b", "c"], {"a": 11})
@@ -86,9 +86,9 @@ def test_one_round_event_by_event(board: Callable[..., Board], clock: Clock, pat
 
 
 def test_a_site_is_waited_for_from_the_first_instruction_of_the_round(
-    board: Callable[..., Board], clock: Clock
+    status_writer: Callable[..., StatusWriter], clock: Clock
 ) -> None:
-    made = board()
+    made = status_writer()
     made.round_started(1, ["a"])
     made.sent("a", 100)
     clock.now += 30
@@ -106,8 +106,8 @@ def test_a_site_is_waited_for_from_the_first_instruction_of_the_round(
     assert site.waiting(START) == 0  # a clock that was set back
 
 
-def test_a_failure_is_forgotten_in_the_next_round(board: Callable[..., Board]) -> None:
-    made = board()
+def test_a_failure_is_forgotten_in_the_next_round(status_writer: Callable[..., StatusWriter]) -> None:
+    made = status_writer()
     made.round_started(1, ["a"])
     made.answered(Failure(HASH, 1, "a", "out-of-memory"))
     made.round_started(2, ["a"])
@@ -116,9 +116,9 @@ def test_a_failure_is_forgotten_in_the_next_round(board: Callable[..., Board]) -
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf"), None])
 def test_the_file_is_json_whatever_loss_a_site_claims(
-    loss: float | None, board: Callable[..., Board], path: Path
+    loss: float | None, status_writer: Callable[..., StatusWriter], path: Path
 ) -> None:
-    made = board()
+    made = status_writer()
     made.answered(update("a", loss=0.5))
     made.answered(update("a", **({} if loss is None else {"loss": loss})))
 
@@ -128,16 +128,18 @@ def test_the_file_is_json_whatever_loss_a_site_claims(
     assert json.loads(path.read_text(), parse_constant=refuse)["sites"]["a"]["loss"] is None
 
 
-def test_a_site_that_is_no_longer_admitted_leaves_the_board(board: Callable[..., Board], path: Path) -> None:
-    made = board()
+def test_a_site_that_is_no_longer_admitted_leaves_the_board(
+    status_writer: Callable[..., StatusWriter], path: Path
+) -> None:
+    made = status_writer()
     made.online(["a", "b"], {"b": 1})
     made.online(["a"], {})
     made.phase("paused")
     assert list(read_status(path).sites) == ["a"]
 
 
-def test_how_long_rounds_took(board: Callable[..., Board], clock: Clock) -> None:
-    made = board()
+def test_how_long_rounds_took(status_writer: Callable[..., StatusWriter], clock: Clock) -> None:
+    made = status_writer()
     assert made.status.mean_round is None
     made.round_started(1, ["a"])
     clock.now += 60
@@ -155,8 +157,8 @@ def test_how_long_rounds_took(board: Callable[..., Board], clock: Clock) -> None
     assert made.status.round_seconds == list(range(10, 30))
 
 
-def test_late_is_more_than_twice_the_slowest_answer(board: Callable[..., Board], clock: Clock) -> None:
-    made = board()
+def test_late_is_more_than_twice_the_slowest_answer(status_writer: Callable[..., StatusWriter], clock: Clock) -> None:
+    made = status_writer()
     made.round_started(1, "abcd")
     for site in "abcd":
         made.sent(site, 1)
@@ -170,8 +172,10 @@ def test_late_is_more_than_twice_the_slowest_answer(board: Callable[..., Board],
     assert made.status.late(START + 200.5) == {"d"}
 
 
-def test_before_an_answer_late_is_more_than_twice_a_mean_round(board: Callable[..., Board], clock: Clock) -> None:
-    made = board()
+def test_before_an_answer_late_is_more_than_twice_a_mean_round(
+    status_writer: Callable[..., StatusWriter], clock: Clock
+) -> None:
+    made = status_writer()
     made.round_started(1, "ab")
     clock.now += 50
     made.round_started(2, "ab")
@@ -180,8 +184,10 @@ def test_before_an_answer_late_is_more_than_twice_a_mean_round(board: Callable[.
     assert made.status.late(clock.now + 101) == {"a"}
 
 
-def test_a_restarted_server_goes_on_from_the_file(board: Callable[..., Board], clock: Clock, path: Path) -> None:
-    made = board()
+def test_a_restarted_server_goes_on_from_the_file(
+    status_writer: Callable[..., StatusWriter], clock: Clock, path: Path
+) -> None:
+    made = status_writer()
     made.online(["a", "b"], {"a": 1, "b": 2})
     made.round_started(1, "ab")
     clock.now += 10
@@ -189,7 +195,7 @@ def test_a_restarted_server_goes_on_from_the_file(board: Callable[..., Board], c
     made.sent("a", 100)
     made.answered(update("a", 2, loss=0.5))
     clock.now += 5000  # nobody runs
-    again = board()
+    again = status_writer()
     status = read_status(path)
     assert status.phase == "starting"
     assert (status.started, status.round, status.round_seconds) == (START, 2, [10])
@@ -202,33 +208,35 @@ def test_a_restarted_server_goes_on_from_the_file(board: Callable[..., Board], c
     assert again.status.round_seconds == [10, 20]  # without the time when nobody ran
 
 
-def test_a_restart_between_two_rounds_counts_no_round(board: Callable[..., Board], clock: Clock) -> None:
-    board().round_started(1, "a")
+def test_a_restart_between_two_rounds_counts_no_round(status_writer: Callable[..., StatusWriter], clock: Clock) -> None:
+    status_writer().round_started(1, "a")
     clock.now += 5000
-    again = board()
+    again = status_writer()
     again.round_started(2, "a")
     assert again.status.round_seconds == []
 
 
-def test_another_studys_file_is_begun_anew(board: Callable[..., Board], path: Path) -> None:
-    board().round_started(3, "ab")
-    board("cd" * 32)
+def test_another_studys_file_is_begun_anew(status_writer: Callable[..., StatusWriter], path: Path) -> None:
+    status_writer().round_started(3, "ab")
+    status_writer("cd" * 32)
     assert read_status(path) == Status("tiny", "cd" * 32, 5, started=START, updated=START)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"sites": {}}', '{"study": 3}'])
-def test_a_damaged_file_is_begun_anew(text: str, board: Callable[..., Board], path: Path) -> None:
+def test_a_damaged_file_is_begun_anew(text: str, status_writer: Callable[..., StatusWriter], path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    board()
+    status_writer()
     assert read_status(path) == Status("tiny", HASH, 5, started=START, updated=START)
 
 
-def test_two_boards_of_one_server_write_in_turn(board: Callable[..., Board], clock: Clock, path: Path) -> None:
+def test_two_boards_of_one_server_write_in_turn(
+    status_writer: Callable[..., StatusWriter], clock: Clock, path: Path
+) -> None:
     """The program pauses with its own board; what the Flower app's said of round and sites stays."""
-    program = board()
+    program = status_writer()
     program.metrics_at(9464)
-    app = board()
+    app = status_writer()
     clock.now += 1
     app.online(["a", "b"], {"a": 1})
     app.round_started(4, "ab")
@@ -242,11 +250,11 @@ def test_two_boards_of_one_server_write_in_turn(board: Callable[..., Board], clo
 
 
 def test_it_is_written_once_a_second_and_at_once_when_something_happened(
-    board: Callable[..., Board], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    status_writer: Callable[..., StatusWriter], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = board()
+    made = status_writer()
     written = []
-    monkeypatch.setattr(status_board, "write_json", lambda path, value: written.append(value["phase"]))
+    monkeypatch.setattr(module, "write_json", lambda path, value: written.append(value["phase"]))
     for _ in range(30):
         clock.now += 0.125
         made.online(["a"], {"a": 1})
@@ -259,16 +267,16 @@ def test_it_is_written_once_a_second_and_at_once_when_something_happened(
 
 
 def test_a_full_disk_leaves_the_old_one(
-    board: Callable[..., Board], path: Path, monkeypatch: pytest.MonkeyPatch
+    status_writer: Callable[..., StatusWriter], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = board()
+    made = status_writer()
     before = path.read_bytes()
 
     def full(path: Path, value: Any) -> None:
         raise RunError(f"{path}: could not be written (No space left on device)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(status_board, "write_json", full)
+        patch.setattr(module, "write_json", full)
         made.phase("paused")
         made.answered(update("a"))
     assert path.read_bytes() == before
@@ -278,7 +286,7 @@ def test_a_full_disk_leaves_the_old_one(
 
 def test_a_folder_that_cannot_be_used_does_not_stop_the_run(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "file").write_text("")
-    Board(tmp_path / "file" / "status.json", "tiny", HASH, 5).round_started(1, "a")
+    StatusWriter(tmp_path / "file" / "status.json", "tiny", HASH, 5).round_started(1, "a")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -315,8 +323,8 @@ def test_stages() -> None:
 
 def test_the_heart_beats_while_the_block_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that folds for minutes writes nothing, and is seen to live."""
-    monkeypatch.setattr(status_board, "_BEAT_S", 0.005)
-    Board(path, "tiny", HASH, 5)
+    monkeypatch.setattr(module, "_BEAT_S", 0.005)
+    StatusWriter(path, "tiny", HASH, 5)
     status, content = read_status(path), path.read_bytes()
     old = status.updated - 500
     os.utime(path, (old, old))
@@ -332,7 +340,7 @@ def test_the_heart_beats_while_the_block_runs(path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_heart_beats_where_there_is_no_file_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_board, "_BEAT_S", 0.001)
+    monkeypatch.setattr(module, "_BEAT_S", 0.001)
     with heartbeat(tmp_path / "status.json"):
         time.sleep(0.02)
     assert not list(tmp_path.iterdir())

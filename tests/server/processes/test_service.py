@@ -39,26 +39,26 @@ def mishaps(monkeypatch: pytest.MonkeyPatch) -> Fail:
     """``mishaps(error, error)``: stand-ins for SuperLink and proxy; each run ends with the next error, then well."""
 
     def make(*errors: BaseException) -> list[str]:
-        told: list[str] = []
+        answer: list[str] = []
         coming = iter(errors)
 
         class Link:
             endpoint = SimpleNamespace(address="127.0.0.1:1", root=b"")
 
             def __init__(self, *_: Any) -> None:
-                told.append("start")
+                answer.append("start")
 
             def __enter__(self) -> "Link":
                 return self
 
             def __exit__(self, *_: Any) -> None:
-                told.append("stop")
+                answer.append("stop")
 
             def open_door(self) -> None:
-                told.append("open")
+                answer.append("open")
 
         def run(*_: Any) -> None:
-            told.append("run")
+            answer.append("run")
             error = next(coming, None)
             if error is not None:
                 raise error
@@ -68,7 +68,7 @@ def mishaps(monkeypatch: pytest.MonkeyPatch) -> Fail:
         monkeypatch.setattr(server.processes.service, "_admit", lambda *_: None)
         monkeypatch.setattr(server.processes.service, "_run", run)
         monkeypatch.setattr(server.processes.service, "write_encoder", lambda *_: None)
-        return told
+        return answer
 
     return make
 
@@ -80,9 +80,9 @@ def full_disk() -> RunError:
 
 
 def test_a_lost_quorum_pauses_the_run_and_leaves_the_door_open(federation: Path, mishaps: Fail) -> None:
-    told = mishaps(QuorumError("round 1: fewer than 2 of 3 sites"), QuorumError("again"))
+    answer = mishaps(QuorumError("round 1: fewer than 2 of 3 sites"), QuorumError("again"))
     run = serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
-    assert told == ["start", "open", "run", "run", "run", "stop"]
+    assert answer == ["start", "open", "run", "run", "run", "stop"]
     events = [row["event"] for row in read_jsonl(run / "server.jsonl")]
     assert "paused: round 1: fewer than 2 of 3 sites; goes on by itself from the last round" in events
     audit = read_jsonl(federation / "audit.jsonl")
@@ -98,9 +98,9 @@ def test_a_lost_quorum_pauses_the_run_and_leaves_the_door_open(federation: Path,
     ],
 )  # fmt: skip
 def test_what_may_pass_starts_all_programs_anew(federation: Path, mishaps: Fail, error: BaseException) -> None:
-    told = mishaps(error)
+    answer = mishaps(error)
     serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
-    assert told == ["start", "open", "run", "stop", "start", "open", "run", "stop"]
+    assert answer == ["start", "open", "run", "stop", "start", "open", "run", "stop"]
 
 
 def test_the_status_says_why_it_is_paused(federation: Path, mishaps: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,18 +116,18 @@ def test_the_status_says_why_it_is_paused(federation: Path, mishaps: Fail, monke
 
 
 def test_a_study_that_cannot_be_run_ends_the_server(federation: Path, mishaps: Fail) -> None:
-    told = mishaps(StudyError("algorithm 'fedmedian' needs at least 3 sites; there are 1"))
+    answer = mishaps(StudyError("algorithm 'fedmedian' needs at least 3 sites; there are 1"))
     with pytest.raises(StudyError, match="fedmedian"):
         serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
-    assert told == ["start", "open", "run", "stop"]
+    assert answer == ["start", "open", "run", "stop"]
 
 
 def test_another_study_than_the_kits_is_refused_before_anything_starts(federation: Path, mishaps: Fail) -> None:
-    told = mishaps()
+    answer = mishaps()
     study = federation.parent.parent / "study.yaml"
     with pytest.raises(StudyError, match=r"the kits of this federation were made for .*provision the new study$"):
         serve(study, ("rounds.count=9",), federation, SETTINGS)
-    assert told == []
+    assert answer == []
     assert not (federation / "runs").exists()
     assert checked_study(study, ("title=another title",), Registry(federation)).title == "another title"
 

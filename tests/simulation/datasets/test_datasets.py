@@ -40,10 +40,8 @@ def test_a_misspelt_dataset_names_the_nearest() -> None:
 
 
 def test_a_misspelt_option_is_refused_with_the_options_there_are() -> None:
-    with pytest.raises(
-        StudyError, match=r"options.picture = 12.*has the options: pictures, size; did you mean 'pictures'"
-    ):
-        dataset("phantoms").check_options({"picture": 12})
+    with pytest.raises(StudyError, match=r"options.image = 12.*has the options: images, size; did you mean 'images'"):
+        dataset("phantoms").check_options({"image": 12})
     with pytest.raises(StudyError, match=r"simulation.options.size = 8: .*greater than or equal to 32"):
         dataset("phantoms").check_options({"size": 8})
     with pytest.raises(ValueError, match="lgg_mri_128 has no options"):
@@ -63,44 +61,44 @@ def test_a_missing_root_is_one_line_with_the_remedy(name: str, tmp_path: Path) -
 def test_a_folder_that_is_not_the_dataset_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"index.csv: is missing"):
         load(name, tmp_path, tmp_path)
-    (tmp_path / "index.csv").write_text("picture,age\na.png,7\n")
+    (tmp_path / "index.csv").write_text("image,age\na.png,7\n")
     with pytest.raises(DataError, match=rf"lacks the column .*image.*not the index of '{name}'"):
         load(name, tmp_path, tmp_path)
 
 
 def test_brain_mri_has_the_published_counts(shared: Path, tmp_path: Path) -> None:
-    pictures = load("lgg_mri_128", shared / "data" / "lgg_mri_128", tmp_path)
-    table = pictures.table
-    assert pictures.unit == "patient"
+    images = load("lgg_mri_128", shared / "data" / "lgg_mri_128", tmp_path)
+    table = images.table
+    assert images.unit == "patient"
     assert dict(table["site"].value_counts()) == {"DU": 698, "HT": 407, "CS": 145, "EZ": 12}
     assert dict(table.groupby("site")["patient"].nunique()) == {"DU": 36, "HT": 27, "CS": 13, "EZ": 1}
-    assert all(path.is_file() for path in pictures.paths())
+    assert all(path.is_file() for path in images.paths())
     # a mask is there exactly where the label says tumour, and it is not empty
     assert (table["mask"].notna() == (table["label"] == 1)).all()
-    masks = [np.asarray(Image.open(pictures.root / mask)) for mask in table["mask"].dropna().iloc[::40]]
+    masks = [np.asarray(Image.open(images.root / mask)) for mask in table["mask"].dropna().iloc[::40]]
     assert all(mask.shape == (128, 128) and mask.any() for mask in masks)
 
 
 def test_breast_ultrasound_has_clusters_for_patients_and_no_sites(shared: Path, tmp_path: Path) -> None:
-    pictures = load("busi_224", shared / "data" / "busi_224", tmp_path)
-    assert pictures.unit == "picture cluster"
-    assert dict(pictures.table["label"].value_counts()) == {"benign": 437, "malignant": 210, "normal": 133}
-    assert "site" not in pictures.table
-    clusters = pictures.table["patient"].nunique()
-    assert 500 < clusters < 780  # the set is known to hold near-duplicates, and most pictures are none
+    images = load("busi_224", shared / "data" / "busi_224", tmp_path)
+    assert images.unit == "image cluster"
+    assert dict(images.table["label"].value_counts()) == {"benign": 437, "malignant": 210, "normal": 133}
+    assert "site" not in images.table
+    clusters = images.table["patient"].nunique()
+    assert 500 < clusters < 780  # the set is known to hold near-duplicates, and most images are none
     assert list(tmp_path.iterdir()) == []
 
 
 def test_blood_smears_have_the_published_cells(shared: Path, tmp_path: Path) -> None:
-    pictures = load("bccd", shared / "data" / "bccd", tmp_path)
-    assert pictures.unit == "picture cluster" and len(pictures) == 364 and "site" not in pictures.table
-    assert all(path.is_file() for path in pictures.paths())
-    boxes = [box for text in pictures.table["boxes"] for box in json.loads(text)]
+    images = load("bccd", shared / "data" / "bccd", tmp_path)
+    assert images.unit == "image cluster" and len(images) == 364 and "site" not in images.table
+    assert all(path.is_file() for path in images.paths())
+    boxes = [box for text in images.table["boxes"] for box in json.loads(text)]
     # 4,155 red cells are published; two of them are clicks without extent
     assert Counter(box[4] for box in boxes) == {"RBC": 4153, "WBC": 372, "Platelets": 361}
     image = ImageConfig(modality="microscopy", size=64, channels=3)
-    found = read_boxes(pictures.table.iloc[:9], pictures.root, image, bccd.CLASSES)
-    # the first picture's white cell is published as pixels 260 to 491 and 177 to 376 of 640 x 480, counted from 1
+    found = read_boxes(images.table.iloc[:9], images.root, image, bccd.CLASSES)
+    # the first image's white cell is published as pixels 260 to 491 and 177 to 376 of 640 x 480, counted from 1
     np.testing.assert_allclose(found[0].boxes[0], [25.9, 8 + 17.6, 49.1, 8 + 37.6], rtol=1e-6)
     assert bccd.CLASSES[found[0].kinds[0]] == "WBC"
 
@@ -125,16 +123,16 @@ def test_an_annotation_that_is_not_of_the_set_is_one_line(tmp_path: Path) -> Non
 def test_nuclei_have_the_published_counts_and_their_microscopes_as_sites(shared: Path, tmp_path: Path) -> None:
     root = shared / "data" / "dsb2018_nuclei_256"
     grey, colour = load("dsb2018", root, tmp_path), load("dsb2018", root, tmp_path, colour=True)
-    assert grey.unit == colour.unit == "picture cluster"
+    assert grey.unit == colour.unit == "image cluster"
     assert dict(colour.table["site"].value_counts()) == {"320x256-stained": 107}
     counts = dict(grey.table["site"].value_counts())
     assert counts["256x256-fluorescence"] == 334 and counts["1024x1024-brightfield"] == 16
     assert len(counts) == 9 and sum(counts.values()) == 557
-    for pictures, channels in ((grey, 1), (colour, 3)):
+    for images, channels in ((grey, 1), (colour, 3)):
         image = ImageConfig(modality="microscopy", size=32, channels=channels)
-        share = read_masks(pictures.table.iloc[::20], pictures.root, image).mean()
+        share = read_masks(images.table.iloc[::20], images.root, image).mean()
         assert 0.05 < share < 0.5
-        assert pictures.table["mask"].notna().all()
+        assert images.table["mask"].notna().all()
 
 
 def test_fundus_photographs_are_of_two_eyes_and_two_graders(shared: Path, tmp_path: Path) -> None:
@@ -142,10 +140,10 @@ def test_fundus_photographs_are_of_two_eyes_and_two_graders(shared: Path, tmp_pa
     image = ImageConfig(modality="fundus", size=240, channels=3)
     drawn = {}
     for grader in (1, 2):
-        pictures = load("chase_db1", root, tmp_path, grader=grader)
-        assert pictures.unit == "patient" and len(pictures) == 28 and "site" not in pictures.table
-        assert pictures.table.groupby("patient")["series"].agg(list).tolist() == [["L", "R"]] * 14
-        drawn[grader] = read_masks(pictures.table.iloc[:4], pictures.root, image) > 0
+        images = load("chase_db1", root, tmp_path, grader=grader)
+        assert images.unit == "patient" and len(images) == 28 and "site" not in images.table
+        assert images.table.groupby("patient")["series"].agg(list).tolist() == [["L", "R"]] * 14
+        drawn[grader] = read_masks(images.table.iloc[:4], images.root, image) > 0
     both, either = drawn[1] & drawn[2], drawn[1] | drawn[2]
     assert 0.5 < both.sum() / either.sum() < 0.95  # two people draw the same vessels, not the same pixels
     with pytest.raises(StudyError, match=r"simulation.options.grader = 3: .*chase_db1 has the options: grader"):
@@ -221,23 +219,23 @@ def fake_set(folder: Path, name: str, counts: dict[str, int], labels: int, *chan
 @pytest.mark.parametrize(
     ("name", "labels", "channels"), [("breastmnist", 1, ()), ("pathmnist", 1, (3,)), ("chestmnist", 14, ())]
 )
-def test_medmnist_pictures_are_unpacked_once_and_whole(
+def test_medmnist_images_are_unpacked_once_and_whole(
     name: str, labels: int, channels: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, work = tmp_path / "root", tmp_path / "work"
     root.mkdir()
     counts = {"train": 5, "val": 2, "test": 3}
     monkeypatch.setitem(INFO[name], "MD5", fake_set(root, name, counts, labels, *channels))
-    pictures = load("medmnist", root, work, set=name)
-    assert pictures.unit == "picture cluster" and len(pictures) == 10
-    assert dict(pictures.table["published_split"].value_counts()) == counts
+    images = load("medmnist", root, work, set=name)
+    assert images.unit == "image cluster" and len(images) == 10
+    assert dict(images.table["published_split"].value_counts()) == counts
     source = np.load(root / f"{name}.npz")
-    for index, path in enumerate(pictures.paths()[:5]):
+    for index, path in enumerate(images.paths()[:5]):
         np.testing.assert_array_equal(np.load(path), source["train_images"][index])
     expected = [_label(row) for row in source["test_labels"]] if labels > 1 else source["test_labels"][:, 0].tolist()
-    assert list(pictures.table["label"].iloc[7:]) == expected
+    assert list(images.table["label"].iloc[7:]) == expected
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.npy")}
-    assert load("medmnist", root, work, set=name).table.equals(pictures.table)
+    assert load("medmnist", root, work, set=name).table.equals(images.table)
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.npy")} == before
 
 
@@ -258,5 +256,5 @@ def test_an_interrupted_unpacking_starts_anew(tmp_path: Path, monkeypatch: pytes
         patch.setattr(medmnist, "replace_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             load("medmnist", root, work, set="breastmnist")
-    assert not (work / "breastmnist-pictures").exists()
+    assert not (work / "breastmnist-images").exists()
     assert len(load("medmnist", root, work, set="breastmnist")) == 5

@@ -43,29 +43,29 @@ def pixels(family: Manifest) -> NDArray[np.float64]:
 
 
 def test_the_same_seed_draws_the_same_files_and_another_seed_others(tmp_path: Path) -> None:
-    first = load(tmp_path / "a", pictures=16, size=32)
-    again = load(tmp_path / "b", pictures=16, size=32)
-    other = load(tmp_path / "c", seed=1, pictures=16, size=32)
+    first = load(tmp_path / "a", images=16, size=32)
+    again = load(tmp_path / "b", images=16, size=32)
+    other = load(tmp_path / "c", seed=1, images=16, size=32)
     assert first.table.equals(again.table) and contents(first) == contents(again)
     assert len(set(contents(first).values())) > len(first)
     assert contents(other) != contents(first)
 
 
-def test_more_pictures_keep_the_patients_there_were(tmp_path: Path) -> None:
-    few, many = load(tmp_path, pictures=16, size=32), load(tmp_path, pictures=32, size=32)
+def test_more_images_keep_the_patients_there_were(tmp_path: Path) -> None:
+    few, many = load(tmp_path, images=16, size=32), load(tmp_path, images=32, size=32)
     assert contents(few).items() <= contents(many).items()
 
 
 def test_whole_phantoms_are_kept_and_incomplete_ones_drawn_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(tmp_path, pictures=16, size=32)
+    first = load(tmp_path, images=16, size=32)
     before = contents(first)
     with monkeypatch.context() as patch:
         patch.setattr(phantoms, "_draw_all", lambda *_: pytest.fail("drawn although whole"))
-        load(tmp_path, pictures=16, size=32)
+        load(tmp_path, images=16, size=32)
     (first.root / first.table["mask"].iloc[3]).unlink()
-    assert contents(load(tmp_path, pictures=16, size=32)) == before
+    assert contents(load(tmp_path, images=16, size=32)) == before
 
 
 def test_a_drawing_that_is_stopped_leaves_nothing_that_looks_whole(
@@ -77,12 +77,12 @@ def test_a_drawing_that_is_stopped_leaves_nothing_that_looks_whole(
     with monkeypatch.context() as patch:
         patch.setattr(phantoms, "replace_folder", killed)
         with pytest.raises(KeyboardInterrupt):
-            load(tmp_path, pictures=16, size=32)
+            load(tmp_path, images=16, size=32)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    assert all(path.is_file() for path in load(tmp_path, pictures=16, size=32).paths())
+    assert all(path.is_file() for path in load(tmp_path, images=16, size=32).paths())
 
 
-def test_masks_and_boxes_agree_and_lie_in_the_picture(family: Manifest) -> None:
+def test_masks_and_boxes_agree_and_lie_in_the_image(family: Manifest) -> None:
     for mask_name, boxes, label in family.table[["mask", "boxes", "label"]].itertuples(index=False):
         mask = np.asarray(Image.open(family.root / mask_name))
         ((x0, y0, x1, y1, boxed),) = json.loads(boxes)
@@ -109,14 +109,14 @@ def test_sites_have_the_sizes_that_were_promised(family: Manifest) -> None:
     assert (table.groupby("patient")["label"].nunique() == 2).mean() > 0.7
 
 
-def test_depth_of_the_stored_pictures_is_the_scanners(family: Manifest) -> None:
+def test_depth_of_the_stored_images_is_the_scanners(family: Manifest) -> None:
     for site, rows in family.table.groupby("site"):
         deep = SITES[str(site)].scanner.bits == 16
         assert np.asarray(Image.open(family.root / rows["image"].iloc[0])).dtype == (np.uint16 if deep else np.uint8)
 
 
 def out_of_fold(features: NDArray[np.float64], target: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.float64]:
-    """The floor without learning: PCA 60 and logistic regression, split by patient; probability of the last class."""
+    """The baseline without learning: PCA 60 and logistic regression, by patient; probability of the last class."""
     model = make_pipeline(
         PCA(60, svd_solver="randomized", iterated_power=3, random_state=0), LogisticRegression(C=0.1, max_iter=500)
     )
@@ -125,7 +125,7 @@ def out_of_fold(features: NDArray[np.float64], target: NDArray[Any], groups: NDA
 
 
 def shrunk(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[N, 64, 64] to [N, 1024]: 32 x 32 means of 2 x 2 pixels, each picture of mean 0 and spread 1."""
+    """[N, 64, 64] to [N, 1024]: 32 x 32 means of 2 x 2 pixels, each image of mean 0 and spread 1."""
     small = pixels.reshape(len(pixels), 32, 2, 32, 2).mean(axis=(2, 4)).reshape(len(pixels), -1)
     return np.asarray((small - small.mean(axis=1, keepdims=True)) / small.std(axis=1, keepdims=True))
 
@@ -136,7 +136,7 @@ def test_the_class_is_not_readable_from_raw_pixels(family: Manifest, pixels: NDA
 
 
 def test_the_shifted_scanner_is_really_shifted(family: Manifest, pixels: NDArray[np.float64]) -> None:
-    """Site D is recognised in pictures of unseen patients; its noise, of the signal, is above all others'."""
+    """Site D is recognised in images of unseen patients; its noise, of the signal, is above all others'."""
     site, patient = family.table["site"].to_numpy(), family.table["patient"].to_numpy()
     shifted = (site == "D").astype(int)
     assert roc_auc_score(shifted, out_of_fold(shrunk(pixels), shifted, patient)) > 0.99
@@ -151,8 +151,8 @@ def test_both_classes_have_lesions_of_the_same_brightness_spread_and_area() -> N
     for number in range(60):
         generator = np.random.default_rng(number)
         anatomy = draw_anatomy(generator)
-        for label, picture, mask in zip(labels, *draw_slices(anatomy, labels, 64, generator), strict=True):
-            found[int(label)].append((picture[mask].mean(), picture[mask].std(), mask.mean()))
+        for label, image, mask in zip(labels, *draw_slices(anatomy, labels, 64, generator), strict=True):
+            found[int(label)].append((image[mask].mean(), image[mask].std(), mask.mean()))
     first, second = (np.array(found[label]) for label in (0, 1))
     standard_error = np.sqrt(first.var(axis=0) / len(first) + second.var(axis=0) / len(second))
     assert (np.abs(first.mean(axis=0) - second.mean(axis=0)) < 4 * standard_error + 1e-3).all()

@@ -19,12 +19,12 @@ from ...tiers import examples
 Config = Iid | Dirichlet | Quantity
 
 
-def manifest(pictures: list[int], labels: list[int] | None = None) -> Manifest:
-    """``pictures[i]`` pictures of patient i, all with the patient's label."""
+def manifest(images: list[int], labels: list[int] | None = None) -> Manifest:
+    """``images[i]`` images of patient i, all with the patient's label."""
     rows = [
         {"image": f"p{patient}_{index}.png", "patient": f"p{patient}"}
         | ({} if labels is None else {"label": labels[patient]})
-        for patient, count in enumerate(pictures)
+        for patient, count in enumerate(images)
         for index in range(count)
     ]
     return Manifest(pd.DataFrame(rows), Path("/data"))
@@ -65,9 +65,9 @@ def test_every_partition_keeps_the_rules(
 
 
 def test_another_seed_gives_another_partition() -> None:
-    pictures = manifest([1] * 40)
+    images = manifest([1] * 40)
     config = Iid(kind="iid", sites=4)
-    assert site_of_patient(assign_sites(pictures, config, 1)) != site_of_patient(assign_sites(pictures, config, 2))
+    assert site_of_patient(assign_sites(images, config, 1)) != site_of_patient(assign_sites(images, config, 2))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -130,11 +130,11 @@ def test_site_names_sort_as_their_numbers() -> None:
         (manifest([1, 1]), Iid(kind="iid", sites=3), "partition.sites is 3, but there are 2 patients .* set .* to 2"),
         (manifest([1, 1]), BySite(), "needs a column site"),
         (manifest([1, 1]), Dirichlet(kind="dirichlet", sites=2, alpha=1.0), "needs a label .* 2 of 2 have none"),
-        (manifest([1, 1]).where([False, False]), Iid(kind="iid", sites=1), "there are no pictures"),
+        (manifest([1, 1]).where([False, False]), Iid(kind="iid", sites=1), "there are no images"),
         (
             Manifest(manifest([1, 1]).table.assign(site=["X", ""]), Path("/data")),
             BySite(),
-            r"1 pictures have no site \(p1_0.png first\)",
+            r"1 images have no site \(p1_0.png first\)",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""A simulated hospital's folder: its own pictures, nothing else."""
+"""A simulated hospital's folder: its own images, nothing else."""
 
 import itertools
 from pathlib import Path
@@ -29,7 +29,7 @@ def hash_of(site: str) -> int:
     return int.from_bytes(site.encode(), "big")
 
 
-def test_each_site_gets_its_own_pictures_by_absolute_path_and_nothing_is_copied(tmp_path: Path) -> None:
+def test_each_site_gets_its_own_images_by_absolute_path_and_nothing_is_copied(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     manifest = dataset(data, {"A": 4, "B": 3})
@@ -47,7 +47,7 @@ def test_each_site_gets_its_own_pictures_by_absolute_path_and_nothing_is_copied(
         )
 
 
-def test_only_the_pictures_given_are_listed(tmp_path: Path) -> None:
+def test_only_the_images_given_are_listed(tmp_path: Path) -> None:
     manifest = dataset(tmp_path, {"A": 6, "B": 4})
     training = manifest.where((manifest.table["patient"] != "A-1").to_numpy())
     text = (write_site_folders(training, tmp_path / "sites")["A"] / "manifest.csv").read_text()
@@ -81,10 +81,10 @@ def test_two_sites_of_one_folder_name_are_refused() -> None:
             folder_names([first, second])
 
 
-def test_no_pictures_and_no_sites_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_no_images_and_no_sites_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     manifest = dataset(tmp_path, {"A": 4, "B": 2})
     nobody = manifest.where(np.zeros(6, dtype=bool))
-    with pytest.raises(DataError, match="there are no pictures"):
+    with pytest.raises(DataError, match="there are no images"):
         write_site_folders(nobody, tmp_path / "sites")
     with pytest.raises(DataError, match="needs a site"):
         write_site_folders(Manifest(manifest.table.drop(columns="site"), tmp_path), tmp_path / "sites")

@@ -1,4 +1,4 @@
-"""Pretend hospitals: each has its pictures as a real one has, with identifiers in the headers and nobody twice."""
+"""Pretend hospitals: each has its images as a real one has, with identifiers in the headers and nobody twice."""
 
 import warnings
 from pathlib import Path
@@ -22,18 +22,18 @@ from simulation.walkthrough.pretend_hospitals import make_hospitals
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSPITALS = ("north", "south", "west")
-PICTURES = 43  # the sixth patient has three
+IMAGES = 43  # the sixth patient has three
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pretend") / "hospitals"
-    make_hospitals(out, PICTURES)
+    make_hospitals(out, IMAGES)
     return out
 
 
 def listed(place: Path, who: str) -> Manifest:
-    return Manifest.open(place / who / "pictures")
+    return Manifest.open(place / who / "images")
 
 
 def tensors(place: Path, who: str, cache: Path) -> NDArray[np.float32]:
@@ -47,35 +47,35 @@ def tensors(place: Path, who: str, cache: Path) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("who", HOSPITALS)
 def test_a_2d_study_takes_every_hospital(place: Path, who: str, tmp_path: Path) -> None:
-    """Every picture can be read, is of its own, and shows a head upright: bright inside, dark in the corners."""
+    """Every image can be read, is of its own, and shows a head upright: bright inside, dark in the corners."""
     manifest = listed(place, who)
-    assert len(manifest) == PICTURES
+    assert len(manifest) == IMAGES
     assert manifest.unit == "patient"
     assert manifest.table["patient"].value_counts().tolist() == [8, 8, 8, 8, 8, 3]
     assert "label" not in manifest.table
     pixels = tensors(place, who, tmp_path)
-    assert len({picture.tobytes() for picture in pixels}) == PICTURES
+    assert len({image.tobytes() for image in pixels}) == IMAGES
     assert (pixels[:, 28:36, 28:36].mean(axis=(1, 2)) > 2 * pixels[:, :4, :4].mean(axis=(1, 2))).all()
 
 
 def test_each_has_its_own_kind_of_files(place: Path) -> None:
     kinds = {who: {"".join(path.suffixes) for path in listed(place, who).paths()} for who in (*HOSPITALS, "evaluator")}
     assert kinds == {"north": {".dcm"}, "south": {".png"}, "west": {".nii.gz"}, "evaluator": {".png"}}
-    assert not (place / "north" / "pictures" / "manifest.csv").exists()
+    assert not (place / "north" / "images" / "manifest.csv").exists()
     table = listed(place, "west").table
     assert list(table) == ["image", "patient", "slice"]
     assert table["image"].nunique() == 6
     assert table["slice"].tolist() == [*range(8)] * 5 + [0, 1, 2]
 
 
-def test_a_volumes_slice_is_the_picture_that_was_drawn(tmp_path: Path) -> None:
+def test_a_volumes_slice_is_the_image_that_was_drawn(tmp_path: Path) -> None:
     """Written and read again, nothing is turned over."""
     drawn = [np.random.default_rng(index).integers(0, 65536, (5, 7), dtype=np.uint16) for index in range(3)]
     pretend_hospitals._write_volume(tmp_path / "a.nii.gz", [*drawn])
     for index, pixels in enumerate(drawn):
-        picture = decode(tmp_path / "a.nii.gz", 1, index)
-        assert picture.scale == "physical"
-        np.testing.assert_array_equal(picture.pixels[0], pixels >> 1)
+        image = decode(tmp_path / "a.nii.gz", 1, index)
+        assert image.scale == "physical"
+        np.testing.assert_array_equal(image.pixels[0], pixels >> 1)
 
 
 def headers(place: Path) -> list[pydicom.Dataset]:
@@ -88,12 +88,12 @@ def headers(place: Path) -> list[pydicom.Dataset]:
 
 def test_headers_hold_what_may_not_leave(place: Path) -> None:
     for header in headers(place):
-        told = header_of(header)
+        answer = header_of(header)
         assert {"PatientName", "PatientID", "PatientBirthDate", "PatientAddress", "InstitutionName"} <= set(
-            told.identifiers
+            answer.identifiers
         )
-        assert told.name
-        assert told.birth
+        assert answer.name
+        assert answer.birth
         assert "Nobody" in str(header.PatientName)
         assert person(str(header.PatientID)).PatientBirthDate == header.PatientBirthDate
     names = {str(header.PatientName) for header in headers(place)}
@@ -103,7 +103,7 @@ def test_headers_hold_what_may_not_leave(place: Path) -> None:
 def test_files_are_dicom_as_archives_take_it(place: Path) -> None:
     """One study a patient, series of four in places of their own along the body, no number twice."""
     read = headers(place)
-    assert len({header.SOPInstanceUID for header in read}) == PICTURES
+    assert len({header.SOPInstanceUID for header in read}) == IMAGES
     assert len({header.StudyInstanceUID for header in read}) == 6
     by_series: dict[str, list[Any]] = {}
     for header in read:
@@ -118,7 +118,7 @@ def test_files_are_dicom_as_archives_take_it(place: Path) -> None:
 
 
 def test_the_evaluators_patients_are_others_and_labelled(place: Path) -> None:
-    """Of both classes, and nobody's picture is anywhere else."""
+    """Of both classes, and nobody's image is anywhere else."""
     table = listed(place, "evaluator").table
     assert len(table) == 200
     assert table["patient"].nunique() == 50
@@ -128,11 +128,11 @@ def test_the_evaluators_patients_are_others_and_labelled(place: Path) -> None:
     seen = {
         np.asarray(Image.open(path)).tobytes() for who in ("south", "evaluator") for path in listed(place, who).paths()
     }
-    assert len(seen) == PICTURES + 200
+    assert len(seen) == IMAGES + 200
 
 
-def test_the_same_files_each_time_and_more_pictures_keep_those_there_were(place: Path, tmp_path: Path) -> None:
-    make_hospitals(tmp_path / "again", PICTURES)
+def test_the_same_files_each_time_and_more_images_keep_those_there_were(place: Path, tmp_path: Path) -> None:
+    make_hospitals(tmp_path / "again", IMAGES)
     make_hospitals(tmp_path / "more", 48)
     assert contents(tmp_path / "again") == contents(place)
     more = contents(tmp_path / "more")
@@ -145,7 +145,7 @@ def contents(place: Path) -> dict[str, bytes]:
 
 
 def test_too_few_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^39 pictures a hospital are fewer than 40, .*; give more$"):
+    with pytest.raises(DataError, match=r"^39 images a hospital are fewer than 40, .*; give more$"):
         make_hospitals(tmp_path / "hospitals", 39)
     (tmp_path / "mine").write_text("dear")
     with pytest.raises(DataError, match=r"mine: is there already; remove it, or give another folder$"):
@@ -170,11 +170,11 @@ def test_stopped_in_the_middle_it_leaves_nothing_that_looks_whole(
 
 
 def test_the_command_says_what_is_where(fedpretext: Any, tmp_path: Path) -> None:
-    said = fedpretext("pretend-hospitals", "hospitals", "--pictures", "40")
+    said = fedpretext("pretend-hospitals", "hospitals", "--images", "40")
     assert said.code == 0
     lines = said.out.splitlines()
     assert [line.split(":")[0] for line in lines[:4]] == ["north", "south", "west", "evaluator"]
     assert lines[0] == "north: 40 DICOM files of 5 patients; names and birth dates in their headers"
     assert lines[4] == f"in {tmp_path / 'hospitals'}; all of it is drawn, and every name invented"
     assert max(map(len, lines[:4])) <= 80
-    assert "give more" in fedpretext("pretend-hospitals", "others", "--pictures", "8").error
+    assert "give more" in fedpretext("pretend-hospitals", "others", "--images", "8").error

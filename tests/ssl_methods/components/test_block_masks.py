@@ -69,7 +69,7 @@ def test_how_many_context_patches_are_kept(side: int, length: int) -> None:
     assert context.shape == (5, length)
 
 
-def test_pictures_get_masks_of_their_own() -> None:
+def test_images_get_masks_of_their_own() -> None:
     context, blocks = block_masks(8, 8, PAPER, torch.Generator().manual_seed(0))
     assert len({tuple(row) for row in context.tolist()}) > 1
     assert len({tuple(row) for row in blocks.flatten(1).tolist()}) > 1

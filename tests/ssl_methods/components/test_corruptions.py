@@ -72,7 +72,7 @@ def test_bezier_of_points_on_the_diagonal_changes_nothing() -> None:
 
 
 def windows(shape: Sequence[int], window: Tensor) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
-    """The places of every window, pixel by pixel, from one picture's draws ``[2, axes]``."""
+    """The places of every window, pixel by pixel, from one image's draws ``[2, axes]``."""
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     largest = [max(2, length // 10) for length in shape]
     sides = [min(1 + int(chance * most), most) for chance, most in zip(window[0].tolist(), largest, strict=True)]
@@ -86,15 +86,15 @@ def windows(shape: Sequence[int], window: Tensor) -> dict[tuple[int, ...], list[
 def shuffled_inside_windows(seed: int, shape: Sequence[int]) -> bool:
     """Whether every window keeps its pixels, channels together, and not all of them stay where they were."""
     first = torch.arange(float(np.prod(shape))).view(1, 1, *shape)
-    pictures = torch.cat([first, first + 1e5], dim=1)
+    images = torch.cat([first, first + 1e5], dim=1)
     draws = drawn(seed, 1, 2, *shape)
-    found = corruptions.shuffle_locally(pictures, torch.full_like(draws.window, 0.99), draws.order)
+    found = corruptions.shuffle_locally(images, torch.full_like(draws.window, 0.99), draws.order)
     for places in windows(shape, torch.full_like(draws.window, 0.99)[0]).values():
         before = sorted(float(first[0, 0][place]) for place in places)
         after = sorted(float(found[0, 0][place]) for place in places)
         if before != after or any(found[0, 1][place] - found[0, 0][place] != 1e5 for place in places):
             return False
-    return not torch.equal(found, pictures)
+    return not torch.equal(found, images)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -105,22 +105,22 @@ def test_windows_keep_their_pixels(shape: tuple[int, ...]) -> None:
 @examples(25)
 @given(seed=st.integers(0, 999))
 def test_windows_of_any_size_keep_their_pixels(seed: int) -> None:
-    pictures = torch.arange(24.0 * 41).view(1, 1, 24, 41)
+    images = torch.arange(24.0 * 41).view(1, 1, 24, 41)
     draws = drawn(seed, 1, 1, 24, 41)
-    found = shuffle_locally(pictures, draws.window, draws.order)
+    found = shuffle_locally(images, draws.window, draws.order)
     for places in windows((24, 41), draws.window[0]).values():
-        assert sorted(pictures[0, 0][at].item() for at in places) == sorted(found[0, 0][at].item() for at in places)
+        assert sorted(images[0, 0][at].item() for at in places) == sorted(found[0, 0][at].item() for at in places)
 
 
-@pytest.mark.parametrize("mutant", ["identity", "whole picture", "channels apart"])
+@pytest.mark.parametrize("mutant", ["identity", "whole image", "channels apart"])
 def test_other_shufflings_are_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(pictures: Tensor, window: Tensor, order: Tensor) -> Tensor:
+    def wrong(images: Tensor, window: Tensor, order: Tensor) -> Tensor:
         if mutant == "identity":
-            return pictures
-        flat = pictures.flatten(2)
-        if mutant == "whole picture":
-            return flat[:, :, order[0].argsort()].view_as(pictures)
-        halves = [shuffle_locally(part, window, order.roll(step)) for step, part in enumerate(pictures.split(1, dim=1))]
+            return images
+        flat = images.flatten(2)
+        if mutant == "whole image":
+            return flat[:, :, order[0].argsort()].view_as(images)
+        halves = [shuffle_locally(part, window, order.roll(step)) for step, part in enumerate(images.split(1, dim=1))]
         return torch.cat(halves, dim=1)
 
     monkeypatch.setattr(corruptions, "shuffle_locally", wrong)
@@ -129,8 +129,8 @@ def test_other_shufflings_are_caught(mutant: str, monkeypatch: pytest.MonkeyPatc
 
 def test_shuffling_is_uniform_inside_a_window() -> None:
     window = torch.tensor([[[0.99, 0.99], [0.0, 0.0]]]).expand(4000, -1, -1)
-    pictures = torch.arange(4.0).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
-    found = shuffle_locally(pictures, window, numbers(0, 4000, 4)).flatten(1)
+    images = torch.arange(4.0).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
+    found = shuffle_locally(images, window, numbers(0, 4000, 4)).flatten(1)
     for place in range(4):
         share = torch.bincount(found[:, place].long(), minlength=4) / 4000
         assert (share - 0.25).abs().max() < 0.03
@@ -139,11 +139,11 @@ def test_shuffling_is_uniform_inside_a_window() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("outside", [False, True])
 def test_painting_hides_as_much_as_published_and_keeps_the_rest(shape: tuple[int, ...], outside: bool) -> None:
-    pictures = numbers(0, 50, 1, *shape) + 2.0  # noise lies below 1
+    images = numbers(0, 50, 1, *shape) + 2.0  # noise lies below 1
     draws = drawn(1, 50, 1, *shape)
-    found = corrupt(pictures, draws, dataclasses.replace(NOTHING, paint=1.0, outpaint=float(outside)))
+    found = corrupt(images, draws, dataclasses.replace(NOTHING, paint=1.0, outpaint=float(outside)))
     noise = (found < 1.0).flatten(1)
-    assert torch.equal(found.flatten(1)[~noise], pictures.flatten(1)[~noise])
+    assert torch.equal(found.flatten(1)[~noise], images.flatten(1)[~noise])
     assert torch.equal(found.flatten(1)[noise], draws.noise.flatten(1)[noise])
     shown = 1 - noise.float().mean(dim=1)
     axes = len(shape)
@@ -169,25 +169,25 @@ CHANCES = Chances(0.9, 0.5, 0.9, 0.8)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_row_depends_on_its_own_picture_and_draws_only(shape: tuple[int, ...]) -> None:
-    pictures, draws = numbers(0, 8, 2, *shape), drawn(1, 8, 2, *shape)
-    before = pictures.clone()
-    whole = corrupt(pictures, draws, CHANCES)
-    assert torch.equal(pictures, before)
+def test_a_row_depends_on_its_own_image_and_draws_only(shape: tuple[int, ...]) -> None:
+    images, draws = numbers(0, 8, 2, *shape), drawn(1, 8, 2, *shape)
+    before = images.clone()
+    whole = corrupt(images, draws, CHANCES)
+    assert torch.equal(images, before)
     for row in range(8):
         own = Draws(*(getattr(draws, field.name)[row : row + 1] for field in dataclasses.fields(Draws)))
-        assert torch.equal(corrupt(pictures[row : row + 1], own, CHANCES), whole[row : row + 1])
+        assert torch.equal(corrupt(images[row : row + 1], own, CHANCES), whole[row : row + 1])
 
 
 def test_each_corruption_comes_as_often_as_asked() -> None:
-    pictures, draws = numbers(0, 600, 1, 24, 20), drawn(1, 600, 1, 24, 20)
+    images, draws = numbers(0, 600, 1, 24, 20), drawn(1, 600, 1, 24, 20)
     for name, chance in (("bezier", 0.9), ("shuffle", 0.5), ("paint", 0.9)):
-        found = corrupt(pictures, draws, dataclasses.replace(NOTHING, outpaint=1.0, **{name: chance}))
-        changed = (found != pictures).flatten(1).any(dim=1).float().mean()
-        # A window of 1 x 1 pixel (a quarter of the pictures of this size) shuffles nothing.
+        found = corrupt(images, draws, dataclasses.replace(NOTHING, outpaint=1.0, **{name: chance}))
+        changed = (found != images).flatten(1).any(dim=1).float().mean()
+        # A window of 1 x 1 pixel (a quarter of the images of this size) shuffles nothing.
         expected = chance * 0.75 if name == "shuffle" else chance
         assert changed == pytest.approx(expected, abs=0.06), name
-    assert torch.equal(corrupt(pictures, draws, NOTHING), pictures)
+    assert torch.equal(corrupt(images, draws, NOTHING), images)
 
 
 def test_falling_curves_come_half_of_the_time() -> None:

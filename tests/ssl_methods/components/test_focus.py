@@ -41,14 +41,14 @@ def as_map(places: Tensor, patches: int) -> Tensor:
 
 
 def lesions(count: int) -> Batch:
-    """Empty pictures of 32 x 32 with one bright textured square of 8 pixels."""
+    """Empty images of 32 x 32 with one bright textured square of 8 pixels."""
     draw = seeded(1)
-    pictures = torch.zeros(count, 1, 32, 32)
-    for picture in pictures:
+    images = torch.zeros(count, 1, 32, 32)
+    for image in images:
         top, left = torch.randint(2, 22, (2,), generator=draw).tolist()
-        picture[:, top : top + 8, left : left + 8] = 0.3 + 0.7 * torch.rand(1, 8, 8, generator=draw)
+        image[:, top : top + 8, left : left + 8] = 0.3 + 0.7 * torch.rand(1, 8, 8, generator=draw)
     codes = torch.arange(count)
-    return Batch(pictures, codes, codes, codes)
+    return Batch(images, codes, codes, codes)
 
 
 def test_strata_by_hand() -> None:
@@ -109,14 +109,14 @@ def test_what_counts_by_hand() -> None:
 
 
 def test_mae_loss_of_counted_patches_by_hand() -> None:
-    pictures = torch.zeros(2, 1, 2, 2)  # patches of one pixel
+    images = torch.zeros(2, 1, 2, 2)  # patches of one pixel
     prediction = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
     masked = torch.tensor([[0, 1, 2], [0, 1, 2]])
     which = torch.tensor([[True, False, True], [False, True, False]])
-    losses = mae_loss(prediction, pictures, masked, 1, False, which)
+    losses = mae_loss(prediction, images, masked, 1, False, which)
     assert losses.tolist() == pytest.approx([(1 + 9) / 2, 25])
-    everything = mae_loss(prediction, pictures, masked, 1, False, torch.ones_like(which))
-    assert everything.tolist() == pytest.approx(mae_loss(prediction, pictures, masked, 1, False).tolist())
+    everything = mae_loss(prediction, images, masked, 1, False, torch.ones_like(which))
+    assert everything.tolist() == pytest.approx(mae_loss(prediction, images, masked, 1, False).tolist())
 
 
 def test_ijepa_loss_of_counted_patches_by_hand() -> None:
@@ -180,9 +180,9 @@ def hidden_and_asked(name: str, views: Views, patches: int = 64) -> tuple[Tensor
     return views["masks"][:, 0], views["masks"][:, 0]
 
 
-def has_texture(pictures: Tensor) -> Tensor:
+def has_texture(images: Tensor) -> Tensor:
     """Which patches of 4 x 4 pixels hold more than one value, ``[B, 64]``."""
-    patches = pictures.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
+    patches = images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
     return ((patches.amax(dim=4) - patches.amin(dim=4)) > 1e-3).flatten(1)
 
 
@@ -192,15 +192,15 @@ def test_every_masked_method_asks_less_for_background(name: str, build: Callable
     for focus in ("none", "entropy"):
         method = build(name, focus=focus)
         views = method.make_views(lesions(64), seeded())
-        pictures = views["large"][:, 0] if name == "ibot" else views["pictures"]
+        images = views["large"][:, 0] if name == "ibot" else views["images"]
         hidden, asked = hidden_and_asked(name, views)
         assert not (asked & ~hidden).any()
         if name == "ibot":  # a strong view has noise everywhere: look at the weights it was masked by
-            weights = patch_weights("entropy", pictures, (8, 8))
+            weights = patch_weights("entropy", images, (8, 8))
             assert weights is not None
             texture = weights > 0
         else:
-            texture = has_texture(pictures)
+            texture = has_texture(images)
         background.append(((asked & ~texture).sum() / asked.sum()).item())
     assert background[1] < 0.9 * background[0]
     if name != "ibot":
@@ -209,13 +209,13 @@ def test_every_masked_method_asks_less_for_background(name: str, build: Callable
 
 @pytest.mark.parametrize("focus", ["entropy", "attention"])
 @pytest.mark.parametrize("name", MASKED)
-def test_a_focused_view_is_a_function_of_generator_and_own_picture(
+def test_a_focused_view_is_a_function_of_generator_and_own_image(
     name: str, focus: str, build: Callable[..., Method], blobs: Callable[..., Batch]
 ) -> None:
-    if focus == "attention" and not METHODS[name].attends:
+    if focus == "attention" and not METHODS[name].has_attention_teacher:
         return
     method, batch = build(name, focus=focus), blobs(5)
-    changed = batch.pictures.clone()
+    changed = batch.images.clone()
     changed[0] = changed[0].flip(-1) * 0.5
     other = Batch(changed, batch.patients, batch.studies, batch.series)
     one, again, two = (method.make_views(each, seeded()) for each in (batch, batch, other))
@@ -240,13 +240,13 @@ def test_focused_losses_stay_per_sample(name: str, build: Callable[..., Method])
 
 
 def test_attention_is_what_the_last_block_computes(build: Callable[..., Method], blobs: Callable[..., Batch]) -> None:
-    encoder, pictures = build("ijepa").encoder.eval(), blobs(3).pictures
-    found = attention_received(encoder, pictures)
+    encoder, images = build("ijepa").encoder.eval(), blobs(3).images
+    found = attention_received(encoder, images)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(3))
     caught: list[Tensor] = []
     layer = encoder.get_submodule("blocks.1.attn")
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
-    patch_tokens(encoder, pictures)
+    patch_tokens(encoder, images)
     handle.remove()
     joint = layer.get_submodule("qkv")(caught[0])  # [3, 64, 3 * 48]: queries, keys, values of 3 heads of 16
     for row in range(3):

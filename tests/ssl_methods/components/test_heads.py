@@ -43,7 +43,7 @@ def test_grid_positions_tell_rows_from_columns_and_all_places_apart() -> None:
     assert torch.cdist(table, table).add(torch.eye(25)).min() > 0.1
 
 
-def test_take_picks_each_pictures_own_places() -> None:
+def test_take_picks_each_images_own_places() -> None:
     tokens = torch.arange(12.0).reshape(2, 3, 2)
     assert take(tokens, torch.tensor([[2], [0]])).tolist() == [[[4.0, 5.0]], [[6.0, 7.0]]]
 

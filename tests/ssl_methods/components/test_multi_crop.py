@@ -1,4 +1,4 @@
-"""Multi-crop: sizes of the small crops, what each crop is of, and encoders that take pictures of two sizes."""
+"""Multi-crop: sizes of the small crops, what each crop is of, and encoders that take images of two sizes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,13 +26,13 @@ VIT = {"name": "vit_tiny_patch16_224", "depth": 1, "width": 48, "heads": 3}
 SWIN = {"name": "swin_tiny_patch4_window7_224", "depth": 1, "width": 24, "heads": 1}
 
 
-def picture_config(size: int) -> ImageConfig:
+def image_config(size: int) -> ImageConfig:
     return ImageConfig(modality="mri", size=size, channels=1)
 
 
 def fresh(size: int, **options: object) -> torch.nn.Module:
     with seeded_torch(0, "test"):
-        return build_encoder(EncoderConfig.model_validate(options), picture_config(size)).eval()
+        return build_encoder(EncoderConfig.model_validate(options), image_config(size)).eval()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def fresh(size: int, **options: object) -> torch.nn.Module:
     ],
 )
 def test_small_crops_have_the_papers_share_of_the_side(size: int, options: dict[str, object], side: int) -> None:
-    encoder, image = fresh(size, **options), picture_config(size)
+    encoder, image = fresh(size, **options), image_config(size)
     assert small_side(MultiCropConfig(), encoder, image) == side
     assert features(encoder, torch.randn(2, 1, side, side)).shape[0] == 2
 
@@ -75,7 +75,7 @@ def test_small_crops_that_do_not_fit_are_refused(
     size: int, options: dict[str, object], asked: int | None, message: str
 ) -> None:
     with pytest.raises(StudyError) as caught:
-        small_side(MultiCropConfig(small_size=asked), fresh(size, **options), picture_config(size))
+        small_side(MultiCropConfig(small_size=asked), fresh(size, **options), image_config(size))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -106,25 +106,25 @@ def test_the_second_large_crop_and_every_other_small_one_are_of_the_partner(blob
     plain = ImageConfig(modality="mri", size=32, channels=1, augment={"gamma": 0, "brightness": 0, "contrast": 0,
         "bias_field": 0, "noise": 0, "speckle": 0, "blur": 0, "cutout": 0})  # fmt: skip
     augmentation, config = Augmentation(plain), MultiCropConfig(small_crops=4)
-    dark = replace(batch, partners=torch.zeros_like(batch.pictures))
+    dark = replace(batch, partners=torch.zeros_like(batch.images))
     views = draw_crops(augmentation, dark, torch.Generator().manual_seed(0), config, 16)
     empty = {name: crops.flatten(2).std(dim=2) == 0 for name, crops in views.items()}
     assert empty["large"].tolist() == [[False, True]] * 3
     assert empty["small"].tolist() == [[False, True, False, True]] * 3
     alone = draw_crops(augmentation, batch, torch.Generator().manual_seed(0), config, 16)
     assert not any((crops.flatten(2).std(dim=2) == 0).any() for crops in alone.values())
-    assert torch.equal(alone["large"][:, 0], views["large"][:, 0])  # the partner takes no draw from the picture
+    assert torch.equal(alone["large"][:, 0], views["large"][:, 0])  # the partner takes no draw from the image
 
 
 def test_crop_scales_are_the_studys(blobs: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, object]] = []
 
-    def strong(self: Augmentation, pictures: Tensor, generator: object, scale: object = None, size: int = 32) -> Tensor:
+    def strong(self: Augmentation, images: Tensor, generator: object, scale: object = None, size: int = 32) -> Tensor:
         asked.append((scale, size))
-        return pictures.new_zeros(len(pictures), 1, size, size)
+        return images.new_zeros(len(images), 1, size, size)
 
     monkeypatch.setattr(Augmentation, "strong", strong)
-    augmentation = Augmentation(picture_config(32))
+    augmentation = Augmentation(image_config(32))
     config = MultiCropConfig(large_scale=(0.5, 1.0), small_scale=(0.1, 0.2), small_crops=1)
     draw_crops(augmentation, blobs(2), torch.Generator(), config, 16)
     assert asked == [((0.5, 1.0), 32), ((0.5, 1.0), 32), ((0.1, 0.2), 16)]
@@ -147,7 +147,7 @@ def test_crop_features_are_those_of_each_crop() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224"])
-def test_a_vit_takes_pictures_of_another_side(name: str) -> None:
+def test_a_vit_takes_images_of_another_side(name: str) -> None:
     encoder = fresh(32, **VIT | {"name": name, "patch_size": 4})
     small = torch.randn(2, 1, 12, 12)
     tokens = patch_tokens(encoder, small)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_methods.components.similarity import exact, info_nce, negative_cosine, unit
+from ssl_methods.components.similarity import as_float32, info_nce, negative_cosine, unit
 
 
 def test_negative_cosine_by_hand_and_without_gradient_into_the_target() -> None:
@@ -38,5 +38,5 @@ def test_info_nce_by_hand() -> None:
 
 
 def test_half_precision_is_raised_and_double_is_kept() -> None:
-    assert exact(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
-    assert exact(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+    assert as_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
+    assert as_float32(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64

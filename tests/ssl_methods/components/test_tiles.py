@@ -25,14 +25,14 @@ from ssl_methods.predictive.relative_patch import layout
 )
 def test_every_tile_is_the_square_at_its_corner(batch: int, tiles: int, channels: int, side: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.rand(batch, channels, 9, 9, generator=generator)
+    images = torch.rand(batch, channels, 9, 9, generator=generator)
     top, left = (torch.randint(9 - side + 1, (batch, tiles), generator=generator) for _ in range(2))
-    found = cut(pictures, top, left, side)
+    found = cut(images, top, left, side)
     assert found.shape == (batch, tiles, channels, side, side)
     for i in range(batch):
         for j in range(tiles):
             row, column = int(top[i, j]), int(left[i, j])
-            assert torch.equal(found[i, j], pictures[i, :, row : row + side, column : column + side])
+            assert torch.equal(found[i, j], images[i, :, row : row + side, column : column + side])
 
 
 def test_no_tile_tells_its_brightness_or_contrast() -> None:
@@ -83,7 +83,7 @@ def test_patches_larger_than_a_tile_are_refused(method: str, build: Callable[...
     with pytest.raises(StudyError) as caught:
         build(method, encoder=EncoderConfig(name="vit_tiny_patch16_224", patch_size=16))
     assert str(caught.value) == (
-        f"method {method!r} cuts pictures of 32 pixels into tiles smaller than one patch of 16: set encoder.patch_size "
+        f"method {method!r} cuts images of 32 pixels into tiles smaller than one patch of 16: set encoder.patch_size "
         "smaller or image.size larger"
     )
 
@@ -94,7 +94,7 @@ def test_tiles_too_small_for_a_network_are_refused_and_leave_it_as_it_was(
 ) -> None:
     with pytest.raises(StudyError) as caught:
         build(method, encoder=EncoderConfig(name="densenet121"))
-    assert str(caught.value).startswith(f"method {method!r} cuts pictures of 32 pixels into tiles of ")
+    assert str(caught.value).startswith(f"method {method!r} cuts images of 32 pixels into tiles of ")
     assert str(caught.value).endswith("set image.size larger, or choose an encoder with fewer stages")
     encoder = build("simclr", encoder=EncoderConfig(name="resnet10t")).encoder.train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}

@@ -46,11 +46,11 @@ def test_the_second_view_is_of_the_partner(
 ) -> None:
     method, batch = build(name, positives="patient"), blobs(4, per_patient=2)
     assert method.config.partner == "patient"
-    monkeypatch.setattr(method.augmentation, "strong", lambda pictures, generator: pictures)
-    batch = replace(batch, partners=batch.pictures[[1, 0, 3, 2]])
+    monkeypatch.setattr(method.augmentation, "strong", lambda images, generator: images)
+    batch = replace(batch, partners=batch.images[[1, 0, 3, 2]])
     views = method.make_views(batch, torch.Generator().manual_seed(0))
-    assert torch.equal(views["first"], batch.pictures)
-    assert torch.equal(views["second"], batch.pictures[[1, 0, 3, 2]])
+    assert torch.equal(views["first"], batch.images)
+    assert torch.equal(views["second"], batch.images[[1, 0, 3, 2]])
 
 
 @pytest.mark.parametrize(

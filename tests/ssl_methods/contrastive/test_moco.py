@@ -37,13 +37,13 @@ def step(method: Method, batch: Batch, seed: int) -> tuple[float, dict[str, Tens
     method.before_step(0.0)
     views = method.make_views(batch, torch.Generator().manual_seed(seed))
     loss, _ = method.loss(views)
-    method.after_step(0.0, len(batch.pictures))
+    method.after_step(0.0, len(batch.images))
     return loss.item(), views
 
 
 def of(batch: Batch, *patients: int) -> Batch:
     codes = torch.tensor(patients)
-    return Batch(batch.pictures[: len(codes)], codes, codes, codes)
+    return Batch(batch.images[: len(codes)], codes, codes, codes)
 
 
 def slow_loss(
@@ -195,7 +195,7 @@ def test_the_queue_stays_at_the_site_whatever_the_study_says(method: MoCoV2, bui
 
 
 def test_a_patients_code_is_the_same_when_the_site_starts_again(hospital: Callable[..., Path], tmp_path: Path) -> None:
-    data = hospital("A", pictures=9, patients=3).parent / "manifest.csv"
+    data = hospital("A", images=9, patients=3).parent / "manifest.csv"
     image = ImageConfig(modality="mri", size=32, channels=1)
     first = TensorStore.build(Manifest.open(data), image, tmp_path / "one")
     again = TensorStore.build(Manifest.open(data), image, tmp_path / "two")
@@ -206,12 +206,12 @@ def test_the_key_encoder_follows_by_hand(method: MoCoV2) -> None:
     online, keys = method.encoder.get_parameter("norm.bias"), method.key_encoder.get_parameter("norm.bias")
     heads = method.projector.get_parameter("0.bias"), method.key_projector.get_parameter("0.bias")
     by_hand, head = keys.detach().clone().double(), heads[1].detach().clone().double()
-    for number, (progress, pictures) in enumerate([(0.0, 4), (0.5, 2), (1.0, 8)]):
+    for number, (progress, images) in enumerate([(0.0, 4), (0.5, 2), (1.0, 8)]):
         with torch.no_grad():
             online.fill_(number + 1.0)
             heads[0].fill_(-number)
-        method.after_step(progress, pictures)
-        momentum = 0.9 ** (pictures / 4)
+        method.after_step(progress, images)
+        momentum = 0.9 ** (images / 4)
         by_hand = momentum * by_hand + (1 - momentum) * (number + 1)
         head = momentum * head - (1 - momentum) * number
     torch.testing.assert_close(keys.double(), by_hand, rtol=1e-6, atol=1e-6)

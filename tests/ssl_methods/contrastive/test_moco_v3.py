@@ -55,8 +55,8 @@ def test_the_gradient_is_the_slow_references_by_differences() -> None:
         assert queries.grad[place].item() == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-5)
 
 
-def test_pictures_of_one_patient_by_hand() -> None:
-    views = torch.eye(2)[[0, 0, 1]]  # pictures 0 and 1 look alike and are of one patient
+def test_images_of_one_patient_by_hand() -> None:
+    views = torch.eye(2)[[0, 0, 1]]  # images 0 and 1 look alike and are of one patient
     loss, _ = key_contrast(views, views, 1.0, torch.tensor([7, 7, 9]))
     by_hand = 2 * (2 * (math.log(math.e + 1) - 1) + (math.log(math.e + 2) - 1)) / 3
     assert loss.item() == pytest.approx(by_hand, rel=1e-6)
@@ -69,7 +69,7 @@ def test_a_loss_without_its_factor_is_caught(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setitem(globals(), "key_contrast", plain)
     with pytest.raises(AssertionError):
-        test_pictures_of_one_patient_by_hand()
+        test_images_of_one_patient_by_hand()
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def test_other_encoders_are_trained_whole(build: Build) -> None:
 def test_the_key_encoder_follows_by_hand(method: MoCoV3) -> None:
     online, keys = method.encoder.get_parameter("norm.bias"), method.key_encoder.get_parameter("norm.bias")
     by_hand = keys.detach().clone().double()
-    for number, (progress, pictures) in enumerate([(0.0, 8), (0.25, 4), (0.5, 16)]):
+    for number, (progress, images) in enumerate([(0.0, 8), (0.25, 4), (0.5, 16)]):
         with torch.no_grad():
             online.fill_(number + 1.0)
-        method.after_step(progress, pictures)
-        momentum = (1 - 0.1 * (math.cos(math.pi * progress) + 1) / 2) ** (pictures / 8)
+        method.after_step(progress, images)
+        momentum = (1 - 0.1 * (math.cos(math.pi * progress) + 1) / 2) ** (images / 8)
         by_hand = momentum * by_hand + (1 - momentum) * (number + 1)
     torch.testing.assert_close(keys.double(), by_hand, rtol=1e-6, atol=1e-6)
 

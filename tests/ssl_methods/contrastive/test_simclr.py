@@ -47,19 +47,19 @@ def test_agrees_with_the_formula(patients: list[int], by: str, seed: int) -> Non
 
 
 UNIT = torch.eye(2)[[0, 0, 1]]
-"""Pictures 0 and 1 look alike, picture 2 is at a right angle to both."""
+"""Images 0 and 1 look alike, image 2 is at a right angle to both."""
 
 
 def test_a_patient_is_not_its_own_negative_by_hand() -> None:
     loss, counted = nt_xent(UNIT, UNIT, 1.0, torch.tensor([7, 7, 9]))
-    # Pictures 0 and 1: the other view (e^1) against the two views of picture 2 (e^0 each), and not against each other;
-    # picture 2: its other view against all four views of the other patient.
+    # Images 0 and 1: the other view (e^1) against the two views of image 2 (e^0 each), and not against each other;
+    # image 2: its other view against all four views of the other patient.
     by_hand = (4 * (math.log(math.e + 2) - 1) + 2 * (math.log(math.e + 4) - 1)) / 6
     assert loss.item() == pytest.approx(by_hand, rel=1e-6)
     assert counted.all()
 
 
-def test_without_patients_every_other_picture_is_a_negative_by_hand() -> None:
+def test_without_patients_every_other_image_is_a_negative_by_hand() -> None:
     loss, _ = nt_xent(UNIT, UNIT, 1.0)
     by_hand = (4 * (math.log(3 * math.e + 2) - 1) + 2 * (math.log(math.e + 4) - 1)) / 6
     assert loss.item() == pytest.approx(by_hand, rel=1e-6)
@@ -68,7 +68,7 @@ def test_without_patients_every_other_picture_is_a_negative_by_hand() -> None:
 def test_several_positives_by_hand() -> None:
     groups = torch.tensor([7, 7, 9])
     loss, _ = nt_xent(torch.eye(3), torch.eye(3), 1.0, groups, groups)
-    # Picture 0 has positives of similarity 1, 0, 0 and two negatives of 0: mean log p = 1/3 - log(e + 4).
+    # Image 0 has positives of similarity 1, 0, 0 and two negatives of 0: mean log p = 1/3 - log(e + 4).
     by_hand = (4 * (math.log(math.e + 4) - 1 / 3) + 2 * (math.log(math.e + 4) - 1)) / 6
     assert loss.item() == pytest.approx(by_hand, rel=1e-6)
 
@@ -116,7 +116,7 @@ def test_an_anchor_that_is_its_own_candidate_is_noticed(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(simclr, "_pairs", careless)
     with pytest.raises(AssertionError):
-        test_without_patients_every_other_picture_is_a_negative_by_hand()
+        test_without_patients_every_other_image_is_a_negative_by_hand()
 
 
 def test_a_patient_among_its_own_negatives_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The convolutional decoder: every grid to every shape, and one picture at a time."""
+"""The convolutional decoder: every grid to every shape, and one image at a time."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
-from ssl_methods.encoders.decoders import GROUP, ConvDecoder, map_grid, picture_decoder, restoration_loss
+from ssl_methods.encoders.decoders import GROUP, ConvDecoder, image_decoder, map_grid, restoration_loss
 from ssl_methods.encoders.outputs import feature_maps
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.encoders.timm_encoders import build_encoder
@@ -30,17 +30,17 @@ ENCODERS = [
 
 
 @pytest.mark.parametrize(("config", "image"), ENCODERS, ids=lambda value: getattr(value, "name", ""))
-def test_every_kind_of_encoder_gets_a_decoder_to_its_pictures(config: EncoderConfig, image: ImageConfig) -> None:
+def test_every_kind_of_encoder_gets_a_decoder_to_its_images(config: EncoderConfig, image: ImageConfig) -> None:
     with seeded_torch(0, "test"):
         encoder = build_encoder(config, image)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    decoder = picture_decoder(encoder, image, 32)
+    decoder = image_decoder(encoder, image, 32)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert encoder.training
-    pictures = torch.randn(2, *image.shape, generator=torch.Generator().manual_seed(0))
-    maps = feature_maps(encoder, pictures)
+    images = torch.randn(2, *image.shape, generator=torch.Generator().manual_seed(0))
+    maps = feature_maps(encoder, images)
     assert tuple(maps.shape[2:]) == map_grid(encoder, image)
-    assert decoder(maps).shape == pictures.shape
+    assert decoder(maps).shape == images.shape
 
 
 @given(
@@ -55,7 +55,7 @@ def test_any_grid_reaches_any_shape(sides: list[tuple[int, int]], width: int, ch
 
 
 def coupled(decoder: nn.Module) -> bool:
-    """Whether one picture's restoration depends on another picture, in training."""
+    """Whether one image's restoration depends on another image, in training."""
     maps = torch.randn(3, 6, 2, 2, generator=torch.Generator().manual_seed(0))
     changed = torch.cat([maps[:1] * 3 + 1, maps[1:]])
     before, after = decoder.train()(maps), decoder(changed)
@@ -63,7 +63,7 @@ def coupled(decoder: nn.Module) -> bool:
     return not torch.allclose(before[1:], after[1:], rtol=1e-5, atol=1e-6)
 
 
-def test_normalisation_is_over_each_picture_and_not_over_the_batch() -> None:
+def test_normalisation_is_over_each_image_and_not_over_the_batch() -> None:
     with seeded_torch(0, "test"):
         decoder = ConvDecoder(6, 1, (2, 2), (8, 8), 32)
     assert not coupled(decoder)
@@ -73,7 +73,7 @@ def test_normalisation_is_over_each_picture_and_not_over_the_batch() -> None:
     assert coupled(decoder)
 
 
-def test_every_place_of_the_map_reaches_its_own_part_of_the_picture() -> None:
+def test_every_place_of_the_map_reaches_its_own_part_of_the_image() -> None:
     with seeded_torch(0, "test"):
         decoder = ConvDecoder(4, 1, (4, 4), (16, 16), GROUP * 2).eval()
     for stage in decoder.stages:  # group statistics reach everywhere: look at the convolutions alone
@@ -96,21 +96,19 @@ def test_restoration_loss_and_gradient_by_hand() -> None:
     assert restoration_loss(prediction.bfloat16(), torch.zeros(2, 1, 1, 2).bfloat16()).dtype == torch.float32
 
 
-def test_the_autoencoder_compares_what_it_restores_with_the_picture(
+def test_the_autoencoder_compares_what_it_restores_with_the_image(
     build: Callable[..., Method], blobs: Callable[..., Batch]
 ) -> None:
     method = build("autoencoder").eval()
     assert isinstance(method, autoencoder.Autoencoder)
     views = method.make_views(blobs(3), torch.Generator().manual_seed(0))
-    squares = (method.restore(views).double() - views["pictures"].double()).square()
+    squares = (method.restore(views).double() - views["images"].double()).square()
     assert method.loss(views)[0].item() == pytest.approx(squares.mean().item(), rel=1e-5)
 
 
 def test_an_absolute_difference_is_noticed(
     build: Callable[..., Method], blobs: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        autoencoder, "restoration_loss", lambda prediction, pictures: (prediction - pictures).abs().mean()
-    )
+    monkeypatch.setattr(autoencoder, "restoration_loss", lambda prediction, images: (prediction - images).abs().mean())
     with pytest.raises(AssertionError):
-        test_the_autoencoder_compares_what_it_restores_with_the_picture(build, blobs)
+        test_the_autoencoder_compares_what_it_restores_with_the_image(build, blobs)

@@ -1,4 +1,4 @@
-"""Every encoder has a pyramid of maps, and a decoder brings any pyramid to the picture's size."""
+"""Every encoder has a pyramid of maps, and a decoder brings any pyramid to the image's size."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def fresh(config: EncoderConfig, image: ImageConfig) -> nn.Module:
         return build_encoder(config, image).eval()
 
 
-def pictures(image: ImageConfig, count: int = 2) -> Tensor:
+def images(image: ImageConfig, count: int = 2) -> Tensor:
     return torch.randn(count, *image.shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -52,7 +52,7 @@ def test_every_family_has_maps_from_fine_to_coarse(
     config: EncoderConfig, image: ImageConfig, widths: list[int], grids: list[tuple[int, ...]]
 ) -> None:
     encoder = fresh(config, image)
-    found = feature_pyramid(encoder, pictures(image))
+    found = feature_pyramid(encoder, images(image))
     expected = [(width, *grid) for width, grid in zip(widths, grids, strict=True)]
     assert [tuple(maps.shape) for maps in found] == [(2, *shape) for shape in expected]
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -66,7 +66,7 @@ def test_the_last_map_is_what_other_heads_see(
     config: EncoderConfig, image: ImageConfig, widths: list[int], grids: list[tuple[int, ...]]
 ) -> None:
     encoder = fresh(config, image)
-    last, pooled_map = feature_pyramid(encoder, pictures(image))[-1], feature_maps(encoder, pictures(image))
+    last, pooled_map = feature_pyramid(encoder, images(image))[-1], feature_maps(encoder, images(image))
     if config.name == "efficientnet_b0":  # widens its last map once more, for pooling only
         assert (last.shape[1], pooled_map.shape[1]) == (320, 1280)
     else:
@@ -79,7 +79,7 @@ def test_gradients_reach_the_stem_from_every_map(
 ) -> None:
     encoder = fresh(config, image)
     stem = next(weight for name, weight in encoder.named_parameters() if weight.requires_grad and weight.ndim > 1)
-    for maps in feature_pyramid(encoder, pictures(image)):
+    for maps in feature_pyramid(encoder, images(image)):
         # Not the sum: that of layer-normed channels is constant.
         torch.autograd.backward(maps.square().flatten(1).sin().sum(), retain_graph=True)
         assert stem.grad is not None and float(stem.grad.abs().max()) > 0
@@ -94,7 +94,7 @@ def test_a_vits_maps_are_tokens_after_evenly_spaced_blocks(depth: int, taken: li
     after: list[Tensor] = []
     for block in encoder.get_submodule("blocks").children():
         block.register_forward_hook(lambda module, given, tokens: after.append(tokens))
-    found = feature_pyramid(encoder, pictures(FLAT))
+    found = feature_pyramid(encoder, images(FLAT))
     tokens = [after[number - 1] for number in taken]
     tokens[-1] = encoder.get_submodule("norm")(tokens[-1])
     for maps, expected in zip(found, tokens, strict=True):
@@ -103,10 +103,10 @@ def test_a_vits_maps_are_tokens_after_evenly_spaced_blocks(depth: int, taken: li
 
 
 @pytest.mark.parametrize(("config", "image", "widths", "grids"), FAMILIES, ids=NAMES)
-def test_every_family_gets_a_decoder_to_its_pictures(
+def test_every_family_gets_a_decoder_to_its_images(
     config: EncoderConfig, image: ImageConfig, widths: list[int], grids: list[tuple[int, ...]]
 ) -> None:
-    encoder, shown = fresh(config, image), pictures(image)
+    encoder, shown = fresh(config, image), images(image)
     decoder = PyramidDecoder(pyramid_shapes(encoder, image), image, 3, 8)
     logits = decoder(shown, feature_pyramid(encoder, shown))
     assert logits.shape == (2, 3, *image.shape[1:])
@@ -121,14 +121,14 @@ def test_every_family_gets_a_decoder_to_its_pictures(
     grids=st.lists(st.integers(1, 16), min_size=1, max_size=4),
     width=st.integers(8, 40),
 )
-def test_any_pyramid_reaches_any_picture(sides: list[int], depth: int | None, grids: list[int], width: int) -> None:
+def test_any_pyramid_reaches_any_image(sides: list[int], depth: int | None, grids: list[int], width: int) -> None:
     image = ImageConfig(modality="ct", size=sides[0], depth=depth, channels=1)
     shapes = [(5 + level, *[side] * image.dimensions) for level, side in enumerate(sorted(grids, reverse=True))]
     decoder = PyramidDecoder(shapes, image, 2, width)
-    assert decoder(pictures(image), [torch.zeros(2, *shape) for shape in shapes]).shape == (2, 2, *image.shape[1:])
+    assert decoder(images(image), [torch.zeros(2, *shape) for shape in shapes]).shape == (2, 2, *image.shape[1:])
 
 
-def test_stages_grow_twofold_up_to_half_of_the_picture() -> None:
+def test_stages_grow_twofold_up_to_half_of_the_image() -> None:
     def stages(grids: list[int], size: int) -> list[tuple[int, ...]]:
         image = ImageConfig(modality="mri", size=size, channels=1)
         return PyramidDecoder([(16, side, side) for side in grids], image, 2, 8).sizes
@@ -148,30 +148,30 @@ def test_channels_double_as_sides_halve_and_no_stage_is_wider_than_its_map() -> 
     assert channels([(192, 8, 8)] * 4) == [128, 64, 64, 32]  # at sides of 16, 32, 32 and 64
 
 
-def test_a_picture_is_decoded_by_itself() -> None:
-    """Also in training: GroupNorm looks at no other picture."""
+def test_a_image_is_decoded_by_itself() -> None:
+    """Also in training: GroupNorm looks at no other image."""
     shapes = [(8, 16, 16), (16, 8, 8)]
     image = ImageConfig(modality="mri", size=32, channels=1)
     decoder = PyramidDecoder(shapes, image, 2, 8).train()
     draw = torch.Generator().manual_seed(1)
-    shown, maps = pictures(image, 3), [torch.randn(3, *shape, generator=draw) for shape in shapes]
+    shown, maps = images(image, 3), [torch.randn(3, *shape, generator=draw) for shape in shapes]
     together = decoder(shown, maps)
     alone = decoder(shown[1:2], [part[1:2] for part in maps])
     torch.testing.assert_close(alone, together[1:2], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changed", ["picture", "fine", "coarse"])
-def test_picture_and_every_map_are_read(changed: str) -> None:
+@pytest.mark.parametrize("changed", ["image", "fine", "coarse"])
+def test_image_and_every_map_are_read(changed: str) -> None:
     shapes = [(8, 16, 16), (16, 8, 8)]
     image = ImageConfig(modality="mri", size=32, channels=1)
     decoder = PyramidDecoder(shapes, image, 2, 8)
     draw = torch.Generator().manual_seed(1)
     parts = {"fine": torch.randn(2, *shapes[0], generator=draw), "coarse": torch.randn(2, *shapes[1], generator=draw)}
-    parts["picture"] = pictures(image)
+    parts["image"] = images(image)
 
     def decoded() -> Tensor:
         with torch.no_grad():
-            return decoder(parts["picture"], [parts["fine"], parts["coarse"]])
+            return decoder(parts["image"], [parts["fine"], parts["coarse"]])
 
     before = decoded()
     parts[changed] = parts[changed] + torch.randn(parts[changed].shape, generator=draw)

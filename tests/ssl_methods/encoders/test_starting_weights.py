@@ -118,7 +118,7 @@ def test_the_digest_is_that_of_sha256sum(tmp_path: Path) -> None:
 
 
 @given(known=st.sampled_from([1, 3, 4]), times=st.integers(1, 4), seed=st.integers(0, 99))
-def test_a_grey_picture_gives_what_it_gave(known: int, times: int, seed: int) -> None:
+def test_a_grey_image_gives_what_it_gave(known: int, times: int, seed: int) -> None:
     """One channel, or a multiple of the file's channels: the response to equal channels does not change."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(5, known, 3, 3, generator=generator, dtype=torch.float64)
@@ -187,10 +187,10 @@ def test_on_the_same_grid_the_features_are_those_of_the_file_without_its_class_t
     fit_weights(encoder, tensors)
     model: Any = plain("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2)
     model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("head")}, strict=False)
-    pictures = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        tokens = model.patch_embed(pictures) + tensors["pos_embed"][:, 1:]
-        torch.testing.assert_close(encoder(pictures), model.norm(model.blocks(tokens)).mean(dim=1))
+        tokens = model.patch_embed(images) + tensors["pos_embed"][:, 1:]
+        torch.testing.assert_close(encoder(images), model.norm(model.blocks(tokens)).mean(dim=1))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def lite0() -> dict[str, Tensor]:
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 
 
-def reference(w: dict[str, Tensor], pictures: Tensor) -> Tensor:
+def reference(w: dict[str, Tensor], images: Tensor) -> Tensor:
     """EfficientNet-Lite0 from the paper's table and TensorFlow's rules, by the package's names: pooled ``[B, 1280]``.
 
     Tan and Le 2019, table 1, without squeeze-and-excitation and with ReLU6; "same" padding; epsilon 1e-3.
@@ -362,7 +362,7 @@ def reference(w: dict[str, Tensor], pictures: Tensor) -> Tensor:
         x = (x - mean) / (variance + 1e-3).sqrt() * scale + shift
         return x.clamp(0, 6) if act else x
 
-    x = layer(pictures, "_conv_stem", "_bn0", stride=2)
+    x = layer(images, "_conv_stem", "_bn0", stride=2)
     for number, stride in enumerate(STRIDES):
         block = f"_blocks.{number}."
         y = layer(x, f"{block}_expand_conv", f"{block}_bn0") if f"{block}_expand_conv.weight" in w else x
@@ -374,7 +374,7 @@ def reference(w: dict[str, Tensor], pictures: Tensor) -> Tensor:
 
 def apart(w: dict[str, Tensor], name: str, side: int) -> float:
     """Largest difference between the fitted encoder's features and the reference's."""
-    encoder, pictures = (
+    encoder, images = (
         plain(name, num_classes=0),
         torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)),
     )
@@ -382,7 +382,7 @@ def apart(w: dict[str, Tensor], name: str, side: int) -> float:
     assert (len(fitted.matched), fitted.adapted, fitted.fresh) == (294, (), ())
     assert fitted.unused == ("_fc.weight", "_fc.bias")
     with torch.no_grad():
-        return float((encoder(pictures) - reference(w, pictures)).abs().max())
+        return float((encoder(images) - reference(w, images)).abs().max())
 
 
 def test_lite0_computes_what_the_package_computes(lite0: dict[str, Tensor]) -> None:
@@ -410,9 +410,9 @@ def test_lite0_in_one_channel(lite0: dict[str, Tensor]) -> None:
     grey, colour = (plain("tf_efficientnet_lite0", num_classes=0, in_chans=channels) for channels in (1, 3))
     assert fit_weights(grey, lite0).adapted == ("conv_stem.weight",)
     fit_weights(colour, lite0)
-    pictures = torch.rand(2, 1, 64, 64)
+    images = torch.rand(2, 1, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(grey(pictures), colour(pictures.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
 
 def test_lite0_fits_no_other_family(lite0: dict[str, Tensor]) -> None:

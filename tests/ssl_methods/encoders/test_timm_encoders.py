@@ -26,14 +26,14 @@ def fresh(config: EncoderConfig, image: ImageConfig) -> torch.nn.Module:
         return build_encoder(config, image).eval()
 
 
-def pictures(image: ImageConfig, count: int = 3) -> torch.Tensor:
+def images(image: ImageConfig, count: int = 3) -> torch.Tensor:
     return torch.randn(count, image.channels, image.size, image.size, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", OF_EACH_FAMILY)
 def test_convolutional_families_give_pooled_features(name: str) -> None:
     encoder = fresh(EncoderConfig(name=name), TWO_CHANNELS)
-    pooled = features(encoder, pictures(TWO_CHANNELS))
+    pooled = features(encoder, images(TWO_CHANNELS))
     assert encoder_kind(name) == "convolutional"
     assert pooled.shape == (3, feature_dim(encoder))
     assert pooled.std(dim=0).max() > 0
@@ -42,9 +42,9 @@ def test_convolutional_families_give_pooled_features(name: str) -> None:
 @pytest.mark.parametrize("name", OTHER_VITS)
 def test_any_plain_vit_gives_patch_tokens_and_their_mean(name: str) -> None:
     encoder = fresh(EncoderConfig(name=name, patch_size=8, depth=1, width=48, heads=3), TWO_CHANNELS)
-    tokens = patch_tokens(encoder, pictures(TWO_CHANNELS))
+    tokens = patch_tokens(encoder, images(TWO_CHANNELS))
     assert tokens.shape == (3, 16, 48)
-    torch.testing.assert_close(features(encoder, pictures(TWO_CHANNELS)), tokens.mean(dim=1))
+    torch.testing.assert_close(features(encoder, images(TWO_CHANNELS)), tokens.mean(dim=1))
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
@@ -63,10 +63,10 @@ def test_dropping_tokens_is_not_the_same_as_picking_from_all(image: ImageConfig,
     encoder = fresh(tiny_vit, image)
     everything = torch.arange(64).expand(3, -1)
     torch.testing.assert_close(
-        patch_tokens(encoder, pictures(image), everything), encoder.get_submodule("").forward_features(pictures(image))
+        patch_tokens(encoder, images(image), everything), encoder.get_submodule("").forward_features(images(image))
     )
-    few = patch_tokens(encoder, pictures(image), everything[:, :5])
-    assert not torch.allclose(few, patch_tokens(encoder, pictures(image))[:, :5], atol=1e-4)
+    few = patch_tokens(encoder, images(image), everything[:, :5])
+    assert not torch.allclose(few, patch_tokens(encoder, images(image))[:, :5], atol=1e-4)
 
 
 def test_position_embedding_is_fixed_and_kept_in_the_state(image: ImageConfig, tiny_vit: EncoderConfig) -> None:
@@ -95,7 +95,7 @@ def test_the_documented_line_of_timm_gives_the_same_features(
     names = {"timm": timm}
     exec(timm_line(config, TWO_CHANNELS), names)
     loaded = names["encoder"].eval()
-    assert torch.equal(loaded(pictures(TWO_CHANNELS)), features(encoder, pictures(TWO_CHANNELS)))
+    assert torch.equal(loaded(images(TWO_CHANNELS)), features(encoder, images(TWO_CHANNELS)))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_encoders_that_cannot_be_are_refused(options: dict[str, object], message
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_of_a_prime_size_is_the_thing_to_change() -> None:
+def test_a_image_of_a_prime_size_is_the_thing_to_change() -> None:
     odd = ImageConfig(modality="mri", size=31, channels=1)
     with pytest.raises(StudyError, match=r"set image\.size to 16, say"):
         build_encoder(EncoderConfig(name="vit_tiny_patch16_224", patch_size=8), odd)

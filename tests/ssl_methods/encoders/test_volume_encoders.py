@@ -40,7 +40,7 @@ def fresh(config: EncoderConfig, image: ImageConfig = VOLUME) -> torch.nn.Module
         return build_encoder(config, image).eval()
 
 
-def pictures(image: ImageConfig = VOLUME, count: int = 3) -> Tensor:
+def images(image: ImageConfig = VOLUME, count: int = 3) -> Tensor:
     return torch.randn(count, *image.shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -49,17 +49,17 @@ def pictures(image: ImageConfig = VOLUME, count: int = 3) -> Tensor:
 
 def test_the_vit_pools_the_mean_of_its_normalised_tokens() -> None:
     encoder = fresh(VIT)
-    tokens = patch_tokens(encoder, pictures())
+    tokens = patch_tokens(encoder, images())
     assert grid_shape(encoder) == (4, 2, 4) and patch_shape(encoder) == (2, 8, 4)
     assert tokens.shape == (3, 32, 48) and feature_dim(encoder) == 48
     torch.testing.assert_close(tokens.mean(dim=2), torch.zeros(3, 32), atol=1e-5, rtol=0)
-    torch.testing.assert_close(features(encoder, pictures()), tokens.mean(dim=1))
-    torch.testing.assert_close(tokens, encoder(pictures())[0])  # what plain MONAI gives
+    torch.testing.assert_close(features(encoder, images()), tokens.mean(dim=1))
+    torch.testing.assert_close(tokens, encoder(images())[0])  # what plain MONAI gives
 
 
 def test_the_vits_map_has_each_token_at_its_place() -> None:
     encoder = fresh(VIT)
-    tokens, maps = patch_tokens(encoder, pictures()), feature_maps(encoder, pictures())
+    tokens, maps = patch_tokens(encoder, images()), feature_maps(encoder, images())
     assert maps.shape == (3, 48, 4, 2, 4)
     for d, h, w in ((0, 0, 0), (1, 0, 3), (3, 1, 2)):
         assert torch.equal(maps[:, :, d, h, w], tokens[:, (d * 2 + h) * 4 + w])
@@ -68,9 +68,9 @@ def test_the_vits_map_has_each_token_at_its_place() -> None:
 def test_a_token_sees_the_voxels_of_its_own_patch() -> None:
     """The patch embedding, before any block: row-major over depth, height and width."""
     encoder: Any = fresh(VIT)
-    before = encoder.patch_embedding(pictures())
+    before = encoder.patch_embedding(images())
     for d, h, w in ((0, 1, 0), (2, 0, 3), (3, 1, 1)):
-        changed = pictures()
+        changed = images()
         changed[:, :, 2 * d : 2 * d + 2, 8 * h : 8 * h + 8, 4 * w : 4 * w + 4] += 1.0
         moved = (encoder.patch_embedding(changed) - before).abs().sum(dim=2) > 1e-6
         assert moved.nonzero()[:, 1].unique().tolist() == [(d * 2 + h) * 4 + w]
@@ -79,10 +79,10 @@ def test_a_token_sees_the_voxels_of_its_own_patch() -> None:
 def test_hidden_voxels_reach_no_token() -> None:
     encoder = fresh(VIT)
     keep = torch.tensor([[0, 5, 31], [1, 2, 3], [7, 8, 30]])
-    tokens = patch_tokens(encoder, pictures(), keep)
+    tokens = patch_tokens(encoder, images(), keep)
     assert tokens.shape == (3, 3, 48)
-    assert not torch.allclose(tokens[0], patch_tokens(encoder, pictures())[0, keep[0]], atol=1e-4), "not picked later"
-    patches = patchify(pictures(), (2, 8, 4))
+    assert not torch.allclose(tokens[0], patch_tokens(encoder, images())[0, keep[0]], atol=1e-4), "not picked later"
+    patches = patchify(images(), (2, 8, 4))
     for place, seen in ((5, True), (6, False)):
         changed = patches.clone()
         changed[0, place] += 3.0
@@ -100,11 +100,11 @@ def test_positions_are_fixed_and_kept_in_the_state() -> None:
 
 def test_swin_gives_the_mean_of_its_last_map() -> None:
     encoder = fresh(SWIN)
-    maps = feature_maps(encoder, pictures())  # 4 x 4 x 4 patches, halved four times
+    maps = feature_maps(encoder, images())  # 4 x 4 x 4 patches, halved four times
     assert maps.shape == (3, 16 * 12, 1, 1, 1) and feature_dim(encoder) == 192
-    torch.testing.assert_close(features(encoder, pictures()), maps.mean(dim=(2, 3, 4)))
-    torch.testing.assert_close(maps, encoder(pictures())[-1])
-    assert features(encoder, pictures()).std(dim=0).max() > 0
+    torch.testing.assert_close(features(encoder, images()), maps.mean(dim=(2, 3, 4)))
+    torch.testing.assert_close(maps, encoder(images())[-1])
+    assert features(encoder, images()).std(dim=0).max() > 0
 
 
 @pytest.mark.parametrize("config", [VIT, SWIN], ids=lambda config: config.name)
@@ -122,7 +122,7 @@ def test_the_documented_line_of_monai_gives_the_same_tokens(
     assert "ssl_methods" not in line and "\n" not in line
     names: dict[str, Any] = {}
     exec(line, names)
-    loaded, own = names["encoder"].eval()(pictures()), encoder(pictures())
+    loaded, own = names["encoder"].eval()(images()), encoder(images())
     assert type(names["encoder"]).__module__.startswith("monai.")
     assert torch.equal(loaded[0], own[0]) and torch.equal(loaded[-1][-1], own[-1][-1])
 
@@ -137,8 +137,8 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "image", "message"),
     [
-        ({"name": "monai_vit"}, FLAT, "encoder 'monai_vit' is for volumes, but pictures are 2-D: set image.depth"),
-        ({"name": "resnet18"}, VOLUME, "is for 2-D pictures, but image.depth 8 says volumes: choose monai_vit or"),
+        ({"name": "monai_vit"}, FLAT, "encoder 'monai_vit' is for volumes, but images are 2-D: set image.depth"),
+        ({"name": "resnet18"}, VOLUME, "is for 2-D images, but image.depth 8 says volumes: choose monai_vit or"),
         ({"name": "monai_vitt"}, VOLUME, "is not a timm model; did you mean 'monai_vit'?"),
         (
             {"name": "monai_vit", "patch_size": [3, 4, 4]},
@@ -169,7 +169,7 @@ def test_a_patch_without_a_side_is_refused() -> None:
 @pytest.mark.parametrize(
     ("method", "encoder", "image", "message"),
     [
-        ("ijepa", VIT, VOLUME, "method 'ijepa' does not take 3-D pictures: choose "),
+        ("ijepa", VIT, VOLUME, "method 'ijepa' does not take 3-D images: choose "),
         ("mae", SWIN, VOLUME, "method 'mae' takes vit encoders: choose for example 'monai_vit'"),
         ("simclr", VIT, FLAT, "encoder 'monai_vit' is for volumes"),
     ],
@@ -193,16 +193,16 @@ def test_methods_and_volumes_that_do_not_fit_are_one_line(
 @pytest.mark.parametrize("name", FLAT_NETWORKS)
 def test_a_convolutional_map_pools_to_the_feature(name: str) -> None:
     encoder = fresh(EncoderConfig(name=name), FLAT)
-    maps = feature_maps(encoder, pictures(FLAT))
+    maps = feature_maps(encoder, images(FLAT))
     assert maps.shape == (3, feature_dim(encoder), 2, 2)
     if name != "convnext_atto":  # which normalises after pooling
-        torch.testing.assert_close(maps.mean(dim=(2, 3)), features(encoder, pictures(FLAT)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(maps.mean(dim=(2, 3)), features(encoder, images(FLAT)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_2d_vits_map_has_each_token_at_its_place() -> None:
     encoder = fresh(EncoderConfig(name="vit_tiny_patch16_224", patch_size=16, depth=1, width=48, heads=3), FLAT)
     assert grid_shape(encoder) == (4, 4) and patch_shape(encoder) == (16, 16)
-    tokens, maps = patch_tokens(encoder, pictures(FLAT)), feature_maps(encoder, pictures(FLAT))
+    tokens, maps = patch_tokens(encoder, images(FLAT)), feature_maps(encoder, images(FLAT))
     assert torch.equal(maps[:, :, 2, 3], tokens[:, 2 * 4 + 3])
 
 
@@ -210,11 +210,11 @@ def test_a_2d_vits_map_has_each_token_at_its_place() -> None:
 def test_a_2d_swin(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = EncoderConfig(name=name, patch_size=2, depth=1, width=24, heads=3, drop_path=0.1)
     encoder = fresh(config, FLAT)
-    maps = feature_maps(encoder, pictures(FLAT))  # 32 x 32 patches, halved three times
+    maps = feature_maps(encoder, images(FLAT))  # 32 x 32 patches, halved three times
     assert encoder_kind(name) == "swin" and maps.shape == (3, 8 * 24, 4, 4) and feature_dim(encoder) == 192
-    torch.testing.assert_close(maps.mean(dim=(2, 3)), features(encoder, pictures(FLAT)), rtol=1e-4, atol=1e-5)
-    # Channels came first: a corner of the picture moves the corner of the map most.
-    changed = pictures(FLAT)
+    torch.testing.assert_close(maps.mean(dim=(2, 3)), features(encoder, images(FLAT)), rtol=1e-4, atol=1e-5)
+    # Channels came first: a corner of the image moves the corner of the map most.
+    changed = images(FLAT)
     changed[:, :, :12, -12:] += 5.0
     moved = (feature_maps(encoder, changed) - maps).abs().sum(dim=(0, 1))
     assert moved.flatten().argmax() == 3, "the top right of 4 x 4"
@@ -222,7 +222,7 @@ def test_a_2d_swin(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"timm": timm}
     exec(timm_line(config, FLAT), names)
-    assert torch.equal(names["encoder"].eval()(pictures(FLAT)), features(encoder, pictures(FLAT)))
+    assert torch.equal(names["encoder"].eval()(images(FLAT)), features(encoder, images(FLAT)))
 
 
 def test_layers_rise_from_the_stem_a_block_each() -> None:
@@ -349,8 +349,8 @@ def test_maes_restored_volumes_keep_what_was_seen() -> None:
     views = method.make_views(batch(), torch.Generator().manual_seed(0))
     assert views["keep"].shape == (6, 8) and views["masked"].shape == (6, 24)
     restored = method.restore(views)
-    assert restored.shape == views["pictures"].shape
-    before, after = (patchify(volumes, (2, 8, 4)) for volumes in (views["pictures"], restored))
+    assert restored.shape == views["images"].shape
+    before, after = (patchify(volumes, (2, 8, 4)) for volumes in (views["images"], restored))
     seen = views["keep"][:, :, None].expand(-1, -1, before.shape[2])
     assert torch.equal(before.gather(1, seen), after.gather(1, seen))
     assert not torch.equal(before, after)

@@ -221,7 +221,7 @@ def test_declarations_are_what_members_have_in_common(
 
 def test_the_class_itself_declares_the_default_sum() -> None:
     declared = method_class(TypeAdapter(AnyMethodConfig).validate_python({"name": "combine"}))
-    for name in ("per_sample", "encoders", "dimensions", "parts", "fewest_patients", "never_shared", "family"):
+    for name in ("per_sample", "encoders", "dimensions", "parts", "fewest_patients", "private_parts", "family"):
         assert getattr(declared, name) == getattr(Combine, name), name
 
 
@@ -233,9 +233,9 @@ def test_one_sum_s_declarations_do_not_reach_another() -> None:
 
 def test_batch_normalisation_of_a_member_or_the_encoder_couples(build: Build) -> None:
     resnet = EncoderConfig(name="resnet10t")
-    assert not combined(build, "mae", "ijepa").couples()
-    assert combined(build, "mae", "byol").couples()
-    assert combined(build, "rotation", "slice_order", encoder=resnet).couples()
+    assert not combined(build, "mae", "ijepa").is_batch_coupled()
+    assert combined(build, "mae", "byol").is_batch_coupled()
+    assert combined(build, "rotation", "slice_order", encoder=resnet).is_batch_coupled()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def refusal(*sections: Any, **options: Any) -> str:
 
 def test_members_that_want_different_partners_are_refused() -> None:
     said = refusal({"name": "simclr", "positives": "patient"}, "slice_order")
-    assert "a picture has one partner, but members want several (simclr by patient, slice_order by placed)" in said
+    assert "an image has one partner, but members want several (simclr by patient, slice_order by placed)" in said
 
 
 def test_a_member_that_asks_for_no_partner_sees_none(
@@ -295,11 +295,11 @@ def test_a_member_that_asks_for_no_partner_sees_none(
 
         monkeypatch.setattr(member, "make_views", spy)
     batch = blobs(4, per_patient=2)
-    batch = replace(batch, partners=batch.pictures.flip(0), gaps=torch.ones(4))
+    batch = replace(batch, partners=batch.images.flip(0), gaps=torch.ones(4))
     method.make_views(batch, torch.Generator().manual_seed(0))
     assert seen["simclr"] is batch
     assert seen["byol"].partners is None and seen["byol"].gaps is None
-    assert seen["byol"].pictures is batch.pictures
+    assert seen["byol"].images is batch.images
 
 
 # what cannot be combined

@@ -52,7 +52,7 @@ def example() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4, 6, 5, generator=generator, dtype=torch.float64)
     hidden = torch.zeros(4, 6, dtype=torch.bool)
-    hidden[0, 0] = hidden[1, :5] = hidden[3, 2:4] = True  # picture 2 has none
+    hidden[0, 0] = hidden[1, :5] = hidden[3, 2:4] = True  # image 2 has none
     return student, teacher, hidden, torch.randn(5, generator=generator, dtype=torch.float64)
 
 
@@ -67,7 +67,7 @@ def test_gradient_of_the_patch_loss_by_hand() -> None:
     student.requires_grad_()
     teacher.requires_grad_()
     patch_loss(student, teacher, hidden, centre, 0.5, 0.3).backward()
-    # Of a cross-entropy: (prediction - target) / temperature, by the picture's hidden patches and by 4 pictures.
+    # Of a cross-entropy: (prediction - target) / temperature, by the image's hidden patches and by 4 images.
     target = ((teacher.detach() - centre) / 0.3).softmax(dim=-1)
     weight = hidden / hidden.sum(dim=1, keepdim=True).clamp(min=1) / 4
     expected = ((student.detach() / 0.5).softmax(dim=-1) - target) / 0.5 * weight[:, :, None]
@@ -75,7 +75,7 @@ def test_gradient_of_the_patch_loss_by_hand() -> None:
     assert teacher.grad is None
 
 
-def test_a_picture_without_hidden_patches_counts_in_the_mean() -> None:
+def test_a_image_without_hidden_patches_counts_in_the_mean() -> None:
     student, teacher, hidden, centre = example()
     some = torch.tensor([0, 1, 3])
     without = patch_loss(student[some], teacher[some], hidden[some], centre, 0.5, 0.3)
@@ -85,7 +85,7 @@ def test_a_picture_without_hidden_patches_counts_in_the_mean() -> None:
 
 
 def networks_outputs(method: IBOT, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Student's and teacher's outputs ``[2B, N, K]`` at every place, picture by picture, and ``hidden`` ``[2B, N]``."""
+    """Student's and teacher's outputs ``[2B, N, K]`` at every place, image by image, and ``hidden`` ``[2B, N]``."""
     students, teachers, hidden = [], [], []
     with torch.no_grad():
         for view in range(2):
@@ -115,7 +115,7 @@ def two_steps(method: IBOT, blobs: Blobs) -> tuple[float, float]:
         method.after_step(0.0, 4)
         moved = 0.9 * centre + 0.1 * teacher.mean(dim=(0, 1))  # of all patches, hidden or not
         torch.testing.assert_close(method.patch_centre.value.double(), moved, rtol=1e-4, atol=1e-6)
-    assert 0 < hidden.any(dim=1).sum() < 12  # pictures with and without hidden patches
+    assert 0 < hidden.any(dim=1).sum() < 12  # images with and without hidden patches
     return scalars["patch_loss"].item(), expected
 
 
@@ -135,7 +135,7 @@ def test_a_mean_over_the_batchs_patches_is_noticed(build: Build, blobs: Blobs, m
     assert found != pytest.approx(expected, rel=1e-3)
 
 
-def test_batch_normalisation_sees_pictures_and_patches_together(build: Build, blobs: Blobs) -> None:
+def test_batch_normalisation_sees_images_and_patches_together(build: Build, blobs: Blobs) -> None:
     method = make(build)
     seen: list[int] = []
     for head in (method.head, method.teacher["head"]):
@@ -155,10 +155,10 @@ def test_the_loss_is_the_sum_of_its_terms(build: Build, blobs: Blobs) -> None:
     method.before_step(0.2)
     with torch.no_grad():
         method.encoder.get_parameter("norm.weight")[:24].mul_(2.0)
-    late, told = method.loss(views)
-    expected = told["picture_loss"] + 0.5 * told["patch_loss"] + 0.1 * told["koleo"] + 2.0 * told["gram"]
+    late, answer = method.loss(views)
+    expected = answer["image_loss"] + 0.5 * answer["patch_loss"] + 0.1 * answer["koleo"] + 2.0 * answer["gram"]
     torch.testing.assert_close(late.detach(), expected)
-    assert told["gram"] > 0 and early.isfinite()
+    assert answer["gram"] > 0 and early.isfinite()
 
 
 def test_hidden_pixels_do_not_reach_the_student(build: Build, blobs: Blobs) -> None:
@@ -182,7 +182,7 @@ def test_the_student_is_told_what_is_hidden_and_where(build: Build, blobs: Blobs
     plain = masked_tokens(method.encoder, crops, nothing, method.mask_token)
     assert torch.equal(plain, patch_tokens(method.encoder, crops))
     blind = masked_tokens(method.encoder, crops, everything, method.mask_token)
-    assert torch.equal(blind[0], blind[1]) and blind[0].std(dim=0).max() > 0  # places differ, pictures do not
+    assert torch.equal(blind[0], blind[1]) and blind[0].std(dim=0).max() > 0  # places differ, images do not
 
 
 def test_gradient_reaches_what_is_trained_and_nothing_else(build: Build, blobs: Blobs) -> None:
@@ -287,8 +287,8 @@ def test_the_student_learns_what_a_standing_teacher_says(build: Build, blobs: Bl
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        pictures = scalars["picture_loss"] - scalars["target_entropy"] * math.log(24)
-        excess.append((pictures.item(), scalars["patch_loss"].item() - least))
+        images = scalars["image_loss"] - scalars["target_entropy"] * math.log(24)
+        excess.append((images.item(), scalars["patch_loss"].item() - least))
         assert all(not value.requires_grad for value in scalars.values())
     for start, end in zip(excess[1], excess[-1], strict=True):
         assert -1e-4 < end < 0.5 * start

@@ -157,7 +157,7 @@ def test_in_painting_by_hand() -> None:
 def test_turns_are_exact_and_about_the_slice_axis(build: Build, blobs: Blobs) -> None:
     method, batch = build("swin_unetr", dimensions=3), blobs(16, dimensions=3)
     views = method.make_views(batch, torch.Generator().manual_seed(3))
-    whole = method.augmentation.light(batch.pictures, torch.Generator().manual_seed(3))
+    whole = method.augmentation.light(batch.images, torch.Generator().manual_seed(3))
     for column, name in enumerate(("first", "second")):
         for volume, copy, turn in zip(whole, views[name], views["turns"][:, column].tolist(), strict=True):
             for above, below in zip(volume[0], copy[0], strict=True):  # slice by slice
@@ -236,12 +236,12 @@ def test_copies_are_cut_apart_and_as_they_were_elsewhere(build: Build, blobs: Bl
 def test_the_partner_gives_the_second_copy(build: Build, blobs: Blobs) -> None:
     method = build("swin_unetr", dimensions=3, positives="patient")
     batch = blobs(4, per_patient=2, dimensions=3)
-    swapped = batch.pictures[[1, 0, 3, 2]]
+    swapped = batch.images[[1, 0, 3, 2]]
     views = method.make_views(replace(batch, partners=swapped), torch.Generator().manual_seed(0))
     assert torch.equal(views["groups"], batch.patients)
     generator = torch.Generator().manual_seed(0)
-    for name, column, pictures in (("first", 0, batch.pictures), ("second", 1, swapped)):
-        whole = method.augmentation.light(pictures, generator)
+    for name, column, images in (("first", 0, batch.images), ("second", 1, swapped)):
+        whole = method.augmentation.light(images, generator)
         for volume, copy, turn in zip(whole, views[name], views["turns"][:, column].tolist(), strict=True):
             assert torch.equal(torch.rot90(volume, turn, dims=(2, 3)), copy)
 
@@ -266,11 +266,11 @@ def test_the_losses_of_a_swin_fall_and_it_restores(build: Build, blobs: Blobs, t
     assert (restored - whole)[hidden].abs().mean() < 0.8 * (views["first_cut"] - whole)[hidden].abs().mean()
 
 
-def test_pictures_and_up_down_flips_are_refused(build: Build, volume: ImageConfig) -> None:
+def test_images_and_up_down_flips_are_refused(build: Build, volume: ImageConfig) -> None:
     with pytest.raises(StudyError) as caught:
         build("swin_unetr")
-    assert "method 'swin_unetr' does not take 2-D pictures" in str(caught.value)
+    assert "method 'swin_unetr' does not take 2-D images" in str(caught.value)
     flipped = volume.model_copy(update={"augment": AugmentConfig(vertical_flip=0.5)})
     with pytest.raises(StudyError) as caught:
         build_method(SwinUNETRConfig(), EncoderConfig(name="monai_vit", patch_size=4, depth=1, width=48), flipped, 0)
-    assert "method 'swin_unetr' cannot tell a picture upside down" in str(caught.value)
+    assert "method 'swin_unetr' cannot tell an image upside down" in str(caught.value)

@@ -60,11 +60,11 @@ def test_only_the_online_network_learns(method: BYOL, blobs: Blobs) -> None:
 def test_the_target_follows_by_hand(method: BYOL) -> None:
     online, target = method.encoder.get_parameter("norm.bias"), method.target_encoder.get_parameter("norm.bias")
     by_hand = target.detach().clone().double()
-    for number, (progress, pictures) in enumerate([(0.0, 8), (0.25, 4), (0.5, 16)]):
+    for number, (progress, images) in enumerate([(0.0, 8), (0.25, 4), (0.5, 16)]):
         with torch.no_grad():
             online.fill_(number + 1.0)
-        method.after_step(progress, pictures)
-        momentum = (1 - (1 - 0.9) * (math.cos(math.pi * progress) + 1) / 2) ** (pictures / 8)
+        method.after_step(progress, images)
+        momentum = (1 - (1 - 0.9) * (math.cos(math.pi * progress) + 1) / 2) ** (images / 8)
         by_hand = momentum * by_hand + (1 - momentum) * (number + 1)
     torch.testing.assert_close(target.double(), by_hand, rtol=1e-6, atol=1e-6)
 

@@ -20,7 +20,7 @@ Blobs = Callable[..., Batch]
 SMALL = {"outputs": 24, "head_width": 16, "bottleneck": 8, "small_crops": 2, "momentum": 0.9, "momentum_batch": 4}
 SMALL |= {"teacher_temperature_start": 0.04, "teacher_temperature": 0.07}  # the paper's
 ALONE = SMALL | {"head_normalisation": "none"}
-"""With a head that takes each picture by itself, so that a loop over them is the same."""
+"""With a head that takes each image by itself, so that a loop over them is the same."""
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def views_of(method: Method, batch: Batch, seed: int = 0) -> Views:
 
 
 def reference(student: Tensor, teacher: Tensor, centre: Tensor, warm: float, cold: float) -> float:
-    """Eq. 2-3 as loops over views and pictures."""
+    """Eq. 2-3 as loops over views and images."""
     total, pairs = 0.0, 0
     for first in range(len(teacher)):
         for second in range(len(student)):
             if first == second:
                 continue
             pairs += 1
-            for picture in range(teacher.shape[1]):
-                weights = ((teacher[first, picture] - centre) / cold).exp()
-                logits = student[second, picture] / warm
+            for image in range(teacher.shape[1]):
+                weights = ((teacher[first, image] - centre) / cold).exp()
+                logits = student[second, image] / warm
                 total -= float((weights / weights.sum() * (logits - logits.exp().sum().log())).sum()) / teacher.shape[1]
     return total / pairs
 
@@ -164,14 +164,14 @@ def test_the_centre_survives_rounds_and_restarts_and_is_not_sent(build: Build, b
 def test_momentum_and_centre_follow_the_recursion_by_hand(method: DINO) -> None:
     online, target = method.head.layers[0].bias, method.teacher["head"].layers[0].bias
     by_hand, centre = target.detach().clone().double(), torch.zeros(24, dtype=torch.float64)
-    for step, (progress, pictures) in enumerate([(0.0, 4), (0.5, 2), (0.9, 8)]):
+    for step, (progress, images) in enumerate([(0.0, 4), (0.5, 2), (0.9, 8)]):
         with torch.no_grad():
             online.fill_(float(step + 1))
         method.centre.observe(torch.full((24,), float(step)))
-        method.after_step(progress, pictures)
-        momentum = cosine(progress, 0.9, 1.0) ** (pictures / 4)
+        method.after_step(progress, images)
+        momentum = cosine(progress, 0.9, 1.0) ** (images / 4)
         by_hand = momentum * by_hand + (1 - momentum) * (step + 1)
-        centre = 0.9 ** (pictures / 4) * centre + (1 - 0.9 ** (pictures / 4)) * step
+        centre = 0.9 ** (images / 4) * centre + (1 - 0.9 ** (images / 4)) * step
     torch.testing.assert_close(target.double(), by_hand, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(method.centre.value.double(), centre, rtol=1e-6, atol=1e-6)
 
@@ -192,14 +192,14 @@ def test_rounds_and_epochs_change_no_schedule(build: Build) -> None:
         assert isinstance(method, DINO)
         with torch.no_grad():
             method.head.layers[0].bias.fill_(1.0)
-        told = []
+        answer = []
         for round_ in range(1, rounds + 1):
             for number in range(steps):
                 progress = (round_ - 1 + (number + 0.5) / steps) / rounds
                 method.before_step(progress)
-                told.append((method.temperature.item(), method.rate("prototypes", progress, 1.0, 2.0)))
+                answer.append((method.temperature.item(), method.rate("prototypes", progress, 1.0, 2.0)))
                 method.after_step(progress, 4)
-        ends.append((torch.tensor(told), method.teacher["head"].layers[0].bias.detach().clone()))
+        ends.append((torch.tensor(answer), method.teacher["head"].layers[0].bias.detach().clone()))
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other)
 

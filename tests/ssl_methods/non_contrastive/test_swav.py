@@ -35,40 +35,40 @@ def cosines(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def scaled(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
-    """Sinkhorn's rounds as the paper's appendix states them: a matrix of prototypes by pictures, entry by entry."""
+    """Sinkhorn's rounds as the paper's appendix states them: a matrix of prototypes by images, entry by entry."""
     table = [[float((scores[n, k] / epsilon).exp()) for n in range(len(scores))] for k in range(scores.shape[1])]
-    prototypes, pictures = len(table), len(table[0])
+    prototypes, images = len(table), len(table[0])
     for _ in range(rounds):
         for row in table:
             whole = sum(row)
             row[:] = [value / whole / prototypes for value in row]
-        for n in range(pictures):
+        for n in range(images):
             whole = sum(row[n] for row in table)
             for row in table:
-                row[n] /= whole * pictures
-    return torch.tensor(table, dtype=torch.float64).T * pictures
+                row[n] /= whole * images
+    return torch.tensor(table, dtype=torch.float64).T * images
 
 
 @given(st.integers(2, 12), st.integers(2, 8), st.floats(0.05, 1.0), st.integers(1, 5), st.integers(0, 999))
-def test_codes_are_the_papers(pictures: int, prototypes: int, epsilon: float, rounds: int, seed: int) -> None:
-    scores = cosines(pictures, prototypes, seed)
+def test_codes_are_the_papers(images: int, prototypes: int, epsilon: float, rounds: int, seed: int) -> None:
+    scores = cosines(images, prototypes, seed)
     torch.testing.assert_close(
         sinkhorn(scores, epsilon, rounds), scaled(scores, epsilon, rounds), rtol=1e-9, atol=1e-12
     )
 
 
 @given(st.integers(2, 40), st.integers(2, 20), st.floats(0.3, 1.0), st.integers(0, 999))
-def test_codes_have_the_right_marginals(pictures: int, prototypes: int, epsilon: float, seed: int) -> None:
-    codes = sinkhorn(cosines(pictures, prototypes, seed), epsilon, 200)
+def test_codes_have_the_right_marginals(images: int, prototypes: int, epsilon: float, seed: int) -> None:
+    codes = sinkhorn(cosines(images, prototypes, seed), epsilon, 200)
     assert bool((codes >= 0).all())
-    torch.testing.assert_close(codes.sum(dim=1), torch.ones(pictures, dtype=torch.float64))
-    used = torch.full((prototypes,), pictures / prototypes, dtype=torch.float64)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(images, dtype=torch.float64))
+    used = torch.full((prototypes,), images / prototypes, dtype=torch.float64)
     torch.testing.assert_close(codes.sum(dim=0), used, rtol=1e-6, atol=0)
 
 
 def test_three_rounds_balance_what_none_leaves_lopsided() -> None:
     scores = cosines(64, 8, 0).float()
-    scores[:, 0] += 1.0  # most pictures' first choice
+    scores[:, 0] += 1.0  # most images' first choice
     codes = sinkhorn(scores, 0.05, 3)
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(64))
     assert codes.sum(dim=0).sub(8).abs().max() < 4
@@ -87,9 +87,9 @@ def reference(scores: Tensor, codes: Tensor, temperature: float) -> float:
         for view in range(len(scores)):
             if view != coded:
                 pairs += 1
-                for picture in range(scores.shape[1]):
-                    logits = scores[view, picture] / temperature
-                    chosen = (codes[coded, picture] * (logits - logits.exp().sum().log())).sum()
+                for image in range(scores.shape[1]):
+                    logits = scores[view, image] / temperature
+                    chosen = (codes[coded, image] * (logits - logits.exp().sum().log())).sum()
                     total -= float(chosen) / scores.shape[1]
     return total / pairs
 

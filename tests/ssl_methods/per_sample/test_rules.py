@@ -46,7 +46,7 @@ def test_all_other_methods_are_refused(name: str) -> None:
     with pytest.raises(StudyError) as caught:
         check(name)
     assert str(caught.value) == (
-        f"method {name!r} {reason} the pictures of a batch, so that no patient's part of a step can be limited: "
+        f"method {name!r} {reason} the images of a batch, so that no patient's part of a step can be limited: "
         f"{ALTERNATIVES}"
     )
 
@@ -61,17 +61,17 @@ def test_a_sum_with_one_that_couples_is_refused() -> None:
     [
         (
             EncoderConfig(name="resnet10t"),
-            "encoder 'resnet10t' has BatchNorm, or was not tested to give each picture's own gradient: "
+            "encoder 'resnet10t' has BatchNorm, or was not tested to give each image's own gradient: "
             "with privacy by patient choose vit_tiny_patch16_224 or another plain ViT",
         ),
         (
             EncoderConfig(name="convnext_atto"),
-            "encoder 'convnext_atto' has BatchNorm, or was not tested to give each picture's own gradient: "
+            "encoder 'convnext_atto' has BatchNorm, or was not tested to give each image's own gradient: "
             "with privacy by patient choose vit_tiny_patch16_224 or another plain ViT",
         ),
         (
             EncoderConfig(name="swin_tiny_patch4_window7_224"),
-            "encoder 'swin_tiny_patch4_window7_224' was not tested to give each picture's own gradient: "
+            "encoder 'swin_tiny_patch4_window7_224' was not tested to give each image's own gradient: "
             "with privacy by patient choose vit_tiny_patch16_224 or another plain ViT",
         ),
         (
@@ -81,7 +81,7 @@ def test_a_sum_with_one_that_couples_is_refused() -> None:
         ),
         (
             EncoderConfig(name="vit_dlittle_patch16_reg1_gap_256", depth=1),
-            "encoder 'vit_dlittle_patch16_reg1_gap_256' has no exact gradients of single pictures "
+            "encoder 'vit_dlittle_patch16_reg1_gap_256' has no exact gradients of single images "
             "(blocks.0.attn.lambda_q1 is trained in a DiffAttention, no known layer): with privacy by patient choose "
             "vit_tiny_patch16_224 or another plain ViT",
         ),

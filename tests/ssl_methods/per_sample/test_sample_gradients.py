@@ -1,4 +1,4 @@
-"""The clipped sum against gradients of single pictures by plain autograd, and against Opacus."""
+"""The clipped sum against gradients of single images by plain autograd, and against Opacus."""
 
 import math
 import warnings
@@ -28,7 +28,7 @@ Build = Callable[..., Method]
 TIMM: Any = timm.layers
 PATIENTS = torch.tensor([3, 0, 3, 1, 3, 1, 3])
 COUNT = 5
-"""Groups of 1, 2, 0, 4 and 0 pictures."""
+"""Groups of 1, 2, 0, 4 and 0 images."""
 SCALED_VIT = EncoderConfig(name="vit_small_patch14_dinov2", patch_size=4, depth=2, width=48, heads=3)
 FROZEN_VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=2, width=48, heads=3, frozen_blocks=1)
 COMBINED = {"methods": [{"method": {"name": "mae"}, "weight": 0.5}, {"method": {"name": "jigsaw"}}]}
@@ -59,14 +59,14 @@ class Toy(Method):
         super().__init__(MethodConfig(), encoder, ImageConfig(modality="mri", size=16, channels=1))
 
     def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        return {"x": batch.pictures}
+        return {"x": batch.images}
 
-    def picture_losses(self, views: Views) -> Tensor:
+    def image_losses(self, views: Views) -> Tensor:
         out: Tensor = self.encoder(views["x"])
         return out.flatten(1).square().sum(dim=1)
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.picture_losses(views).mean(), {}
+        return self.image_losses(views).mean(), {}
 
 
 class Twice(nn.Module):
@@ -82,7 +82,7 @@ class Twice(nn.Module):
 
 
 def toys() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Networks and the shape of their pictures."""
+    """Networks and the shape of their images."""
     return {
         "plain": (nn.Sequential(nn.Linear(6, 40), nn.GELU(), nn.LayerNorm(40), nn.Linear(40, 3)), (5, 6)),
         "long sequences": (nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 2)), (30, 3)),
@@ -95,7 +95,7 @@ def toys() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 
 
 def one_by_one(method: Method, views: Views, groups: Tensor, count: int) -> list[dict[str, Tensor]]:
-    """Each group's gradient: the loss of its pictures, each in a batch of its own."""
+    """Each group's gradient: the loss of its images, each in a batch of its own."""
     weights = {name: weight for name, weight in method.named_parameters() if weight.requires_grad}
     found = []
     for group in range(count):
@@ -132,10 +132,10 @@ def agrees(method: Method, views: Views, groups: Tensor, count: int, clip: float
 
 def views_of(method: Method) -> Views:
     generator, count = torch.Generator().manual_seed(1), len(PATIENTS)
-    pictures = torch.rand(count, *method.image.shape, generator=generator)
+    images = torch.rand(count, *method.image.shape, generator=generator)
     codes, gaps = torch.arange(count), torch.randn(count, generator=generator)
     gaps[0] = 0.0
-    batch = Batch(pictures, codes, codes, codes, pictures.flip(0), gaps)
+    batch = Batch(images, codes, codes, codes, images.flip(0), gaps)
     return method.make_views(batch, generator)
 
 
@@ -160,7 +160,7 @@ def test_every_layer_is_exact(name: str) -> None:
 def test_losses_are_the_groups_means_and_their_mean_is_the_loss(name: str, build: Build) -> None:
     method = build(name).eval()
     views = views_of(method)
-    each = method.picture_losses(views).detach()
+    each = method.image_losses(views).detach()
     assert each.shape == PATIENTS.shape
     torch.testing.assert_close(each.mean(), method.loss(views)[0].detach(), rtol=1e-5, atol=0)
     losses = clipped_sum(method, views, PATIENTS, COUNT, 1.0).losses
@@ -171,7 +171,7 @@ def test_losses_are_the_groups_means_and_their_mean_is_the_loss(name: str, build
 
 @examples(15)
 @given(groups=st.lists(st.integers(0, 3), min_size=2, max_size=8), changed=st.integers(0, 3), seed=st.integers(0, 99))
-def test_a_patients_pictures_change_only_that_patients_part(groups: list[int], changed: int, seed: int) -> None:
+def test_a_patients_images_change_only_that_patients_part(groups: list[int], changed: int, seed: int) -> None:
     torch.manual_seed(seed)
     patients, clip = torch.tensor(groups), 0.5
     method = Toy(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 2)))
@@ -263,12 +263,12 @@ def test_a_weight_of_two_layers_is_refused() -> None:
         clipped_sum(Toy(network), {"x": torch.randn(3, 5, 6)}, torch.arange(3), 3, 1.0)
 
 
-def test_rows_that_are_no_pictures_are_refused() -> None:
+def test_rows_that_are_no_images_are_refused() -> None:
     class Other(Toy):
-        def picture_losses(self, views: Views) -> Tensor:
-            return super().picture_losses(views)[:3]
+        def image_losses(self, views: Views) -> Tensor:
+            return super().image_losses(views)[:3]
 
-    with pytest.raises(ValueError, match="4 rows of 3 pictures"):
+    with pytest.raises(ValueError, match="4 rows of 3 images"):
         clipped_sum(Other(nn.Sequential(nn.Linear(6, 6))), {"x": torch.randn(4, 6)}, torch.arange(3), 3, 1.0)
 
 
@@ -283,6 +283,6 @@ def test_a_clip_of_nothing_is_refused() -> None:
         clipped_sum(Toy(nn.Linear(6, 6)), {"x": torch.randn(3, 6)}, torch.arange(3), 3, 0.0)
 
 
-def test_a_method_that_couples_has_no_losses_of_pictures(build: Build) -> None:
+def test_a_method_that_couples_has_no_losses_of_images(build: Build) -> None:
     with pytest.raises(NotImplementedError, match="SimCLR"):
-        build("simclr").picture_losses({})
+        build("simclr").image_losses({})

@@ -47,10 +47,10 @@ def test_only_context_pixels_reach_the_encoder(method: IJEPA, views: Views) -> N
     before = predictor_sees(method, views)
     context = set(views["context"][0].tolist())
     for place in range(64):
-        pictures = views["pictures"].clone()
+        images = views["images"].clone()
         top, left = place // 8 * 4, place % 8 * 4
-        pictures[0, :, top : top + 4, left : left + 4] += 5.0
-        after = predictor_sees(method, views | {"pictures": pictures})
+        images[0, :, top : top + 4, left : left + 4] += 5.0
+        after = predictor_sees(method, views | {"images": images})
         assert torch.equal(after, before) == (place not in context)
 
 
@@ -71,18 +71,18 @@ def test_no_gradient_enters_the_target_encoder(method: IJEPA, views: Views) -> N
     assert "patch_embed.proj.weight" in moved and "norm.weight" in moved
 
 
-def test_target_encoder_sees_the_whole_picture_in_evaluation_mode(method: IJEPA) -> None:
+def test_target_encoder_sees_the_whole_image_in_evaluation_mode(method: IJEPA) -> None:
     assert method.encoder.training and not method.target_encoder.training
 
 
 def test_momentum_follows_the_recursion_by_hand(method: IJEPA) -> None:
     online, target = method.encoder.get_parameter("norm.bias"), method.target_encoder.get_parameter("norm.bias")
     by_hand = target.detach().clone().double()
-    for step, (progress, pictures) in enumerate([(0.0, 8), (0.5, 4), (0.9, 16)]):
+    for step, (progress, images) in enumerate([(0.0, 8), (0.5, 4), (0.9, 16)]):
         with torch.no_grad():
             online.fill_(float(step + 1))
-        method.after_step(progress, pictures)
-        momentum = (0.9 + 0.1 * progress) ** (pictures / 8)
+        method.after_step(progress, images)
+        momentum = (0.9 + 0.1 * progress) ** (images / 8)
         by_hand = momentum * by_hand + (1 - momentum) * (step + 1)
     torch.testing.assert_close(target.double(), by_hand, rtol=1e-6, atol=1e-6)
 

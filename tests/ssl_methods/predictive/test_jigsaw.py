@@ -60,17 +60,17 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one() -> None:
 
 
 def coordinates(count: int) -> Tensor:
-    """Pictures of which every pixel says its row and column: row + column / 100."""
+    """Images of which every pixel says its row and column: row + column / 100."""
     line = torch.arange(32.0)
     return (line[:, None] + line / 100).expand(count, 1, 32, 32)
 
 
 @pytest.fixture
 def bare(build: Build, monkeypatch: pytest.MonkeyPatch) -> Jigsaw:
-    """A method that shuffles tiles of the pictures as they are."""
+    """A method that shuffles tiles of the images as they are."""
     method = build("jigsaw")
     assert isinstance(method, Jigsaw)
-    monkeypatch.setattr(method.augmentation, "light", lambda pictures, generator: pictures.clone())
+    monkeypatch.setattr(method.augmentation, "light", lambda images, generator: images.clone())
     monkeypatch.setattr(ssl_methods.predictive.jigsaw, "standardised", lambda tiles: tiles)
     return method
 

@@ -18,12 +18,12 @@ NAMES = ["up left", "up", "up right", "left", "right", "down left", "down", "dow
 
 @pytest.fixture
 def bare(build: Build, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RelativePatch]:
-    """Makes a method that cuts pictures as they are."""
+    """Makes a method that cuts images as they are."""
 
     def make(**options: float) -> RelativePatch:
         method = build("relative_patch", **options)
         assert isinstance(method, RelativePatch)
-        monkeypatch.setattr(method.augmentation, "light", lambda pictures, generator: pictures.clone())
+        monkeypatch.setattr(method.augmentation, "light", lambda images, generator: images.clone())
         monkeypatch.setattr(ssl_methods.predictive.relative_patch, "standardised", lambda patches: patches)
         return method
 
@@ -31,10 +31,10 @@ def bare(build: Build, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Relativ
 
 
 def views_of(method: RelativePatch, count: int = 60) -> Views:
-    """Views of pictures of which every pixel says its row and column: row + column / 100."""
+    """Views of images of which every pixel says its row and column: row + column / 100."""
     line = torch.arange(32.0)
-    pictures = (line[:, None] + line / 100).expand(count, 1, 32, 32)
-    return method.make_views(Batch(pictures, *[torch.arange(count)] * 3), torch.Generator().manual_seed(0))
+    images = (line[:, None] + line / 100).expand(count, 1, 32, 32)
+    return method.make_views(Batch(images, *[torch.arange(count)] * 3), torch.Generator().manual_seed(0))
 
 
 def corners(views: Views) -> Tensor:

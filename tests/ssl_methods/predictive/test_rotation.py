@@ -21,32 +21,32 @@ Build = Callable[..., Method]
 Blobs = Callable[..., Batch]
 
 
-def slow_turn(picture: Tensor, turns: int) -> Tensor:
+def slow_turn(image: Tensor, turns: int) -> Tensor:
     """Counter-clockwise: the pixel at (row, column) goes to (S - 1 - column, row), once for each turn."""
     for _ in range(turns):
-        side = picture.shape[-1]
-        moved = torch.empty_like(picture)
+        side = image.shape[-1]
+        moved = torch.empty_like(image)
         for row in range(side):
             for column in range(side):
-                moved[..., side - 1 - column, row] = picture[..., row, column]
-        picture = moved
-    return picture
+                moved[..., side - 1 - column, row] = image[..., row, column]
+        image = moved
+    return image
 
 
 def check_labels(method: Method, batch: Batch) -> None:
-    """Every view is its picture turned as its label says, where nothing else is done to it."""
-    method.augmentation.light = lambda pictures, generator: pictures.clone()  # type: ignore[method-assign]
+    """Every view is its image turned as its label says, where nothing else is done to it."""
+    method.augmentation.light = lambda images, generator: images.clone()  # type: ignore[method-assign]
     views = method.make_views(batch, torch.Generator().manual_seed(0))
     assert len(set(views["turns"].flatten().tolist())) > 1
-    for turned, turns, picture in zip(views["turned"], views["turns"].tolist(), batch.pictures, strict=True):
+    for turned, turns, image in zip(views["turned"], views["turns"].tolist(), batch.images, strict=True):
         assert len(turned) == len(turns)
         for view, turn in zip(turned, turns, strict=True):
-            assert torch.equal(view, slow_turn(picture, turn))
+            assert torch.equal(view, slow_turn(image, turn))
 
 
 def test_a_quarter_turn_by_hand() -> None:
-    picture = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[None, None]
-    assert [turned.flatten().tolist() for turned in all_turns(picture)[0]] == [
+    image = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[None, None]
+    assert [turned.flatten().tolist() for turned in all_turns(image)[0]] == [
         [1.0, 2.0, 3.0, 4.0],
         [2.0, 4.0, 1.0, 3.0],
         [4.0, 3.0, 2.0, 1.0],
@@ -55,11 +55,11 @@ def test_a_quarter_turn_by_hand() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 6, 6), (2, 1, 3, 5, 5)])
-def test_turns_move_pixels_of_pictures_and_of_slices_and_change_none(shape: tuple[int, ...]) -> None:
-    pictures = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    turned = all_turns(pictures)
+def test_turns_move_pixels_of_images_and_of_slices_and_change_none(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    turned = all_turns(images)
     for turns in range(4):
-        assert torch.equal(turned[:, turns], slow_turn(pictures, turns))
+        assert torch.equal(turned[:, turns], slow_turn(images, turns))
 
 
 @pytest.mark.parametrize("copies", ["all", "one"])
@@ -74,11 +74,9 @@ def test_all_four_turns_of_one_view_are_shown(build: Build, blobs: Blobs) -> Non
 
 
 MUTANTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "a label off by one": lambda pictures: all_turns(pictures).roll(1, dims=1),
-    "clockwise": lambda pictures: all_turns(pictures)[:, [0, 3, 2, 1]],
-    "a flip for a turn": lambda pictures: torch.stack(
-        [pictures, *all_turns(pictures)[:, 1:].flip(-1).unbind(1)], dim=1
-    ),
+    "a label off by one": lambda images: all_turns(images).roll(1, dims=1),
+    "clockwise": lambda images: all_turns(images)[:, [0, 3, 2, 1]],
+    "a flip for a turn": lambda images: torch.stack([images, *all_turns(images)[:, 1:].flip(-1).unbind(1)], dim=1),
 }
 
 
@@ -103,18 +101,18 @@ def test_one_copy_is_one_turn_drawn_equally_often(build: Build, blobs: Blobs) ->
 
 @pytest.mark.parametrize("modality", ["histopathology", "fundus"])
 def test_no_view_is_upside_down(modality: str, blobs: Blobs, tiny_vit: EncoderConfig) -> None:
-    # Flips only: the whole picture, unstretched. Both presets flip up-down in half of the views.
+    # Flips only: the whole pixels, unstretched. Both presets flip up-down in half of the views.
     only_flips = AugmentConfig(light_crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     image = ImageConfig.model_validate(
         {"modality": modality, "size": 32, "channels": 1, "augment": only_flips.model_dump()}
     )
     method = build_method(RotationConfig(), tiny_vit, image, 0)
-    pictures = blobs(32).pictures
-    views = method.make_views(Batch(pictures, *[torch.arange(32)] * 3), torch.Generator().manual_seed(0))
-    upright = (pictures - 0.5) / 0.25
+    images = blobs(32).images
+    views = method.make_views(Batch(images, *[torch.arange(32)] * 3), torch.Generator().manual_seed(0))
+    upright = (images - 0.5) / 0.25
     flipped = 0
-    for view, picture in zip(views["turned"][:, 0], upright, strict=True):
-        same = [torch.allclose(view, other, atol=1e-4) for other in (picture, picture.flip(-1))]
+    for view, pixels in zip(views["turned"][:, 0], upright, strict=True):
+        same = [torch.allclose(view, other, atol=1e-4) for other in (pixels, pixels.flip(-1))]
         assert any(same)
         flipped += same[1]
     assert 4 < flipped < 28
@@ -125,7 +123,7 @@ def test_a_flip_that_the_study_asks_for_is_refused(tiny_vit: EncoderConfig) -> N
     with pytest.raises(StudyError) as caught:
         build_method(RotationConfig(), tiny_vit, image, 0)
     assert str(caught.value) == (
-        "image.augment.vertical_flip 0.5: method 'rotation' cannot tell a picture upside down from a flipped one; "
+        "image.augment.vertical_flip 0.5: method 'rotation' cannot tell an image upside down from a flipped one; "
         "leave it out"
     )
 
@@ -158,20 +156,20 @@ def test_class_loss_and_gradient_against_a_reference() -> None:
     torch.testing.assert_close(logits.grad.double(), gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_the_loss_is_the_mean_over_pictures_and_turns(build: Build, blobs: Blobs) -> None:
+def test_the_loss_is_the_mean_over_images_and_turns(build: Build, blobs: Blobs) -> None:
     method = build("rotation").eval()
     views = method.make_views(blobs(3), torch.Generator().manual_seed(0))
     loss, scalars = method.loss(views)
     each = []
     for turned, turns in zip(views["turned"], views["turns"], strict=True):
-        for picture, turn in zip(turned, turns, strict=True):
-            logits = method.get_submodule("head")(method.encoder(picture[None]))
+        for image, turn in zip(turned, turns, strict=True):
+            logits = method.get_submodule("head")(method.encoder(image[None]))
             each.append(functional.cross_entropy(logits, turn[None]).item())
     assert loss.item() == pytest.approx(sum(each) / 12, rel=1e-5)
     assert 0 <= float(scalars["accuracy"]) <= 1
 
 
-def test_up_and_down_are_learned_and_hold_for_pictures_not_seen(build: Build) -> None:
+def test_up_and_down_are_learned_and_hold_for_images_not_seen(build: Build) -> None:
     """Noise under light from above: only the direction of the light tells the turn."""
     method = build("rotation", copies="one")
     generator = torch.Generator().manual_seed(0)
@@ -179,8 +177,8 @@ def test_up_and_down_are_learned_and_hold_for_pictures_not_seen(build: Build) ->
 
     def views() -> Views:
         light = torch.linspace(1, 0, 32)[:, None]
-        pictures = (0.6 * light + 0.4 * torch.rand(16, 1, 32, 32, generator=generator)).clamp(0, 1)
-        return method.make_views(Batch(pictures, *[torch.arange(16)] * 3), generator)
+        images = (0.6 * light + 0.4 * torch.rand(16, 1, 32, 32, generator=generator)).clamp(0, 1)
+        return method.make_views(Batch(images, *[torch.arange(16)] * 3), generator)
 
     for _ in range(60):
         loss, _ = method.loss(views())

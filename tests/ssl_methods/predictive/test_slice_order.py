@@ -68,7 +68,7 @@ def test_losses_keep_double_precision_and_lift_half() -> None:
 
 
 def heights(count: int, generator: torch.Generator) -> Batch:
-    """Pairs of pictures of a bright bar that lies higher, the later the picture; every sixth pair has no order."""
+    """Pairs of images of a bright bar that lies higher, the later the image; every sixth pair has no order."""
     places = 4 + 24 * torch.rand(2, count, generator=generator)
     places[1, ::6] = places[0, ::6]
     rows = torch.arange(32.0)[:, None]
@@ -134,7 +134,7 @@ def test_the_loss_against_a_slow_reference(gap_weight: float, build: Build, pair
     for first, second, gap in zip(views["first"], views["second"], views["gaps"].tolist(), strict=True):
         if gap == 0:
             continue
-        both = [features(method.encoder, picture[None]) for picture in (first, second)]
+        both = [features(method.encoder, image[None]) for image in (first, second)]
         score, length = head(torch.cat(both, dim=1))[0].tolist()
         error = abs(length - math.log(1 + abs(gap)))
         expected += math.log(1 + math.exp(-score if gap > 0 else score)) / 12
@@ -145,14 +145,14 @@ def test_the_loss_against_a_slow_reference(gap_weight: float, build: Build, pair
     assert float(scalars["accuracy"]) == pytest.approx(right / 10)
 
 
-def test_the_partner_is_the_second_picture(build: Build, pairs: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_partner_is_the_second_image(build: Build, pairs: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     method = build("slice_order")
-    monkeypatch.setattr(method.augmentation, "light", lambda pictures, generator: pictures)
+    monkeypatch.setattr(method.augmentation, "light", lambda images, generator: images)
     views = method.make_views(pairs, torch.Generator())
-    assert views["first"] is pairs.pictures and views["second"] is pairs.partners and views["gaps"] is pairs.gaps
+    assert views["first"] is pairs.images and views["second"] is pairs.partners and views["gaps"] is pairs.gaps
 
 
-def test_order_is_learned_and_holds_for_pictures_not_seen(build: Build) -> None:
+def test_order_is_learned_and_holds_for_images_not_seen(build: Build) -> None:
     method, generator = build("slice_order"), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], 2e-3)
     for _ in range(80):

@@ -17,13 +17,13 @@ from ssl_methods.reconstruction.mae import MAE, mae_loss, patchify, unpatchify
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 def test_patchify_puts_every_pixel_where_it_says(batch: int, channels: int, side: int, patch: int) -> None:
     size = side * patch
-    pictures = torch.arange(batch * channels * size**2, dtype=torch.float32).reshape(batch, channels, size, size)
-    patches = patchify(pictures, patch)
+    images = torch.arange(batch * channels * size**2, dtype=torch.float32).reshape(batch, channels, size, size)
+    patches = patchify(images, patch)
     assert patches.shape == (batch, side**2, patch**2 * channels)
     row, column, channel = size - 1, 0, channels - 1  # bottom left pixel
     inside = ((row % patch) * patch + column % patch) * channels + channel
-    assert patches[-1, (row // patch) * side + column // patch, inside] == pictures[-1, channel, row, column]
-    assert torch.equal(unpatchify(patches, patch), pictures)
+    assert patches[-1, (row // patch) * side + column // patch, inside] == images[-1, channel, row, column]
+    assert torch.equal(unpatchify(patches, patch), images)
 
 
 @given(st.integers(2, 100), st.floats(0.01, 0.99), st.integers(0, 99))
@@ -34,7 +34,7 @@ def test_keep_and_masked_share_out_the_patches(patches: int, ratio: float, seed:
     assert keep.shape[1] == max(1, min(patches - 1, int(patches * (1 - ratio))))
 
 
-def test_masks_are_uniform_and_differ_between_pictures() -> None:
+def test_masks_are_uniform_and_differ_between_images() -> None:
     keep, _ = random_masks(4000, 16, 0.75, torch.Generator().manual_seed(0))
     share = torch.bincount(keep.flatten(), minlength=16) / 4000
     assert share.sub(0.25).abs().max() < 0.03  # over 4 standard deviations of a binomial share
@@ -42,16 +42,16 @@ def test_masks_are_uniform_and_differ_between_pictures() -> None:
 
 
 def test_loss_on_raw_pixels_is_the_mean_square_over_the_masked_patches_only() -> None:
-    pictures = torch.arange(16.0).reshape(1, 1, 4, 4)
+    images = torch.arange(16.0).reshape(1, 1, 4, 4)
     masked = torch.tensor([[3]])  # bottom right 2 x 2: pixels 10, 11, 14, 15
     prediction = torch.tensor([[[10.0, 11.0, 14.0, 13.0]]])
-    assert float(mae_loss(prediction, pictures, masked, 2, norm_pixels=False)) == pytest.approx(1.0)  # (15-13)^2 / 4
+    assert float(mae_loss(prediction, images, masked, 2, norm_pixels=False)) == pytest.approx(1.0)  # (15-13)^2 / 4
 
 
 def test_loss_on_normalised_pixels_by_hand() -> None:
-    pictures = torch.arange(16.0).reshape(1, 1, 4, 4)
+    images = torch.arange(16.0).reshape(1, 1, 4, 4)
     # Mean 12.5, deviations -2.5, -1.5, 1.5, 2.5; unbiased variance 17/3: a prediction of 0 costs 17 / (17/3) / 4.
-    loss = mae_loss(torch.zeros(1, 1, 4), pictures, torch.tensor([[3]]), 2, norm_pixels=True)
+    loss = mae_loss(torch.zeros(1, 1, 4), images, torch.tensor([[3]]), 2, norm_pixels=True)
     assert loss.item() == pytest.approx(0.75, rel=1e-5)
 
 
@@ -69,11 +69,11 @@ def decoder_sees(method: Method, views: Views) -> Tensor:
 
 
 def change_patch(views: Views, place: int) -> Views:
-    """The same views with another value in every pixel of patch ``place`` (4 x 4 pixels, 8 a row) of picture 0."""
-    pictures = views["pictures"].clone()
+    """The same views with another value in every pixel of patch ``place`` (4 x 4 pixels, 8 a row) of image 0."""
+    images = views["images"].clone()
     top, left = place // 8 * 4, place % 8 * 4
-    pictures[0, :, top : top + 4, left : left + 4] += 5.0
-    return views | {"pictures": pictures}
+    images[0, :, top : top + 4, left : left + 4] += 5.0
+    return views | {"images": images}
 
 
 def test_hidden_pixels_do_not_reach_the_encoder(build: Callable[..., Method], blobs: Callable[..., Batch]) -> None:
@@ -88,7 +88,7 @@ def test_hidden_pixels_do_not_reach_the_encoder(build: Callable[..., Method], bl
         assert torch.equal(after[1], before[1])
 
 
-def test_restored_pictures_keep_what_was_seen_and_restore_what_was_learned(
+def test_restored_images_keep_what_was_seen_and_restore_what_was_learned(
     build: Callable[..., Method], blobs: Callable[..., Batch]
 ) -> None:
     method = build("mae", decoder_depth=1)
@@ -98,7 +98,7 @@ def test_restored_pictures_keep_what_was_seen_and_restore_what_was_learned(
     def hidden_error() -> float:
         return float(mae_loss(
             patchify(method.restore(views), 4).gather(1, views["masked"][:, :, None].expand(-1, -1, 16)),
-            views["pictures"], views["masked"], 4, norm_pixels=False,
+            views["images"], views["masked"], 4, norm_pixels=False,
         ).mean())  # fmt: skip
 
     start = hidden_error()
@@ -108,7 +108,7 @@ def test_restored_pictures_keep_what_was_seen_and_restore_what_was_learned(
         method.loss(views)[0].backward()
         optimiser.step()
     seen = views["keep"][:, :, None].expand(-1, -1, 16)
-    restored, truth = patchify(method.restore(views), 4), patchify(views["pictures"], 4)
+    restored, truth = patchify(method.restore(views), 4), patchify(views["images"], 4)
     assert torch.equal(restored.gather(1, seen), truth.gather(1, seen))
     assert hidden_error() < 0.5 * start
 

@@ -1,4 +1,4 @@
-"""The two methods that restore whole pictures: what goes in, what is asked, and that they learn, in 2-D and 3-D."""
+"""The two methods that restore whole images: what goes in, what is asked, and that they learn, in 2-D and 3-D."""
 
 from collections.abc import Callable
 
@@ -34,9 +34,9 @@ def made(name: str, over: str, **options: object) -> Autoencoder | ModelsGenesis
 def waves(image: ImageConfig, count: int = 4) -> Batch:
     line = torch.linspace(0, 6, image.size)
     shift = torch.arange(count).view(-1, *[1] * (len(image.shape)))
-    pictures = 0.5 + 0.25 * (line + shift).sin() + 0.25 * (line[:, None] * 2 - shift).cos()
+    images = 0.5 + 0.25 * (line + shift).sin() + 0.25 * (line[:, None] * 2 - shift).cos()
     codes = torch.arange(count)
-    return Batch(pictures.expand(count, *image.shape).contiguous(), codes, codes, codes)
+    return Batch(images.expand(count, *image.shape).contiguous(), codes, codes, codes)
 
 
 def views_of(method: Method, seed: int = 0) -> Views:
@@ -45,7 +45,7 @@ def views_of(method: Method, seed: int = 0) -> Views:
 
 @pytest.mark.parametrize("over", OVER)
 @pytest.mark.parametrize("name", ["autoencoder", "models_genesis"])
-def test_restored_pictures_come_near_the_original(name: str, over: str) -> None:
+def test_restored_images_come_near_the_original(name: str, over: str) -> None:
     method = made(name, over).train()
     views = views_of(method)
     optimiser = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], 5e-3)
@@ -58,18 +58,18 @@ def test_restored_pictures_come_near_the_original(name: str, over: str) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
     restored = method.restore(views)
-    assert restored.shape == views["pictures"].shape and not restored.requires_grad
-    assert (restored - views["pictures"]).square().mean().item() < 0.7 * losses[0]
+    assert restored.shape == views["images"].shape and not restored.requires_grad
+    assert (restored - views["images"]).square().mean().item() < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize(("name", "seen"), [("autoencoder", "pictures"), ("models_genesis", "corrupted")])
+@pytest.mark.parametrize(("name", "seen"), [("autoencoder", "images"), ("models_genesis", "corrupted")])
 def test_loss_is_the_mean_square_between_what_is_decoded_and_the_original(name: str, seen: str) -> None:
     method = made(name, "vit")
     views = views_of(method)
     tokens = method.encoder.get_submodule("").forward_features(views[seen])
     decoder = method.get_submodule("decoder")
     prediction = decoder(tokens.transpose(1, 2).unflatten(2, (4, 4))).double()
-    errors = [(one - truth).square().mean() for one, truth in zip(prediction, views["pictures"].double(), strict=True)]
+    errors = [(one - truth).square().mean() for one, truth in zip(prediction, views["images"].double(), strict=True)]
     assert method.loss(views)[0].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
@@ -85,31 +85,31 @@ def encoder_sees(method: Method, views: Views) -> Tensor:
     return caught[0]
 
 
-def test_the_encoder_sees_the_corrupted_picture_and_never_the_original() -> None:
+def test_the_encoder_sees_the_corrupted_image_and_never_the_original() -> None:
     method = made("models_genesis", "vit")
     views = views_of(method)
     assert torch.equal(encoder_sees(method, views), views["corrupted"])
-    assert ((views["corrupted"] - views["pictures"]).abs() > 1e-3).flatten(1).any(dim=1).all()
+    assert ((views["corrupted"] - views["images"]).abs() > 1e-3).flatten(1).any(dim=1).all()
 
 
 def test_corrupted_values_stay_in_the_range_of_the_view() -> None:
     views = views_of(made("models_genesis", "vit"))
-    for corrupted, picture in zip(views["corrupted"], views["pictures"], strict=True):
-        assert corrupted.min() >= picture.min() - 1e-5 and corrupted.max() <= picture.max() + 1e-5
+    for corrupted, image in zip(views["corrupted"], views["images"], strict=True):
+        assert corrupted.min() >= image.min() - 1e-5 and corrupted.max() <= image.max() + 1e-5
 
 
 @pytest.mark.parametrize("over", ["vit", "monai_vit"])
 def test_without_corruptions_it_is_the_autoencoder(over: str) -> None:
     plain = dict.fromkeys(("bezier", "shuffle", "paint"), 0.0)
-    genesis, floor = made("models_genesis", over, **plain), made("autoencoder", over)
+    genesis, baseline = made("models_genesis", over, **plain), made("autoencoder", over)
     views = views_of(genesis)
-    torch.testing.assert_close(views["corrupted"], views["pictures"], rtol=0, atol=1e-5)
-    assert genesis.loss(views)[0].item() == pytest.approx(floor.loss(views)[0].item(), rel=1e-4)
+    torch.testing.assert_close(views["corrupted"], views["images"], rtol=0, atol=1e-5)
+    assert genesis.loss(views)[0].item() == pytest.approx(baseline.loss(views)[0].item(), rel=1e-4)
 
 
-def test_a_view_depends_on_its_own_picture_only() -> None:
+def test_a_view_depends_on_its_own_image_only() -> None:
     method, batch = made("models_genesis", "vit"), waves(FLAT)
-    changed = batch.pictures.clone()
+    changed = batch.images.clone()
     changed[0] = changed[0].flip(-1)
     other = Batch(changed, batch.patients, batch.studies, batch.series)
     one, two = (method.make_views(each, torch.Generator().manual_seed(0)) for each in (batch, other))
@@ -117,7 +117,7 @@ def test_a_view_depends_on_its_own_picture_only() -> None:
     assert torch.equal(one["corrupted"][1:], two["corrupted"][1:])
 
 
-def test_an_empty_picture_is_corrupted_without_harm(build: Callable[..., Method]) -> None:
+def test_an_empty_image_is_corrupted_without_harm(build: Callable[..., Method]) -> None:
     method = build("models_genesis")
     codes = torch.arange(2)
     views = method.make_views(Batch(torch.zeros(2, 1, 32, 32), codes, codes, codes), torch.Generator().manual_seed(0))

@@ -21,10 +21,10 @@ LARGE = ImageConfig(modality="mri", size=64, channels=1)
 SWIN = EncoderConfig(name="swin_tiny_patch4_window7_224", patch_size=2, depth=1, width=12)
 
 
-def slow_loss(prediction: Tensor, pictures: Tensor, hidden: Tensor) -> float:
-    """Picture by picture and pixel by pixel, in Python numbers."""
+def slow_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> float:
+    """Image by image and pixel by pixel, in Python numbers."""
     means = []
-    for one, truth, mask in zip(prediction.tolist(), pictures.tolist(), hidden.tolist(), strict=True):
+    for one, truth, mask in zip(prediction.tolist(), images.tolist(), hidden.tolist(), strict=True):
         errors = [
             abs(one[channel][row][column] - truth[channel][row][column])
             for channel in range(len(truth))
@@ -37,15 +37,15 @@ def slow_loss(prediction: Tensor, pictures: Tensor, hidden: Tensor) -> float:
 
 
 def agrees(seed: int) -> bool:
-    """Whether value and gradient are the reference's on random pictures of which half are hidden."""
+    """Whether value and gradient are the reference's on random images of which half are hidden."""
     draw = torch.Generator().manual_seed(seed)
-    prediction, pictures = torch.randn(2, 3, 2, 4, 4, generator=draw, dtype=torch.float64)
+    prediction, images = torch.randn(2, 3, 2, 4, 4, generator=draw, dtype=torch.float64)
     prediction = prediction.requires_grad_()
     hidden = torch.rand(3, 16, generator=draw).argsort(dim=1).view(3, 4, 4) < 8
-    loss = simmim.simmim_loss(prediction, pictures, hidden).mean()
+    loss = simmim.simmim_loss(prediction, images, hidden).mean()
     (gradient,) = torch.autograd.grad(loss, prediction)
-    by_hand = (prediction - pictures).sign() * hidden[:, None] / (8 * 2 * 3)
-    return loss.item() == pytest.approx(slow_loss(prediction, pictures, hidden), rel=1e-10) and torch.allclose(
+    by_hand = (prediction - images).sign() * hidden[:, None] / (8 * 2 * 3)
+    return loss.item() == pytest.approx(slow_loss(prediction, images, hidden), rel=1e-10) and torch.allclose(
         gradient, by_hand.detach(), rtol=1e-10
     )
 
@@ -56,7 +56,7 @@ def test_loss_and_gradient_are_the_papers(seed: int) -> None:
 
 
 def test_a_loss_over_all_pixels_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simmim, "simmim_loss", lambda prediction, pictures, _: (prediction - pictures).abs().mean())
+    monkeypatch.setattr(simmim, "simmim_loss", lambda prediction, images, _: (prediction - images).abs().mean())
     assert not agrees(0)
 
 
@@ -107,9 +107,9 @@ def method(request: pytest.FixtureRequest, tiny_vit: EncoderConfig) -> SimMIM:
 
 @pytest.fixture
 def views(method: SimMIM) -> Views:
-    pictures = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     codes = torch.arange(3)
-    return method.make_views(Batch(pictures, codes, codes, codes), torch.Generator().manual_seed(0))
+    return method.make_views(Batch(images, codes, codes, codes), torch.Generator().manual_seed(0))
 
 
 def head_sees(method: Method, views: Views) -> Tensor:
@@ -128,37 +128,37 @@ def head_sees(method: Method, views: Views) -> Tensor:
 def test_hidden_pixels_do_not_reach_the_encoder_and_visible_ones_do(method: SimMIM, views: Views) -> None:
     before = head_sees(method, views)
     for row, column in torch.cartesian_prod(torch.arange(64 // method.unit), torch.arange(64 // method.unit)).tolist():
-        pictures = views["pictures"].clone()
+        images = views["images"].clone()
         top, left = row * method.unit, column * method.unit
-        pictures[0, :, top : top + method.unit, left : left + method.unit] += 5.0
-        after = head_sees(method, views | {"pictures": pictures})
+        images[0, :, top : top + method.unit, left : left + method.unit] += 5.0
+        after = head_sees(method, views | {"images": images})
         assert torch.equal(after[0], before[0]) == bool(views["hidden"][0, row, column])
         assert torch.equal(after[1:], before[1:])
 
 
-def test_masks_are_the_papers_share_and_of_each_picture_its_own(method: SimMIM, views: Views) -> None:
+def test_masks_are_the_papers_share_and_of_each_image_its_own(method: SimMIM, views: Views) -> None:
     units = (64 // method.unit) ** 2
     assert views["hidden"].flatten(1).sum(dim=1).tolist() == [-(-units * 6 // 10)] * 3  # rounded up
     assert not torch.equal(views["hidden"][0], views["hidden"][1])
     assert torch.equal(views["counted"], views["hidden"])
 
 
-def test_restored_pictures_keep_what_was_seen(method: SimMIM, views: Views) -> None:
+def test_restored_images_keep_what_was_seen(method: SimMIM, views: Views) -> None:
     hidden = enlarged(views["hidden"], 64)[:, None]
     restored = method.restore(views)
-    assert torch.equal(restored.masked_fill(hidden, 0), views["pictures"].masked_fill(hidden, 0))
-    assert not torch.isclose(restored, views["pictures"])[hidden].any()
+    assert torch.equal(restored.masked_fill(hidden, 0), views["images"].masked_fill(hidden, 0))
+    assert not torch.isclose(restored, views["images"])[hidden].any()
     assert torch.isnan(method.show(views, 0)[1][1]).equal(hidden[0])
 
 
 def test_a_small_batch_is_learned(method: SimMIM, views: Views) -> None:
     optimiser = torch.optim.AdamW([weight for weight in method.train().parameters() if weight.requires_grad], 1e-2)
-    # Stripes that repeat from unit to unit, and each picture's own brightness, which only visible pixels tell.
+    # Stripes that repeat from unit to unit, and each image's own brightness, which only visible pixels tell.
     stripes = (torch.arange(64) * 2 * torch.pi / method.stride).sin().expand(3, 1, 64, 64)
-    pictures = stripes + torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)
+    images = stripes + torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)
     losses = []
     for _ in range(40):
-        loss, _ = method.loss(views | {"pictures": pictures})
+        loss, _ = method.loss(views | {"images": images})
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -1,12 +1,13 @@
-"""Our FedAvg fold, from spooled files, against Flower's ``FedAvg.aggregate_train``, from replies in memory.
+"""Our FedAvg fold, from stored files, against Flower's ``FedAvg.aggregate_train``, from replies in memory.
 
-    python -m benchmarks.fold [--sites 8 100] [--repetitions 5]
+    python -m benchmarks.aggregation [--sites 8 100] [--repetitions 5]
 
-The weights are a ViT-S (patch 16, 224 px) encoder, float32. Ours starts from the spooled safetensors files of a round
+The weights are a ViT-S (patch 16, 224 px) encoder, float32. Ours starts from the stored safetensors files of a round
 and ends in float32 weights that were summed in float64; Flower's starts from the messages that a server holds in memory
 and ends in its ArrayRecord, summed in float32. Both in one process, in turns, CPU seconds of one thread. The files are
 hard links to four distinct ones, and the messages are as many distinct objects, so that the page cache, not the disk,
-is read. Peak memory is that of a fresh process which does nothing but one fold, less that of one which only imports.
+is read. Peak memory is that of a fresh process which does nothing but one aggregation, less that of one which only
+imports.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from federation.algorithms.fedavg import FedAvg, FedAvgConfig
 from foundation.messages import logger
 from foundation.randomness import torch_generator
 from foundation.tensor_files import TensorFile, save_tensors
-from server.reply_store import Spooled
+from server.reply_store import StoredReply
 
 TARGET, GROWTH = 0.5, 1.1
 DISTINCT = 4
@@ -41,22 +42,22 @@ def vit_s() -> dict[str, Tensor]:
     from foundation.vision_import import timm
 
     state = timm.create_model(ENCODER, num_classes=0).state_dict()
-    draw = torch_generator(0, "benchmark", "fold")
+    draw = torch_generator(0, "benchmark", "aggregation")
     return {name: torch.randn(value.shape, generator=draw) for name, value in state.items()}
 
 
-def spooled(folder: Path, sites: int) -> list[Spooled]:
-    """One spool file a site: hard links to the distinct ones."""
+def stored(folder: Path, sites: int) -> list[StoredReply]:
+    """One reply store file a site: hard links to the distinct ones."""
     found = []
     for number in range(sites):
         path = folder / f"site-{number:03d}.safetensors"
         if not path.exists():
             path.hardlink_to(folder / f"distinct-{number % DISTINCT}")
-        found.append(Spooled(f"site-{number:03d}", 100 + number, {}, TensorFile(path)))
+        found.append(StoredReply(f"site-{number:03d}", 100 + number, {}, TensorFile(path)))
     return found
 
 
-def messages(contributions: list[Spooled], names: list[str], shared: bool) -> list[Any]:
+def messages(contributions: list[StoredReply], names: list[str], shared: bool) -> list[Any]:
     """The same replies as Flower's messages; ``shared``: sites with the same tensors share the memory of them."""
     from flwr.app import MetricRecord, RecordDict
 
@@ -71,17 +72,17 @@ def messages(contributions: list[Spooled], names: list[str], shared: bool) -> li
         else:
             arrays = tensors_to_arrays({name: each.tensor(name) for name in names})
             kept.append(arrays)
-        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": each.pictures})})
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": each.images})})
         replies.append(reply_as_received(content, number + 1, 1))
     return replies
 
 
-def fold_ours(weights: dict[str, Tensor], contributions: list[Contribution]) -> dict[str, Tensor]:
+def aggregate_ours(weights: dict[str, Tensor], contributions: list[Contribution]) -> dict[str, Tensor]:
     """The next global weights."""
-    return FedAvg(FedAvgConfig()).fold(weights, contributions, {})[0]
+    return FedAvg(FedAvgConfig()).aggregate(weights, contributions, {})[0]
 
 
-def fold_flower(replies: list[Any]) -> Any:
+def aggregate_flower(replies: list[Any]) -> Any:
     """Flower's ArrayRecord of the next global weights."""
     import logging
 
@@ -92,17 +93,17 @@ def fold_flower(replies: list[Any]) -> Any:
 
 
 def child(kind: str, folder: Path, sites: int) -> None:
-    """Print the peak MiB of this process after one fold of that kind, or after imports ("nothing")."""
+    """Print the peak MiB of this process after one aggregation of that kind, or after imports ("nothing")."""
     import flwr.serverapp.strategy  # noqa: F401  counted in all kinds alike
 
     torch.set_num_threads(1)
-    contributions = spooled(folder, sites)
+    contributions = stored(folder, sites)
     if kind == "ours":
         from foundation.tensor_files import load_tensors
 
-        fold_ours(load_tensors(folder / "weights")[0], list(contributions))
+        aggregate_ours(load_tensors(folder / "weights")[0], list(contributions))
     elif kind == "flower":
-        fold_flower(messages(contributions, list(vit_s_names(folder)), shared=False))
+        aggregate_flower(messages(contributions, list(vit_s_names(folder)), shared=False))
     print(json.dumps(peak_mib()))
 
 
@@ -115,10 +116,10 @@ def vit_s_names(folder: Path) -> list[str]:
 
 
 def peak(kind: str, folder: Path, sites: int) -> float:
-    """MiB that one fold of that kind needs above a process that has imported everything."""
+    """MiB that one aggregation of that kind needs above a process that has imported everything."""
 
     def run(kind: str) -> float:
-        command = [sys.executable, "-m", "benchmarks.fold", "--child", kind, str(folder), str(sites)]
+        command = [sys.executable, "-m", "benchmarks.aggregation", "--child", kind, str(folder), str(sites)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         return float(done.stdout.splitlines()[-1])
@@ -152,12 +153,12 @@ Counted = tuple[float, float, float, float, float | None]
 
 def one_count(folder: Path, weights: dict[str, Tensor], sites: int, repetitions: int) -> Counted:
     """CPU seconds of ours and of Flower's, their ratio, MiB of ours and of Flower's (None: too little memory here)."""
-    contributions = spooled(folder, sites)
+    contributions = stored(folder, sites)
     replies = messages(contributions, list(weights), shared=True)
-    ours, theirs = fold_ours(weights, list(contributions)), fold_flower(replies)
+    ours, theirs = aggregate_ours(weights, list(contributions)), aggregate_flower(replies)
     for name, value in ours.items():
         torch.testing.assert_close(torch.from_numpy(theirs[name].numpy().copy()), value, rtol=1e-4, atol=1e-5)
-    runs = {"ours": lambda: fold_ours(weights, list(contributions)), "flower": lambda: fold_flower(replies)}
+    runs = {"ours": lambda: aggregate_ours(weights, list(contributions)), "flower": lambda: aggregate_flower(replies)}
     seconds = interleaved(runs, repetitions, time.process_time)
     runs.clear()
     replies.clear()
@@ -197,7 +198,7 @@ def report(weights: dict[str, Tensor], found: list[Counted], sites: list[int], r
         judged("CPU time, ours / Flower's, largest", worst, TARGET),
         judged("peak memory, most / fewest sites", growth, GROWTH),
     ]
-    return write_result("fold", "The fold against Flower's FedAvg", __doc__, lines)
+    return write_result("aggregation", "The aggregation against Flower's FedAvg", __doc__, lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures and settings that views cannot be made of are refused in one line."""
+"""Images and settings that views cannot be made of are refused in one line."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ BAD: dict[str, tuple[Tensor, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_pictures_are_refused_in_one_line(name: str) -> None:
-    given_pictures, message = BAD[name]
+def test_bad_images_are_refused_in_one_line(name: str) -> None:
+    given_images, message = BAD[name]
     subject = Augmentation(ImageConfig(modality="fundus", size=32, channels=3))
     for make in (
         subject.plain,
@@ -34,7 +34,7 @@ def test_bad_pictures_are_refused_in_one_line(name: str) -> None:
         lambda x: subject.strong(x, torch_generator(0)),
     ):
         with pytest.raises(DataError, match=message) as caught:
-            make(given_pictures)
+            make(given_images)
         assert isinstance(caught.value, FedpretextError) and "\n" not in str(caught.value)
 
 
