@@ -93,7 +93,7 @@ class Site:
         if self._secure is None or request.study_hash != self.study_hash:
             raise StudyError(f"site {self.name}: was asked for a secure sum of a study that has none here")
         self._here.permit()
-        with self.rounds.alone(request.round):
+        with self.rounds.locked(request.round):
             return self._secure.answer(request, keys, lambda: self._training.to_sum(request.round))
 
     def masked_numbers(self) -> int:

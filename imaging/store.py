@@ -74,8 +74,8 @@ class TensorStore:
         mask = np.zeros(len(manifest), dtype=np.bool_)
         mask[kept] = True
         whole = manifest.where(mask)
-        alone = np.arange(len(kept), dtype=np.int64)
-        studies, series = (whole.codes(name) if name in whole.table else alone for name in ("study", "series"))
+        singletons = np.arange(len(kept), dtype=np.int64)
+        studies, series = (whole.codes(name) if name in whole.table else singletons for name in ("study", "series"))
         return TensorStore(entry, whole.table, kept, whole.codes("patient"), studies, series)
 
     @property

@@ -133,8 +133,8 @@ def _single(name: str, title: str, kind: Kind, federated: Arm, images: Manifest,
     study = federated.study
     training = _training(federated, len(images), budget)
     absent = dict.fromkeys(("federated_evaluation", "privacy", "secure_aggregation"))
-    alone = study.model_copy(update={"training": training, "algorithm": FedAvgConfig(), **absent})
-    return Arm(name, title, kind, federated.fold, federated.seed, alone, images)
+    local_only = study.model_copy(update={"training": training, "algorithm": FedAvgConfig(), **absent})
+    return Arm(name, title, kind, federated.fold, federated.seed, local_only, images)
 
 
 def _training(federated: Arm, images: int, budget: BudgetRule) -> TrainingConfig:

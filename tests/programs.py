@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    "client.processes.service", "client.processes.supernode", "client.processes.worker", "dp_accounting", 
+    "client.processes.service", "client.processes.supernode", "client.processes.worker", "dp_accounting",
     "server.commands", "server.processes.service",
     "simulation.runtimes.table", "ssl_methods", "torch.utils.tensorboard",
 ]  # fmt: skip

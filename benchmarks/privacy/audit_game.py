@@ -119,8 +119,8 @@ class Images(TensorStore):
     """A store in memory."""
 
     def __init__(self, images: Tensor, patients: list[int]) -> None:
-        codes, alone = np.asarray(patients, dtype=np.int64), np.arange(len(patients))
-        super().__init__(Path(), cast(Any, None), alone, codes, alone, alone)
+        codes, singletons = np.asarray(patients, dtype=np.int64), np.arange(len(patients))
+        super().__init__(Path(), cast(Any, None), singletons, codes, singletons, singletons)
         object.__setattr__(self, "images", images)
 
     def batch(self, indices: Any) -> Tensor:

@@ -32,8 +32,8 @@ class Axes(TensorStore):
     """Patients of one image each, which is an axis of its own; made when it is asked for."""
 
     def __init__(self, axes: NDArray[np.int64], width: int) -> None:
-        alone = np.arange(len(axes))
-        super().__init__(Path(), cast(Any, None), alone, alone, alone, alone)
+        singletons = np.arange(len(axes))
+        super().__init__(Path(), cast(Any, None), singletons, singletons, singletons, singletons)
         object.__setattr__(self, "axes", torch.from_numpy(axes))
         object.__setattr__(self, "width", width)
 

@@ -213,9 +213,9 @@ def _duration(hours: float) -> str:
 
 def _store_of(usable: Manifest) -> TensorStore:
     """The site's images as the tensor store numbers them, without any pixels."""
-    alone = np.arange(len(usable), dtype=np.int64)
-    studies, series = (usable.codes(name) if name in usable.table else alone for name in ("study", "series"))
-    return TensorStore(Path(), usable.table, alone, usable.codes("patient"), studies, series)
+    singletons = np.arange(len(usable), dtype=np.int64)
+    studies, series = (usable.codes(name) if name in usable.table else singletons for name in ("study", "series"))
+    return TensorStore(Path(), usable.table, singletons, usable.codes("patient"), studies, series)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -278,8 +278,8 @@ def _step_of(study: Study, method: Method, store: TensorStore, device: torch.dev
         method.before_step(0.0)
         views = method.make_views(reader.read(chosen, generator), generator)
         if isinstance(study.privacy, PatientPrivacyConfig):
-            alone = torch.arange(images, device=device)  # as if each were another patient's
-            clipped = clipped_sum(method, views, alone, images, study.privacy.clip).gradients
+            singletons = torch.arange(images, device=device)  # as if each were another patient's
+            clipped = clipped_sum(method, views, singletons, images, study.privacy.clip).gradients
             for name, parameter in method.named_parameters():
                 parameter.grad = noised(clipped[name], study.privacy.clip) if name in clipped else None
         else:

@@ -37,7 +37,7 @@ class SiteLabels:
             )
         here.permit()
         check_label_statistics(here.policy, question.step == "histogram")
-        with self._rounds.alone(here.study.rounds.count):
+        with self._rounds.locked(here.study.rounds.count):
             if self._labelled is None:
                 fewest = here.policy.smallest_count
                 self._labelled = LabelledImages(here.study, config, here.folder, here.vault, fewest)

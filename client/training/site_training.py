@@ -52,7 +52,7 @@ class SiteTraining:
         self._images.store()  # too few images for the policy: then nothing stored is sent either
         if here.ledger is not None:
             here.ledger.extension(instruction.ledger)  # a ledger that lost rows is told before more is spent
-        with self._rounds.alone(instruction.round):
+        with self._rounds.locked(instruction.round):
             received = instruction.digest
             stored = self._rounds.reply_of(instruction.round, received)
             if self._secure is not None:

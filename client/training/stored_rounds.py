@@ -30,7 +30,7 @@ class StoredRounds:
         self._here, self._folder = here, here.folder
 
     @contextmanager
-    def alone(self, round_: int) -> Iterator[None]:
+    def locked(self, round_: int) -> Iterator[None]:
         """Hold the lock of this study; the system frees it when a process dies, so that none stays behind."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "lock").open("w") as handle:

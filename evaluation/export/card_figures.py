@@ -5,8 +5,8 @@ from evaluation.report.answers import answer, contrasts
 from evaluation.report.cautions import cautions, left_out_sites
 from evaluation.report.run_folder import RunFolder
 from evaluation.statistics.metric_values import (
+    MetricQuery,
     MetricValue,
-    Question,
     arm_figures,
     digits_for,
     figure_of,
@@ -32,37 +32,37 @@ UNJUDGED = (
 
 def in_short(folder: RunFolder) -> str:
     """The report's answer."""
-    question = main_question(folder)
-    return " ".join(plain(line) for line in answer(contrasts(folder, question), folder, question))
+    query = main_question(folder)
+    return " ".join(plain(line) for line in answer(contrasts(folder, query), folder, query))
 
 
 def figures(folder: RunFolder, arm: str) -> str:
     """Every arm at the main question, this one site by site, and this one's other figures."""
-    question = main_question(folder)
-    asked = f"{plain(question.task)}: {metric_title(question.metric)}, {protocol_title(question.protocol)}, {{}}"
-    asked = asked.format(f"{fraction_title(question.fraction)} of the training labels")
+    query = main_question(folder)
+    asked = f"{plain(query.task)}: {metric_title(query.metric)}, {protocol_title(query.protocol)}, {{}}"
+    asked = asked.format(f"{fraction_title(query.fraction)} of the training labels")
     parts = [
         f"{asked}. Intervals are 95 %, over {folder.unit}.",
-        _arms(folder, question, arm),
-        _differences(folder, question, arm),
-        _sites(folder, question, arm),
-        _others(folder, question, arm),
+        _arms(folder, query, arm),
+        _differences(folder, query, arm),
+        _sites(folder, query, arm),
+        _others(folder, query, arm),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _arms(folder: RunFolder, question: Question, arm: str) -> str:
+def _arms(folder: RunFolder, query: MetricQuery, arm: str) -> str:
     rows = []
-    for name, figure in arm_figures(folder, question).items():
+    for name, figure in arm_figures(folder, query).items():
         title = plain(folder.arm(name).title)
         rows.append([f"**{title}**" if name == arm else title, *_cells(figure)])
-    return table(["encoder", metric_title(question.metric), "95 % interval", folder.unit], rows)
+    return table(["encoder", metric_title(query.metric), "95 % interval", folder.unit], rows)
 
 
-def _differences(folder: RunFolder, question: Question, arm: str) -> str:
+def _differences(folder: RunFolder, query: MetricQuery, arm: str) -> str:
     """This encoder against the others, on the same patients."""
     rows = []
-    for contrast in contrasts(folder, question):
+    for contrast in contrasts(folder, query):
         if arm in (contrast.own, contrast.other):
             pair = [plain(folder.arm(name).short) for name in (contrast.own, contrast.other)]
             digits = digits_for(contrast.figure)
@@ -71,7 +71,7 @@ def _differences(folder: RunFolder, question: Question, arm: str) -> str:
             rows.append([" minus ".join(pair), value, interval, str(contrast.verdict)])
     if not rows:
         return ""
-    heads = ["difference, paired", metric_title(question.metric), "95 % interval", "in a word"]
+    heads = ["difference, paired", metric_title(query.metric), "95 % interval", "in a word"]
     return f"This encoder against others on the same {folder.unit}:\n\n{table(heads, rows)}"
 
 
@@ -79,23 +79,23 @@ def _cells(figure: MetricValue) -> list[str]:
     return [number(figure.value), plain(interval_text(figure)), str(figure.n) if figure.n is not None else "–"]
 
 
-def _sites(folder: RunFolder, question: Question, arm: str) -> str:
+def _sites(folder: RunFolder, query: MetricQuery, arm: str) -> str:
     outside = left_out_sites(folder)
     rows = []
-    for site in sites_of(select(folder, question)):
-        figure = arm_figures(folder, question, site).get(arm)
+    for site in sites_of(select(folder, query)):
+        figure = arm_figures(folder, query, site).get(arm)
         if figure is not None:
             rows.append([plain(site) + (", took no part in training" if site in outside else ""), *_cells(figure)])
     if not rows:
         return ""
-    mean = arm_figures(folder, question, statistic=Statistic.SITE_MEAN).get(arm)
+    mean = arm_figures(folder, query, statistic=Statistic.SITE_MEAN).get(arm)
     if mean is not None:
         rows.append(["mean of the sites, by their " + folder.unit, *_cells(mean)])
-    heads = ["site", metric_title(question.metric), "95 % interval", folder.unit]
+    heads = ["site", metric_title(query.metric), "95 % interval", folder.unit]
     return f"This encoder site by site; sites are numbered, not named:\n\n{table(heads, rows)}"
 
 
-def _others(folder: RunFolder, question: Question, arm: str) -> str:
+def _others(folder: RunFolder, query: MetricQuery, arm: str) -> str:
     """The arm's other figures over all test sites."""
     own = folder.results[(folder.results["encoder"] == arm) & (folder.results["site"] == ALL)]
     own = own[own["statistic"] != Statistic.SITE_MEAN]
@@ -103,7 +103,7 @@ def _others(folder: RunFolder, question: Question, arm: str) -> str:
     for key, group in own.groupby(["task", "protocol", "metric", "label_fraction", "statistic"], sort=False):
         task, protocol, metric, fraction, statistic = map(str, key)
         figure = figure_of(group)
-        asked = statistic == Statistic.ESTIMATE and Question(task, protocol, metric, fraction) == question
+        asked = statistic == Statistic.ESTIMATE and MetricQuery(task, protocol, metric, fraction) == query
         if figure is None or asked:
             continue
         order = (task, protocol_rank(protocol), [-part for part in fraction_size(fraction)], metric_rank(metric))
@@ -119,7 +119,7 @@ def _others(folder: RunFolder, question: Question, arm: str) -> str:
 
 def not_to_conclude(folder: RunFolder) -> str:
     """The report's cautions."""
-    question = main_question(folder)
-    found = cautions(folder, question, contrasts(folder, question))
+    query = main_question(folder)
+    found = cautions(folder, query, contrasts(folder, query))
     lines = [f"- **{plain(heading)}** {plain(text)}" for heading, text in found]
     return "\n".join(["As the run's report says, which holds the tables that are spoken of:", "", *lines])

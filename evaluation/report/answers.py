@@ -13,8 +13,8 @@ from evaluation.report.sentences import NAMES, SENTENCES, Verdict
 from evaluation.report.tables.equal_budgets import equal_in, trained_arms
 from evaluation.statistics.metric_values import (
     LESS_IS_BETTER,
+    MetricQuery,
     MetricValue,
-    Question,
     arm_figures,
     digits_for,
     figure_of,
@@ -67,36 +67,36 @@ def verdict_of(figure: MetricValue, less_is_better: bool = False) -> Verdict:
     return Verdict.BETTER if (low > 0) != less_is_better else Verdict.WORSE
 
 
-def contrasts(folder: RunFolder, question: Question, site: str = ALL) -> list[Contrast]:
+def contrasts(folder: RunFolder, query: MetricQuery, site: str = ALL) -> list[Contrast]:
     """The paired differences of one question at one site: what training started from, rivals, pixels, then the rest."""
     rows = folder.comparisons
-    asked = {"task": question.task, "protocol": question.protocol, "metric": question.metric}
-    for column, value in {**asked, "label_fraction": question.fraction, "site": site}.items():
+    asked = {"task": query.task, "protocol": query.protocol, "metric": query.metric}
+    for column, value in {**asked, "label_fraction": query.fraction, "site": site}.items():
         rows = rows[rows[column] == value]
-    figures, leads = arm_figures(folder, question, site), folder.leads
+    figures, leads = arm_figures(folder, query, site), folder.leads
     found: list[Contrast] = []
     for (own, other), group in rows.groupby(["encoder_a", "encoder_b"], sort=False):
         figure = figure_of(group)
         if figure is not None and own in leads:
             pair = (str(own), str(other), figure)
-            pair = _ahead_first(*pair, question) if other in leads else pair
-            found.append(_contrast(folder, question, *pair, figures, float(group["p"].iloc[0])))
+            pair = _ahead_first(*pair, query) if other in leads else pair
+            found.append(_contrast(folder, query, *pair, figures, float(group["p"].iloc[0])))
     return sorted(found, key=lambda item: (_contrast_rank(item.kind), item.own, item.other))
 
 
-def _ahead_first(own: str, other: str, figure: MetricValue, question: Question) -> tuple[str, str, MetricValue]:
+def _ahead_first(own: str, other: str, figure: MetricValue, query: MetricQuery) -> tuple[str, str, MetricValue]:
     """The same difference told from the side of the encoder that is ahead."""
-    if (figure.value < 0) == (question.metric.lower() in LESS_IS_BETTER):
+    if (figure.value < 0) == (query.metric.lower() in LESS_IS_BETTER):
         return own, other, figure
     low, high = (None, None) if figure.interval is None else (-figure.interval[1], -figure.interval[0])
     seeds = tuple(-value for value in figure.seeds)
     return other, own, replace(figure, value=-figure.value, low=low, high=high, seeds=seeds)
 
 
-def outside_sentences(folder: RunFolder, question: Question, site: str) -> list[str]:
+def outside_sentences(folder: RunFolder, query: MetricQuery, site: str) -> list[str]:
     """Whether pretraining helped at a site that took no part in it; [] without a comparison there."""
     where = "which took no part in training" if folder.about_one else "left out of training"
-    found = [item for item in contrasts(folder, question, site) if item.kind == BASELINE]
+    found = [item for item in contrasts(folder, query, site) if item.kind == BASELINE]
     return [f"At {site}, {where}, {_lowered(item.sentence)}" for item in found]
 
 
@@ -111,7 +111,7 @@ def _contrast_rank(kind: str) -> int:
 
 def _contrast(
     folder: RunFolder,
-    question: Question,
+    query: MetricQuery,
     own: str,
     other: str,
     figure: MetricValue,
@@ -120,12 +120,12 @@ def _contrast(
 ) -> Contrast:
     arm, who = folder.arm(other), folder.arm(own).short
     kind = BASELINE if folder.is_base(own, other) else RIVAL if other in folder.leads else arm.kind
-    verdict = verdict_of(figure, question.metric.lower() in LESS_IS_BETTER)
+    verdict = verdict_of(figure, query.metric.lower() in LESS_IS_BETTER)
     reported, there = figures.get(own), figures.get(other)
     wording = SENTENCES.get(kind, SENTENCES["other"]) if folder.about_one else SENTENCES["named"]
     sentence = wording[verdict].format(
         units=folder.unit,
-        metric=metric_title(question.metric),
+        metric=metric_title(query.metric),
         own=number(reported.value) if reported else "not on record",
         there=number(there.value) if there else "a figure that is not on record",
         who=who,
@@ -170,7 +170,7 @@ def _bracket(figure: MetricValue, verdict: Verdict) -> str:
     return f" (95 % interval{of} {low} to {high}{meaning})"
 
 
-def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list[str]:
+def answer(found: list[Contrast], folder: RunFolder, query: MetricQuery) -> list[str]:
     """The first lines of the report: whether pretraining helped, whether training together did, and against pixels.
 
     Pretraining is held against what it started from; without that comparison the answer says that there is none. Of
@@ -179,7 +179,7 @@ def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list
     if len(folder.leads) > 1:
         return [line for line in (_against_bases(found, folder), _among_each_other(found, folder)) if line]
     by_kind = {contrast.kind: contrast for contrast in reversed(found)}
-    lines = [by_kind[BASELINE].sentence if BASELINE in by_kind else _no_answer(folder, question)]
+    lines = [by_kind[BASELINE].sentence if BASELINE in by_kind else _no_answer(folder, query)]
     if together := tally(found, equal_in(trained_arms(folder.arms))):
         lines.append(together)
     if "pixels" in by_kind:
@@ -187,9 +187,9 @@ def answer(found: list[Contrast], folder: RunFolder, question: Question) -> list
     return lines
 
 
-def _no_answer(folder: RunFolder, question: Question) -> str:
-    own = next((f for name, f in arm_figures(folder, question).items() if name in folder.leads), None)
-    reached = f" Its {metric_title(question.metric)} on unseen {folder.unit} is {number(own.value)}." if own else ""
+def _no_answer(folder: RunFolder, query: MetricQuery) -> str:
+    own = next((f for name, f in arm_figures(folder, query).items() if name in folder.leads), None)
+    reached = f" Its {metric_title(query.metric)} on unseen {folder.unit} is {number(own.value)}." if own else ""
     which = "the federated encoder" if folder.about_one else "the encoder"
     return (
         f"We cannot say whether pretraining helped: this run holds no comparison of {which} "
@@ -230,11 +230,11 @@ def _among_each_other(found: list[Contrast], folder: RunFolder) -> str:
     return f"Between them, {'; '.join(ahead)}.{other}"
 
 
-def at_single_sites(folder: RunFolder, question: Question, pair: Contrast, sites: Sequence[str]) -> str:
+def at_single_sites(folder: RunFolder, query: MetricQuery, pair: Contrast, sites: Sequence[str]) -> str:
     """Where one of two encoders is ahead, site by site."""
     verdicts: list[tuple[str, Verdict]] = []
     for site in sites:
-        for item in contrasts(folder, question, site):
+        for item in contrasts(folder, query, site):
             if {item.own, item.other} == {pair.own, pair.other}:
                 turned = item.own != pair.own and item.verdict is Verdict.BETTER
                 verdicts.append((site, Verdict.WORSE if turned else item.verdict))
@@ -263,8 +263,8 @@ def tally(found: list[Contrast], equal: Literal["images", "passes", ""]) -> str:
 
     equal: in what the pretraining of both was.
     """
-    alone = [contrast for contrast in found if contrast.kind == "local-only"]
-    if not alone:
+    local_only = [contrast for contrast in found if contrast.kind == "local-only"]
+    if not local_only:
         return ""
     parts = [
         (Verdict.BETTER, "better than {}"),
@@ -272,8 +272,8 @@ def tally(found: list[Contrast], equal: Literal["images", "passes", ""]) -> str:
         (Verdict.UNCLEAR, "not to be told apart from {}"),
         (Verdict.NO_INTERVAL, "compared without an interval with {}"),
     ]
-    said = _tallied([(contrast.title, contrast.verdict) for contrast in alone], parts)
-    verdicts = {contrast.verdict for contrast in alone}
+    said = _tallied([(contrast.title, contrast.verdict) for contrast in local_only], parts)
+    verdicts = {contrast.verdict for contrast in local_only}
     if verdicts == {Verdict.BETTER}:
         lead = "Training together helped"
     elif verdicts == {Verdict.WORSE}:

@@ -8,7 +8,7 @@ import yaml
 from evaluation.protocols.table import PROTOCOLS
 from evaluation.report.answers import Contrast, worth_telling
 from evaluation.report.run_folder import RunFolder
-from evaluation.statistics.metric_values import Question, arm_figures, metric_title, protocol_title
+from evaluation.statistics.metric_values import MetricQuery, arm_figures, metric_title, protocol_title
 from evaluation.statistics.multiple import holm_sentence
 from evaluation.tasks.leaks import leak_caution
 
@@ -49,12 +49,12 @@ def demonstration_text(folder: RunFolder) -> str:
     )
 
 
-def cautions(folder: RunFolder, question: Question, found: list[Contrast]) -> list[tuple[str, str]]:
+def cautions(folder: RunFolder, query: MetricQuery, found: list[Contrast]) -> list[tuple[str, str]]:
     """Heading and text of every caution that applies, the gravest first."""
     return [
         *_on_purpose(folder),
-        *_on_size(folder, question, found),
-        *_on_arms(folder, question),
+        *_on_size(folder, query, found),
+        *_on_arms(folder, query),
         *_on_data(folder),
     ]
 
@@ -116,8 +116,8 @@ def _on_origin(folder: RunFolder) -> Iterator[tuple[str, str]]:
     )
 
 
-def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> Iterator[tuple[str, str]]:
-    counts = [figure.n for figure in arm_figures(folder, question).values() if figure.n is not None]
+def _on_size(folder: RunFolder, query: MetricQuery, found: list[Contrast]) -> Iterator[tuple[str, str]]:
+    counts = [figure.n for figure in arm_figures(folder, query).values() if figure.n is not None]
     if counts and max(counts) < FEW_UNITS:
         yield (
             "Few to judge by.",
@@ -164,7 +164,7 @@ def _on_size(folder: RunFolder, question: Question, found: list[Contrast]) -> It
         )
 
 
-def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]:
+def _on_arms(folder: RunFolder, query: MetricQuery) -> Iterator[tuple[str, str]]:
     kinds = {folder.arm(str(name)).kind for name in folder.results["encoder"].unique()}
     if folder.about_one and "federated" in kinds and not kinds & {"local-only", "centralised"}:
         yield (
@@ -189,12 +189,12 @@ def _on_arms(folder: RunFolder, question: Question) -> Iterator[tuple[str, str]]
             if masked
             else "They need no training and show the geometry of the features; a probe is nearer to use.",
         )
-    kind = protocol_title(question.protocol)
+    kind = protocol_title(query.protocol)
     if "frozen" in kind:
         yield (
             "Frozen features only." if not _has_finetuning(folder) else "Frozen features in front.",
             f"The first page shows a {kind}. An encoder that is fine-tuned may gain more, or less, "
-            f"{metric_title(question.metric)} from pretraining.",
+            f"{metric_title(query.metric)} from pretraining.",
         )
 
 

@@ -17,8 +17,8 @@ from evaluation.report.tables.sites import SiteCell, site_cell
 from evaluation.statistics.held_scores import Scores
 from evaluation.statistics.metric_values import (
     LESS_IS_BETTER,
+    MetricQuery,
     MetricValue,
-    Question,
     arm_figures,
     arm_order,
     figure_of,
@@ -44,7 +44,7 @@ class Member:
 
     title: str
     folder: RunFolder
-    question: Question
+    query: MetricQuery
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -80,8 +80,8 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     members = [
         Member(names[place], folder, main_question(folder)) for place, folder in zip(places, folders, strict=True)
     ]
-    tasks = list(dict.fromkeys(member.question.task for member in members))
-    parts = [_part(task, [member for member in members if member.question.task == task]) for task in tasks]
+    tasks = list(dict.fromkeys(member.query.task for member in members))
+    parts = [_part(task, [member for member in members if member.query.task == task]) for task in tasks]
     write_page(out, TEMPLATE, {"title": f"{len(runs)} runs compared", "parts": parts, "members": members})
     return out
 
@@ -96,8 +96,8 @@ def _names(places: Sequence[Path]) -> dict[Path, str]:
 
 def _part(task: str, members: Sequence[Member]) -> TaskPart:
     """Runs of one task; those that were asked another figure of it stand side by side all the same."""
-    asked = sorted({_asked(member.question) for member in members})
-    figures = {member.title: arm_figures(member.folder, member.question) for member in members}
+    asked = sorted({_asked(member.query) for member in members})
+    figures = {member.title: arm_figures(member.folder, member.query) for member in members}
     items = [
         ForestItem(f"{member.title}: {member.folder.arm(name).short}", member.folder.arm(name).kind, figure)
         for member in members
@@ -112,17 +112,17 @@ def _part(task: str, members: Sequence[Member]) -> TaskPart:
         unit=members[0].folder.unit,
         runs=tuple(member.title for member in members),
         rows=tuple(_rows(members, figures)),
-        plot=forest(items, 0.0, "") if items and len({member.question.metric for member in members}) == 1 else None,
+        plot=forest(items, 0.0, "") if items and len({member.query.metric for member in members}) == 1 else None,
         differences=forest(answer, 0.0, "no difference", signed=True) if answer else None,
         several=holm_sentence([item.title for item in answer], [p for _, p in found]),
         apart=tuple(apart),
     )
 
 
-def _asked(question: Question) -> str:
+def _asked(query: MetricQuery) -> str:
     return (
-        f"{metric_title(question.metric)}, {protocol_title(question.protocol)}, "
-        f"{fraction_title(question.fraction)} of the training labels"
+        f"{metric_title(query.metric)}, {protocol_title(query.protocol)}, "
+        f"{fraction_title(query.fraction)} of the training labels"
     )
 
 
@@ -157,12 +157,12 @@ def _differences(members: Sequence[Member]) -> tuple[list[tuple[ForestItem, floa
 
 def _scores(member: Member) -> pd.DataFrame:
     """Kept scores of a run's encoders in question at its main question; empty where there are none."""
-    path, question = member.folder.path / "evaluation" / "scores.csv", member.question
+    path, query = member.folder.path / "evaluation" / "scores.csv", member.query
     if not path.is_file():
         return pd.DataFrame()
     text = ("label", "label_fraction", "patient", "site", "image", "encoder", "matches")
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values={"value": [""]})
-    kept = (table["protocol"] == question.protocol) & (table["label_fraction"] == question.fraction)
+    kept = (table["protocol"] == query.protocol) & (table["label_fraction"] == query.fraction)
     return table[kept & table["encoder"].isin(member.folder.leads)]
 
 
@@ -170,8 +170,8 @@ def _not_comparable(first: Member, second: Member, one: pd.DataFrame, two: pd.Da
     """Why two runs' encoders are not subtracted; "" where images and labels of the test are the same."""
     if one.empty or two.empty:
         return "evaluation/scores.csv of one of them has no scores of the encoder in question"
-    if first.question != second.question:
-        return f"asked differently ({_asked(first.question)} and {_asked(second.question)})"
+    if first.query != second.query:
+        return f"asked differently ({_asked(first.query)} and {_asked(second.query)})"
     if first.folder.task != second.folder.task:
         return "their classes differ"
     tested = [_tested(table) for table in (one, two)]
@@ -203,7 +203,7 @@ def _difference(
     figure = figure_of(frame)
     if figure is None:
         return []
-    verdict = verdict_of(figure, first.question.metric.lower() in LESS_IS_BETTER)
+    verdict = verdict_of(figure, first.query.metric.lower() in LESS_IS_BETTER)
     sides = [_side(first, own), _side(second, other)]
     return [
         (ForestItem(" − ".join(sides), first.folder.arm(own).kind, figure, str(verdict)), float(frame["p"].iloc[0]))

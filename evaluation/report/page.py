@@ -32,7 +32,14 @@ from evaluation.report.tables import run as run_tables
 from evaluation.report.tables import sites as site_tables
 from evaluation.report.tables.attack_rows import attack_section
 from evaluation.report.tables.similarity_rows import alike_rows
-from evaluation.statistics.metric_values import Question, main_question, metric_title, protocol_title, select, sites_of
+from evaluation.statistics.metric_values import (
+    MetricQuery,
+    main_question,
+    metric_title,
+    protocol_title,
+    select,
+    sites_of,
+)
 from evaluation.tasks.leaks import leak_sentence
 from foundation.files import write_text
 
@@ -85,62 +92,62 @@ def write_page(page: Path, template: str, values: dict[str, Any]) -> None:
 
 def page_values(folder: RunFolder) -> dict[str, Any]:
     """Everything that the template prints, by name."""
-    question = main_question(folder)
-    found = contrasts(folder, question)
+    query = main_question(folder)
+    found = contrasts(folder, query)
     return {
         "folder": folder,
         "info": folder.info,
         "title": folder.info.get("title") or folder.info.get("name") or folder.path.resolve().name,
         "kicker": "Federated pretraining" if folder.about_one else "Pretrained encoders",
         "datasets": ", ".join(sorted(set(folder.results["dataset"]) - {""})),
-        "question": question,
-        "metric": metric_title(question.metric),
-        "protocol": protocol_title(question.protocol),
-        "labels": report_figures.all_labels(question),
-        "answer": answer(found, folder, question),
-        "outside": [line for site in left_out_sites(folder) for line in outside_sentences(folder, question, site)],
-        "sentences": sentences(folder, question, found),
+        "question": query,
+        "metric": metric_title(query.metric),
+        "protocol": protocol_title(query.protocol),
+        "labels": report_figures.all_labels(query),
+        "answer": answer(found, folder, query),
+        "outside": [line for site in left_out_sites(folder) for line in outside_sentences(folder, query, site)],
+        "sentences": sentences(folder, query, found),
         "demonstration": demonstration_text(folder),
         "elsewhere": elsewhere_text(folder),
-        **_figures(folder, question, found),
+        **_figures(folder, query, found),
         **_how(folder),
-        "cautions": cautions(folder, question, found),
+        "cautions": cautions(folder, query, found),
         "result_rows": result_tables.result_rows(folder),
     }
 
 
-def sentences(folder: RunFolder, question: Question, found: list[Contrast]) -> list[str]:
+def sentences(folder: RunFolder, query: MetricQuery, found: list[Contrast]) -> list[str]:
     """The comparisons after the answer: of one encoder the others, of several each with its base, pixels and rivals."""
     if len(folder.leads) < 2:
         return [item.sentence for item in worth_telling(found) if item.kind not in _TOLD_FIRST]
-    sites = sites_of(select(folder, question))
+    sites = sites_of(select(folder, query))
     reported = [item for item in found if item.kind in _TOLD_OF_SEVERAL]
     return [
-        f"{item.sentence} {at_single_sites(folder, question, item, sites) if item.kind == RIVAL else ''}".strip()
+        f"{item.sentence} {at_single_sites(folder, query, item, sites) if item.kind == RIVAL else ''}".strip()
         for item in reported
     ]
 
 
-def _figures(folder: RunFolder, question: Question, found: list[Contrast]) -> dict[str, Any]:
-    columns = site_tables.site_columns(folder, question)
+def _figures(folder: RunFolder, query: MetricQuery, found: list[Contrast]) -> dict[str, Any]:
+    columns = site_tables.site_columns(folder, query)
     return {
-        "arms_forest": report_figures.arms_forest(folder, question),
+        "arms_forest": report_figures.arms_forest(folder, query),
         "difference_forest": report_figures.difference_forest(folder, found),
-        "figure_one": report_figures.difference_caption(folder, question, found),
-        "figure_two": report_figures.arms_caption(folder, question),
+        "figure_one": report_figures.difference_caption(folder, query, found),
+        "figure_two": report_figures.arms_caption(folder, query),
         "comparison_rows": result_tables.comparison_table(folder, worth_telling(found)),
-        "skipped_fractions": result_tables.skipped_fractions(folder, question),
+        "skipped_fractions": result_tables.skipped_fractions(folder, query),
         "site_columns": columns,
-        "site_rows": site_tables.site_rows(folder, question, columns),
+        "site_rows": site_tables.site_rows(folder, query, columns),
         "federated_rows": result_tables.federated_rows(folder),
-        "efficiency": report_figures.efficiency(folder, question),
-        "reliability": reliability_panels(folder, question),
+        "efficiency": report_figures.efficiency(folder, query),
+        "reliability": reliability_panels(folder, query),
         "features": feature_panels(folder),
         "diagnostics": result_tables.diagnostic_rows(folder),
         "alike": (alike := alike_rows(folder)),
         "alike_sites": list(alike[0].sites) if alike else [],
         "why": explain_lag(folder),
-        "seed_spread": result_tables.seed_spread(folder, question),
+        "seed_spread": result_tables.seed_spread(folder, query),
         "learning": report_figures.learning(folder),
     }
 

@@ -7,13 +7,13 @@ from evaluation.report.plots import Panel, Reliability, reliability_panel
 from evaluation.report.run_folder import RunFolder
 from evaluation.statistics.calibration import reliability
 from evaluation.statistics.held_scores import TEST, matrix
-from evaluation.statistics.metric_values import Question, arm_order
+from evaluation.statistics.metric_values import MetricQuery, arm_order
 
 _MOST = 4
 """Curves in one image; more cannot be told apart."""
 
 
-def reliability_panels(folder: RunFolder, question: Question) -> list[Panel]:
+def reliability_panels(folder: RunFolder, query: MetricQuery) -> list[Panel]:
     """One panel of the encoders in question and what they started from; [] for other kinds than classification."""
     path = folder.path / "evaluation" / "scores.csv"
     classes = [str(name) for name in folder.task.get("classes", ())]
@@ -21,9 +21,7 @@ def reliability_panels(folder: RunFolder, question: Question) -> list[Panel]:
         return []
     table = pd.read_csv(path, dtype={"label": str, "label_fraction": str, "encoder": str}, keep_default_na=False)
     table = table[
-        (table["protocol"] == question.protocol)
-        & (table["label_fraction"] == question.fraction)
-        & (table["role"] == TEST)
+        (table["protocol"] == query.protocol) & (table["label_fraction"] == query.fraction) & (table["role"] == TEST)
     ]
     bases = {other for own in folder.leads for other in table["encoder"].unique() if folder.is_base(own, str(other))}
     names = sorted({*folder.leads, *map(str, bases)}, key=lambda name: arm_order(folder, name))

@@ -71,7 +71,7 @@ class MetricValue:
 
 
 @dataclass(frozen=True)
-class Question:
+class MetricQuery:
     """What the first page is about: one task under one protocol, metric and share of labels."""
 
     task: str
@@ -138,7 +138,7 @@ def fraction_title(fraction: str) -> str:
     return f"{size:g} per class" if shots else f"{size * 100:g} %"
 
 
-def main_question(folder: RunFolder) -> Question:
+def main_question(folder: RunFolder) -> MetricQuery:
     """The question that the first page answers, out of what was measured.
 
     The first task, a probe before other protocols, the main figure of the task's kind, and the most labels.
@@ -147,7 +147,7 @@ def main_question(folder: RunFolder) -> Question:
     in_question = rows[rows["encoder"].isin(folder.leads)]
     rows = in_question if not in_question.empty else rows
     if rows.empty:
-        return Question("", "", "", "")
+        return MetricQuery("", "", "", "")
     rows = rows[rows["statistic"].isin([Statistic.ESTIMATE, Statistic.SKIPPED])]
     task = str(rows["task"].iloc[0])
     rows = rows[rows["task"] == task]
@@ -155,7 +155,7 @@ def main_question(folder: RunFolder) -> Question:
     rows = rows[rows["protocol"] == protocol]
     metric = min(rows["metric"].unique(), key=metric_rank)
     fraction = max(rows[rows["metric"] == metric]["label_fraction"].unique(), key=fraction_size)
-    return Question(task, str(protocol), str(metric), str(fraction))
+    return MetricQuery(task, str(protocol), str(metric), str(fraction))
 
 
 def of_protocol(folder: RunFolder, protocol: str) -> pd.DataFrame:
@@ -170,13 +170,13 @@ def of_protocol(folder: RunFolder, protocol: str) -> pd.DataFrame:
     return rows[own | beside.astype(bool)]
 
 
-def select(folder: RunFolder, question: Question, statistic: Statistic = Statistic.ESTIMATE) -> pd.DataFrame:
+def select(folder: RunFolder, query: MetricQuery, statistic: Statistic = Statistic.ESTIMATE) -> pd.DataFrame:
     """The rows of the results that belong to one question: its figures, or another statistic of them."""
-    rows = of_protocol(folder, question.protocol)
+    rows = of_protocol(folder, query.protocol)
     return rows[
-        (rows["task"] == question.task)
-        & (rows["metric"] == question.metric)
-        & (rows["label_fraction"] == question.fraction)
+        (rows["task"] == query.task)
+        & (rows["metric"] == query.metric)
+        & (rows["label_fraction"] == query.fraction)
         & (rows["statistic"] == statistic)
     ]
 
@@ -219,10 +219,10 @@ def _from_row(row: "pd.Series[float]") -> MetricValue:
 
 
 def arm_figures(
-    folder: RunFolder, question: Question, site: str = ALL, statistic: Statistic = Statistic.ESTIMATE
+    folder: RunFolder, query: MetricQuery, site: str = ALL, statistic: Statistic = Statistic.ESTIMATE
 ) -> dict[str, MetricValue]:
     """Figure per encoder for one question at one site, the encoders in question first, baselines last."""
-    rows = select(folder, question, statistic)
+    rows = select(folder, query, statistic)
     rows = rows[rows["site"] == site]
     found = {name: figure_of(group) for name, group in rows.groupby("encoder", sort=False)}
     known = {str(name): figure for name, figure in found.items() if figure is not None}

@@ -105,7 +105,7 @@ class AuditLog:
     def known_heads(self) -> dict[str, AuditHead]:
         """The head that is held of each party. Reads only what was written since the last call."""
         with chain.locked(self.path) as handle:
-            return dict(self._heads(handle))
+            return dict(self._audit_heads(handle))
 
     def receive(self, party: str, extension: Extension) -> None:
         """Check that the party's log goes on from the head that is held of it, and hold its new one.
@@ -114,7 +114,7 @@ class AuditLog:
         """
         head = extension.head
         with self._writing() as handle:
-            known = self._heads(handle).get(party, NOTHING)
+            known = self._audit_heads(handle).get(party, NOTHING)
             if head == known:
                 return
             follows = extension.follows(known)
@@ -132,7 +132,7 @@ class AuditLog:
         RunError when no head of that party is held.
         """
         with self._writing() as handle:
-            known = self._heads(handle)
+            known = self._audit_heads(handle)
             if known.get(party, NOTHING) == NOTHING:
                 raise RunError(f"{self.path}: holds no head of a log of {party!r}{nearest(party, known)}")
             self._write(handle, "chain restart accepted", {"party": party, "reason": reason}, wait=True)
@@ -203,7 +203,7 @@ class AuditLog:
             )
         return row
 
-    def _heads(self, handle: int) -> dict[str, AuditHead]:
+    def _audit_heads(self, handle: int) -> dict[str, AuditHead]:
         inode, end = os.fstat(handle).st_ino, chain.whole(handle)
         read_inode, start, audit_heads = self._held
         if read_inode != inode or start > end:

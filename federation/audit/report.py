@@ -58,7 +58,7 @@ class _Log:
         self._left: list[Row] = []
         self._of_labels: list[Row] = []
         self._decisions: list[Row] = []
-        self._heads: dict[str, tuple[AuditHead, str]] = {}
+        self._audit_heads: dict[str, tuple[AuditHead, str]] = {}
         self._sites: dict[str, Counter[str]] = {}
         self.verdict = verify(path, self._see)
         self.party = self.verdict.party
@@ -83,7 +83,7 @@ class _Log:
         if event not in _TRAFFIC:
             self._decisions.append(row)
         if (found := head_in(row)) is not None:
-            self._heads[found[0]] = found[1], row["time"]
+            self._audit_heads[found[0]] = found[1], row["time"]
         if "site" in row:
             site = self._sites.setdefault(str(row["site"]), Counter())
             site[event] += 1
@@ -129,7 +129,7 @@ class _Log:
 
     def _head_lines(self) -> list[str]:
         lines = []
-        for party, (head, time) in sorted(self._heads.items()):
+        for party, (head, time) in sorted(self._audit_heads.items()):
             said = f"row {head.count}, {head.hash[:12]}" if head != NOTHING else "none since its restart was accepted"
             lines += _wrapped(f"{one_line(party)}: {said}, {_minute(time)}")
         return lines

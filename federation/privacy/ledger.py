@@ -69,7 +69,7 @@ class Ledger:
         row: dict[str, Value] = {"study": study_hash, "round": round_, "unit": unit}
         row |= {name: value for name, value in asdict(release).items() if name in _ALWAYS or value}
 
-        with self._alone():
+        with self._locked():
             releases = self.releases()  # reads all of the chain: a broken one takes no charge
             if budget is not None:
                 _check_budget(releases, release, budget)
@@ -88,7 +88,7 @@ class Ledger:
         return epsilon_of(self.releases(), delta)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """No other thread or process checks the budget or charges meanwhile.
 
         The lock is a file of its own beside the ledger: the log locks its own file for every reading and writing.

@@ -58,7 +58,7 @@ def mask_of(
     Without ``classes`` every value above 0 becomes 1 (an instance map, too, is a mask of its foreground). With K
     classes the file may hold 0 to K, or, of one class, 0 and 255. ``frame`` picks a slice of both files. Pixels are
     taken from their nearest neighbour, so that no value is mixed. DataError, one line: another size than the
-    image_file's, another value, a fraction, colours, JPEG, a missing or damaged file.
+    image's, another value, a fraction, colours, JPEG, a missing or damaged file.
     """
     labels = _labels(_values(mask, image, frame), classes, mask)
     sides, box = _frame_of(image_file, image, frame)
@@ -66,7 +66,7 @@ def mask_of(
         what = "rows and columns" if image.depth is None else "slices, rows and columns"
         raise DataError(
             f"{mask}: has {list(labels.shape)} {what}, but its image {image_file} has {list(sides)}; name the mask "
-            "that was drawn on this image_file, or resample it to the image_file's size"
+            "that was drawn on this image, or resample it to the image's size"
         )
     top, left, height, width = box
     inner = _nearest(labels, (height, width) if image.depth is None else (image.depth, height, width))

@@ -53,8 +53,8 @@ def positive_groups(batch: Batch, positives: str) -> Tensor:
     By patient, study or series all views in the batch that share it; otherwise only an image's two views, as of two
     neighbours in a batch it is not said that they are neighbours.
     """
-    alone = torch.arange(len(batch.images), device=batch.patients.device)
-    return {"patient": batch.patients, "study": batch.studies, "series": batch.series}.get(positives, alone)
+    singletons = torch.arange(len(batch.images), device=batch.patients.device)
+    return {"patient": batch.patients, "study": batch.studies, "series": batch.series}.get(positives, singletons)
 
 
 class SimCLRConfig(TwoViewConfig):

@@ -98,7 +98,7 @@ def test_a_round_in_work_line_by_line(here: Here) -> None:
     here.asked(1)
     here.sends(1)
     here.asked(2)
-    with alone_in(here.file.state, CLIENT_LOCK, "busy"), here.site.rounds.alone(2):
+    with alone_in(here.file.state, CLIENT_LOCK, "busy"), here.site.rounds.locked(2):
         head = AuditLog(here.file.state / "audit.jsonl", "A").head()
         assert here.lines() == [
             "site      A",
@@ -144,7 +144,7 @@ def test_where_the_site_stands(here: Here) -> None:
     with alone_in(here.file.state, CLIENT_LOCK, "busy"):
         assert here.fact("now") == "waiting for an instruction"
         here.asked(1)
-        with here.site.rounds.alone(1):
+        with here.site.rounds.locked(1):
             assert here.fact("now") == "in work on round 1 for 12 min"
         assert here.fact("now") == "round 1 is not being trained; the server asks again for one that was cut off"
         here.asked(1)
@@ -241,7 +241,7 @@ def test_a_log_that_was_changed(here: Here) -> None:
 
 
 def test_looking_holds_no_lock(here: Here) -> None:
-    with alone_in(here.file.state, CLIENT_LOCK, "busy"), here.site.rounds.alone(1):
+    with alone_in(here.file.state, CLIENT_LOCK, "busy"), here.site.rounds.locked(1):
         pass
     here.lines()
     with (here.file.state / "client.lock").open() as one, (here.file.state / here.hash[:16] / "lock").open() as other:

@@ -112,3 +112,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple
         return run, evaluate(run, show=False)
 
     return once
+
+
+def role_in(arm: str) -> str:
+    """The role that an arm's name begins with: ``local-only-DU`` is local-only."""
+    return arm if arm.count("-") == 0 else "local-only" if arm.startswith("local-only") else arm.partition("-")[0]

@@ -345,9 +345,9 @@ def test_every_simulation_setting_does_something(
     assert set(away.site_sizes()) == {"away", "north", "south"}
     assert {arm.name for arm in plan(arms=["centralised"])} == {"random", "federated", "centralised"}
     assert {arm.seed for arm in plan(seeds=2)} == {5, 6}
-    alone = [next(arm for arm in plan(budget=rule) if arm.name == "local-only-A") for rule in ("passes", "images")]
-    assert [arm.works()[0].steps for arm in alone] == [4, 8]
-    assert alone[1].title == "A alone, same number of images seen"
+    local_only = [next(arm for arm in plan(budget=rule) if arm.name == "local-only-A") for rule in ("passes", "images")]
+    assert [arm.works()[0].steps for arm in local_only] == [4, 8]
+    assert local_only[1].title == "A alone, same number of images seen"
 
     class Chosen(Exception):
         pass

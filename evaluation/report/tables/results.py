@@ -11,8 +11,8 @@ from evaluation.report.answers import Contrast
 from evaluation.report.run_folder import RunFolder
 from evaluation.statistics.held_scores import LEFT_OUT
 from evaluation.statistics.metric_values import (
+    MetricQuery,
     MetricValue,
-    Question,
     arm_order,
     figure_of,
     fraction_size,
@@ -75,13 +75,13 @@ def diagnostic_rows(folder: RunFolder) -> list[DiagnosticRow]:
     return found
 
 
-def seed_spread(folder: RunFolder, question: Question) -> str:
+def seed_spread(folder: RunFolder, query: MetricQuery) -> str:
     """How far training seeds lie apart, in one sentence; "" when no arm was trained more than once."""
     rows = folder.results
     rows = rows[
-        (rows["protocol"] == question.protocol)
-        & (rows["label_fraction"] == question.fraction)
-        & (rows["metric"] == question.metric)
+        (rows["protocol"] == query.protocol)
+        & (rows["label_fraction"] == query.fraction)
+        & (rows["metric"] == query.metric)
         & (rows["statistic"] == Statistic.SEED_SD)
         & rows["value"].notna()
     ]
@@ -91,13 +91,13 @@ def seed_spread(folder: RunFolder, question: Question) -> str:
     values = {name: float(rows.loc[rows["encoder"] == name, "value"].iloc[0]) for name in names}
     said = ", ".join(f"{folder.arm(name).short} {number(value, digits=3)}" for name, value in values.items())
     what = rows["interval"].iloc[0]
-    return f"Standard deviation of {metric_title(question.metric)} ({what}): {said}. No interval here includes it."
+    return f"Standard deviation of {metric_title(query.metric)} ({what}): {said}. No interval here includes it."
 
 
-def skipped_fractions(folder: RunFolder, question: Question) -> list[str]:
+def skipped_fractions(folder: RunFolder, query: MetricQuery) -> list[str]:
     """Shares of labels that were asked for and could not be, with the reason."""
     rows = folder.results
-    rows = rows[(rows["statistic"] == Statistic.SKIPPED) & (rows["protocol"] == question.protocol)]
+    rows = rows[(rows["statistic"] == Statistic.SKIPPED) & (rows["protocol"] == query.protocol)]
     pairs = set(zip(rows["label_fraction"], rows["interval"], strict=True))
     return [
         f"{fraction_title(fraction)} of the labels ({why})"

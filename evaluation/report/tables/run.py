@@ -87,16 +87,16 @@ def budget_statement(folder: RunFolder) -> str:
     images = _range([f"{arm.images:,}" for arm in sorted(arms, key=lambda arm: arm.images or 0)])
     passes = _range([f"{each:.3g}" for each in sorted(arm.passes or 0.0 for arm in arms)])
     drawn = _EXPECTED if folder.privacy.get("unit") == "patient" else ""
-    alone = any(arm.kind == "local-only" for arm in arms)
+    local_only = any(arm.kind == "local-only" for arm in arms)
     match equal_in(arms):
         case "images":
-            also = "; a site alone saw its own the more often" if alone else ""
+            also = "; a site alone saw its own the more often" if local_only else ""
             return (
                 f"Every pretrained encoder saw the same number of images over the whole study ({images}, repeats "
                 f"counted){also}.{drawn}"
             )
         case "passes":
-            also = f" A site alone has fewer images and so saw fewer: {images} in all." if alone else ""
+            also = f" A site alone has fewer images and so saw fewer: {images} in all." if local_only else ""
             return (
                 f"Every pretrained encoder saw each of its images about equally often ({passes} times over the whole "
                 f"study; only whole batches are counted).{also}{drawn}"

@@ -7,8 +7,8 @@ from evaluation.report.cautions import left_out_sites
 from evaluation.report.run_folder import RunFolder
 from evaluation.statistics.metric_values import (
     LESS_IS_BETTER,
+    MetricQuery,
     MetricValue,
-    Question,
     arm_figures,
     arm_order,
     interval_text,
@@ -60,23 +60,23 @@ class SplitRow:
     skipped: int
 
 
-def site_columns(folder: RunFolder, question: Question) -> list[SiteColumn]:
+def site_columns(folder: RunFolder, query: MetricQuery) -> list[SiteColumn]:
     """The sites with a figure, those of the federation first, then those that took no part."""
     outside = left_out_sites(folder)
     columns = []
-    for site in sites_of(select(folder, question)):
-        counts = [figure.n for figure in arm_figures(folder, question, site).values() if figure.n is not None]
+    for site in sites_of(select(folder, query)):
+        counts = [figure.n for figure in arm_figures(folder, query, site).values() if figure.n is not None]
         columns.append(SiteColumn(site, site in outside, max(counts, default=None)))
     return sorted(columns, key=lambda column: (column.outside, column.name))
 
 
-def site_rows(folder: RunFolder, question: Question, columns: Sequence[SiteColumn]) -> list[SiteRow]:
+def site_rows(folder: RunFolder, query: MetricQuery, columns: Sequence[SiteColumn]) -> list[SiteRow]:
     """A row an arm. Worst site and spread are over the sites of the federation, not the left-out ones."""
-    by_site = {column.name: arm_figures(folder, question, column.name) for column in columns}
+    by_site = {column.name: arm_figures(folder, query, column.name) for column in columns}
     names = sorted({name for figures in by_site.values() for name in figures}, key=lambda n: arm_order(folder, n))
     inside = [column.name for column in columns if not column.outside]
-    less = question.metric.lower() in LESS_IS_BETTER
-    means = arm_figures(folder, question, statistic=Statistic.SITE_MEAN)
+    less = query.metric.lower() in LESS_IS_BETTER
+    means = arm_figures(folder, query, statistic=Statistic.SITE_MEAN)
     return [_site_row(folder, name, by_site, inside, means.get(name), less) for name in names]
 
 
@@ -112,7 +112,7 @@ def split_table(folder: RunFolder) -> tuple[list[str], list[SplitRow]]:
     splits = folder.splits
     if splits.empty:
         return [], []
-    first = splits[splits["fold"] == sorted(splits["fold"].unique(), key=_natural)[0]]
+    first = splits[splits["fold"] == sorted(splits["fold"].unique(), key=_natural_order)[0]]
     roles = sorted((str(role) for role in first["role"].unique()), key=_role_rank)
     outside = left_out_sites(folder)
     rows = []
@@ -129,7 +129,7 @@ def skipped_elsewhere(folder: RunFolder, rows: Sequence[SplitRow]) -> str:
     return ", ".join(f"{site} {count}" for site, count in folder.skipped.items() if site not in listed)
 
 
-def _natural(text: str) -> tuple[int, str]:
+def _natural_order(text: str) -> tuple[int, str]:
     return (int(text), "") if text.isdigit() else (0, text)
 
 

@@ -20,6 +20,8 @@ from imaging.config import ImageConfig
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.encoders.timm_encoders import build_encoder
 
+from ..conftest import role_in
+
 IMAGE = ImageConfig(modality="mri", size=16, channels=1)
 ENCODER = EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=1, width=16, heads=2)
 SITES = ("Ashgrove", "Birchwood", "Cedarhill")
@@ -33,7 +35,7 @@ SIMULATED = STUDY | {"simulation": {"dataset": "lgg_mri", "root": "/srv/images",
 
 def result(encoder: str, value: float, low: float | str = "", high: float | str = "", **other: Any) -> dict[str, Any]:
     row = {
-        "task": "tumour", "dataset": "LGG", "encoder": encoder, "role": encoder.partition("-")[0], "seed": "0",
+        "task": "tumour", "dataset": "LGG", "encoder": encoder, "role": role_in(encoder), "seed": "0",
         "protocol": "logistic", "label_fraction": "1", "site": "all", "metric": "AUROC", "statistic": "estimate",
         "value": value, "ci_low": low, "ci_high": high, "n": 46, "unit": "patient",
         "interval": "too few patients to say" if low == "" else "",
@@ -44,7 +46,7 @@ def result(encoder: str, value: float, low: float | str = "", high: float | str 
 def comparison(other: str, value: float, low: float | str, high: float | str) -> dict[str, Any]:
     return {
         "task": "tumour", "protocol": "logistic", "label_fraction": "1", "metric": "AUROC", "site": "all",
-        "encoder_a": "federated", "role_a": "federated", "encoder_b": other, "role_b": other.partition("-")[0],
+        "encoder_a": "federated", "role_a": "federated", "encoder_b": other, "role_b": role_in(other),
         "value": value, "ci_low": low, "ci_high": high, "p": 0.04, "n": 46, "unit": "patient",
     }  # fmt: skip
 
@@ -109,7 +111,7 @@ def judged(run: Path) -> Path:
     write_json(
         run / "arms.json",
         [
-            {"arm": arm, "title": title, "kind": arm.partition("-")[0], "folds": [0], "seeds": [0]}
+            {"arm": arm, "title": title, "kind": role_in(arm), "folds": [0], "seeds": [0]}
             for arm, title in titles.items()
         ],
     )

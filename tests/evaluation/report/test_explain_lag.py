@@ -29,13 +29,15 @@ from evaluation.report.run_folder import RunFolder
 from evaluation.statistics.results_schema import COMPARISONS, RESULTS
 from foundation.events import DIVERGENCE_NAME
 
+from ..conftest import role_in
+
 LAYERS = ("stem", "block 1", "block 2", "head")
 WHY = "Scanners, patients and findings differ together, so this says that the site is different, not why."
 
 
 def result(encoder: str, value: float, metric: str = "AUROC") -> dict[str, object]:
     protocol = "logistic" if metric in ("AUROC", "MAE") else "diagnostic"
-    row = {"task": "t", "encoder": encoder, "role": encoder.partition("-")[0], "protocol": protocol, "site": "all"}
+    row = {"task": "t", "encoder": encoder, "role": role_in(encoder), "protocol": protocol, "site": "all"}
     row |= {"statistic": "estimate", "unit": "patient"}
     return row | {"label_fraction": "1", "metric": metric, "value": value, "ci_low": np.nan, "ci_high": np.nan, "n": 80}
 
@@ -50,7 +52,7 @@ def run(
         "encoder_a": "federated",
         "role_a": "federated",
         "encoder_b": against,
-        "role_b": against.partition("-")[0],
+        "role_b": role_in(against),
         "value": value,
         "ci_low": low,
         "ci_high": high,

@@ -13,6 +13,8 @@ from evaluation.report.many_runs import write_comparison
 from evaluation.report.page import write_report
 from evaluation.statistics.results_schema import COMPARISONS, RESULTS
 
+from ..conftest import role_in
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome is installed")
 PROBE = """
@@ -71,7 +73,7 @@ def run(tmp_path: Path) -> Path:
         "label_fraction": "1",
     }
     rows = [
-        fixed | {"dataset": "LGG", "encoder": encoder, "role": encoder.partition("-")[0], "label_fraction": share,
+        fixed | {"dataset": "LGG", "encoder": encoder, "role": role_in(encoder), "label_fraction": share,
                  "site": site, "seed": "0", "statistic": statistic, "value": value, "ci_low": value - 0.071,
                  "ci_high": value + 0.083}
         for encoder, value in VALUES.items() for share in ("1", "0.1")
@@ -81,7 +83,7 @@ def run(tmp_path: Path) -> Path:
     ]  # fmt: skip
     apart = [
         fixed | {"site": "all", "encoder_a": "federated", "role_a": "federated", "encoder_b": other,
-                 "role_b": other.partition("-")[0], "value": VALUES["federated"] - value, "p": 0.2,
+                 "role_b": role_in(other), "value": VALUES["federated"] - value, "p": 0.2,
                  "ci_low": VALUES["federated"] - value - 0.06, "ci_high": VALUES["federated"] - value + 0.11}
         for other, value in VALUES.items() if other != "federated"
     ]  # fmt: skip

@@ -11,8 +11,10 @@ from evaluation.report.answers import answer, at_single_sites, contrasts, outsid
 from evaluation.report.cautions import cautions
 from evaluation.report.page import sentences
 from evaluation.report.run_folder import Arm, RunFolder
-from evaluation.statistics.metric_values import Question, main_question, number
+from evaluation.statistics.metric_values import MetricQuery, main_question, number
 from evaluation.statistics.results_schema import COMPARISONS, RESULTS, Role
+
+from ..conftest import role_in
 
 Interval = tuple[float, float] | None
 METRICS = {"AUROC": "logistic", "MAE": "ridge"}
@@ -40,13 +42,13 @@ def folder(
     }
     values = {about: 0.7} | {other: 0.7 - value for other, value, _ in pairs}
     rows = [
-        fixed | {"encoder": name, "role": name.partition("-")[0], "site": "all", "seed": "0", "statistic": "estimate",
+        fixed | {"encoder": name, "role": role_in(name), "site": "all", "seed": "0", "statistic": "estimate",
                  "value": value, "interval": "too few patients to say"}
         for name, value in values.items()
     ]  # fmt: skip
     apart = [
-        fixed | {"site": site, "encoder_a": about, "role_a": about.partition("-")[0], "encoder_b": other,
-                 "role_b": other.partition("-")[0], "value": value, "p": 0.2 if bounds else "",
+        fixed | {"site": site, "encoder_a": about, "role_a": role_in(about), "encoder_b": other,
+                 "role_b": role_in(other), "value": value, "p": 0.2 if bounds else "",
                  "ci_low": bounds[0] if bounds else "", "ci_high": bounds[1] if bounds else "",
                  "interval": "" if bounds else "no patient changes the figure"}
         for other, value, bounds in pairs for site in ("all", "A")
@@ -83,8 +85,8 @@ def check_difference(sentence: str, value: float, bounds: Interval) -> None:
 def test_a_comparison_says_what_its_interval_says(other: str, metric: str) -> None:
     for value, bounds in GRID:
         run = folder([(other, value, bounds)], metric)
-        question = main_question(run)
-        (found,) = contrasts(run, question)
+        query = main_question(run)
+        (found,) = contrasts(run, query)
         check_difference(found.sentence, value, bounds)
         expected = verdict(bounds, metric)
         worse = re.search("made it worse|do better:|in one place did better|It did worse than", found.sentence)
@@ -94,9 +96,9 @@ def test_a_comparison_says_what_its_interval_says(other: str, metric: str) -> No
             expected == "worse", expected == "better", expected in ("unclear", "none"),
         ], found.sentence  # fmt: skip
         lines = [
-            *answer([found], run, question),
-            *sentences(run, question, [found]),
-            *outside_sentences(run, question, "A"),
+            *answer([found], run, query),
+            *sentences(run, query, [found]),
+            *outside_sentences(run, query, "A"),
         ]
         assert lines
         for line in lines:
@@ -108,8 +110,8 @@ def test_a_comparison_says_what_its_interval_says(other: str, metric: str) -> No
 def test_named_encoders_are_told_apart_by_the_same_rule(metric: str) -> None:
     for (value, bounds), other in product(GRID, ("random", "pretrained-b", "pixels")):
         run = folder([(other, value, bounds)], metric, about="pretrained-a")
-        question = main_question(run)
-        (found,) = contrasts(run, question)
+        query = main_question(run)
+        (found,) = contrasts(run, query)
         turned = found.own != "pretrained-a"
         check_difference(
             found.sentence,
@@ -119,7 +121,7 @@ def test_named_encoders_are_told_apart_by_the_same_rule(metric: str) -> None:
         clear = verdict(bounds, metric) in ("better", "worse")
         assert bool(re.search("did (better|worse) than", found.sentence)) == clear
         assert ("We cannot tell" in found.sentence) != clear
-        lines = [*answer([found], run, question), at_single_sites(run, question, found, ["A"])]
+        lines = [*answer([found], run, query), at_single_sites(run, query, found, ["A"])]
         for line in lines:
             assert not QUAINT.search(line), line
             assert line.endswith("."), line
@@ -172,10 +174,10 @@ def test_cautions_are_whole_sentences_that_apply(seeds: int | None, demonstratio
 
 def test_only_fine_tuning_of_an_encoder_in_question_is_called_fine_tuning() -> None:
     run = folder([("random", 0.1, None)])
-    question = Question("t", "logistic", "AUROC", "1")
+    query = MetricQuery("t", "logistic", "AUROC", "1")
     tuned = run.results.assign(protocol="finetune")
     for role, heading in (("random", "Frozen features only."), ("federated", "Frozen features in front.")):
         more = tuned[tuned["role"] == role]
         frame = RESULTS.frame([*run.results.to_dict("records"), *more.to_dict("records")])
         both = RunFolder(Path(), frame, run.comparisons)
-        assert heading in dict(cautions(both, question, []))
+        assert heading in dict(cautions(both, query, []))

@@ -74,8 +74,8 @@ def test_seeds_differ_and_sites_do_not_disturb_each_other() -> None:
     sites = {"A": [[0, 1]] * 20, "B": [[0]] * 10 + [[1]] * 10}
     draws = [draw_splits(study(sites), SplitConfig(), seed) for seed in range(10)]
     assert len({frozenset(patients(table, "A", "test")) for table in draws}) > 8
-    alone = draw_splits(study({"A": sites["A"]}), SplitConfig(), 3)
-    assert patients(alone, "A", "test") == patients(draws[3], "A", "test")
+    local_only = draw_splits(study({"A": sites["A"]}), SplitConfig(), 3)
+    assert patients(local_only, "A", "test") == patients(draws[3], "A", "test")
     tests = [patients(draw_splits(study({"A": [[0]] * 20}), SplitConfig(), seed), "A", "test") for seed in range(100)]
     times = pd.Series([p for hand in tests for p in hand]).value_counts()
     assert len(times) == 20 and times.min() >= 8 and times.max() <= 36  # 20 expected, sd 4: nobody is favoured
