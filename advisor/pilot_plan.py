@@ -75,7 +75,7 @@ def plan_pilot(
 ) -> Plan:
     """Draw the pilot's data, rank, and make each candidate's study. Errors in one line, before anything is trained.
 
-    told: fields of ``Setting`` that cannot be read from the data (privacy, different_sites).
+    answer: fields of ``Setting`` that cannot be read from the data (privacy, different_sites).
     """
     if passes < 1:
         raise StudyError(f"passes {passes}: give 1 or more")

@@ -1,4 +1,4 @@
-"""Our FedAvg fold, from stored files, against Flower's ``FedAvg.aggregate_train``, from replies in memory.
+"""Our FedAvg, from stored files, against Flower's ``FedAvg.aggregate_train``, from replies in memory.
 
     python -m benchmarks.aggregation [--sites 8 100] [--repetitions 5]
 

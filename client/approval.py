@@ -80,7 +80,7 @@ def withdraw(site_file: SiteFile, training_hash: str) -> str:
 
 
 def approvals(site_file: SiteFile) -> list[Approval]:
-    """Every approval in force, by study name; a damaged one is told on the screen and left out."""
+    """Every approval in force, by study name; a damaged one is reported on the screen and left out."""
     whole = []
     for path in record_paths(site_file):
         try:

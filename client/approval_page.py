@@ -150,7 +150,7 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, images: int | Non
     if study.privacy is None and study.secure_aggregation is not None:
         yield f"{_LEARNT}; an honest server sees their sum only,"
         yield "one that sends different weights to different sites can read this site's update out of it"
-        yield "the count of images: under masks too, and told as 1; no number about the round"
+        yield "the count of images: under masks too, and sent as 1; no number about the round"
     elif study.privacy is None:
         yield f"{_LEARNT}; nothing keeps them free of traces of single ones."
         yield _count_told(site_file.policy, images)
@@ -159,7 +159,7 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, images: int | Non
         yield f"numbers about the round, of these those that the method has: {', '.join(names) or 'none'}"
     else:
         yield f"{_LEARNT}; what noise promises about them is said below."
-        yield "the count of images: told as 1, as by every site; no number about the round"
+        yield "the count of images: sent as 1, as by every site; no number about the round"
         yield "the number of rows of this site's privacy ledger and hashes of them"
     yield f"words: the name {site_file.site}, the training hash, and of an error one of: {', '.join(CATEGORIES)}"
     yield "the number of rows of this site's audit log and hashes of them; a hash of the weights at the study's end"
@@ -204,7 +204,7 @@ def label_statistics(study: Study, width: int, policy: Policy | None = None) -> 
 
 def _count_told(policy: Policy, images: int | None) -> str:
     if images is not None and images < policy.smallest_count:
-        return f"the count of images: told as {policy.smallest_count} (policy.smallest_count), the true one stays"
+        return f"the count of images: sent as {policy.smallest_count} (policy.smallest_count), the true one stays"
     return f"the count of images{'' if images is None else f': {images}'}"
 
 
@@ -213,7 +213,7 @@ def _stays(method: Method, private: bool, seen: bool) -> Iterator[str]:
         yield f"{part}: {_amount(tensors)}, kept in the state folder"
     derived = sorted({part for part, role in type(method).parts.items() if role == "derived"})
     if derived:
-        yield f"{', '.join(derived)}: made anew from the rest"
+        yield f"{', '.join(derived)}: rebuilt from the rest"
     yield "images, what is decoded of them, manifest, the optimiser's state, this site's log and this approval"
     if seen and not private:
         yield "what training looked like (private.jsonl in the state folder)"

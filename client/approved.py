@@ -33,5 +33,5 @@ def check_record(path: Path, own: str, recorded: str, without_simulation: bool) 
     if own != recorded or path.stem != own[:16] or not without_simulation:
         raise StudyError(
             f"{path}: the recorded study is not the one that was approved (the file was changed, or another version of "
-            "this program wrote it); approve the study anew with `fedpretext site approve STUDY`"
+            "this program wrote it); approve the study again with `fedpretext site approve STUDY`"
         )

@@ -51,9 +51,9 @@ def check(
     site: Site = HERE,
     study: Annotated[Path | None, typer.Option(help="Study file; default: the kit's, where there is one.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
-    sample: Annotated[int, typer.Option(help="Images to look at first.")] = 50,
+    sample: Annotated[int, typer.Option(help="Images to check first.")] = 50,
 ) -> None:
-    """Look at the images and the machine before joining; the report stays here."""
+    """Check the images and the machine before joining; the report stays here."""
     from client.checks.report import lines, write_check
     from client.checks.site_check import check_kit
 

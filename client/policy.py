@@ -148,9 +148,9 @@ class Policy(Section):
     smallest_count: int = Field(
         default=5,
         ge=1,
-        description="Fewer images than this are told as this number, and what would give the count away is not sent "
+        description="Fewer images than this are reported as this number; what would give the count away is not sent "
         "(steps, images_seen, shares of a batch, counters of BatchNorm). FedAvg then weights the site by this "
-        "number. 1: every count is told.",
+        "number. 1: every count is reported.",
     )
     allow_label_statistics: bool = Field(
         default=False,

@@ -96,11 +96,11 @@ class _Records:
         try:
             name, own = approved_name(record)
         except StudyError:
-            return f"{number}: the record of its approval was changed; look at it anew (fedpretext site approve)"
+            return f"{number}: the record of its approval was changed; look at it again (fedpretext site approve)"
         return f"{name} ({number}), approved here" if own == row["study"] else f"{number}: not approved here"
 
     def _approvals(self) -> list[tuple[str, str]]:
-        """Name and hash of what is approved here, by name; a damaged record is told on the screen and left out."""
+        """Name and hash of what is approved here, by name; a damaged record is reported on the screen and left out."""
         found = []
         for path in record_paths(self._file):
             try:

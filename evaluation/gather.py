@@ -160,7 +160,7 @@ def _of_first_fold(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _with_baselines(found: Sequence[Candidate]) -> list[Candidate]:
-    """Every encoder once; each kind of encoder has one randomly initialised twin, and natural weights stand once."""
+    """Every encoder once; each kind of encoder has one randomly initialised twin, and starting weights stand once."""
     kept: list[Candidate] = []
     for one in found:
         if one.name in RESERVED:
@@ -181,14 +181,14 @@ def _with_baselines(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _same(one: Candidate, other: Candidate) -> bool:
-    """Whether one of two untrained encoders will do: any two random ones of a kind, natural ones with equal weights."""
+    """Whether one of two untrained encoders will do: any two random ones of a kind, starting weights that are equal."""
     places = (one.kind, one.fold, one.seed) == (other.kind, other.fold, other.seed)
     alike = one.encoder == other.encoder and one.image.shape == other.image.shape
     return places and alike and (one.kind == RANDOM or _digest(one) == _digest(other))
 
 
 def _base(one: Candidate, others: Iterable[Candidate]) -> Candidate | None:
-    """What its training started from: natural weights of its own run, else a random encoder of its kind."""
+    """What its training started from: the starting weights of its own run, else a random encoder of its kind."""
     like = [other for other in others if other.encoder == one.encoder and other.image.shape == one.image.shape]
     own = [other for other in like if other.kind == "pretrained-init" and other.source == one.source]
     return next(iter([*own, *(other for other in like if other.kind == RANDOM)]), None)

@@ -29,7 +29,7 @@ from ssl_methods.encoders.timm_encoders import build_encoder, drops_paths
 
 @dataclass(frozen=True)
 class Encoder:
-    """One trained encoder of the run: an arm, a aggregation of the split, a training seed.
+    """One trained encoder of the run: an arm, a fold of the split, a training seed.
 
     image: how it sees an image. base: the arm that its training started from, "" where the run does not say.
     """

@@ -9,7 +9,7 @@ UNTRAINED = ("random", "pretrained-init")
 
 
 def base_of(inputs: Inputs, encoder: Encoder) -> str:
-    """The arm that its training started from: as it says, else natural weights where there are any, else random ones.
+    """The arm that its training started from: as it says, else given starting weights if there are any, else random.
 
     An encoder that was not pretrained here is its own base.
     """

@@ -1,4 +1,4 @@
-"""Images of one's own, and a question of one's own asked of the encoder afterwards.
+"""Images of one's own, and a task of one's own on which the encoder is judged afterwards.
 
 python examples/own_images.py           # seconds: on noise, drawn into a new folder own-images/
 """

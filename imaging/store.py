@@ -158,7 +158,7 @@ def _check_space(work: Path, shape: tuple[int, ...]) -> None:
 def _decode_all(
     manifest: Manifest, image: ImageConfig, work: Path, shape: tuple[int, ...], progress: bool
 ) -> dict[int, str]:
-    """Decode what the journal does not list as done; return the broken rows and why.
+    """Decode what ``decoded.jsonl`` does not list as done; return the broken rows and why.
 
     Written by file handle, not through a map: a full disk under a map kills the process, here it is an
     OSError.
@@ -192,7 +192,7 @@ def _decode_all(
 
 @dataclass
 class _Writer:
-    """Puts images at their places; a block is in the journal only after its bytes are on the disk."""
+    """Puts images at their places; a block is listed as decoded only after its bytes are on the disk."""
 
     handle: BinaryIO
     journal: Path

@@ -79,5 +79,5 @@ def _secure(
 
 
 def _arms(folder: Path, initial: Weights, final: Weights) -> dict[str, Weights]:
-    """The encoders whose figures are told: what training started from, and what came of it."""
+    """The encoders that the sites evaluate: what training started from, and what came of it."""
     return {"pretrained-init" if (folder / INITIAL_NAME).exists() else "random": initial, "federated": final}

@@ -120,7 +120,7 @@ def _check_record(place: Path, found: dict[str, str], name: str) -> None:
         )
     if _file_digest(place / "splits.csv") != record["splits"]:
         raise RunError(
-            f"{place / 'splits.csv'}: is not as it was drawn; put it back, or remove {place} and evaluate anew"
+            f"{place / 'splits.csv'}: is not as it was drawn; put it back, or remove {place} and evaluate again"
         )
 
 

@@ -51,7 +51,7 @@ def add_site(
     federation: FederationArgument,
     site: Site,
     out: Annotated[Path | None, typer.Option(help="Where the kit is made; default: beside the others.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Invite a site anew that was revoked.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Invite a revoked site again.")] = False,
 ) -> None:
     """Make a kit for one more site; no other site is touched."""
     from server.enrolment.provision import add_site as add
@@ -113,7 +113,7 @@ def server(
     service: Annotated[bool, typer.Option("--service", help="Print a systemd unit instead of starting.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Run a study with the admitted sites: SuperLink, proxy and round loop; goes on by itself after a crash."""
+    """Run a study with the admitted sites: SuperLink, proxy and round loop; restarts by itself after a crash."""
     from foundation.process_group import end_well_on_sigterm
     from server.processes.service import ServerOptions, serve, unit
 

@@ -79,7 +79,7 @@ class _Probe:
             try:
                 return minimise(partial(self._gradient, shared), shape, self.config.strength, most), shared
             except _LeftOutError as dropped:
-                logger.warning(f"federated evaluation: begun anew without site {dropped}")
+                logger.warning(f"federated evaluation: restarted without site {dropped}")
 
     def _gradient(self, shared: Standard, weights: FloatArray) -> tuple[float, FloatArray]:
         before = len(self.taking_part)

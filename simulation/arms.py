@@ -110,7 +110,9 @@ def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config
         for site in sorted(set(held.table["site"])):
             own = training.where(training.table["site"] == site)
             arms.append(
-                _single(f"local-only-{site}", f"{site} alone, {answer}", "local-only", federated, own, config.budget)
+                _single(
+                    f"local-only-{site}", f"{site} local-only, {answer}", "local-only", federated, own, config.budget
+                )
             )
     if "centralised" in config.arms:
         everything = replace(training, table=training.table.assign(site=_CENTRALISED))

@@ -25,7 +25,7 @@ class SimulationConfig(Section):
     splits: SplitConfig = Field(default=SplitConfig(), description="Who trains, validates and is tested.")
     arms: tuple[Literal["local-only", "centralised"], ...] = Field(
         default=("local-only", "centralised"),
-        description="References beside random and federated: every tested site alone, all images in one place.",
+        description="Reference arms: local-only, one of every tested site; centralised, all images in one place.",
     )
     budget: BudgetRule = Field(
         default="passes",

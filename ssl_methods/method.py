@@ -1,4 +1,4 @@
-"""What every pretext task is to the rest of the house."""
+"""The interface of every pretext task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

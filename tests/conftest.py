@@ -59,7 +59,7 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hasty_disk() -> Iterator[None]:
+def disk_without_sync() -> Iterator[None]:
     """What a test writes need not outlive a power cut, and waiting for disks takes as long as all the computing.
 
     Programs that tests start do wait for theirs; a test that looks at the waiting puts a function of its own here.

@@ -213,7 +213,7 @@ def _unverified_date(host: str, port: int, timeout: float) -> float | None:
 def _clock(server: float | None, found: Reached, now: Callable[[], float]) -> None:
     """Compare this machine's clock with the server's, which tells whole seconds."""
     if server is None:
-        found.rows.append(("clock", "not compared: the server does not tell the time"))
+        found.rows.append(("clock", "not compared: the server sends no time"))
         return
     ahead = now() - (server + 0.5)
     side = "ahead of" if ahead > 0 else "behind"

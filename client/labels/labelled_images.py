@@ -83,7 +83,7 @@ class LabelledImages:
         others = [path for path in self._folder.glob("*.safetensors") if path != self._path(encoder)]
         if len(others) >= MOST_ENCODERS:
             raise StudyError(
-                f"was asked about labels for more than {MOST_ENCODERS} encoders; nothing is told of another"
+                f"was asked about labels for more than {MOST_ENCODERS} encoders; nothing is sent about another"
             )
         model = build().to(device).eval()
         tensors: dict[str, Tensor] = {}
@@ -123,7 +123,7 @@ class LabelledImages:
         parts = self._load(question.encoder)
         train = parts["train"]
         if train.patients_of() < max(1, self._fewest):
-            raise TooFewLabelsError("no class has as many patients here as policy.smallest_count says; nothing is told")
+            raise TooFewLabelsError("no class has as many patients here as policy.smallest_count says; nothing is sent")
         share = SiteShare(train.features, train.labels, len(self._config.classes))
         if question.step == "moments":
             found = share.moments()
@@ -142,7 +142,7 @@ class LabelledImages:
         present = [int(label) for label in np.unique(test.labels)]
         if not present or min(map(test.patients_of, present)) < self._fewest:
             raise TooFewLabelsError(
-                f"a class has fewer test patients here than policy.smallest_count ({self._fewest}); no figure is told"
+                f"a class has fewer test patients here than policy.smallest_count ({self._fewest}); no metric is sent"
             )
         scores = probabilities(test.features, weights, standard)
         if step == "histogram":

@@ -63,7 +63,7 @@ def checked_reply(
             raise WithheldError(f"a failure names a round that is not 0 to {_MOST_ROUNDS}")
         return reply
     if hides_counts and (type(reply.images) is not int or reply.images != 1):
-        raise WithheldError("the count of images is not 1, as it is at every site where counts are not told")
+        raise WithheldError("the count of images is not 1, as it is at every site where counts are not sent")
     if type(reply.images) is not int or (reply.images < policy.smallest_count and not hides_counts):
         raise WithheldError(f"the count of images is no whole number of at least {policy.smallest_count}")
     if isinstance(reply, SiteInfo):

@@ -18,7 +18,7 @@ from federation.study import Study
 def checked_statistics(
     study: Study, answer: Statistics, expected: Mapping[str, Tensor], policy: Policy, site: str
 ) -> Statistics:
-    """``told`` as it may be sent; WithheldError when it holds anything that is not on the list.
+    """``answer`` as it may be sent; WithheldError when it holds anything that is not on the list.
 
     Figures go to six digits. Gradients go whole: rounded, they would not add up to the common minimum.
     """

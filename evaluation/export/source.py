@@ -29,14 +29,14 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """What kind of arm it is of: federated, alone, pooled, random, natural, ..."""
+        """What kind of arm it is of: federated, local-only, centralised, random, pretrained-init, ..."""
         return str(self.facts.get("kind", ""))
 
     @property
     def title(self) -> str:
         """The arm's title; that of a site on its own does not name the site, as it goes where the weights go."""
         title = str(self.facts.get("title", self.kind))
-        return f"One site, local-only{title.partition(' alone')[2]}" if self.kind == "local-only" else title
+        return f"One site, local-only{title.partition(' local-only')[2]}" if self.kind == "local-only" else title
 
     @property
     def volumes(self) -> bool:

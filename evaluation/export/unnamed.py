@@ -49,9 +49,9 @@ def _renamed(
 
 
 def _arm(arm: Arm, names: Mapping[str, str], arms: Mapping[str, str]) -> Arm:
-    """An arm of one site alone has its name in the title, too."""
+    """A local-only arm has its name in the title, too."""
     if arm.name not in arms:
         return arm
     site = arm.name.removeprefix(_LOCAL_ONLY)
-    rest = arm.title.removeprefix(site) if arm.title.startswith(site) else " alone"
+    rest = arm.title.removeprefix(site) if arm.title.startswith(site) else " local-only"
     return replace(arm, name=arms[arm.name], title=f"{names[site]}{rest}")

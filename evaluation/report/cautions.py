@@ -169,14 +169,13 @@ def _on_arms(folder: RunFolder, query: MetricQuery) -> Iterator[tuple[str, str]]
     if folder.about_one and "federated" in kinds and not kinds & {"local-only", "centralised"}:
         yield (
             "Whether training together helped was not asked.",
-            "No site was pretrained alone and no images were pooled, so nothing here says what the federation gained "
-            "over either.",
+            "There is no local-only or centralised arm, so nothing here says what the federation gained over either.",
         )
     if "centralised" in kinds:
         yield (
-            "Pooled is a reference, not a ceiling.",
-            "It saw each image about as often, in one place. It is not the best that pooling could do, and a "
-            "federated encoder may come out above it.",
+            "Centralised is a reference, not a ceiling.",
+            "It saw each image about as often, in one place. It is not the best that centralised training can do, and "
+            "a federated encoder may come out above it.",
         )
     if (folder.results["protocol"] == "knn").any():
         masked = "mae" in method_name(folder).lower()

@@ -27,9 +27,9 @@ INTENSITY_APART = 0.05
 """Distance of grey values, as a share of the way from black to white. Four hospitals' MRI (lgg_mri_128) lay 0.01 from
 each other; inverted images lie above 0.5."""
 LEAKAGE_APART = 0.1
-"""So much better is the site told from federated than from centralised features (balanced accuracy)."""
+"""So much better is the site predicted from federated than from centralised features (balanced accuracy)."""
 SIZE_APART = 10.0
-"""The largest site has so many times the images of the smallest: a fold by images then hardly hears the latter."""
+"""The largest site has so many times the images of the smallest: an average by images then hardly counts the latter."""
 BINS = 32
 _IMAGES = 500  # of a site, evenly spread: more would not move a histogram of 32 bins
 _AT_ONCE = 64
@@ -48,7 +48,7 @@ class Evidence:
     """What a run knows of the sites that trained together; what it does not know is empty.
 
     divergence: by site and layer. histograms: by site, shares of ``BINS`` grey values. leakage: how well the site is
-    told from the federated and from the pooled features. collapsing: sites with that alarm. sizes: images by site.
+    predicted from federated and from centralised features. collapsing: sites with that alarm. sizes: images by site.
     """
 
     divergence: Mapping[str, Mapping[str, SiteLayer]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def explain_lag(folder: RunFolder) -> list[str]:
 
 def _verdict_line(folder: RunFolder, contrast: Contrast) -> str:
     metric, figure = metric_title(main_question(folder).metric), contrast.figure
-    apart = f"{metric} {number(figure.value, signed=True)} against pooling"
+    apart = f"{metric} {number(figure.value, signed=True)} against centralised"
     bounds = interval_text(figure, signed=True)
     who = folder.arm(contrast.own).short
     if contrast.verdict is Verdict.WORSE:
@@ -158,7 +158,7 @@ def _on_collapse(evidence: Evidence) -> str:
         return ""
     return (
         f"In training the features of {', '.join(sorted(evidence.collapsing))} were becoming all alike in some rounds. "
-        "Pooled training may have come through the same: see its own curves."
+        "Centralised training may have come through the same: see its own curves."
     )
 
 
@@ -167,8 +167,9 @@ def _on_leakage(evidence: Evidence) -> str:
         return ""
     own, centralised = map(number, evidence.leakage)
     return (
-        f"The site can be told from the federated features better than from centralised ones (balanced accuracy {own}, "
-        f"pooled {centralised}): they hold more of what differs between sites. It may be patients, not scanners."
+        f"The site can be predicted better from federated features than from centralised ones (balanced accuracy "
+        f"{own}, centralised {centralised}): they hold more of what differs between sites. "
+        "It may be patients, not scanners."
     )
 
 
@@ -181,7 +182,7 @@ def _on_sizes(evidence: Evidence) -> str:
     return (
         f"The sites' sizes are far apart: {large} has {evidence.sizes[large]} images, "
         f"{small} {evidence.sizes[small]}. An update that counts by images is then nearly the largest site's; "
-        "pooling too sees mostly its images."
+        "centralised training too sees mostly its images."
     )
 
 

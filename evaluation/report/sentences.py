@@ -37,10 +37,10 @@ SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
         "at all, reaches {there}; the encoder is {apart} that, with {why}.",
     },
     "centralised": {
-        Verdict.BETTER: "It did better than pooling all images in one place: {apart} {there}{bracket}.",
-        Verdict.WORSE: "Pooling all images in one place did better: the federated encoder is {apart} {there}{bracket}.",
-        Verdict.UNCLEAR: "We cannot tell it from pooling all images in one place: {apart} {there}{bracket}.",
-        Verdict.NO_INTERVAL: "We cannot tell it from pooling all images in one place: {apart} {there}, with {why}.",
+        Verdict.BETTER: "It did better than centralised training: {apart} {there}{bracket}.",
+        Verdict.WORSE: "Centralised training did better: the federated encoder is {apart} {there}{bracket}.",
+        Verdict.UNCLEAR: "We cannot tell it from centralised training: {apart} {there}{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot tell it from centralised training: {apart} {there}, with {why}.",
     },
     "named": {
         Verdict.BETTER: "{who} did better than {base}: {metric} {own}, {apart} {there}{bracket}.",

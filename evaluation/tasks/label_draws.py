@@ -19,7 +19,7 @@ class Labels:
     skipped: dict[str, str]
 
     def key(self, fold: int) -> str:
-        """Tells the draws of a aggregation from others."""
+        """A digest of the draws of one fold, which tells them from any others."""
         return digest(*(f"{name}:{repeat}:{places.tolist()}" for name, repeat, places in self.of(fold)))
 
     def of(self, fold: int) -> list[tuple[str, int, IntArray]]:

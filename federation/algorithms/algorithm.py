@@ -1,4 +1,4 @@
-"""What every federated algorithm is: a aggregation at the server and hooks at the site, in one file a paper."""
+"""What every federated algorithm is: an aggregation at the server and hooks at the site, in one file a paper."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ State = dict[str, Tensor]
 
 
 class Contribution(Protocol):
-    """One site's accepted reply, read piece by piece so that a aggregation holds one model plus one tensor."""
+    """One site's accepted reply, read piece by piece so that an aggregation holds one model plus one tensor."""
 
     @property
     def site(self) -> str:

@@ -115,7 +115,7 @@ class TaskQueue:
             return None
         except httpx.HTTPStatusError as error:
             raise RunError(
-                f"Flower hands out no tasks to this program (HTTP {error.response.status_code}); start it anew"
+                f"Flower hands out no tasks to this program (HTTP {error.response.status_code}); start it again"
             ) from error
         return answer.token if answer.HasField("task") and answer.token else None
 

@@ -276,5 +276,5 @@ def content_to_statistics(content: RecordDict) -> Statistics | Failure:
 
 def _step(config: ConfigRecord) -> Step:
     if config["step"] not in STEPS:
-        raise StudyError(f"a question about labels has none of the steps {', '.join(STEPS)}; nothing is told for it")
+        raise StudyError(f"a question about labels has none of the steps {', '.join(STEPS)}; nothing is sent for it")
     return cast(Step, config["step"])

@@ -254,7 +254,7 @@ def _leaf(
 ) -> x509.CertificateBuilder:
     """A certificate for one purpose, at most until the CA ends."""
     if now >= ca.not_valid_after_utc:
-        raise CredentialError(f"the CA expired on {ca.not_valid_after_utc:%Y-%m-%d}; provision the federation anew")
+        raise CredentialError(f"the CA expired on {ca.not_valid_after_utc:%Y-%m-%d}; provision the federation again")
     return (
         _builder(subject, ca.subject, public, key_of(ca))
         .not_valid_before(now - _EARLIER)

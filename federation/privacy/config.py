@@ -21,7 +21,7 @@ class PatientPrivacyConfig(Section):
     unit: Literal["patient"] = "patient"
     epsilon: _Epsilon = Field(
         description="What the whole study may cost a patient, at `delta`; the noise follows from it. Under 1 is "
-        "strong, above 10 little more than a gesture; attacks are measured beside it either way."
+        "strong, above 10 a weak bound; attacks are measured beside it either way."
     )
     delta: _Delta = Field(
         default=1e-5,

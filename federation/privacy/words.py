@@ -34,7 +34,7 @@ def meaning(epsilon: float, delta: float, unit: str = "patient") -> list[str]:
     ]
     if epsilon > _WEAK:
         lines.append(
-            "That is little more than a gesture against somebody who knows everything else; attacks that were tried "
+            "That is a weak bound against somebody who knows everything else; attacks that were tried "
             "say more about this study than the figure does."
         )
     return lines
@@ -50,7 +50,7 @@ def not_covered(study: "Study") -> list[str]:
         "settings that were chosen by trying them on the same patients without privacy: every such trial tells of them",
         "labels, and whatever is trained on them afterwards (probes, fine-tuning, tests), at a site or elsewhere",
         "a person who was treated at two sites: each site's promise is about its own patients, and the two add up",
-        "other federations on the same patients whose site files name another ledger: only one book adds up",
+        "other federations on the same patients whose site files name another ledger: only one ledger adds up",
         "when messages come, how long they take, and that they come: chance, not noise, protects those",
     ]
     if by_patient:

@@ -182,7 +182,7 @@ def revoke(federation: Path, site: str, reason: str) -> list[str]:
         former = (record.fingerprint,) if record.fingerprint else ()
         update = {"status": "revoked", "revoked": _now(), "reason": reason, "retired": (*record.retired, *former)}
         write_section(record_path(federation, site), record.model_copy(update=update))
-    return [f"site {site} is revoked; invite it anew with fedpretext add-site {federation} {site} --again"]
+    return [f"site {site} is revoked; invite it again with fedpretext add-site {federation} {site} --again"]
 
 
 def renew(

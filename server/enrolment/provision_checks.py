@@ -52,7 +52,7 @@ def check_acceptable(record: SiteRecord, records: dict[str, SiteRecord], shown: 
     """Whether the key with the fingerprint ``shown`` may become that of the record's site."""
     site = record.site
     if record.status == "revoked":
-        raise CredentialError(f"site {site} was revoked ({record.reason}); to invite it anew: add-site {site} --again")
+        raise CredentialError(f"site {site} was revoked ({record.reason}); to invite it again: add-site {site} --again")
     for other in records.values():
         if shown in other.retired:
             raise CredentialError(f"site {site}: its key was retired at site {other.site}; it has to make a new one")

@@ -88,7 +88,7 @@ class Registry:
 
     def _certified(self) -> list[_Certified]:
         judged = self._judged().items()
-        found = [_Certified(self._ca.not_valid_after_utc, "CA", "provision the federation anew, with new kits")]
+        found = [_Certified(self._ca.not_valid_after_utc, "CA", "provision the federation again, with new kits")]
         for name in SERVERS:
             end = load_certificate(self.folder / f"{name}.crt").not_valid_after_utc
             found.append(_Certified(end, name, f"fedpretext renew {self.folder} server"))

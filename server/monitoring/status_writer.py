@@ -50,7 +50,7 @@ class SiteStatus:
 
 @dataclass
 class Status:
-    """The whole board; ``phase`` is one line for a person, ``detail`` what it waits for or what is wrong.
+    """The whole status; ``phase`` is one line for a person, ``detail`` what it waits for or what is wrong.
 
     ``started``: when the study was first started; ``quorum``: sites that a round needs, 0 before it is known.
     """
@@ -91,7 +91,7 @@ class Status:
 class StatusWriter:
     """Writes the status at most once a second; a full disk leaves the old one, never stops the run.
 
-    The server's program and its Flower app each have a board on one file, and a server is started again: a board goes
+    The server's program and its Flower app each have a writer of one file, and a server is started again: a writer goes
     on from what the file says, if it is of the same study.
     """
 
@@ -171,7 +171,7 @@ class StatusWriter:
         return self.status.sites.setdefault(name, SiteStatus())
 
     def _take_over(self) -> None:
-        """Go on from what another board has written since."""
+        """Go on from what another writer has written since."""
         with suppress(RunError, OSError):
             found = read_status(self._path)
             if found.study_hash == self.status.study_hash and found.updated > self.status.updated:

@@ -132,7 +132,7 @@ def _attempt(
     audit: AuditLog,
     log: ServiceLog,
 ) -> bool:
-    """Run to the end and return True; False after what may pass by itself, which the board and the log then name."""
+    """Run to the end and return True; False after what may pass by itself, which the status and the log then name."""
     port = int(registry.federation.server.rpartition(":")[2])
     try:
         place = registry.folder / "superlink"

@@ -56,7 +56,7 @@ class Dataset(Generic[Options]):
 
         ``root``: the folder the user keeps it in, None for datasets that need none. ``workspace``: a folder of
         the program's own, for what is made or downloaded. ``seed`` matters to datasets made on the spot; not
-        ``drawn``, these are only foreseen.
+        ``drawn``, these are only listed.
         """
         chosen = self.check_options(options)
         if self.foresee is not None and not drawn:

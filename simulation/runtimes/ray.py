@@ -158,7 +158,7 @@ class _Engine:
 
 
 def _monitor(federation: Federation, running: Callable[[], bool]) -> None:
-    """Show rounds as the server's journal gains them, and say what it says of sites, while ``running``."""
+    """Show rounds as the server's metrics file gains them, and say what it says of sites, while ``running``."""
     journal, count = federation.folder / "metrics.jsonl", load_study(federation.folder / "study.yaml").rounds.count
     answer = [row for row in read_jsonl(journal) if "event" in row]
     shown = 0

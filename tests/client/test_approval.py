@@ -103,7 +103,7 @@ def test_amounts_are_those_of_the_shared_tensors(
 
 def test_a_hidden_count_is_said_to_be_hidden(written: Callable[..., Path], here: Callable[..., SiteFile]) -> None:
     page = text_of(approve(written(), here(images=4, smallest_count=5), "A. K.", yes))
-    assert "the count of images: told as 5 (policy.smallest_count), the true one stays" in page
+    assert "the count of images: sent as 5 (policy.smallest_count), the true one stays" in page
 
 
 def test_metrics_that_the_policy_withholds_are_not_listed(
@@ -275,7 +275,7 @@ def test_the_page_of_a_private_study_says_what_is_promised(
         "each of 6 steps draws a patient with probability 0.5, shortens the gradient to 1 and adds noise of",
         f"adds noise of {plan.noise:g} times that", f"epsilon {plan.epsilon:.3g} at delta 0.001, for the whole study",
         "not covered: a person who was treated at two",
-        "what noise promises about them is said below", "the count of images: told as 1, as by every site",
+        "what noise promises about them is said below", "the count of images: sent as 1, as by every site",
         "the number of rows of this site's privacy ledger", "each patient takes part in a step with probability 0.5",
         # By hand: two steps a round with 3 patients of 1 image at probability .5, over 3 rounds.
         "at this site: 2 steps, 3 images seen", "6 steps, 9 images seen, in 3 rounds",

@@ -222,7 +222,7 @@ def test_an_approval_that_does_not_hold(here: Here) -> None:
     record.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"))
     assert record.read_text() != text
     assert here.fact("study") == (
-        f"{here.hash[:12]}: the record of its approval was changed; look at it anew (fedpretext site approve)"
+        f"{here.hash[:12]}: the record of its approval was changed; look at it again (fedpretext site approve)"
     )
     record.write_text(text)
     withdraw(here.file, here.hash)

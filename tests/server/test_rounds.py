@@ -273,7 +273,7 @@ def test_a_finished_run_gives_its_weights_again_and_asks_nobody(loop: Make, undi
     assert run.channel.sent == []
 
 
-def test_after_an_older_checkpoint_the_reply_store_of_another_history_is_not_folded(
+def test_after_an_older_checkpoint_the_reply_store_of_another_history_is_not_aggregated(
     loop: Make, honest_site: Honest, undisturbed: Any
 ) -> None:
     """Round 2 is done again, to another result (D is there now): what was trained from the lost one does not fit."""

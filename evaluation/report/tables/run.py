@@ -90,13 +90,13 @@ def budget_statement(folder: RunFolder) -> str:
     local_only = any(arm.kind == "local-only" for arm in arms)
     match equal_in(arms):
         case "images":
-            also = "; a site alone saw its own the more often" if local_only else ""
+            also = "; a local-only arm saw its own the more often" if local_only else ""
             return (
                 f"Every pretrained encoder saw the same number of images over the whole study ({images}, repeats "
                 f"counted){also}.{drawn}"
             )
         case "passes":
-            also = f" A site alone has fewer images and so saw fewer: {images} in all." if local_only else ""
+            also = f" A local-only arm has fewer images and so saw fewer: {images} in all." if local_only else ""
             return (
                 f"Every pretrained encoder saw each of its images about equally often ({passes} times over the whole "
                 f"study; only whole batches are counted).{also}{drawn}"

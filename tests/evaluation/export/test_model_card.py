@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Path:
     """A simulated run before evaluation: two sites trained, one was left out; secrets wherever a run has them."""
     folder = tmp_path / "run"
     write_arm(folder, "federated", "federated", "Federated: images stay home")
-    write_arm(folder, "local-only-Ashgrove", "local-only", "Ashgrove alone, same passes")
+    write_arm(folder, "local-only-Ashgrove", "local-only", "Ashgrove local-only, same passes")
     write_arm(folder, "random", "random", "Random initialisation: no pretraining", images=0)
     facts = {
         "name": "brain", "title": "Brain MRI", "study_hash": "9f2c", "commit": "4be1d0c", "seed": 0,
@@ -107,7 +107,7 @@ def judged(run: Path) -> Path:
     RESULTS.write(run / "results.csv", RESULTS.frame(rows))
     apart = [comparison("random", 0.056, 0.02, 0.09), comparison("local-only-Ashgrove", 0.013, -0.02, 0.05)]
     COMPARISONS.write(run / "comparisons.csv", COMPARISONS.frame(apart))
-    titles = {"federated": "Federated: images stay home", "local-only-Ashgrove": "Ashgrove alone, same passes"}
+    titles = {"federated": "Federated: images stay home", "local-only-Ashgrove": "Ashgrove local-only, same passes"}
     write_json(
         run / "arms.json",
         [
@@ -132,14 +132,14 @@ def test_every_arm_stands_in_the_table_with_its_interval(judged: Path) -> None:
     rows = rows_of(section(model_card(judged), "What it is worth"))
     assert ["**Federated: images stay home**", "0.84", "0.79 to 0.88", "46"] in rows
     assert ["Random initialisation: no pretraining", "0.79", "0.71 to 0.84", "46"] in rows
-    assert ["S1 alone, same passes", "0.83", "0.77 to 0.87", "46"] in rows
+    assert ["S1 local-only, same passes", "0.83", "0.77 to 0.87", "46"] in rows
     assert any(row[0].startswith("Majority class") and row[1] == "0.50" for row in rows)
     assert any(row[0].startswith("Raw pixels") for row in rows)
 
 
 def test_differences_are_those_of_this_encoder(judged: Path) -> None:
     against_random = ["Federated minus Random initialisation", "+0.06", "+0.02 to +0.09", "better"]
-    against_alone = ["Federated minus S1 alone", "+0.01", "−0.02 to +0.05", "cannot say"]
+    against_alone = ["Federated minus S1 local-only", "+0.01", "−0.02 to +0.05", "cannot say"]
     own = rows_of(section(model_card(judged), "What it is worth"))
     assert against_random in own
     assert against_alone in own
@@ -177,7 +177,7 @@ def test_no_site_place_or_person_is_named(judged: Path, arm: str) -> None:
 def test_the_card_of_a_site_alone_marks_its_own_row(judged: Path) -> None:
     card = model_card(judged, "local-only-Ashgrove")
     assert card.startswith("# Brain MRI: One site, local-only, same passes\n")
-    assert ["**S1 alone, same passes**", "0.83", "0.77 to 0.87", "46"] in rows_of(card)
+    assert ["**S1 local-only, same passes**", "0.83", "0.77 to 0.87", "46"] in rows_of(card)
     assert "took part" not in section(card, "How it was trained")
 
 

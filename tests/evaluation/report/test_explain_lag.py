@@ -81,13 +81,13 @@ def grey(level: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("value", "interval", "metric", "said"),
     [
-        (0.05, (0.01, 0.09), "AUROC", "Federated does not lag: AUROC +0.05 against pooling (95 % interval +0.01 to "
+        (0.05, (0.01, 0.09), "AUROC", "Federated does not lag: AUROC +0.05 against centralised (95 % interval +0.01 to "
          "+0.09)."),
-        (-0.05, (-0.12, 0.02), "AUROC", "No lag is shown for Federated: AUROC −0.05 against pooling (95 % interval "
+        (-0.05, (-0.12, 0.02), "AUROC", "No lag is shown for Federated: AUROC −0.05 against centralised (95 % interval "
          "−0.12 to +0.02, which contains zero)."),
-        (-0.05, None, "AUROC", "Whether Federated lags cannot be said: AUROC −0.05 against pooling, with no interval: "
-         "too few patients to say."),
-        (-0.05, (-0.09, -0.01), "MAE", "Federated does not lag: Mean absolute error −0.05 against pooling (95 % "
+        (-0.05, None, "AUROC", "Whether Federated lags cannot be said: AUROC −0.05 against centralised, with no "
+         "interval: too few patients to say."),
+        (-0.05, (-0.09, -0.01), "MAE", "Federated does not lag: Mean absolute error −0.05 against centralised (95 % "
          "interval −0.09 to −0.01)."),
     ],
     ids=["better", "around zero", "no interval", "less is better"],

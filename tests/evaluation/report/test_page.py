@@ -223,7 +223,7 @@ def test_the_answer_follows_the_interval(tmp_path: Path, value: float, interval:
         (
             "centralised",
             (-0.09, -0.02),
-            "Pooling all images in one place did better: the federated encoder is 0.03 below",
+            "Centralised training did better: the federated encoder is 0.03 below",
         ),
         ("supervised", (-0.09, -0.02), "It did worse than supervised training from scratch with the same labels:"),
         ("majority", (-0.02, 0.05), "We cannot tell it from always answering the majority class:"),
@@ -458,7 +458,8 @@ def test_equal_passes_are_said(tmp_path: Path) -> None:
     text = report_text(run)
     assert (
         "Every pretrained encoder saw each of its images about equally often (7.2 to 8.08 times over the whole "
-        "study; only whole batches are counted). A site alone has fewer images and so saw fewer: 250 to 1,010 in all."
+        "study; only whole batches are counted). A local-only arm has fewer images and so saw "
+        "fewer: 250 to 1,010 in all."
     ) in text
     assert "against each site on its own, with each image seen as often, the federated encoder is" in text
     arms[2]["passes"] = 28.8
@@ -498,12 +499,12 @@ def test_cautions_follow_what_applies(tmp_path: Path) -> None:
     text = report_text(full_run(tmp_path))
     for heading in (
         "Not for clinical use.", "A demonstration.", "One task.", "Few to judge by.", "One training run per arm.",
-        "Pooled is a reference, not a ceiling.", "Nearest neighbours understate masked autoencoders.",
+        "Centralised is a reference, not a ceiling.", "Nearest neighbours understate masked autoencoders.",
         "One hospital outside.",
     ):  # fmt: skip
         assert heading in text
     plain = report_text(bare_run(tmp_path / "plain", [result("federated", 0.8, n=400)]))
-    for absent in ("Few to judge by.", "Pooled is a reference", "Nearest neighbours", "One hospital outside."):
+    for absent in ("Few to judge by.", "Centralised is a reference", "Nearest neighbours", "One hospital outside."):
         assert absent not in plain
 
 

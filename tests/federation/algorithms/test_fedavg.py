@@ -89,7 +89,7 @@ class _Number:
 
 
 def test_each_tensor_is_read_once_and_none_is_changed(contributions: Make) -> None:
-    """A fold holds one model plus one tensor: reading twice would read the reply store twice."""
+    """An aggregation holds one model plus one tensor: reading twice would read the reply store twice."""
     before = {"a": torch.zeros(2), "b": torch.ones(2)}
     replies = contributions((1, {"a": [1.0, 1.0], "b": [2.0, 2.0]}), (1, {"a": [3.0, 1.0], "b": [0.0, 2.0]}))
     aggregate(before, replies)

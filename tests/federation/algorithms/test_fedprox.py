@@ -33,7 +33,7 @@ def test_a_negative_pull_is_refused() -> None:
         FedProxConfig(mu=-1.0)
 
 
-def test_the_fold_is_fedavgs(contributions: Callable[..., Any]) -> None:
+def test_the_aggregation_is_fedavgs(contributions: Callable[..., Any]) -> None:
     draw = torch.Generator().manual_seed(0)
     replies = contributions(*((n, {"w": torch.randn(9, generator=draw)}) for n in (3, 5, 9)))
     before = {"w": torch.zeros(9)}

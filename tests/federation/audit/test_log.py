@@ -28,7 +28,7 @@ Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def hasty_disk() -> Iterator[None]:
+def disk_without_sync() -> Iterator[None]:
     """Waiting for the disk is most of the time here, and tells nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("federation.audit.log.os.fsync", lambda handle: None)

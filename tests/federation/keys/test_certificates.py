@@ -247,7 +247,7 @@ def test_no_certificate_outlives_the_ca(days: int, after: int) -> None:
 
 def test_a_ca_that_has_expired_signs_nothing() -> None:
     said = refusal(lambda: site_certificate(OWN_CA, CA_KEY, KEY.public_key(), "a", NOW + 3650 * DAY, 365))
-    assert said == f"the CA expired on {NOW + 3650 * DAY:%Y-%m-%d}; provision the federation anew"
+    assert said == f"the CA expired on {NOW + 3650 * DAY:%Y-%m-%d}; provision the federation again"
 
 
 def test_when_a_certificate_holds() -> None:

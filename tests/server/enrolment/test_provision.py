@@ -446,7 +446,7 @@ def test_a_revoked_site_is_out_and_its_key_never_returns(
     assert registry.refused(clock.now) == {"north": "site north was revoked on 2027-03-02: laptop lost"}
     assert registry.sites()["north"].public_key == public_pem(key.public_key())
     again = refusal(lambda: accept(federation, request_of("north", key)))
-    assert again == "site north was revoked (laptop lost); to invite it anew: add-site north --again"
+    assert again == "site north was revoked (laptop lost); to invite it again: add-site north --again"
     assert again == refusal(lambda: accept(federation, request_of("north"), replace=True))
     assert "was revoked on 2027-03-02 already (laptop lost)" in refusal(lambda: revoke(federation, "north", "twice"))
     assert "site north was revoked" in refusal(lambda: renew(federation, "north"))
@@ -564,14 +564,14 @@ def test_nothing_outlives_the_ca(study: Path, tmp_path: Path, request_of: Any, c
     assert accept(federation, request_of("north"))[0].startswith("site north is enrolled until 2028-04-04")
     renew(federation, "server")
     assert expiry(federation) == [
-        "CA: 10 days left, until 2028-04-04; provision the federation anew, with new kits",
+        "CA: 10 days left, until 2028-04-04; provision the federation again, with new kits",
         f"proxy: 10 days left, until 2028-04-04; fedpretext renew {federation} server",
         f"site north: 10 days left, until 2028-04-04; fedpretext renew {federation} north",
         f"superlink: 10 days left, until 2028-04-04; fedpretext renew {federation} server",
     ]
     clock.now = NOW + 401 * DAY
     for call in (lambda: renew(federation, "server"), lambda: renew(federation, "north")):
-        assert refusal(call) == "the CA expired on 2028-04-04; provision the federation anew"
+        assert refusal(call) == "the CA expired on 2028-04-04; provision the federation again"
 
 
 def test_expiry_and_what_is_said_when_the_server_starts(federation: Path, request_of: Any, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The board: what it says after each event, across restarts and between two writers, and that it never stops a run."""
+"""The status: what it says after each event, across restarts and between two writers, and that it never stops a run."""
 
 import json
 import os
@@ -233,7 +233,7 @@ def test_a_damaged_file_is_begun_anew(text: str, status_writer: Callable[..., St
 def test_two_boards_of_one_server_write_in_turn(
     status_writer: Callable[..., StatusWriter], clock: Clock, path: Path
 ) -> None:
-    """The program pauses with its own board; what the Flower app's said of round and sites stays."""
+    """The program pauses with its own writer; what the Flower app's said of round and sites stays."""
     program = status_writer()
     program.metrics_at(9464)
     app = status_writer()

@@ -302,7 +302,7 @@ SMUGGLED = {
     "an unknown coding": OUTER + b"Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\n" + ENDED + INNER,
     "a space before the colon": OUTER + b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n" + ENDED + INNER,
     "a tab in the coding": OUTER + b"Transfer-Encoding:\x0bchunked\r\nContent-Length: 5\r\n\r\n" + ENDED + INNER,
-    "a aggregated header": OUTER + b"X: y\r\n Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + ENDED + INNER,
+    "a folded header": OUTER + b"X: y\r\n Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + ENDED + INNER,
     "a bare line feed": OUTER + b"X: y\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + ENDED + INNER,
     "a chunk of a false size": OUTER + b"Transfer-Encoding: chunked\r\n\r\n1;x\r\nx\r\n" + ENDED + INNER,
     "in an old request": OUTER.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n" + ENDED + INNER,
