@@ -1,4 +1,4 @@
-"""The README's table of methods: complete, true, and every line of it runs."""
+"""The table of methods in docs/methods.md: complete, true, and every line of it runs."""
 
 import re
 import shlex
@@ -33,7 +33,9 @@ class Line(NamedTuple):
 def lines() -> dict[str, Line]:
     """The table's rows by the method's name."""
     found = re.findall(
-        r"^\| `(\w+)` \| ([\w-]+) \| ([\w-]+) \| ([^|]+) \| `([^`]+)` \|$", (ROOT / "README.md").read_text(), re.M
+        r"^\| `(\w+)` \| ([\w-]+) \| ([\w-]+) \| ([^|]+) \| `([^`]+)` \|$",
+        (ROOT / "docs" / "methods.md").read_text(),
+        re.M,
     )
     return {name: Line(family, coupling, sizes, shlex.split(study)) for name, family, coupling, sizes, study in found}
 
@@ -105,7 +107,7 @@ TRAINED = {*FIRST.values(), "swin_unetr"}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in TRAINED else soak(name) for name in sorted(METHODS)])
 def test_the_line_runs(name: str, tmp_path: Path) -> None:
-    """The study of the README to its report; all else as the line says."""
+    """The study of the page to its report; all else as the line says."""
     config, overrides = made_small(name, tmp_path)
     run = simulate(config, overrides, runs=tmp_path / "runs", device="cpu")
     assert run.report.is_file()
