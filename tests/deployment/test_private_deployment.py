@@ -77,9 +77,7 @@ def test_private_rounds_are_charged_at_every_site_and_tell_the_server_nothing_el
     federation.start("a")
     federation.finish()
     for site in federation.sites:
-        charges = Counter(
-            row["round"] for row in read_jsonl(federation.kit(site) / "ledger.jsonl") if "round" in row
-        )
+        charges = Counter(row["round"] for row in read_jsonl(federation.kit(site) / "ledger.jsonl") if "round" in row)
         assert set(charges) >= {row["round"] for row in rows_of(federation, site) if row["event"] == "update released"}
         assert len(charges) == 3 or site == "a"  # a may have been away when a quorum was there
         page = "\n".join(privacy_lines(federation.kit(site), check=True))
