@@ -1,4 +1,4 @@
-"""The pages in docs/ name files and commands that exist."""
+"""The README, CONTRIBUTING and the pages in docs/ name files and functions that exist."""
 
 import ast
 import re
@@ -7,19 +7,64 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOMS = sorted(
+    path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("tests", "benchmarks")
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text()
-    named = set(
-        re.findall(r"`((?:tests|client|server|federation|foundation|imaging|simulation|configs|docs)/[\w./-]+)`", text)
-    )
+    named = set(re.findall(rf"`((?:tests|configs|docs|examples|benchmarks|{'|'.join(ROOMS)})/[\w./-]*)`", text))
     linked = set(re.findall(r"\]\(([^)#:]+)\)", text))
-    missing = [name for name in sorted(named) if not (ROOT / name).exists()]
+    missing = [name for name in sorted(named) if "NAME" not in name and not (ROOT / name).exists()]
     missing += [target for target in sorted(linked) if not (page.parent / target).exists()]
     assert missing == []
+
+
+def defines(body: list[ast.stmt], names: list[str]) -> bool:
+    """Whether a module's or class's body defines ``names[0]``, that its ``names[1]``, and so on."""
+    if not names:
+        return True
+    for each in body:
+        if isinstance(each, ast.ClassDef | ast.FunctionDef) and each.name == names[0]:
+            return defines(each.body, names[1:])
+        if isinstance(each, ast.ImportFrom) and names in [[alias.name] for alias in each.names]:
+            return True
+        targets = (
+            each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
+        )
+        if any(isinstance(target, ast.Name) and target.id == names[0] for target in targets):
+            return len(names) == 1
+    return False
+
+
+def is_there(dotted: str) -> bool:
+    """Whether ``room.module.Class.method`` is a module, or a name that one defines; read, not imported."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:cut])
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file():
+                return defines(ast.parse(path.read_text()).body, parts[cut:])
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_functions_that_a_page_names_are_there(page: Path) -> None:
+    named = set(re.findall(rf"`((?:{'|'.join(ROOMS)})(?:\.\w+)+)`", page.read_text()))
+    names = {
+        name for name in named if "NAME" not in name and not name.endswith((".md", ".yaml", ".csv", ".json", ".py"))
+    }
+    if page.name == "architecture.md":
+        assert len(names) > 50
+    assert [name for name in sorted(names) if not is_there(name)] == []
+
+
+def test_a_function_that_is_not_there_is_found() -> None:
+    assert is_there("server.rounds.RoundLoop.run") and is_there("client.app") and is_there("ssl_methods.build_method")
+    assert not is_there("server.rounds.RoundLoop.walk") and not is_there("server.nowhere.run")
 
 
 def is_soak(marks: list[ast.expr]) -> bool:
