@@ -78,7 +78,7 @@ def judged(what: str, value: float, target: float, *, at_least: bool = False) ->
 
 def write_result(name: str, title: str, docstring: str | None, lines: Sequence[str]) -> str:
     """Write ``results/<name>.md``: the command, how it was measured (the docstring), the lines, the machine."""
-    module = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    module = " ".join(["python -m", f"benchmarks.{name.replace('/', '.')}", *sys.argv[1:]])
     prose = [part for part in (docstring or "").strip().split("\n\n") if not part.startswith("    ")]
     paragraphs = [" ".join(part.split()) for part in prose]
     text = "\n\n".join([f"# {title}", f"`{module}`", *paragraphs, "\n".join(lines), machine_line()]) + "\n"

@@ -9,8 +9,9 @@ from foundation.configuration.by_name import ByName
 from foundation.errors import StudyError, nearest
 from imaging.config import ImageConfig
 from ssl_methods.encoders.table import EncoderConfig, require_dimensions, require_kind
+from ssl_methods.lookup import INSTALLED, method_type, register_method
 from ssl_methods.method_config import MethodConfig
-from ssl_methods.table import INSTALLED, METHODS, method_type, register_method
+from ssl_methods.table import METHODS
 
 if TYPE_CHECKING:
     from ssl_methods.method import Method

@@ -158,16 +158,20 @@ class Method(nn.Module, ABC):
         return "shared" if part in self.config.share else "local"
 
     def shared_state(self) -> dict[str, Tensor]:
-        """The tensors that go to the server, by their ``state_dict`` names."""
-        return {key: value for key, value in self.state_dict().items() if self.role_of(key) == "shared"}
+        """The tensors that go to the server, contiguous, by their ``state_dict`` names."""
+        return self._state_of("shared")
 
     def untrained(self) -> frozenset[str]:
         """Names of the parameters that no step moves: fixed positions, frozen blocks."""
         return frozenset(name for name, value in self.named_parameters() if not value.requires_grad)
 
     def local_state(self) -> dict[str, Tensor]:
-        """The tensors that stay at the site between rounds."""
-        return {key: value for key, value in self.state_dict().items() if self.role_of(key) == "local"}
+        """The tensors that stay at the site between rounds, contiguous, by their ``state_dict`` names."""
+        return self._state_of("local")
+
+    def _state_of(self, role: Role) -> dict[str, Tensor]:
+        # Contiguous, or a sum over a weight would depend on whether it came from a file or from the model.
+        return {key: value.contiguous() for key, value in self.state_dict().items() if self.role_of(key) == role}
 
 
 def second_images(batch: Batch) -> Tensor:

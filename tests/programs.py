@@ -78,6 +78,6 @@ def _main(arguments: list[str], log: Path, folder: Path, environment: dict[str, 
         assert hasattr(owner, constant), name
         setattr(owner, constant, value)
     sys.argv = ["fedpretext", *arguments]
-    from fedpretext import program
+    from fedpretext.cli import program
 
     program()

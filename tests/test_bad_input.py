@@ -64,7 +64,7 @@ REFUSED_STUDIES = {
         "study tiny: simulation: simulation.options.size = 32: Extra inputs are not permitted; folder has no options",
     ),
     "a misspelt option": (
-        ["simulation.dataset=phantoms", "simulation.options.picturs=32"],
+        ["simulation.dataset=phantoms", "simulation.options.imags=32"],
         "phantoms has the options: images, size; did you mean 'images'?",
     ),
     "a missing folder": (
@@ -213,7 +213,7 @@ def test_one_patient_in_two_splits(fedpretext: Call, finished: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "answer"),
     [
         ("gpu", "device 'gpu' is not known; there are: auto, cpu, cuda, mps"),
         ("cuda", "device 'cuda' is not on this machine; there are: cpu (or write auto)"),

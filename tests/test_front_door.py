@@ -86,7 +86,7 @@ def test_the_packages_of_a_wheel_are_all_rooms() -> None:
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
-    rooms = [path.parent for path in ROOT.glob("*/**/__init__.py")]
+    rooms = [path.parent for path in ROOT.glob("[!.]*/**/__init__.py")]
     wanted = {room.relative_to(ROOT).as_posix().replace("/", ".") for room in rooms}
     assert set(found) == {name for name in wanted if name.split(".")[0] not in ("tests", "benchmarks", "build")}
     assert settings["package-data"]["fedpretext"] == ["py.typed"]

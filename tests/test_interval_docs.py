@@ -7,7 +7,7 @@ from benchmarks.statistics.interval_coverage import CASES, MARKS, NUMBERS, OF_NU
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "intervals.md").read_text()
-RESULT = (ROOT / "benchmarks" / "results" / "interval_coverage.md").read_text()
+RESULT = (ROOT / "benchmarks" / "results" / "statistics" / "interval_coverage.md").read_text()
 
 
 def on_the_page() -> str:

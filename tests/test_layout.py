@@ -1,12 +1,14 @@
 """The layout of the sources: nothing is kept from the formatter, and no file is too long to be read in one go."""
 
 import re
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST = 350
+LONGEST, MOST_FILES = 350, 20
 _KEPT_FROM_FORMATTER = re.compile(r"#\s*(fmt|yapf):\s*(skip|off|disable)")
 
 
@@ -45,3 +47,10 @@ def test_no_source_file_is_long() -> None:
 )
 def test_which_marks_count(line: str, kept: bool) -> None:
     assert bool(_KEPT_FROM_FORMATTER.search(line)) == kept
+
+
+def test_no_folder_holds_many_files() -> None:
+    """More than 20 files beside each other are several subjects."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    counts = Counter(str(Path(name).parent) for name in listed if not name.startswith("tests/"))
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}

@@ -190,12 +190,16 @@ def test_a_full_disk_at_the_start(
 def test_an_error_of_the_system_is_one_line(
     monkeypatch: pytest.MonkeyPatch, fedpretext: Call, study_file: Path, tmp_path: Path
 ) -> None:
-    """Libraries raise their own OSError: saving a phantom's PNG onto a full disk, say."""
+    """Libraries raise their own OSError: writing a phantom's PNG onto a full disk, say."""
 
-    def refuse(self: Image.Image, path: Path, **_: Any) -> None:
+    write = Path.write_bytes
+
+    def refuse(path: Path, data: bytes) -> int:
+        if path.suffix != ".png":
+            return write(path, data)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(Image.Image, "save", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     phantoms = ("--set", "simulation.dataset=phantoms", "--set", "simulation.splits.left_out=[F]")
     said = fedpretext("simulate", study_file, *phantoms)
     assert said.error.endswith(".png: No space left on device; free space or permit it, then try again")

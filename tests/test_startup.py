@@ -14,9 +14,9 @@ NO_STUDY = ("torch", "timm", "numpy", "pandas", "flwr", "scipy", "sklearn", "mat
 A_STUDY = ("timm", "torchvision", "pandas", "flwr", "scipy", "sklearn", "matplotlib", "monai", "pydicom")
 VALIDATE = ("flwr", "scipy", "sklearn", "matplotlib", "monai", "torch._dynamo")
 RUN = """
-import fedpretext
+import fedpretext.cli
 try:
-    fedpretext.main()
+    fedpretext.cli.main()
 except SystemExit as done:
     assert not done.code, done.code
 """

@@ -232,7 +232,7 @@ def record(cell: Cell, name: str, folder: Path, facts: Mapping[str, Any]) -> Non
         found = form.read(folder / which)
         for column in set(found.columns) & {"encoder", "encoder_a", "encoder_b"}:
             found[column] = found[column].map(lambda arm: _short(str(arm), cell))
-        form.write(PLACE / f"{cell.name}-{name}-{which}", found)
+        form.write(PLACE / "tables" / f"{cell.name}-{name}-{which}", found)
     lines = [*facts_lines(cell, name, facts), "", *figures_of(cell, name)]
     write_text(PLACE / f"{cell.name}-{name}.md", "\n".join([*lines, "", machine_line()]) + "\n")
     write_text(RESULTS / "downstream.md", page())
@@ -254,8 +254,8 @@ def facts_lines(cell: Cell, name: str, facts: Mapping[str, Any]) -> list[str]:
 
 def figures_of(cell: Cell, name: str) -> list[str]:
     """The main figures of a recorded task and the differences, as Markdown."""
-    results = results_schema.RESULTS.read(PLACE / f"{cell.name}-{name}-results.csv")
-    differences = COMPARISONS.read(PLACE / f"{cell.name}-{name}-comparisons.csv")
+    results = results_schema.RESULTS.read(PLACE / "tables" / f"{cell.name}-{name}-results.csv")
+    differences = COMPARISONS.read(PLACE / "tables" / f"{cell.name}-{name}-comparisons.csv")
     metric = str(differences["metric"].iloc[0])
     own = results[(results["metric"] == metric) & (results["statistic"] == Statistic.ESTIMATE)]
     own = own[(own["role"] != Role.MAJORITY) | (own["site"] == "all")]

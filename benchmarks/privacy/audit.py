@@ -165,8 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     game, one_run = game_rows(asked.runs), one_run_rows()
-    write_json(RESULTS / "privacy_audit.json", {"game": game, "one_run": one_run})
-    print(write_result("privacy_audit", "Empirical audit of privacy by patient", __doc__, page(game, one_run)))
+    write_json(RESULTS / "privacy/audit.json", {"game": game, "one_run": one_run})
+    print(write_result("privacy/audit", "Empirical audit of privacy by patient", __doc__, page(game, one_run)))
 
 
 if __name__ == "__main__":

@@ -253,9 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train, held = images_of(asked.root)
     trained = plainly_trained(train)
     sites, ratios = site_rows(train, trained), ratio_rows(train, held, trained)
-    write_json(RESULTS / "privacy_signal.json", {"sites": sites, "ratios": ratios})
-    text = write_result("privacy_signal", "Signal and noise of private steps", __doc__, page(sites, ratios))
-    write_text(RESULTS / "privacy_signal.md", text.replace(str(asked.root), "FOLDER"))
+    write_json(RESULTS / "privacy/signal.json", {"sites": sites, "ratios": ratios})
+    text = write_result("privacy/signal", "Signal and noise of private steps", __doc__, page(sites, ratios))
+    write_text(RESULTS / "privacy/signal.md", text.replace(str(asked.root), "FOLDER"))
 
 
 if __name__ == "__main__":

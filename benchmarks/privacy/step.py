@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     header = ["method", "encoder", *sizes, "plain s", "private s", "noise s", "private / plain"]
     lines = [*table(header, rows), "", f"Medians of {asked.repetitions} interleaved repetitions.", ""]
     lines += [judged("private over plain, one image a patient, largest", max(ratios), TARGET)] if ratios else []
-    print(write_result("private_step", "Cost of privacy by patient", __doc__, lines))
+    print(write_result("privacy/step", "Cost of privacy by patient", __doc__, lines))
 
 
 if __name__ == "__main__":

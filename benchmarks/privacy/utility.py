@@ -40,7 +40,7 @@ from simulation.simulate import pretrain, simulate
 EPSILONS: tuple[float | None, ...] = (1, 3, 8, 30, None)
 DELTA, PEAK = 1e-5, 1e-3
 ROUNDS = 3
-DATA = RESULTS / "privacy_utility.json"
+DATA = RESULTS / "privacy/utility.json"
 MAE = {"name": "mae", "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
 FLAT = {"name": "vit_tiny_patch16_224", "patch_size": 4, "depth": 4, "width": 96, "heads": 3}
 
@@ -217,8 +217,8 @@ def _interval(figures: Sequence[float], sign: str = "") -> str:
 def record(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
     """Keep the rows, as JSON and as a page that names no folder of this machine."""
     write_json(DATA, rows)
-    text = write_result("privacy_utility", "Utility under privacy by patient", __doc__, page(rows))
-    write_text(RESULTS / "privacy_utility.md", text.replace(str(root), "FOLDER"))
+    text = write_result("privacy/utility", "Utility under privacy by patient", __doc__, page(rows))
+    write_text(RESULTS / "privacy/utility.md", text.replace(str(root), "FOLDER"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

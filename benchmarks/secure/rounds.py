@@ -86,7 +86,7 @@ def main() -> None:
         rows.append([str(count), *figures, f"{(after - before) / count:.2f}"])
     head = ["sites", "plain, CPU s", "secure, CPU s", "ratio", "more a site, CPU s"]
     lines = [f"Rounds after the first: {arguments.rounds - 1}.", "", *table(head, rows)]
-    print(write_result("secure_rounds", "Whole rounds of simulated sites with secure aggregation", __doc__, lines))
+    print(write_result("secure/rounds", "Whole rounds of simulated sites with secure aggregation", __doc__, lines))
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def main() -> None:
         "",
         *table(["sites", "lost", *seconds, "server / plain", "bytes / plain", "difference"], rows),
     ]
-    print(write_result("secure_aggregation", "A secure sum against plain aggregation", __doc__, lines))
+    print(write_result("secure/sums", "A secure sum against plain aggregation", __doc__, lines))
 
 
 if __name__ == "__main__":

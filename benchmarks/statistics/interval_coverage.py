@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from benchmarks.measure import table
+from benchmarks.measure import RESULTS, table
 from benchmarks.statistics.simulated_patients import (
     AUCS,
     ERRORS,
@@ -63,7 +63,7 @@ from foundation.progress import track
 from foundation.randomness import numpy_generator
 
 RESAMPLES = 400
-REPORT = Path(__file__).parent / "results" / "interval_coverage.md"
+REPORT = RESULTS / "statistics" / "interval_coverage.md"
 PAGE = Path(__file__).parents[2] / "docs" / "intervals.md"
 MARKS = ("<!-- coverage: written by benchmarks/statistics/interval_coverage.py -->", "<!-- end of coverage -->")
 Counts = dict[str, list[bool]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from client.training.batches import BatchReader
+from client.training.optimiser import laid_out_like
 from client.training.round import Learner, shared_parameters
 from federation.privacy import noise
 from federation.privacy.config import PatientPrivacyConfig
@@ -133,7 +134,7 @@ class PrivateStep:
         for name, parameter in self._method.named_parameters():
             if parameter.requires_grad:
                 total = sums.get(name, torch.zeros_like(parameter))
-                parameter.grad = noise.noised(total, std) / expected
+                parameter.grad = laid_out_like(parameter, noise.noised(total, std) / expected)
         self._add_penalty()
 
     def _add_penalty(self) -> None:

@@ -52,7 +52,16 @@ def state_of(optimiser: torch.optim.AdamW, method: Method) -> dict[str, Tensor]:
 
 
 def restore(optimiser: torch.optim.AdamW, method: Method, state: dict[str, Tensor], device: torch.device) -> None:
-    """Put the moments of ``state_of`` back."""
+    """Put the moments of ``state_of`` back, each laid out as its weight is, which the fused step relies on."""
     for name, parameter in method.named_parameters():
         if f"{name}/step" in state:
-            optimiser.state[parameter] = {m: state[f"{name}/{m}"].to(device).clone() for m in _MOMENTS}
+            moments = {moment: state[f"{name}/{moment}"].to(device).clone() for moment in _MOMENTS}
+            optimiser.state[parameter] = {
+                moment: laid_out_like(parameter, value) if value.shape == parameter.shape else value
+                for moment, value in moments.items()
+            }
+
+
+def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of ``value``, of the same shape as ``parameter``, with its strides."""
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -146,7 +146,7 @@ def _name(folder: RunFolder, role: Role, title: str) -> str:
         return baseline_wording(role, folder.kind)
     if not folder.about_one:
         return title if role in (*LEADS, Role.OTHER) else title[0].lower() + title[1:]
-    if role is Role.SUPERVISED and folder.baseline is Role.NATURAL:
+    if role is Role.SUPERVISED and folder.baseline is Role.PRETRAINED_INIT:
         return "supervised training from the same starting weights with the same labels"
     return NAMES.get(role, title)
 

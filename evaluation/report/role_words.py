@@ -5,12 +5,12 @@ from evaluation.statistics.results_schema import Role
 _TITLES = {
     Role.FEDERATED: "Federated",
     Role.RANDOM: "Random initialisation: no pretraining",
-    Role.POOLED: "Centralised",
-    Role.NATURAL: "Starting weights as they are: no pretraining",
+    Role.CENTRALISED: "Centralised",
+    Role.PRETRAINED_INIT: "Starting weights as they are: no pretraining",
 }
 _SUPERVISED = {
     Role.RANDOM: "Supervised from scratch: the same labels, no pretraining",
-    Role.NATURAL: "Supervised from the starting weights: the same labels, no pretraining",
+    Role.PRETRAINED_INIT: "Supervised from the starting weights: the same labels, no pretraining",
 }
 _BASELINES: dict[Role, dict[str, tuple[str, str]]] = {
     Role.PIXELS: {

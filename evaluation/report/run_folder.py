@@ -146,7 +146,7 @@ class RunFolder:
     @property
     def baseline(self) -> Role:
         """What pretraining started from: ``natural`` where weights were given, else ``random``."""
-        return Role.NATURAL if Role.NATURAL in self.roles.values() else Role.RANDOM
+        return Role.PRETRAINED_INIT if Role.PRETRAINED_INIT in self.roles.values() else Role.RANDOM
 
     @property
     def demonstration(self) -> bool:

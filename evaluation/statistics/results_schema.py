@@ -21,9 +21,9 @@ class Role(StrEnum):
 
     FEDERATED = "federated"
     PRETRAINED = "pretrained"
-    POOLED = "centralised"
-    ALONE = "local-only"
-    NATURAL = "pretrained-init"
+    CENTRALISED = "centralised"
+    LOCAL_ONLY = "local-only"
+    PRETRAINED_INIT = "pretrained-init"
     SUPERVISED = "supervised"
     RANDOM = "random"
     PIXELS = "pixels"

@@ -1,60 +1,13 @@
-"""All federated algorithms, by the name a study uses. Adding one: a file here, an entry here, a test.
+"""All federated algorithms, by the name a study uses. Adding one: a file here, an entry in table.py, a test."""
 
-The table is what can be known of each without importing it: Flower's strategies take a second.
-"""
-
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from federation.algorithms.table import ALGORITHMS, AlgorithmConfig
 from foundation.configuration.by_name import ByName, imported
-from foundation.configuration.section import Section
 from foundation.errors import look_up
 
 if TYPE_CHECKING:
     from federation.algorithms.algorithm import Algorithm
-
-
-@dataclass(frozen=True)
-class AlgorithmFacts:
-    """What an algorithm is; its class has every one of these as an attribute of the same name."""
-
-    path: str
-    """Module and class, imported by ``algorithm_type`` when it is first used."""
-    summary: str
-    paper: str
-    fewest_replies: int = 1
-    """Replies of sites that the server half needs."""
-
-
-ALGORITHMS: dict[str, AlgorithmFacts] = {
-    "fedavg": AlgorithmFacts(
-        path="federation.algorithms.fedavg.FedAvg",
-        summary="average of the sites' weights, each counted by its images",
-        paper="McMahan et al. 2017",
-    ),
-    "fedprox": AlgorithmFacts(
-        path="federation.algorithms.fedprox.FedProx",
-        summary="FedAvg with a proximal term that keeps each site near the global weights",
-        paper="Li et al. 2020",
-    ),
-    "fedadam": AlgorithmFacts(
-        path="federation.algorithms.flower_strategies.FedAdam",
-        summary="Adam at the server on the sites' averaged update (Flower's strategy)",
-        paper="Reddi et al. 2021",
-    ),
-    "fedmedian": AlgorithmFacts(
-        path="federation.algorithms.flower_strategies.FedMedian",
-        summary="median of the sites' weights, one number at a time (Flower's strategy)",
-        paper="Yin et al. 2018",
-        fewest_replies=3,
-    ),
-}
-
-
-class AlgorithmConfig(Section):
-    """What every algorithm's section has."""
-
-    name: str
 
 
 def algorithm_type(name: str) -> type["Algorithm"]:
@@ -69,3 +22,6 @@ AnyAlgorithmConfig = Annotated[AlgorithmConfig, ByName(lambda: ALGORITHMS, lambd
 def build_algorithm(config: AlgorithmConfig) -> "Algorithm":
     """The algorithm that a study's section names."""
     return algorithm_type(config.name)(config)
+
+
+__all__ = ["ALGORITHMS", "AlgorithmConfig", "AnyAlgorithmConfig", "algorithm_type", "build_algorithm"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from federation.algorithms import ALGORITHMS, AlgorithmConfig
+from federation.algorithms.table import ALGORITHMS, AlgorithmConfig
 
 Weights = dict[str, Tensor]
 State = dict[str, Tensor]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from federation.algorithms import AlgorithmConfig
 from federation.algorithms.algorithm import Algorithm, Contribution, State, Weights, average
+from federation.algorithms.table import AlgorithmConfig
 
 
 class FedAvgConfig(AlgorithmConfig):

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from federation.algorithms import AlgorithmConfig
 from federation.algorithms.fedavg import FedAvg
+from federation.algorithms.table import AlgorithmConfig
 
 
 class FedProxConfig(AlgorithmConfig):

@@ -17,7 +17,6 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedMedian as FlowerFedMedian
 from pydantic import Field
 
-from federation.algorithms import AlgorithmConfig
 from federation.algorithms.algorithm import (
     Algorithm,
     Contribution,
@@ -26,6 +25,7 @@ from federation.algorithms.algorithm import (
     average,
     is_parameter,
 )
+from federation.algorithms.table import AlgorithmConfig
 from federation.flower.private_identity import reply_as_received
 from federation.flower.records import tensors_to_arrays
 

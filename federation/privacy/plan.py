@@ -22,7 +22,7 @@ _TAILS = 12  # deviations of a site's discrete noise at most, as federation/priv
 _LARGEST_SUM = 2**31
 LEAST_SIGNAL = 1.0
 """Under this ``signal_to_noise`` a study is warned of. Even in the best case, that all patients agree in every step,
-its noise then leads the weights as far as they learn. benchmarks/results/privacy_utility.md measures it."""
+its noise then leads the weights as far as they learn. benchmarks/results/privacy/utility.md measures it."""
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,10 @@ def build_encoder(config: EncoderConfig, image: ImageConfig) -> nn.Module:
     if isinstance(encoder, vision_import.VisionTransformer):
         _fix_positions(encoder)
         cast(Any, encoder.patch_embed).strict_img_size = False  # the small crops of multi-crop: see patch_tokens
+    if encoder_kind(config.name) == "convolutional":
+        # A convolution whose weight is so laid out computes in this order, whatever its input's: up to 1.7 times as
+        # fast on a CPU, and slower for none. Strides stay with copies and load_state_dict; in files they are plain.
+        encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _frozen(encoder, config)
 
 

@@ -10,10 +10,11 @@ from foundation.configuration.by_name import ByName
 from foundation.configuration.section import Section
 from imaging.config import ImageConfig, Relation
 from ssl_methods.contrastive.simclr import SimCLRConfig
+from ssl_methods.lookup import method_type
 from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.reconstruction.mae import MAEConfig
-from ssl_methods.table import METHODS, Kind, Role, method_type
+from ssl_methods.table import METHODS, Kind, Role
 
 
 def _single() -> list[str]:

@@ -164,7 +164,7 @@ def test_a_method_of_which_nothing_is_known_is_a_candidate_without_evidence() ->
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("answer", "said"),
     [
         ({"modality": "ultrasond"}, "modality 'ultrasond' is not known; there are: ct,"),
         ({"task": "detecting"}, "did you mean 'detection'?"),

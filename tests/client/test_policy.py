@@ -171,7 +171,7 @@ def test_the_work_of_drawn_patients_is_what_is_expected(private_study: MakeStudy
 
 def test_images_and_patients() -> None:
     check_images(Policy(min_images=9, min_patients=3), 9, 3)
-    with pytest.raises(DataError, match=r"^this site has 8 usable images, and its policy.min_images is 9: add pict"):
+    with pytest.raises(DataError, match=r"^this site has 8 usable images, and its policy.min_images is 9: add imag"):
         check_images(Policy(min_images=9), 8, 8)
     with pytest.raises(DataError, match=r"^this site has images of 2 patients, and its policy.min_patients is 3: add"):
         check_images(Policy(min_patients=3), 9, 2)

@@ -53,8 +53,8 @@ def test_secure_sums_through_kills_are_those_of_one_process(deployment: Make, tm
     for site in federation.sites:
         rows = rows_of(federation, site)
         assert {row["stage"] for row in rows if row["event"] == "secure stage answered"} >= {"masked", "sign", "unmask"}
-        assert verify(federation.keys.kit(site) / "state" / "audit.jsonl").fault == ""
-        updates = list((federation.keys.kit(site) / "state").rglob("update.safetensors"))
+        assert verify(federation.kit(site) / "state" / "audit.jsonl").fault == ""
+        updates = list((federation.kit(site) / "state").rglob("update.safetensors"))
         assert updates
         for update in updates:
             for tensor in load_tensors(update)[0].values():
@@ -77,12 +77,10 @@ def test_private_rounds_are_charged_at_every_site_and_tell_the_server_nothing_el
     federation.start("a")
     federation.finish()
     for site in federation.sites:
-        charges = Counter(
-            row["round"] for row in read_jsonl(federation.keys.kit(site) / "ledger.jsonl") if "round" in row
-        )
+        charges = Counter(row["round"] for row in read_jsonl(federation.kit(site) / "ledger.jsonl") if "round" in row)
         assert set(charges) >= {row["round"] for row in rows_of(federation, site) if row["event"] == "update released"}
         assert len(charges) == 3 or site == "a"  # a may have been away when a quorum was there
-        page = "\n".join(privacy_lines(federation.keys.kit(site), check=True))
+        page = "\n".join(privacy_lines(federation.kit(site), check=True))
         assert "a second accountant (Opacus) gives" in page
     record = json.loads((federation.run / "privacy.json").read_text())
     assert record["spent"] is None and record["epsilon"] == 8

@@ -95,7 +95,7 @@ def lines() -> Iterator[Lines]:
         outside = free_port()
         made.append(Line(outside, federation.port))
         for site in federation.sites:
-            path = federation.keys.kit(site) / "kit.yaml"
+            path = federation.kit(site) / "kit.yaml"
             path.write_text(path.read_text().replace(f"localhost:{federation.port}", f"localhost:{outside}"))
         return made[-1]
 
@@ -140,7 +140,7 @@ def test_simulation_and_deployment_are_bit_identical(deployment: Make, tmp_path:
         assert bits(final(federation, site)) == expected
         assert trained(federation, site) == 2
         assert released(federation, site) == [1, 2]
-        assert verify(federation.keys.kit(site) / "state" / "audit.jsonl").fault == ""
+        assert verify(federation.kit(site) / "state" / "audit.jsonl").fault == ""
     assert verify(federation.federation / "audit.jsonl").fault == ""
 
 
@@ -191,7 +191,7 @@ def test_killed_in_a_row(victims: list[str], rounds: int, deployment: Make, line
     (newest,) = federation.folder.glob(f"checkpoints/round-{rounds:05d}")
     for sealed in (
         newest / "weights.safetensors",
-        *(federation.keys.kit("a") / "state").glob("*/round-*/*.safetensors"),
+        *(federation.kit("a") / "state").glob("*/round-*/*.safetensors"),
     ):
         assert sealed.read_bytes().startswith(b"fedpretext vault")
     for log in (federation.federation / "audit.jsonl", *federation.root.glob("kits/kit-*/state/audit.jsonl")):

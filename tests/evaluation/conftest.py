@@ -116,4 +116,4 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple
 
 def role_in(arm: str) -> str:
     """The role that an arm's name begins with: ``local-only-DU`` is local-only."""
-    return arm if arm.count("-") == 0 else "local-only" if arm.startswith("local-only") else arm.partition("-")[0]
+    return next((role for role in ("local-only", "pretrained-init") if arm.startswith(role)), arm.partition("-")[0])

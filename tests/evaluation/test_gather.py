@@ -162,11 +162,11 @@ def test_an_arm_stands_for_itself(make_run: MakeRun, task_file: Callable[..., Pa
     )
     out = gather([str(run), str(run / "arms" / "centralised")], task_file(), tmp_path / "out", "")
     kinds = {encoder.arm: encoder.kind for encoder in read_inputs(out, show=False).encoders}
-    assert kinds == {"one": "federated", "one-pooled": "pretrained", "random": "random"}
+    assert kinds == {"one": "federated", "one-centralised": "pretrained", "random": "random"}
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "told"),
+    ("given", "kind", "answer"),
     [
         ("nowhere/run", RunError, "nowhere/run: there is no such run folder"),
         ("resnet10t", StudyError, "does not say how it sees an image; give the task file an `image` section"),
@@ -184,7 +184,7 @@ def test_what_is_no_encoder_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "answer"),
     [
         ({"protocol": ["knn"]}, "key 'protocol' is not known; did you mean 'protocols'"),
         ({"splits": {"folds": 2}}, "splits does nothing without data"),

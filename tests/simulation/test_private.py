@@ -14,6 +14,7 @@ import yaml
 from flwr.app import Context, Message
 
 from client.app import build_app
+from evaluation.judge import Run
 from federation.audit.log import AuditLog
 from federation.flower.records import content_to_instruction, record_to_weights
 from federation.privacy.ledger import Ledger
@@ -26,7 +27,7 @@ from simulation.arms import plan_arms
 from simulation.budgets import RoundWork, round_work
 from simulation.runtimes import table as runtimes
 from simulation.runtimes.table import run_in_process
-from simulation.simulate import Run, planned, simulate, simulation_config
+from simulation.simulate import planned, simulate, simulation_config
 from simulation.sites.site_folders import Federation
 from ssl_methods import build_method
 
@@ -110,7 +111,7 @@ def test_the_report_shows_it_and_stands_without_the_sites_figures(run: Run) -> N
     assert "one patient with all images" in section
     for line in record["not_covered"]:
         assert line.split("<")[0][:30] in section
-    assert "No noise and no promise: Pooled." in section
+    assert "No noise and no promise: Centralised." in section
     assert "the number that was to be expected" in page
     assert "of weights in each of 2 rounds" in page  # though no site told a curve
     assert "No learning curve is on record" in page

@@ -63,7 +63,9 @@ def test_the_run_folder(finished: Any) -> None:
     for arm in TRAINED:
         assert list((run / place(arm) / "tensorboard").glob("events.*"))
         rows = read_jsonl(run / place(arm) / "metrics.jsonl")
-        sites = {"federated": {"north", "small", "south"}, "centralised": {"centralised"}}.get(arm, {arm[6:]})
+        sites = {"federated": {"north", "small", "south"}, "centralised": {"centralised"}}.get(
+            arm, {arm.removeprefix("local-only-")}
+        )
         assert {(row["round"], row["site"]) for row in rows} == {(r, s) for r in (1, 2) for s in sites}
         assert all(np.isfinite([row["loss"], row["learning_rate"], row["update_norm"]]).all() for row in rows)
 
@@ -157,7 +159,7 @@ def test_a_finished_run_is_not_computed_again(finished: Any, tmp_path: Path, mon
 
     folder = finished.copy(tmp_path / "run")
     computing = ("client.training.site_training.train_round", "imaging.store.prepare", "evaluation.features._extract")
-    for name in (*computing, "evaluation.finetune.finetune_scores", "simulation.arms.build_method"):
+    for name in (*computing, "evaluation.protocols.finetune.finetune_scores", "simulation.arms.build_method"):
         monkeypatch.setattr(name, never)
     before = {name: (folder / name).read_bytes() for name in ("results.csv", "comparisons.csv", "arms.json")}
     simulate(finished.study, resume=folder, device="cpu")
@@ -263,7 +265,11 @@ def test_the_plan_of_folds_and_seeds(listed: Any) -> None:
             assert (arm.kind, arm.budget().images) == ("random", 0)
             continue
         trains = splits[(splits["fold"] == arm.fold) & (splits["role"] == "train")]
-        allowed = trains if not arm.name.startswith("local-only") else trains[trains["site"] == arm.name[6:]]
+        allowed = (
+            trains
+            if not arm.name.startswith("local-only")
+            else trains[trains["site"] == arm.name.removeprefix("local-only-")]
+        )
         assert sorted(arm.sites.table["image"]) == sorted(allowed["image"])
     tested = splits[splits["role"] == "test"].groupby("patient")["fold"].nunique()
     assert (tested == 1).all()

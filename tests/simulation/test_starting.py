@@ -255,7 +255,7 @@ def test_validate_says_how_they_fit(fedpretext: Callable[..., Any], study_file: 
 @pytest.mark.usefixtures("unevaluated")
 def test_timms_own_weights(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``weights: timm`` asks timm for the encoder's name (a stand-in here); the run is known by what came."""
-    create = starting_weights.timm.create_model
+    create = starting_weights.vision_import.timm.create_model
     asked: list[str] = []
     source = tmp_path / "hub.safetensors"
 
@@ -269,7 +269,7 @@ def test_timms_own_weights(study_file: Path, tmp_path: Path, monkeypatch: pytest
         asked.append(name)
         return Downloaded()
 
-    monkeypatch.setattr(starting_weights.timm, "create_model", hub)
+    monkeypatch.setattr(starting_weights.vision_import.timm, "create_model", hub)
     settings = ["simulation.weights=timm", "simulation.arms=[]", "rounds.count=1"]
     save_file(earlier(seed=11), source)
     run = simulate(study_file, settings, runs=tmp_path / "runs", device="cpu").folder

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
+from evaluation.judge import Run
 from foundation.files import read_jsonl
-from simulation.simulate import Run, simulate
+from simulation.simulate import simulate
 
 from ..tiers import slow
 

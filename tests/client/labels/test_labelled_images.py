@@ -291,7 +291,7 @@ one[0, 3] = 4
 
 
 @pytest.mark.parametrize(
-    ("told", "policy"),
+    ("reported", "policy"),
     [
         (answer("moments", count=number(4)), OPEN),
         (answer("moments", count=number(float("nan"))), OPEN),

@@ -20,6 +20,7 @@ from imaging.config import ImageConfig
 from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
+from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.table import Family, Role
@@ -386,6 +387,17 @@ def test_moments_are_taken_up_where_they_were_left(study: MakeStudy, store: Make
     assert not same(with_moments, without)
     assert second.optimiser["encoder.0.weight/step"].item() == 4
     assert same(first.optimiser, kept)  # what was handed in stays as it was
+
+
+def test_moments_from_a_file_go_on_as_those_in_memory_do(study: MakeStudy, store: MakeStore) -> None:
+    """A convolution's weight has its channels last, a file's tensors do not; the fused step reads both as they lie."""
+    s = study(method={"name": "simclr"}).model_copy(update={"encoder": EncoderConfig(name="resnet10t")})
+    _, first = run(s, store(), real(s))
+    plain = {name: value.contiguous() for name, value in first.optimiser.items()}
+    assert any(value.stride() != first.optimiser[name].stride() for name, value in plain.items())
+    kept, _ = run(s, store(), real(s), round_=2, state=first.optimiser)
+    again, _ = run(s, store(), real(s), round_=2, state=plain)
+    assert same(kept, again)
 
 
 # FedProx at a site.

@@ -25,7 +25,7 @@ def test_arm_fold_and_seed_choose_the_weights(make_run: MakeRun) -> None:
             for seed in (10, 9):
                 run = make_run(arm=arm, fold=fold, seed=seed)
     place = export(run, "timm", "centralised", 1, 10)
-    assert place == run / "export" / "pooled-fold-1-seed-10-timm"
+    assert place == run / "export" / "centralised-fold-1-seed-10-timm"
     own, _ = load_tensors(run / "arms/centralised/fold-1/seed-10/encoder.safetensors")
     out, answer = load_tensors(place / "model.safetensors")
     assert answer == {"format": "pt"}
@@ -57,7 +57,7 @@ def test_what_fails_half_way_leaves_nothing(make_run: MakeRun, tmp_path: Path, m
     ("asked", "said"),
     [
         ({"to": "tim"}, r"target 'tim' is not known; there are: monai, onnx, timm; did you mean 'timm'\?"),
-        ({"arm": "federate"}, r"has no arm 'federate'; there are: federated, pooled; did you mean 'federated'\?"),
+        ({"arm": "federate"}, r"has no arm 'federate'; there are: centralised, federated; did you mean 'federated'\?"),
         ({"fold": 3}, "has no fold 3 of 'federated'; there are: 0"),
         ({"seed": 3}, "has no seed 3 of 'federated', fold 0; there are: 0, 12"),
     ],

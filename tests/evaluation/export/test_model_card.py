@@ -287,7 +287,7 @@ def test_the_same_run_gives_the_same_card(judged: Path) -> None:
 
 
 def test_an_encoder_that_is_not_there_is_one_line(run: Path) -> None:
-    with pytest.raises(RunError, match="has no arm 'centralised'; there are: local-only-Ashgrove, federated, random"):
+    with pytest.raises(RunError, match="has no arm 'centralised'; there are: federated, local-only-Ashgrove, random"):
         model_card(run, "centralised")
 
 

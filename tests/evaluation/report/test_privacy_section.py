@@ -40,7 +40,7 @@ def test_by_patient(tmp_path: Path) -> None:
         "takes part with probability 0.25"
     )
     assert section.withheld[0] == "Losses stay."
-    assert "Pooled" in section.withheld[1] and "Federated" not in section.withheld[1]
+    assert "Centralised" in section.withheld[1] and "Federated" not in section.withheld[1]
 
 
 @pytest.mark.parametrize(

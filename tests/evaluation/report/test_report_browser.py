@@ -31,7 +31,13 @@ document.body.append(frame);
 </script>
 """
 
-VALUES = {"federated": 0.812, "random": 0.673, "local-only-A": 0.842, "pooled-with-a-long-name": 0.825, "pixels": 0.791}
+VALUES = {
+    "federated": 0.812,
+    "random": 0.673,
+    "local-only-A": 0.842,
+    "centralised-with-long-name": 0.825,
+    "pixels": 0.791,
+}
 MEASURE = """
 <script>
 const [width, print] = [WIDTH, PRINT];

@@ -9,7 +9,7 @@ from evaluation.statistics.results_schema import COMPARISONS, RESULTS, Role, Sta
 from foundation.errors import RunError
 
 ROW = {
-    "task": "1", "encoder": "None", "role": Role.ALONE, "protocol": "knn", "label_fraction": "0.10", "site": "007",
+    "task": "1", "encoder": "None", "role": Role.LOCAL_ONLY, "protocol": "knn", "label_fraction": "0.10", "site": "007",
     "seed": "0", "metric": "AUROC", "statistic": Statistic.ESTIMATE, "value": 0.1 + 0.2, "ci_low": None, "n": 12,
     "unit": Unit.CLUSTER, "interval": "too few patients to say", "note": "a, \"b\"\nc",
 }  # fmt: skip
@@ -36,6 +36,6 @@ def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
 def test_what_a_column_may_not_hold_is_one_line(tmp_path: Path) -> None:
     RESULTS.write(tmp_path / "results.csv", RESULTS.frame([ROW]))
     text = (tmp_path / "results.csv").read_text()
-    (tmp_path / "results.csv").write_text(text.replace(",alone,", ",imagenet,"))
+    (tmp_path / "results.csv").write_text(text.replace(",local-only,", ",imagenet,"))
     with pytest.raises(RunError, match=r"results\.csv: 'imagenet' is not a valid Role; evaluate the run again"):
         RESULTS.read(tmp_path / "results.csv")

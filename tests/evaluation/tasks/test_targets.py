@@ -90,7 +90,7 @@ BAD: list[tuple[dict[str, list[Any]], dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("columns", "settings", "told"), BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize(("columns", "settings", "answer"), BAD, ids=range(len(BAD)))
 def test_bad_labels_are_one_line(columns: dict[str, list[Any]], settings: dict[str, Any], answer: str) -> None:
     with pytest.raises(DataError, match=answer) as caught:
         labelled(table(**columns), **settings)
@@ -98,7 +98,7 @@ def test_bad_labels_are_one_line(columns: dict[str, list[Any]], settings: dict[s
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "answer"),
     [
         ({"kind": "regression", "protocols": ["svm"]}, "protocol svm does nothing for regression"),
         ({"kind": "detection", "aggregate": "mean"}, "aggregate does nothing for detection"),

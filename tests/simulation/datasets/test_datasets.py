@@ -61,7 +61,7 @@ def test_a_missing_root_is_one_line_with_the_remedy(name: str, tmp_path: Path) -
 def test_a_folder_that_is_not_the_dataset_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"index.csv: is missing"):
         load(name, tmp_path, tmp_path)
-    (tmp_path / "index.csv").write_text("image,age\na.png,7\n")
+    (tmp_path / "index.csv").write_text("file,age\na.png,7\n")
     with pytest.raises(DataError, match=rf"lacks the column .*image.*not the index of '{name}'"):
         load(name, tmp_path, tmp_path)
 

@@ -299,7 +299,7 @@ def test_timm_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((name, pretrained))
         return nn.Linear(2, 2)
 
-    monkeypatch.setattr(starting_weights.timm, "create_model", create)
+    monkeypatch.setattr(starting_weights.vision_import.timm, "create_model", create)
     assert timm_weights("resnet18").keys() == {"weight", "bias"}
     assert asked == [("resnet18", True)]
 
@@ -311,7 +311,7 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, error: E
     def fails(*_: Any, **__: Any) -> nn.Module:
         raise error
 
-    monkeypatch.setattr(starting_weights.timm, "create_model", fails)
+    monkeypatch.setattr(starting_weights.vision_import.timm, "create_model", fails)
     with pytest.raises(
         StudyError, match=r"'resnet18' could not be had \(.*\); give simulation.weights the path"
     ) as raised:
