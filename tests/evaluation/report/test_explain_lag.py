@@ -167,7 +167,7 @@ def test_collapse_leakage_and_sizes_are_told() -> None:
     evidence = Evidence(leakage=(0.82, 0.6), collapsing=frozenset("BA"), sizes={"A": 12, "B": 700, "C": 300})
     collapse, leakage, sizes = reasons(evidence)
     assert collapse.startswith("In training the features of A, B were becoming all alike in some rounds.")
-    assert "(balanced accuracy 0.82, pooled 0.60)" in leakage
+    assert "(balanced accuracy 0.82, centralised 0.60)" in leakage
     assert sizes.startswith("The sites' sizes are far apart: B has 700 images, A 12.")
 
 
