@@ -11,7 +11,7 @@ import sys
 from foundation.wording import words
 
 BENCHMARKS = words("""
-    startup augmentation fold throughput simulation deployment burnt_in_text probes secure.sums secure.rounds
+    startup augmentation aggregation throughput simulation deployment burnt_in_text probes secure.sums secure.rounds
     privacy.step privacy.audit round_cost
 """)
 
