@@ -22,6 +22,7 @@ import client.training.round
 import client.training.stored_rounds
 import federation.records
 import server.rounds
+from benchmarks.measure import judged, table, write_result
 from benchmarks.simulation import write_images
 from federation.study import study_from
 from foundation.files import write_text
@@ -83,7 +84,7 @@ def prepared(folder: Path, rounds: int, sites: int, images: int) -> Federation:
 
 
 def main() -> None:
-    """Run one federation and print its shares."""
+    """Run one federation, print its shares and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rounds", 3), ("sites", 5), ("images", 80)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -97,11 +98,15 @@ def main() -> None:
             patch.start()
         run_in_process(federation)
         mock.patch.stopall()
-    for part in ("steps", "watch", "files", "digests", "round"):
-        share = seconds[part] / seconds["steps"]
-        print(f"{part:8} {seconds[part] / chosen.rounds:7.2f} CPU s a round, {share:5.0%} of the steps")
+    parts = ("steps", "watch", "files", "digests", "round")
+    rows = [[part, f"{seconds[part] / chosen.rounds:.2f}", f"{seconds[part] / seconds['steps']:.0%}"] for part in parts]
     fixed = (seconds["watch"] + seconds["files"]) / seconds["steps"]
-    print(f"watch and files: {fixed:.0%} of the steps; target at most {TARGET:.0%}")
+    lines = [
+        *table(["what", "CPU seconds a round", "share of the steps"], rows),
+        "",
+        judged("watch and files, share of the steps", fixed, TARGET),
+    ]
+    print(write_result("round_cost", "A round's fixed cost in simulation", __doc__, lines))
 
 
 if __name__ == "__main__":

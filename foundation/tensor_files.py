@@ -1,15 +1,12 @@
 """Tensors in files that are either whole or absent (safetensors), and one reader that takes them piece by piece."""
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from foundation.errors import RunError
 from foundation.files import write_with
@@ -28,20 +25,28 @@ def detach_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, as ``detach_to_cpu`` makes them, as safetensors, atomically."""
-    whole = detach_to_cpu(tensors)
-    write_with(path, lambda temporary: _save(whole, temporary, dict(metadata) if metadata else None))
+    """Write tensors from any device as safetensors, atomically; only one at a time is copied, if at all.
+
+    safetensors' own ``save_file`` copies each into bytes first, which costs as much as writing them.
+    """
+    write_with(path, lambda temporary: _write(temporary, tensors, dict(metadata or {})))
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None) -> None:
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        # A full disk reaches us only as text: "... (os error 28)".
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    # The widest types first, so that each tensor lies at a multiple of its type's size, as the format asks.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, value in ordered:
+        start, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for _, value in ordered:
+            flat = value.detach().to("cpu").contiguous().reshape(-1)
+            handle.write(flat.view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -103,5 +108,8 @@ class TensorFile:
 
 _LONGEST_HEADER = 100_000_000  # safetensors' own limit
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64}
 _WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+_WHOLE |= {"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16}
 _DTYPES = {**_FLOATS, **_WHOLE, "BOOL": torch.bool}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}

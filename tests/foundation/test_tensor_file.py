@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from foundation.errors import RunError
-from foundation.tensor_files import TensorFile, save_tensors
+from foundation.tensor_files import TensorFile, load_tensors, save_tensors
 
 TENSORS = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
@@ -25,6 +26,26 @@ TENSORS = {
 def path(tmp_path: Path) -> Path:
     save_tensors(tmp_path / "a.safetensors", TENSORS, {"note": "metadata shares the header"})
     return tmp_path / "a.safetensors"
+
+
+def test_safetensors_reads_what_is_written(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"note": "metadata shares the header"}
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert found.keys() == TENSORS.keys()
+    assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in TENSORS.items())
+
+
+def test_views_and_other_layouts_are_written_as_they_read(tmp_path: Path) -> None:
+    whole = torch.arange(24, dtype=torch.float32).reshape(2, 3, 2, 2)
+    last = whole.contiguous(memory_format=torch.channels_last)
+    tensors = {"whole": whole, "last": last, "part": whole[:, 1], "turned": whole.transpose(0, 1), "empty": whole[:0]}
+    save_tensors(tmp_path / "a.safetensors", tensors)
+    found, metadata = load_tensors(tmp_path / "a.safetensors")
+    assert metadata == {}
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    for name, value in tensors.items():
+        assert torch.equal(TensorFile(tmp_path / "a.safetensors").tensor(name), value)
 
 
 @pytest.mark.parametrize("name", TENSORS)
