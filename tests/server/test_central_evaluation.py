@@ -103,7 +103,9 @@ def test_a_federation_is_trained_and_then_judged_on_other_images(
     federated = results[(results["encoder"] == "federated") & (results["metric"] == "AUROC")]
     federated = federated[federated["statistic"] == "estimate"].set_index("site")["value"]
     assert f"on unseen patients the federated encoder’s AUROC is {federated['all']:.2f}" in text
-    assert "Federated all sites together, images stay home 1 1 48 12 6 –" in text  # images, steps, one after another
+    assert (
+        "Federated all sites together, images stay home 1 1 48 2.53 12 6 –" in text
+    )  # images, passes, steps, one after another
     assert text.count("Pretraining loss per round at each site") == 1
     assert {"A", "B", "C"} == set(read_run(run).curves["site"])
 

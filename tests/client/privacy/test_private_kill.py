@@ -23,7 +23,7 @@ def test_a_killed_site_never_forgets_what_it_spent(
     s = private_study(rounds={"count": 200}, training={"steps": 1})
     private_site(s, images=6)
     (tmp_path / "study.yaml").write_text(s.to_yaml())
-    program = [sys.executable, "-m", "tests.client.private_killed", str(tmp_path / "study.yaml")]
+    program = [sys.executable, "-m", "tests.client.privacy.private_killed", str(tmp_path / "study.yaml")]
     arguments = [str(tmp_path / "sites" / "A" / "site.yaml"), str(KILLS)]
     done = subprocess.run([*program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
