@@ -55,6 +55,15 @@ class SimulationConfig(Section):
             raise ValueError(str(error)) from error
         return self
 
+    @model_validator(mode="after")
+    def _a_root_is_read(self) -> Self:
+        if self.root is not None and self.dataset in DATASETS and dataset(self.dataset).foresee is not None:
+            raise ValueError(
+                f"root {self.root}: dataset {self.dataset!r} draws its images and reads no folder; leave root out, or "
+                "name the dataset that lies there, such as folder"
+            )
+        return self
+
     def load_dataset(self, workspace: Path, seed: int, *, drawn: bool = True) -> Manifest:
         """All images of the study's dataset; what is downloaded, or ``drawn``, goes below ``workspace``."""
         return dataset(self.dataset).load(self.root, workspace, seed, self.options, drawn=drawn)

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from evaluation.config import PROTOCOLS_OF
+from evaluation.protocols.table import PROTOCOLS
 from ssl_methods import METHODS
 
 from .tiers import slow
@@ -63,6 +65,7 @@ REFUSED_STUDIES = {
         ["simulation.options.size=32"],
         "study tiny: simulation: simulation.options.size = 32: Extra inputs are not permitted; folder has no options",
     ),
+    "a root for phantoms": (["simulation.dataset=phantoms"], "dataset 'phantoms' draws its images and reads no folder"),
     "a misspelt option": (
         ["simulation.dataset=phantoms", "simulation.options.imags=32"],
         "phantoms has the options: images, size; did you mean 'images'?",
@@ -231,9 +234,10 @@ def test_evaluate_refuses(fedpretext: Call, finished: Any, tmp_path: Path) -> No
     run = finished.copy(tmp_path / "run")
     before = contents(run)
     said = fedpretext("evaluate", run, "--protocol", "linear")
-    assert said.error.startswith("protocol 'linear' is not known; there are: attention, decoder_segmentation, finetune")
+    assert said.error.startswith(f"protocol 'linear' is not known; there are: {', '.join(sorted(PROTOCOLS))}")
     said = fedpretext("evaluate", run, "--protocol", "ridge")
-    assert said.error.startswith("protocol 'ridge' does nothing for classification; there are: knn, logistic, svm")
+    there_are = ", ".join(PROTOCOLS_OF["classification"])
+    assert said.error.startswith(f"protocol 'ridge' does nothing for classification; there are: {there_are}")
     said = fedpretext("evaluate", run, run)
     assert said.error == (
         "several encoders, and a folder to write, need a task to be judged on: give a task file (--task FILE)"

@@ -200,7 +200,14 @@ def test_an_error_of_the_system_is_one_line(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    phantoms = ("--set", "simulation.dataset=phantoms", "--set", "simulation.splits.left_out=[F]")
+    phantoms = (
+        "--set",
+        "simulation.dataset=phantoms",
+        "--set",
+        "simulation.root=null",
+        "--set",
+        "simulation.splits.left_out=[F]",
+    )
     said = fedpretext("simulate", study_file, *phantoms)
     assert said.error.endswith(".png: No space left on device; free space or permit it, then try again")
     assert run_folders(tmp_path) == []

@@ -151,7 +151,7 @@ def test_round_work_by_hand(raw_study: dict[str, Any]) -> None:
     assert round_work(study_from(raw_study, "test"), patients) == RoundWork(3, 12)  # three batches of 4
 
 
-def test_alone_is_called_what_it_is(finished: Any, tmp_path: Path) -> None:
+def test_local_only_is_called_what_it_is(finished: Any, tmp_path: Path) -> None:
     raw = private(yaml.safe_load(finished.study.read_text()), PATIENT)
     study = study_from(raw, "test")
     config = simulation_config(study)
@@ -159,7 +159,7 @@ def test_alone_is_called_what_it_is(finished: Any, tmp_path: Path) -> None:
     splits = pd.read_csv(tmp_path / "evaluation" / "splits.csv", dtype=str, keep_default_na=False)
     splits["fold"] = splits["fold"].astype(int)
     arms = {arm.name: arm for arm in plan_arms(study, config, images, splits)}
-    assert arms["local-only-north"].title == "north alone, same passes over its images, without privacy"
+    assert arms["local-only-north"].title == "north local-only, same passes over its images, without privacy"
     assert arms["local-only-north"].study.privacy is None
     assert arms["federated"].study.privacy == study.privacy
 

@@ -338,7 +338,7 @@ def test_every_simulation_setting_does_something(
     def sites(**settings: Any) -> set[str]:
         return set(data(**settings)[0].table["site"])
 
-    phantoms = {"dataset": "phantoms", "splits": {"left_out": ["F"]}}
+    phantoms = {"dataset": "phantoms", "root": None, "splits": {"left_out": ["F"]}}
     assert sites() == {"away", "north", "small", "south"}
     assert sites(**phantoms, options={"images": 48, "size": 32}) == set("ABCDEF")
     few, more = (len(data(**phantoms, options={"images": n, "size": 32})[0]) for n in (48, 64))
@@ -353,7 +353,7 @@ def test_every_simulation_setting_does_something(
     assert {arm.seed for arm in plan(seeds=2)} == {5, 6}
     local_only = [next(arm for arm in plan(budget=rule) if arm.name == "local-only-A") for rule in ("passes", "images")]
     assert [arm.works()[0].steps for arm in local_only] == [4, 8]
-    assert local_only[1].title == "A alone, same number of images seen"
+    assert local_only[1].title == "A local-only, same number of images seen"
 
     class Chosen(Exception):
         pass
