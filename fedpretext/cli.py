@@ -88,7 +88,8 @@ def evaluate(
         Path | None, typer.Option(help="With --task: the folder to write; default: runs/<task>-<time>.")
     ] = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="Protocol to use in place of the study's; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Protocol to score by, default the study's; may be repeated. Rows of other protocols stay."),
     ] = None,
     data: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from federation.algorithms import build_algorithm
 from federation.study import Study, load_study
+from foundation.wording import counted
 from imaging.listing.manifest import Manifest
 from simulation.simulate import planned, simulation_config
 from simulation.starting import identified, inspect_weights, source_of
@@ -62,7 +63,7 @@ def _method_lines(study: Study) -> Iterator[str]:
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     yield f"method: {study.method.name} ({type(method).paper}), encoder {study.encoder.name}, {_sides(study)} px"
     yield "shared: " + ", ".join(f"{part} {count / 1e6:.2f} M numbers" for part, count in parts.items())
-    yield f"a round: {sent / 2**20:.1f} MiB to each site and as much back; {study.rounds.count} rounds"
+    yield f"a round: {sent / 2**20:.1f} MiB to each site and as much back; {counted(study.rounds.count, 'round')}"
     # Weights, gradients and two moments in float32; activations depend on the device and are not guessed at.
     state = 4 * 4 * parameters + _bytes(method.local_state())
     batch = study.training.batch * math.prod(study.image.shape) * 4
