@@ -29,7 +29,7 @@ MOMENTS = {
     "folding": ("federation.algorithms.fedavg.average", 100),
     "checkpointing": ("server.rounds.write_checkpoint", 3),
     "a checkpoint is renamed": ("server.checkpoint.replace_folder", 3),
-    "the reply store is removed": ("server.rounds.Spool.remove", 3),
+    "the reply store is removed": ("server.rounds.ReplyStore.remove", 3),
 }
 
 
