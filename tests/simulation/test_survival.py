@@ -25,7 +25,7 @@ MOMENTS = {
     "a site stores its round": ("client.training.stored_rounds.StoredRounds.keep", 9),
     "tensors are written": ("foundation.vault.Vault.save_tensors", 42),
     "a file is written and not yet renamed": ("foundation.files.os.fsync", 40),
-    "a reply is stored": ("server.reply_store.Spool.write", 9),
+    "a reply is stored": ("server.reply_store.ReplyStore.write", 9),
     "folding": ("federation.algorithms.fedavg.average", 100),
     "checkpointing": ("server.rounds.write_checkpoint", 3),
     "a checkpoint is renamed": ("server.checkpoint.replace_folder", 3),
