@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
 TORCH, STUDY, VALIDATE = "import torch", "load a study", "validate"
 LOAD = "import sys, pathlib, federation.study; federation.study.load_study(pathlib.Path(sys.argv[1]))"
-COMMAND = "import fedpretext; fedpretext.program()"
+COMMAND = "import fedpretext.cli; fedpretext.cli.program()"
 TARGETS = {STUDY: 2.5, VALIDATE: 3.0}
 SECONDS = 1.5
 
