@@ -312,11 +312,11 @@ def wait_for_quiet_hours(
     policy: Policy, now: Callable[[], datetime] = datetime.now, sleep: Callable[[float], None] = time.sleep
 ) -> None:
     """Return at once, or when the quiet hours are over; the clock is read every minute, so that it may be changed."""
-    quiet, answer = quiet_minutes(policy.quiet_hours), False
+    quiet, announced = quiet_minutes(policy.quiet_hours), False
     while _minute_of_week(moment := now()) in quiet:
-        if not answer:
+        if not announced:
             logger.info("policy.quiet_hours: the round is held until they end")
-            answer = True
+            announced = True
         sleep(60 - moment.second)
 
 

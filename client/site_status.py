@@ -55,8 +55,8 @@ class _Records:
         yield "study", self._study()
         running = _held(self._state / CLIENT_LOCK)
         yield "client", "running" if running else f"not running; start it: fedpretext client {kit}"
-        if (answer := self._warning()) is not None:
-            yield "warning", answer
+        if (warning := self._warning()) is not None:
+            yield "warning", warning
         yield "now", self._doing(running)
         asked, released = self._newest("instruction received"), self._newest(*_RELEASED)
         yield "asked", f"round {asked['round']}, {self._ago(asked)}" if asked else "nothing yet"

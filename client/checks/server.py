@@ -169,8 +169,8 @@ def _speaks_plain_http(host: str, port: int, timeout: float) -> bool:
 
 def _certificate(secure: ssl.SSLSocket, found: Reached, now: Callable[[], float]) -> None:
     """TLS version and how long the certificate lasts."""
-    answer = secure.getpeercert() or {}
-    expires = ssl.cert_time_to_seconds(str(answer["notAfter"]))
+    certificate = secure.getpeercert() or {}
+    expires = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
     days = math.floor((expires - now()) / 86400)
     until = f"{datetime.fromtimestamp(expires, UTC):%Y-%m-%d}"
     found.rows += [("TLS", f"{secure.version()}, verified"), ("certificate valid until", until)]

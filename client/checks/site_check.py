@@ -54,8 +54,8 @@ class SiteCheck:
     def verdict(self) -> str:
         """The whole in one sentence."""
         counts = [counted(len(self.of(level)), level) for level in _LEVELS if self.of(level)]
-        answer = f" ({', '.join(counts)})" if counts else ""
-        return f"{'Nothing stands in the way' if self.ok else 'Not ready to join'}{answer}."
+        listed = f" ({', '.join(counts)})" if counts else ""
+        return f"{'Nothing stands in the way' if self.ok else 'Not ready to join'}{listed}."
 
 
 def check_kit(site: Path, data: Path | None = None, study: Path | None = None, *, sample: int = 50) -> SiteCheck:

@@ -86,17 +86,17 @@ def private_findings(study: Study, policy: Policy | None, ledger: Path | None) -
     if policy is None:
         return
     if ledger is None:
-        answer = "the study is private, and the site file names no `ledger`"
+        text = "the study is private, and the site file names no `ledger`"
         remedy = "set ledger: to the one file in which every study on these patients is written down"
-        yield Finding("error", "study", "no ledger", answer, remedy)
+        yield Finding("error", "study", "no ledger", text, remedy)
         return
     budget = budget_of(policy)
     if budget is None:
         return
     after = spent_and_after(study, ledger, budget.delta)[1]
     if after > budget.epsilon:
-        answer = (
+        text = (
             f"all rounds of the study would bring the ledger to epsilon {after:.3g}, above the {budget.epsilon:g} of "
         )
         remedy = "raise it, or ask for a study that costs less: this site would stop in the middle"
-        yield Finding("warning", "study", "budget", f"{answer}policy.privacy_budget", remedy)
+        yield Finding("warning", "study", "budget", f"{text}policy.privacy_budget", remedy)

@@ -39,13 +39,13 @@ def join(kit_folder: Path, passphrase: bytes | None = None) -> None:
     hand_over(kit_folder, SiteKeys(key, kit_ca(kit_folder)))
     with alone_in(site_file.state, CLIENT_LOCK, "another client works with this state; stop it first"):
         log.write("info", f"site {kit.site}: joining the federation {kit.federation} at {kit.server}")
-        failures, answer = 0, ""
+        failures, logged = 0, ""
         while True:
             lasted, reason = _connected(kit_folder, kit, key, site_file, log)
             failures = 0 if lasted > _LASTED_S else failures + 1
-            if failures == 0 or reason != answer:  # one row, not one a minute for as long as it lasts
+            if failures == 0 or reason != logged:  # one row, not one a minute for as long as it lasts
                 AuditLog(site_file.state / AUDIT, site_file.site).append("connection lost", reason=reason)
-                answer = reason
+                logged = reason
             wait = _WAITS_S[min(failures, len(_WAITS_S) - 1)]
             log.write("info", f"trying again in {wait:.0f} s")
             time.sleep(wait)

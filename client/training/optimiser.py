@@ -21,10 +21,10 @@ def build_optimiser(method: Method, training: TrainingConfig) -> torch.optim.Ada
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and id(parameter) not in embeddings
             groups.setdefault((method.part_of(name), decays), []).append(parameter)
-    answer = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
+    param_groups = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
     # The fused step is one pass over memory on CPU and CUDA alike.
     fused = next(method.encoder.parameters()).device.type != "mps"
-    return torch.optim.AdamW(answer, lr=0.0, betas=training.betas, fused=fused)
+    return torch.optim.AdamW(param_groups, lr=0.0, betas=training.betas, fused=fused)
 
 
 def set_rates(
