@@ -6,7 +6,7 @@ from federation.training_config import TrainingConfig
 from foundation.errors import StudyError
 
 _MEANS = ("fedavg", "fedprox")
-"""Algorithms whose server half needs nothing but the mean of the updates."""
+"""Algorithms whose ``aggregate`` is FedAvg's: under masks it is not called, and a state would go to disk unnoised."""
 
 
 def check_private(training: TrainingConfig, federated_evaluation: FederatedEvaluationConfig | None) -> None:
