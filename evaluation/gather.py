@@ -13,7 +13,7 @@ from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME, write_arms
 from evaluation.checkpoints import RANDOM, Candidate, find_candidates, untrained
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.inputs import write_settings
-from evaluation.protocols.baselines import MAJORITY, PIXELS
+from evaluation.protocols.baselines import MAJORITY, PIXELS, POSITION
 from evaluation.started_from import SUPERVISED, UNTRAINED
 from evaluation.tasks.leaks import patient_leak, write_seen
 from evaluation.tasks.targets import check_labels, labelled_rows, target_column
@@ -31,7 +31,7 @@ from ssl_methods.encoders.timm_encoders import build_encoder, timm_line
 RECORD = "evaluation/gathered.json"
 ONE_SITE = "central"
 """The site of images whose manifest names none."""
-RESERVED = (SUPERVISED, PIXELS, MAJORITY)
+RESERVED = (SUPERVISED, PIXELS, POSITION, MAJORITY)
 _SAW = ("train", "validation")
 """Roles of patients whom a run's encoder, or a choice made for it, has seen."""
 
