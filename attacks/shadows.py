@@ -14,6 +14,7 @@ from federation.algorithms.fedavg import FedAvgConfig
 from federation.privacy.config import PatientPrivacyConfig
 from federation.study import Study
 from foundation.errors import StudyError
+from foundation.machine import checked_device
 from foundation.progress import bar
 from foundation.randomness import numpy_generator
 from imaging.listing.manifest import Manifest
@@ -46,7 +47,7 @@ def score_without(
                 table = crowd.store.table
                 images = Manifest(table[table["patient"].isin(names)], run / "evaluation")
                 shadow = _arm(arm, images, Path(work).name, f"shadow-{pair}-{half}", settings)
-                make_encoder(run, shadow, config, device.type)
+                make_encoder(run, shadow, config, checked_device(device.type))
                 method = released(run / shadow.place, shadow.study)
                 for place, score in scores("loss", method, crowd.store, places_of(outside), settings, device).items():
                     found[place].append(score)

@@ -16,9 +16,10 @@ from client.training.secure_round import SecureRounds
 from client.training.site_training import SiteTraining
 from client.training.stored_rounds import StoredRounds
 from client.training.workbench import Workbench
+from federation.algorithms.statistics import exchanges
 from federation.flower.secure_records import SecureAnswer, SecureRequest
 from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
-from federation.secure_aggregation.update import numbers_of
+from federation.secure_aggregation.statistics import summed_numbers
 from federation.study import Study
 from foundation.errors import StudyError
 from foundation.files import write_json
@@ -98,7 +99,7 @@ class Site:
 
     def masked_numbers(self) -> int:
         """Numbers in an update as it leaves under masks."""
-        return numbers_of(self.shared_like())
+        return summed_numbers(self._here.study, self.shared_like())
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
         """Keep the final weights as ``final.safetensors``, and the encoder alone with the line that loads it; a digest.
@@ -111,7 +112,7 @@ class Site:
         folder, study = self._here.folder, self._here.study
         save_tensors(folder / "final.safetensors", weights)
         if self._secure is not None:
-            self._secure.forget_before(study.rounds.count + 1)
+            self._secure.forget_before(exchanges(study, weights) + 1)
         encoder = {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
         save_tensors(folder / "encoder.safetensors", encoder)
         write_json(folder / "encoder.json", {"study": study.name, "load": timm_line(study.encoder, study.image)})

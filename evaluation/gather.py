@@ -1,34 +1,37 @@
 """Encoders from anywhere and a task, put into one folder that ``evaluation.stage.evaluate`` reads."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from evaluation.arm_table import DESCRIPTION_NAME, WEIGHTS_NAME, write_arms
 from evaluation.checkpoints import RANDOM, Candidate, find_candidates, untrained
 from evaluation.config import EvaluationConfig, RunEvaluation
 from evaluation.inputs import write_settings
-from evaluation.protocols.baselines import MAJORITY, PIXELS
+from evaluation.protocols.baselines import MAJORITY, PIXELS, POSITION
 from evaluation.started_from import SUPERVISED, UNTRAINED
 from evaluation.tasks.leaks import patient_leak, write_seen
 from evaluation.tasks.targets import check_labels, labelled_rows, target_column
 from evaluation.tasks.task_file import TaskFile, read_task
 from foundation.errors import DataError, RunError
 from foundation.files import digest, read_json, write_json, write_text
-from foundation.machine import provenance
+from foundation.machine import choose_device, provenance
 from foundation.tensor_files import save_tensors
 from imaging.listing.manifest import Manifest
 from imaging.listing.splits import HELD, draw_splits
-from ssl_methods.encoders.timm_encoders import timm_line
+from imaging.store import TensorStore
+from ssl_methods.encoders.statistics import batch_norms, estimate_statistics, plain_batches
+from ssl_methods.encoders.timm_encoders import build_encoder, timm_line
 
 RECORD = "evaluation/gathered.json"
 ONE_SITE = "central"
 """The site of images whose manifest names none."""
-RESERVED = (SUPERVISED, PIXELS, MAJORITY)
+RESERVED = (SUPERVISED, PIXELS, POSITION, MAJORITY)
 _SAW = ("train", "validation")
 """Roles of patients whom a run's encoder, or a choice made for it, has seen."""
 
@@ -71,7 +74,7 @@ def gather(given: Sequence[str], task_path: Path, out: Path, command: str) -> Pa
         if task.data is not None and runs:
             write_seen(out, {run.name: _images_seen_by(run) for run in runs})
         write_settings(out / "evaluation", settings, encoders[0].image, splits)
-        _write_encoders(out, encoders, sorted({int(fold) for fold in splits["fold"]}))
+        _write_encoders(out, encoders, manifest, splits)
         write_json(out / RECORD, record)  # last: with it the folder is whole
     return out
 
@@ -214,16 +217,38 @@ def _described(one: Candidate) -> dict[str, Any]:
     return {"title": one.title, "kind": one.kind, "encoder": encoder, "image": image, **source, **one.facts}
 
 
-def _write_encoders(out: Path, encoders: Sequence[Candidate], folds: Sequence[int]) -> None:
+def _write_encoders(out: Path, encoders: Sequence[Candidate], manifest: Manifest, splits: pd.DataFrame) -> None:
     """Encoders below ``arms/``, those that no fold trained in every fold, and the table of what they cost."""
-    written = []
+    written, folds = [], sorted({int(fold) for fold in splits["fold"]})
     for one in encoders:
         base = _base(one, encoders)
         for fold in folds if one.fold is None else [one.fold]:
             place = Path("arms") / one.name / f"fold-{fold}" / f"seed-{one.seed}"
-            save_tensors(out / place / WEIGHTS_NAME, dict(one.weights))
+            weights = (
+                _with_statistics(one, _trained_on(manifest, splits, fold), out) if one.fold is None else one.weights
+            )
+            save_tensors(out / place / WEIGHTS_NAME, dict(weights))
             started_from = base.name if base is not None and one.kind not in UNTRAINED else ""
             described = {"arm": one.name, "fold": fold, "seed": one.seed, "base": started_from} | _described(one)
             write_json(out / place / DESCRIPTION_NAME, described)
             written.append(place)
     write_arms(out, written)
+
+
+def _trained_on(manifest: Manifest, splits: pd.DataFrame, fold: int) -> Manifest:
+    own = splits[(splits["fold"].astype(int) == fold) & (splits["role"] == "train")]
+    return manifest.where(manifest.table["image"].isin(own["image"]).to_numpy())
+
+
+def _with_statistics(one: Candidate, images: Manifest, out: Path) -> Mapping[str, Tensor]:
+    """The weights with BatchNorm statistics of a fold's training images, as each encoder of a run has those of its own.
+
+    An encoder that has never seen this modality, or any image, would be judged by statistics of another.
+    """
+    encoder, device = build_encoder(one.encoder, one.image), choose_device("auto")
+    if not batch_norms(encoder):
+        return one.weights
+    encoder.load_state_dict(dict(one.weights))
+    store = TensorStore.build(images, one.image, out / "store")
+    estimate_statistics(encoder.to(device), plain_batches(len(store), store.batch, one.image, device))
+    return {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}

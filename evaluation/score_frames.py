@@ -11,7 +11,7 @@ from evaluation.statistics.intervals import IntArray
 from evaluation.tasks.predictions import kept_columns
 from foundation.files import digest, write_with
 
-VERSION = "2"
+VERSION = "3"
 """Raise it when scores change, so that kept ones are made anew."""
 
 
@@ -35,6 +35,8 @@ def frame_of(
         "site": images.site[places],
         "role": images.roles[fold][places],
     }
+    if images.position is not None:
+        plain["position"] = images.position[places]
     kept = kept_columns(inputs.config.kind, predictions, chosen(target, places), images.classes)
     frame = pd.DataFrame({**plain, **kept})
     how = inputs.config.aggregate

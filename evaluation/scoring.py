@@ -9,7 +9,7 @@ import pandas as pd
 from evaluation.config import DEFAULT_PROTOCOLS
 from evaluation.features import features_of
 from evaluation.inputs import Encoder, Inputs
-from evaluation.protocols.baselines import BASELINES, Roles, Seen
+from evaluation.protocols.baselines import Roles, Seen, baselines_of
 from evaluation.protocols.logistic import logistic_scores
 from evaluation.protocols.table import PROTOCOLS, RoleSamples
 from evaluation.protocols.trial import Trial
@@ -109,11 +109,11 @@ def score_baselines(inputs: Inputs, labels: Labels) -> pd.DataFrame:
 
     def compute() -> pd.DataFrame:
         target, frames = inputs.target(inputs.image), []
-        seen = Seen(inputs.view().read, target, classes_of(inputs), len(images.rows))
+        seen = Seen(inputs.view().read, target, classes_of(inputs), len(images.rows), images.position)
         for (fold, budget, repeat), places in labels.draws.items():
             held, validation = images.where(fold, *HELD), images.where(fold, "validation")
             seed = stream_seed(config.seed, "baseline", fold, budget, repeat)
-            for name, baseline in BASELINES[config.kind].items():
+            for name, baseline in baselines_of(config.kind, images.position is not None).items():
                 found = baseline(seen, Roles(places, validation, held), seed)
                 frame = frame_of(inputs, fold, held, found, target)
                 frames.append(frame.assign(encoder=name, label_fraction=budget, label_seed=repeat))

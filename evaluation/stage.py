@@ -12,7 +12,7 @@ import pandas as pd
 from evaluation.config import PROTOCOLS_OF
 from evaluation.features import alignment_of, features_of
 from evaluation.inputs import Encoder, Inputs, read_inputs
-from evaluation.protocols.baselines import MAJORITY, PIXELS
+from evaluation.protocols.baselines import MAJORITY, PIXELS, POSITION
 from evaluation.protocols.table import PROTOCOLS
 from evaluation.scoring import score_baselines, score_encoder, score_leakage
 from evaluation.started_from import bases, shown_as, supervised_arms
@@ -115,7 +115,7 @@ def roles_of(inputs: Inputs) -> dict[str, Role]:
     """What each encoder of the tables is, by its name there."""
     roles = {encoder.arm: encoder.kind for encoder in inputs.encoders}
     roles |= dict.fromkeys(supervised_arms(inputs).values(), Role.SUPERVISED)
-    return roles | {PIXELS: Role.PIXELS, MAJORITY: Role.MAJORITY}
+    return roles | {PIXELS: Role.PIXELS, POSITION: Role.POSITION, MAJORITY: Role.MAJORITY}
 
 
 def _main_rows(inputs: Inputs, grouped: dict[Key, Scores]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 LEFT_OUT = "site left out"
 COLLAPSING = "collapsing"
+STATISTICS = "statistics estimated"
 
 DIVERGENCE = "divergence"
 DIVERGENCE_NAME = "divergence.jsonl"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from federation.algorithms.algorithm import Contribution, is_parameter
+from federation.algorithms.statistics import distance
 from federation.local_work import local_work
 from federation.records import TrainReply
 from federation.study import Study
@@ -48,7 +49,31 @@ def judge_together(
                 f"update norm {norm:.3g} is {norm / median:.0f} times the median {median:.3g} for its steps "
                 f"(rounds.norm_factor {rounds.norm_factor:g})"
             )
+    left_out |= _far_statistics(contributions, weights, rounds.norm_factor)
     return UpdateScreening({site: norm for site, norm in norms.items() if site not in left_out}, left_out)
+
+
+def judge_statistics(
+    contributions: Sequence[Contribution], weights: Mapping[str, Tensor], study: Study
+) -> UpdateScreening:
+    """Judge answers of the exchange that estimates statistics: who changed a weight is left out, or is far off."""
+    why = "changed weights in the exchange that only estimates statistics"
+    moved = {c.site: why for c in contributions if update_norm(c, weights) > 0}
+    kept = [c for c in contributions if c.site not in moved]
+    return UpdateScreening({}, moved | _far_statistics(kept, weights, study.rounds.norm_factor))
+
+
+def _far_statistics(
+    contributions: Sequence[Contribution], weights: Mapping[str, Tensor], factor: float
+) -> dict[str, str]:
+    """Sites whose BatchNorm statistics moved ``factor`` times as far as the median of three sites or more."""
+    moved = {c.site: distance(c, weights) for c in contributions}
+    median = statistics.median(moved.values()) if len(moved) > 2 else 0.0
+    return {
+        site: f"BatchNorm statistics are {far / median:.0f} times as far off as the median (rounds.norm_factor)"
+        for site, far in moved.items()
+        if median > 0 and far > factor * median
+    }
 
 
 def judge_clipped(contributions: Sequence[Contribution], weights: Mapping[str, Tensor], clip: float) -> UpdateScreening:

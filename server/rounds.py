@@ -9,6 +9,7 @@ from typing import Protocol
 
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import State, Weights
+from federation.algorithms.statistics import exchanges, merged
 from federation.audit.log import AuditLog
 from federation.privacy.config import SitePrivacyConfig
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
@@ -22,7 +23,7 @@ from foundation.messages import logger
 from foundation.progress import Bar, bar
 from foundation.vault import PLAIN, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint, write_snapshot
-from server.judge import UpdateScreening, judge_clipped, judge_together
+from server.judge import UpdateScreening, judge_clipped, judge_statistics, judge_together
 from server.monitoring.divergence import divergence, layers_of
 from server.monitoring.journal import Journal
 from server.quorum import needed_replies
@@ -99,8 +100,8 @@ class RoundLoop:
         self._layers: dict[str, str] = {}
 
     def run(self) -> Weights:
-        """Go on to the last round and return the global weights."""
-        count = self._study.rounds.count
+        """Go on to the last round, have the encoder's statistics estimated, and return the global weights."""
+        count = exchanges(self._study, self._checkpoint.weights)
         with bar(f"study {self._study.name}: rounds", count) as line, self._journal:
             line.advance(self._checkpoint.round)
             while self._checkpoint.round < count:
@@ -179,6 +180,8 @@ class RoundLoop:
             return UpdateScreening({}, {})
         if isinstance(privacy, SitePrivacyConfig):
             return judge_clipped(replies, weights, privacy.clip * (1 + TOLERANCE))
+        if self._checkpoint.round >= self._study.rounds.count:
+            return judge_statistics(replies, weights, self._study)
         return judge_together(replies, weights, self._study, self._checkpoint.norms)
 
     def _gather(self, number: int, sites: list[str], store: ReplyStore) -> dict[str, str]:
@@ -230,7 +233,10 @@ class RoundLoop:
             logger.warning(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
             self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
-        self._tell(number, accepted, norms)
+        if number > self._study.rounds.count:
+            self._journal.event(number, events.STATISTICS, None, f"of the images of {len(accepted)} sites")
+        else:
+            self._tell(number, accepted, norms)
         self._checkpoint = Checkpoint(self._hash, number, weights, aggregated.state, norms)
         if len(accepted) + len(reasons) > 1:  # a site alone is no federation: nobody asks how far it had come
             snapshots = self._folder / events.SNAPSHOTS
@@ -252,6 +258,8 @@ class RoundLoop:
         if self._secure is not None:
             mean = self._secure.mean(number, before, [reply.site for reply in accepted], needed)
             return _Aggregated(mean.weights, {}, [r for r in accepted if r.site in mean.sites], mean.left_out)
+        if number > self._study.rounds.count:
+            return _Aggregated(before | merged(before, accepted), self._checkpoint.algorithm, accepted, {})
         weights, state = self._algorithm.aggregate(before, accepted, self._checkpoint.algorithm)
         if self._noise is not None:
             weights = self._noise.noised(weights, before, len(accepted), number)

@@ -35,8 +35,9 @@ from federation.secure_aggregation.messages import (
     Unmasking,
 )
 from federation.secure_aggregation.server_session import ServerSession, Total
+from federation.secure_aggregation.statistics import after_sum, summed_numbers
 from federation.secure_aggregation.thresholds import FEWEST
-from federation.secure_aggregation.update import fewest_survivors, fixed_point, grid_of, moved, numbers_of
+from federation.secure_aggregation.update import fewest_survivors, fixed_point, grid_of
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError
 from foundation.files import read_json, write_json
@@ -127,7 +128,7 @@ class SecureMean:
         names = sorted(sites if signed is None else signed)
         context = Context(self._hash, round_, state["attempts"] - 1)
         directory = CertifiedDirectory(self._certificates.ca)
-        session = ServerSession(context, directory, numbers_of(weights), self._fixed)
+        session = ServerSession(context, directory, summed_numbers(self._study, weights), self._fixed)
         run = _Attempt(self._study, self._channel, self._certificates, session)
         try:
             total = run.total(names, max(quorum, self.fewest), signed, self._announce(round_))
@@ -139,7 +140,7 @@ class SecureMean:
             ) from error
         mean = decode(total.sums, total.count, self._fixed, total.sites)
         lost = {site: reason for site, reason in run.reasons.items() if site not in total.survivors}
-        return Mean(moved(weights, mean, self._untrained), total.survivors, lost)
+        return Mean(after_sum(self._study, weights, mean, self._untrained), total.survivors, lost)
 
     def _begin(self, round_: int, weights: Weights) -> dict[str, Any]:
         """Count an attempt, before any message of it; charge a study that is private by site, once a training."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluation.arm_table import DESCRIPTION_NAME
 from federation.algorithms.fedavg import FedAvgConfig
@@ -17,12 +17,16 @@ from federation.privacy.config import PatientPrivacyConfig
 from federation.study import Study
 from federation.training_config import TrainingConfig
 from foundation.files import write_text
+from foundation.machine import DeviceName, choose_device
+from foundation.progress import track
 from imaging.listing.manifest import Manifest
+from imaging.store import TensorStore
 from server.export import TITLES, TrainingCost, write_encoder
 from simulation.budgets import RoundWork, round_work
 from simulation.config import BudgetRule, SimulationConfig
 from simulation.sites.site_folders import Federation, write_site_folders
 from ssl_methods import build_method
+from ssl_methods.encoders.statistics import batch_norms, estimate_statistics, plain_batches
 
 Kind = Literal["random", "pretrained-init", "federated", "local-only", "centralised"]
 _CENTRALISED, LEDGER_NAME = "centralised", "ledger.jsonl"
@@ -46,6 +50,8 @@ class Arm:
     """Pretraining images with the arm's own site column; None where nothing is trained."""
     tested: Manifest | None = None
     """Images of test patients that lie at the sites, where the study has a federated evaluation."""
+    unlabelled: Manifest | None = None
+    """Images that an encoder which is not trained gets its BatchNorm statistics from; None for one that is."""
 
     @property
     def place(self) -> Path:
@@ -102,9 +108,9 @@ def plan_arms(study: Study, config: SimulationConfig, images: Manifest, splits: 
 def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config: SimulationConfig) -> list[Arm]:
     tested = None if study.federated_evaluation is None else held
     federated = Arm("federated", TITLES["federated"], "federated", fold, study.seed, study, training, tested)
-    arms = [Arm("random", TITLES["random"], "random", fold, study.seed, study, None), federated]
-    if config.weights is not None:
-        arms.append(Arm("pretrained-init", TITLES["pretrained-init"], "pretrained-init", fold, study.seed, study, None))
+    untrained: list[Kind] = ["random", *([] if config.weights is None else ["pretrained-init"])]  # type: ignore[list-item]
+    arms = [Arm(kind, TITLES[kind], kind, fold, study.seed, study, None, unlabelled=training) for kind in untrained]
+    arms.append(federated)
     answer = f"{_SAME[config.budget]}{_open(study)}"
     if "local-only" in config.arms:
         for site in sorted(set(held.table["site"])):
@@ -162,7 +168,7 @@ def is_done(run: Path, arm: Arm) -> bool:
     return (run / arm.place / DESCRIPTION_NAME).exists()
 
 
-def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> None:
+def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: DeviceName) -> None:
     """Pretrain an arm, from its last checkpoint if it has one, and write ``encoder.safetensors`` and ``.json``."""
     from server.initial import write_initial
     from simulation.runtimes.table import RUNTIMES  # Flower and both of its ends, which a plan of arms does without
@@ -176,6 +182,7 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
         method = build_method(arm.study.method, arm.study.encoder, arm.study.image, arm.study.seed)
         if arm.kind == "pretrained-init":
             start_from(method, kept_weights(run), source_of(config))
+        _estimate_statistics(run, arm, method.encoder, device)
         weights = method.shared_state()
     else:
         federation = _prepare(run, arm, device)
@@ -187,6 +194,15 @@ def make_encoder(run: Path, arm: Arm, config: SimulationConfig, device: str) -> 
     write_encoder(folder, arm.study, arm.kind, arm.title, weights=weights, budget=arm.budget(), seconds=seconds)
     if arm.sites is not None:
         tidy(folder)
+
+
+def _estimate_statistics(run: Path, arm: Arm, encoder: nn.Module, device: DeviceName) -> None:
+    """Give an untrained encoder the same care that a trained one gets at its sites after the last round."""
+    if arm.unlabelled is not None and batch_norms(encoder):
+        store, on = TensorStore.build(arm.unlabelled, arm.study.image, run / "store"), choose_device(device)
+        batches = plain_batches(len(store), store.batch, arm.study.image, on)
+        estimate_statistics(encoder.to(on), track(batches, f"{arm.name}, statistics"))
+        encoder.cpu()
 
 
 def tidy(folder: Path) -> None:

@@ -23,6 +23,7 @@ from imaging.listing.partners import Partners
 from imaging.store import TensorStore
 from ssl_methods import method_class
 from ssl_methods.diagnostics import feature_diagnostics
+from ssl_methods.encoders.statistics import restart_statistics
 from ssl_methods.method import Batch, Method
 
 _WATCHED = 16  # images: enough to see a collapse, and no more than a fifth of a step of 32
@@ -94,6 +95,7 @@ def train_round(context: TrainingContext, round_: int, optimiser_state: dict[str
     work = local_work(study.training, len(store))
     generator = torch_generator(study.seed, "training", site, round_)
     method.to(context.device).train()
+    restart_statistics(method)
     optimiser = build_optimiser(method, study.training)
     restore(optimiser, method, optimiser_state, context.device)
     step = _Step(study.training, Learner(method, context.algorithm, optimiser, context.device), generator)

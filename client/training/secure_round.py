@@ -26,8 +26,9 @@ from federation.secure_aggregation.messages import (
 )
 from federation.secure_aggregation.site_session import SiteSession
 from federation.secure_aggregation.site_state import SiteState
+from federation.secure_aggregation.statistics import summed_vector
 from federation.secure_aggregation.store import VaultStore
-from federation.secure_aggregation.update import check_difference, difference, fewest_survivors, fixed_point, grid_of
+from federation.secure_aggregation.update import check_difference, fewest_survivors, fixed_point, grid_of, numbers_of
 from federation.study import Study
 from foundation.errors import RunError
 from foundation.vault import Vault
@@ -49,10 +50,10 @@ def to_mask(study: Study, shared: dict[str, Tensor], received: dict[str, Tensor]
     TrainingError for an update that may not be sent; not in a study that is private by site, whose updates are clipped:
     there, whether one is sent must tell nothing of it.
     """
-    update, grid = difference(shared, received), grid_of(study)
+    update, grid = summed_vector(study, shared, received), grid_of(study)
     if grid is not None:
         return {UPDATE: update, NOISE: torch.from_numpy(noise.discrete_gaussian(len(update), grid.deviation))}
-    check_difference(update, fixed_point(study).largest_value, study.rounds.norm_bound)
+    check_difference(update[: numbers_of(received)], fixed_point(study).largest_value, study.rounds.norm_bound)
     return {UPDATE: update}
 
 
@@ -65,6 +66,7 @@ class SecureRounds:
     def __init__(self, study: Study, site: str, folder: Path, vault: Vault, policy: Policy) -> None:
         self._study, self._site, self._folder, self._policy = study, site, folder, policy
         self._hash = study.training_hash()
+        self._last = study.rounds.count + 1  # the exchange of statistics, where the study has one
         self._store = VaultStore(folder, vault)
         self._context: Context | None = None
         self._session: SiteSession | None = None
@@ -72,7 +74,7 @@ class SecureRounds:
     def answer(self, request: SecureRequest, keys: SiteKeys, trained: Callable[[], Trained]) -> SecureAnswer:
         """What this site says to one stage. trained: reads what the round's training left."""
         context = Context(self._hash, request.round, request.attempt)
-        if request.study_hash != self._hash or not 1 <= request.round <= self._study.rounds.count:
+        if request.study_hash != self._hash or not 1 <= request.round <= self._last:
             raise SecureAggregationError("a secure sum of another study or round is asked for")
         if request.attempt < 0:
             raise SecureAggregationError("an attempt below 0 is asked for")

@@ -11,12 +11,15 @@ from client.privacy.training import train_private_round
 from client.privacy.update import released
 from client.site_images import SiteImages
 from client.site_study import SiteStudy
-from client.training.round import TrainingContext, train_round
+from client.training.round import RoundOutcome, TrainingContext, train_round
 from client.training.secure_round import SecureRounds, Trained, to_mask
+from client.training.statistics import estimate_round
 from client.training.stored_rounds import StoredRounds
 from federation.algorithms import build_algorithm
+from federation.algorithms.statistics import exchanges
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import TrainInstruction, TrainReply
+from federation.secure_aggregation.statistics import check_encodable
 from foundation.errors import RunError, StudyError
 from foundation.files import append_jsonl
 from foundation.machine import choose_device
@@ -33,6 +36,8 @@ class SiteTraining:
 
     def trained_or_stored(self, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
         """Train one round, or give back its stored update: one (study, round) is trained once from the same weights.
+
+        The exchange after the last round trains nothing: it estimates the encoder's statistics.
 
         Returns the update, and whether it was stored before.
 
@@ -80,7 +85,7 @@ class SiteTraining:
     def _check(self, instruction: TrainInstruction) -> None:
         """StudyError for an instruction that the study does not have: other rounds, or tensors that stay here."""
         here = self._here
-        if not 1 <= instruction.round <= here.study.rounds.count:
+        if not 1 <= instruction.round <= exchanges(here.study, here.shared_like()):
             raise StudyError(
                 f"site {here.name}: was asked for round {instruction.round} of a study of {here.study.rounds.count}"
             )
@@ -94,13 +99,18 @@ class SiteTraining:
         here.permit()  # an approval may have been withdrawn while it waited
         local, optimiser = self._rounds.before(round_)
         method = here.model(local, instruction.weights)
-        if not local:
-            method.start_local_parts()
-        self._rounds.count_one(lambda trained: self._permit_one(round_, trained))
-        train = train_private_round if isinstance(study.privacy, PatientPrivacyConfig) else train_round
-        algorithm = build_algorithm(study.algorithm)
-        context = TrainingContext(study, method, algorithm, store, here.name, device)
-        outcome = train(context, round_, optimiser)
+        context = TrainingContext(study, method, build_algorithm(study.algorithm), store, here.name, device)
+        if round_ > study.rounds.count:
+            estimate_round(context)
+            if self._secure is not None:
+                check_encodable(method.shared_state(), instruction.weights)
+            outcome = RoundOutcome({}, optimiser)
+        else:
+            if not local:
+                method.start_local_parts()
+            self._rounds.count_one(lambda trained: self._permit_one(round_, trained))
+            train = train_private_round if isinstance(study.privacy, PatientPrivacyConfig) else train_round
+            outcome = train(context, round_, optimiser)
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
         metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
         reply = TrainReply(here.hash, round_, here.name, len(store), shared, metrics)

@@ -1,4 +1,4 @@
-"""Baselines without learning of features: what answering alike, and the bare pixels, are worth by kind of task."""
+"""Baselines without learning of features, by kind of task: one answer for all, position in the series, bare pixels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from evaluation.statistics.intervals import FloatArray, IntArray
 SIDE, VOLUME_SIDE = 32, 16
 COMPONENTS = 60
 PIXELS = "pixels"
+POSITION = "position"
 MAJORITY = "majority"
 _READ_AT_ONCE = 64
 
@@ -34,12 +35,16 @@ class Roles:
 
 @dataclass
 class Seen:
-    """All labelled images without an encoder. ``read``: places to images; ``classes``: columns of a prediction."""
+    """All labelled images without an encoder.
+
+    read: places to images; classes: columns of a prediction; position: ``[N]`` in its series, or None.
+    """
 
     read: Callable[[IntArray], Tensor]
     target: Any
     classes: int
     count: int
+    position: FloatArray | None = None
     _small: list[FloatArray] = field(default_factory=list)
 
     def small(self) -> FloatArray:
@@ -55,6 +60,16 @@ class Seen:
         small = self.small()
         known, chosen, unseen = principal(small[roles.train], (small[roles.validation], small[roles.held]))
         return known, chosen, unseen
+
+    def placed(self, roles: Roles) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Four numbers of each image's position: it, its square, its cube, and how far from the middle it is.
+
+        An image without one counts as one in the middle.
+        """
+        assert self.position is not None
+        p = np.where(np.isfinite(self.position), self.position, 0.5)
+        described = np.stack([p, p**2, p**3, np.abs(p - 0.5)], axis=1)
+        return described[roles.train], described[roles.validation], described[roles.held]
 
 
 Baseline = Callable[[Seen, Roles, int], Any]
@@ -92,10 +107,16 @@ def _class_shares(seen: Seen, roles: Roles, seed: int) -> FloatArray:
     return majority_scores(seen.target[roles.train], len(roles.held), seen.classes)
 
 
-def _class_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    known, chosen, unseen = seen.components(roles)
-    y = seen.target
-    return logistic_scores((known, y[roles.train]), (chosen, y[roles.validation]), unseen, seen.classes)
+_Described = Callable[[Seen, Roles], tuple[FloatArray, FloatArray, FloatArray]]
+
+
+def _classes_by(described: _Described) -> Baseline:
+    def scores(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+        known, chosen, unseen = described(seen, roles)
+        y = seen.target
+        return logistic_scores((known, y[roles.train]), (chosen, y[roles.validation]), unseen, seen.classes)
+
+    return scores
 
 
 def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
@@ -104,15 +125,21 @@ def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
     return np.tile(known.mean(0), (len(roles.held), 1))
 
 
-def _finding_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    known, chosen, unseen = seen.components(roles)
-    return logistic_findings((known, seen.target[roles.train]), (chosen, seen.target[roles.validation]), unseen)
+def _findings_by(described: _Described) -> Baseline:
+    def scores(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+        known, chosen, unseen = described(seen, roles)
+        return logistic_findings((known, seen.target[roles.train]), (chosen, seen.target[roles.validation]), unseen)
+
+    return scores
 
 
-def _number_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    known, chosen, unseen = seen.components(roles)
-    y = seen.target
-    return ridge_values((known, y[roles.train]), (chosen, y[roles.validation]), unseen)[:, None]
+def _numbers_by(described: _Described) -> Baseline:
+    def values(seen: Seen, roles: Roles, seed: int) -> FloatArray:
+        known, chosen, unseen = described(seen, roles)
+        y = seen.target
+        return ridge_values((known, y[roles.train]), (chosen, y[roles.validation]), unseen)[:, None]
+
+    return values
 
 
 def _images(seen: Seen, places: IntArray) -> Any:
@@ -138,9 +165,18 @@ def _blobs(seen: Seen, roles: Roles, seed: int) -> Any:
 
 
 BASELINES: dict[TaskKind, dict[str, Baseline]] = {
-    "classification": {PIXELS: _class_pixels, MAJORITY: _class_shares},
-    "multilabel": {PIXELS: _finding_pixels, MAJORITY: _means},
-    "regression": {PIXELS: _number_pixels, MAJORITY: _means},
+    "classification": {
+        PIXELS: _classes_by(Seen.components),
+        POSITION: _classes_by(Seen.placed),
+        MAJORITY: _class_shares,
+    },
+    "multilabel": {PIXELS: _findings_by(Seen.components), POSITION: _findings_by(Seen.placed), MAJORITY: _means},
+    "regression": {PIXELS: _numbers_by(Seen.components), POSITION: _numbers_by(Seen.placed), MAJORITY: _means},
     "segmentation": {PIXELS: _mask_pixels, MAJORITY: _no_mask},
     "detection": {PIXELS: _blobs, MAJORITY: _no_boxes},
 }
+
+
+def baselines_of(kind: TaskKind, positions: bool) -> dict[str, Baseline]:
+    """The baselines of a kind of task; the position's only where it is known, and then always."""
+    return {name: one for name, one in BASELINES[kind].items() if positions or name != POSITION}

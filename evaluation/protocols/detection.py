@@ -20,7 +20,7 @@ from torch.nn import functional
 from evaluation.protocols.detection_head import Answers, Detector
 from evaluation.protocols.detection_targets import centre_loss, flipped, targets_of
 from evaluation.protocols.detection_types import Detected
-from evaluation.protocols.finetune import optimiser_for, train_mode
+from evaluation.protocols.finetune import optimiser_for, settle, train_mode
 from evaluation.protocols.steps import batches, set_rate, take_step
 from evaluation.protocols.trial import Trial
 from foundation.errors import StudyError
@@ -78,6 +78,7 @@ def _fit(network: Detector, train: Train, trial: Trial, seed: int) -> None:
         images, boxes = flipped(shown[chosen], [truth[place] for place in chosen], augmentation.preset, views)
         answers = network(augmentation.plain(images.to(trial.device)))
         take_step(network, optimiser, centre_loss(answers, targets_of(boxes, trial.classes, trial.image.size)))
+    settle(network.encoder, shown, trial)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from foundation.randomness import numpy_generator, seeded_torch, stream_seed, to
 from foundation.schedules import warmup_cosine
 from imaging.views.augment import Augmentation
 from ssl_methods.encoders.outputs import feature_dim, features
+from ssl_methods.encoders.statistics import estimate_statistics, plain_batches
 from ssl_methods.encoders.timm_encoders import layer_depths
 
 SCORED_AT_ONCE = 256
@@ -130,6 +131,16 @@ def train(
             loss = _LOSS[outcome](classifier(view), labels[chosen].to(trial.device))
             take_step(classifier, optimiser, loss)
             step += 1
+    settle(classifier.encoder, images, trial)
+
+
+def settle(encoder: nn.Module, images: Tensor, trial: Trial) -> None:
+    """Give trained BatchNorm layers the statistics of the training images at the final weights, in place.
+
+    The running ones are, after few steps, mostly those of other weights: of the start, or of another training.
+    """
+    batches = plain_batches(len(images), lambda chosen: images[chosen], trial.image, trial.device)
+    estimate_statistics(encoder, batches, trained_only=True)
 
 
 @torch.no_grad()

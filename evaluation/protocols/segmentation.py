@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evaluation.protocols.finetune import optimiser_for
+from evaluation.protocols.finetune import optimiser_for, settle
 from evaluation.protocols.steps import batches, set_rate, take_step
 from evaluation.protocols.trial import Trial
 from foundation.randomness import seeded_torch, stream_seed, torch_generator
@@ -129,6 +129,7 @@ def decoder_masks(train: tuple[Images, Mask], test: Images, trial: Trial) -> Mas
 
         optimiser = optimiser_for(network, settings.learning_rate, settings.layer_decay, settings.weight_decay)
         fit(network, optimiser, logits, len(shown), trial, seed)
+    settle(network.encoder, shown, trial)
     network.eval()
     return _likeliest((network(images) for images in _standardised(test, trial)), train[1])
 

@@ -49,6 +49,7 @@ _CONTRAST_ORDER = (
     "pretrained-init",
     "random",
     "pixels",
+    "position",
     "local-only",
     "centralised",
     "supervised",
@@ -130,7 +131,7 @@ def _contrast(
         there=number(there.value) if there else "a figure that is not on record",
         who=who,
         title=_name(folder, arm.kind, arm.short),
-        baseline=baseline_wording(Role.PIXELS, folder.kind),
+        baseline=baseline_wording(Role.POSITION if kind == Role.POSITION else Role.PIXELS, folder.kind),
         base=NAMES[folder.baseline] if folder.about_one else _name(folder, arm.kind, arm.short),
         apart=_apart(figure),
         bracket=_bracket(figure, verdict),
@@ -142,7 +143,7 @@ def _contrast(
 
 def _name(folder: RunFolder, role: Role, title: str) -> str:
     """The other arm within a sentence."""
-    if role in (Role.PIXELS, Role.MAJORITY):
+    if role in (Role.PIXELS, Role.POSITION, Role.MAJORITY):
         return baseline_wording(role, folder.kind)
     if not folder.about_one:
         return title if role in (*LEADS, Role.OTHER) else title[0].lower() + title[1:]
@@ -182,9 +183,7 @@ def answer(found: list[Contrast], folder: RunFolder, query: MetricQuery) -> list
     lines = [by_kind[BASELINE].sentence if BASELINE in by_kind else _no_answer(folder, query)]
     if together := tally(found, equal_in(trained_arms(folder.arms))):
         lines.append(together)
-    if "pixels" in by_kind:
-        lines.append(by_kind["pixels"].sentence)
-    return lines
+    return lines + [by_kind[kind].sentence for kind in ("pixels", "position") if kind in by_kind]
 
 
 def _no_answer(folder: RunFolder, query: MetricQuery) -> str:

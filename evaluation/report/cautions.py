@@ -8,6 +8,7 @@ import yaml
 from evaluation.protocols.table import PROTOCOLS
 from evaluation.report.answers import Contrast, worth_telling
 from evaluation.report.run_folder import RunFolder
+from evaluation.report.sentences import Verdict
 from evaluation.statistics.metric_values import MetricQuery, arm_figures, metric_title, protocol_title
 from evaluation.statistics.multiple import holm_sentence
 from evaluation.tasks.leaks import leak_caution
@@ -53,6 +54,7 @@ def cautions(folder: RunFolder, query: MetricQuery, found: list[Contrast]) -> li
     """Heading and text of every caution that applies, the gravest first."""
     return [
         *_on_purpose(folder),
+        *_on_position(query, found),
         *_on_size(folder, query, found),
         *_on_arms(folder, query),
         *_on_data(folder),
@@ -75,6 +77,17 @@ def _on_purpose(folder: RunFolder) -> Iterator[tuple[str, str]]:
             "One task.",
             f"The encoder{'s were' if len(folder.leads) > 1 else ' was'} judged on a single task{name}; on another the "
             "order may differ.",
+        )
+
+
+def _on_position(query: MetricQuery, found: list[Contrast]) -> Iterator[tuple[str, str]]:
+    reached = [item for item in found if item.kind == "position" and item.verdict is not Verdict.BETTER]
+    if reached:
+        yield (
+            "Position answers it as well.",
+            "An encoder is not above what an image’s position in its series says without the image. Its "
+            f"{metric_title(query.metric)} is no evidence that it sees the finding: look at the figures within "
+            "patients and at the same position, or at another task.",
         )
 
 

@@ -44,7 +44,7 @@ from evaluation.tasks.leaks import leak_sentence
 from foundation.files import write_text
 
 REPORT_NAME = "report.html"
-_TOLD_FIRST = (BASELINE, "pixels", "local-only")
+_TOLD_FIRST = (BASELINE, "pixels", "position", "local-only")
 """Kinds that the answer speaks of where one encoder is in question."""
 _TOLD_OF_SEVERAL = (BASELINE, RIVAL, "pixels")
 

@@ -33,6 +33,7 @@ KIND_STYLES: Mapping[str, tuple[str, str, str]] = {
     "supervised": ("#D55E00", "v", "-"),
     "random": ("#66707a", "P", "--"),
     "pixels": ("#000000", "X", ":"),
+    "position": ("#7A6A00", "<", ":"),
     "majority": ("#9aa1a8", "*", ":"),
 }
 

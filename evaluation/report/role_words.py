@@ -28,6 +28,16 @@ _BASELINES: dict[Role, dict[str, tuple[str, str]]] = {
             "a logistic regression on blobs of dark and bright pixels",
         ),
     },
+    Role.POSITION: {
+        "classification": (
+            "Position in the series: no image is looked at",
+            "a logistic regression on an image’s position in its series",
+        ),
+        "regression": (
+            "Position in the series: no image is looked at",
+            "a ridge regression on an image’s position in its series",
+        ),
+    },
     Role.MAJORITY: {
         "classification": ("Majority class: no image is looked at", "always answering the majority class"),
         "multilabel": ("Shares: each finding by its frequency", "answering each finding by its frequency"),

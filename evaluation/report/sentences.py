@@ -17,7 +17,7 @@ class Verdict(StrEnum):
 # "named" is for pages on several encoders, or on one that is not federated.
 # {metric}, {own}: the federated encoder’s figure; {there}: the other's; {units}: patients or image clusters;
 # {apart}: "0.05 above", "0.05 below"; {bracket}: " (95 % interval 0.02 to 0.09)"; {why}: why there is none;
-# {baseline}: what is done with pixels alone.
+# {baseline}: what is done with pixels, or position, alone.
 _LEAD = "on unseen {units} the federated encoder’s {metric} is {own}, {apart} {base}"
 SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
     "baseline": {
@@ -35,6 +35,16 @@ SENTENCES: Mapping[str, Mapping[Verdict, str]] = {
         "at all, reaches {there}; the encoder is {apart} that{bracket}.",
         Verdict.NO_INTERVAL: "We cannot tell it from simple pixels: {baseline}, with no pretraining "
         "at all, reaches {there}; the encoder is {apart} that, with {why}.",
+    },
+    "position": {
+        Verdict.BETTER: "It does better than position alone: {baseline}, which sees no image, "
+        "reaches {there}; the encoder is {apart} that{bracket}.",
+        Verdict.WORSE: "Position alone does better: {baseline}, which sees no image, "
+        "reaches {there}; the encoder is {apart} that{bracket}.",
+        Verdict.UNCLEAR: "We cannot tell it from position alone: {baseline}, which sees no image, "
+        "reaches {there}; the encoder is {apart} that{bracket}.",
+        Verdict.NO_INTERVAL: "We cannot tell it from position alone: {baseline}, which sees no image, "
+        "reaches {there}; the encoder is {apart} that, with {why}.",
     },
     "centralised": {
         Verdict.BETTER: "It did better than centralised training: {apart} {there}{bracket}.",

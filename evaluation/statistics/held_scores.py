@@ -21,6 +21,7 @@ class Metric:
     estimate: a frame with the columns patient, strata and those of its kind of task; NaN where it is not defined.
     within_fold: rows of two folds' models cannot be held against each other (an order of scores), so that the figure is
     the mean over folds. bounded: in [0, 1], so that its interval is made on the logit scale. biased: why it has none.
+    optional: no row where it is not defined.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Metric:
     bounded: bool = True
     less_is_better: bool = False
     biased: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)

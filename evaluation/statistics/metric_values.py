@@ -15,6 +15,8 @@ METRIC_TITLES = {
     "r2": "R²",
     "dice": "Dice",
     "map50": "mAP at IoU .5",
+    "auroc_within_patients": "AUROC within patients",
+    "auroc_at_position": "AUROC at the same position",
     "auprc": "AUPRC",
     "balanced_accuracy": "Balanced accuracy",
     "f1": "F1",

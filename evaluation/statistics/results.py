@@ -35,6 +35,8 @@ def rows_of(scores: Scores, metrics: Sequence[Metric], config: RunEvaluation, fi
         where = {"site": site, "seed": of_seed, "n": scores.at(role, site).patients()}
         for metric in metrics:
             estimate = estimated(metric, cells)
+            if estimate is None and metric.optional:
+                continue
             rows.append(table_row(config, fixed, where, metric, estimate, note=_place_note(metric, cells)))
             if role == TEST and site != ALL and estimate is not None:
                 by_site[metric.name][site] = estimate

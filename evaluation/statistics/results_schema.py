@@ -27,13 +27,14 @@ class Role(StrEnum):
     SUPERVISED = "supervised"
     RANDOM = "random"
     PIXELS = "pixels"
+    POSITION = "position"
     MAJORITY = "majority"
     OTHER = "other"
 
 
 LEADS = (Role.FEDERATED, Role.PRETRAINED)
 """Encoders in question: the others are what they are held against."""
-BESIDE = (Role.PIXELS, Role.MAJORITY, Role.SUPERVISED)
+BESIDE = (Role.PIXELS, Role.POSITION, Role.MAJORITY, Role.SUPERVISED)
 """They stand beside every protocol, under one of their own: they are no features to be probed."""
 
 

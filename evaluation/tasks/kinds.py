@@ -20,6 +20,7 @@ from evaluation.statistics.intervals import (
     mean,
     patient_mean,
 )
+from evaluation.statistics.matched_auc import auc_at_position, auc_within_patients
 from evaluation.tasks.average_precision import average_precision, thresholds_of
 from evaluation.tasks.metrics import auprc, balanced_accuracy, calibration_error, f1
 from evaluation.tasks.overlap import patient_dice, patient_distance
@@ -53,11 +54,23 @@ def _classification(config: RunEvaluation, classes: tuple[str, ...]) -> tuple[Me
     bins = config.calibration_bins
     return (
         Metric("AUROC", lambda frame: auc(scored(frame)), within_fold=True),
+        Metric("AUROC_within_patients", lambda frame: auc_within_patients(scored(frame)), optional=True),
+        Metric(
+            "AUROC_at_position",
+            lambda frame: auc_at_position(scored(frame), _positions(frame)),
+            within_fold=True,
+            optional=True,
+        ),
         Metric("AUPRC", decided(auprc), within_fold=True),
         Metric("balanced_accuracy", decided(balanced_accuracy)),
         Metric("F1", decided(f1)),
         Metric("ECE", decided(partial(calibration_error, bins=bins)), less_is_better=True, biased=BIASED_ECE),
     )
+
+
+def _positions(frame: pd.DataFrame) -> np.ndarray:
+    """Where each image lies in its series; NaN where that is not known."""
+    return np.asarray(frame.get("position", np.full(len(frame), np.nan)), dtype=np.float64)
 
 
 def _patients(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

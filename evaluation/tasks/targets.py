@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from evaluation.config import EvaluationConfig
 from evaluation.statistics.intervals import IntArray
 from evaluation.tasks.label_checks import no_test_images, unknown_classes
+from evaluation.tasks.positions import relative_positions
 from foundation.errors import DataError, nearest
 from imaging.annotations.boxes import listed_boxes
 from imaging.listing.splits import HELD, check_splits
@@ -29,7 +30,8 @@ class Images:
     rows: ``[N]`` places in the manifest; image, patient, site: ``[N]`` text; classes: names of what is told apart
     (regression: none). codes: int64 ``[N]`` (classification), ``[N, K]`` of 0 and 1 (multilabel), else None; numbers:
     float64 ``[N]`` (regression), else None. Masks and boxes depend on the image's frame: ``Inputs.target`` has them.
-    roles: for each fold ``[N]`` train, validation, test, left-out or "".
+    roles: for each fold ``[N]`` train, validation, test, left-out or "". position: ``[N]`` in its series, 0 to 1, NaN
+    where an image has none, or None (``tasks.positions``).
     """
 
     rows: IntArray
@@ -40,6 +42,7 @@ class Images:
     roles: Mapping[int, NDArray[np.str_]]
     codes: IntArray | None = None
     numbers: NDArray[np.float64] | None = None
+    position: NDArray[np.float64] | None = None
 
     @property
     def y(self) -> IntArray:
@@ -81,6 +84,7 @@ class Images:
             roles={fold: roles[keep] for fold, roles in self.roles.items()},
             codes=None if self.codes is None else self.codes[keep],
             numbers=None if self.numbers is None else self.numbers[keep],
+            position=None if self.position is None else self.position[keep],
         )
 
 
@@ -99,6 +103,7 @@ def label_images(table: pd.DataFrame, splits: pd.DataFrame, config: EvaluationCo
         image = image + kept["slice"].map(lambda s: "" if pd.isna(s) else f"#{s}")
     site = kept["site"].fillna("").astype(str) if "site" in kept else pd.Series([""] * len(kept))
     classes, codes, numbers = _targets(kept, config)
+    position = relative_positions(table)
     roles = patient_roles(splits)
     images = Images(
         rows=rows,
@@ -109,6 +114,7 @@ def label_images(table: pd.DataFrame, splits: pd.DataFrame, config: EvaluationCo
         roles={fold: np.array([role.get(p, "") for p in patients], np.str_) for fold, role in roles.items()},
         codes=codes,
         numbers=numbers,
+        position=None if position is None else position[rows],
     )
     _check_roles(images, roles, config)
     if config.aggregate != "none":

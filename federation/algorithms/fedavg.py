@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from federation.algorithms.algorithm import Algorithm, Contribution, State, Weights, average
+from federation.algorithms.statistics import merged
 from federation.algorithms.table import AlgorithmConfig
 
 
@@ -20,5 +21,7 @@ class FedAvg(Algorithm, name="fedavg"):
     config: FedAvgConfig
 
     def aggregate(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
-        """Average every tensor over the sites."""
-        return {name: average(name, like, contributions) for name, like in weights.items()}, {}
+        """Average every parameter over the sites, and merge their statistics."""
+        statistics = merged(weights, contributions)
+        averaged = {n: average(n, like, contributions) for n, like in weights.items() if n not in statistics}
+        return {name: (averaged | statistics)[name] for name in weights}, {}

@@ -1,8 +1,8 @@
 """Flower's own strategies, through one adapter and an explicit table of those tested.
 
 What an entry of the table has to say: how the strategy is made, how few replies it can take, which of its attributes
-are state to checkpoint. Flower's strategies see only float32 parameters; counters and normalisation statistics are
-averaged by us, because a server optimiser must not step a variance and a median of counters means nothing.
+are state to checkpoint. Flower's strategies see only float32 parameters; normalisation statistics are merged and
+counters averaged by us, because a server optimiser must not step a variance and a median of counters means nothing.
 """
 
 from abc import abstractmethod
@@ -25,6 +25,7 @@ from federation.algorithms.algorithm import (
     average,
     is_parameter,
 )
+from federation.algorithms.statistics import merged
 from federation.algorithms.table import AlgorithmConfig
 from federation.flower.private_identity import reply_as_received
 from federation.flower.records import tensors_to_arrays
@@ -42,7 +43,7 @@ class FlowerStrategy(Algorithm):
         """The Flower strategy as this study sets it."""
 
     def aggregate(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
-        """Let the strategy make the parameters; average the rest. Results have the declared types."""
+        """Let the strategy make the parameters, merge statistics, average the rest. Results have the declared types."""
         parameters = {name: value for name, value in weights.items() if is_parameter(name, value)}
         strategy: Any = self.strategy()
         rounds = int(state[_ROUNDS]) if _ROUNDS in state else 0
@@ -54,9 +55,9 @@ class FlowerStrategy(Algorithm):
         arrays, _ = strategy.aggregate_train(rounds + 1, replies)
         if arrays is None:
             raise ValueError("Flower's strategy made no weights from the replies it was given")
-        aggregated = {
-            name: average(name, like, contributions) for name, like in weights.items() if name not in parameters
-        }
+        aggregated = merged(weights, contributions)
+        rest = weights.keys() - parameters.keys() - aggregated.keys()
+        aggregated |= {name: average(name, weights[name], contributions) for name in rest}
         for name, like in parameters.items():
             aggregated[name] = torch.from_numpy(np.array(arrays[name].numpy())).to(like.dtype)
         return {name: aggregated[name] for name in weights}, self._state_of(strategy, rounds + 1)

@@ -121,7 +121,7 @@ def _progress(status: Status, now: float, alive: bool) -> Text:
     if not status.round:
         return Text(f"{status.rounds} rounds, none begun yet")
     mean, lasted = status.mean_round, max(0.0, now - status.round_started)
-    parts = [f"round {status.round} of {status.rounds}"]
+    parts = [f"round {min(status.round, status.rounds)} of {status.rounds}"]
     if status.stage == TRAINING and alive:
         parts[0] += f", for {span(lasted)}"
         to_come = "known after a round"

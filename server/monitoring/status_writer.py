@@ -23,7 +23,9 @@ _BEAT_S = 5.0
 State = Literal["not asked", "in work", "answered", "failed"]
 STATES: tuple[State, ...] = get_args(State)
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
-_EARLIER, _LATER = ("starting", "waiting for sites"), ("evaluating at the sites", "delivering the weights")
+STATISTICS = "estimating statistics"
+_EARLIER = ("starting", "waiting for sites")
+_LATER = (STATISTICS, "evaluating at the sites", "delivering the weights")
 STAGES = (*_EARLIER, TRAINING, PAUSED, *_LATER, FINISHED)
 
 
@@ -132,7 +134,8 @@ class StatusWriter:
         for name in sites:
             site = self._site(name)
             site.state, site.reason = "not asked", ""
-        self.phase(f"round {round_} of {self.status.rounds}")
+        is_training = round_ <= self.status.rounds
+        self.phase(f"round {round_} of {self.status.rounds}" if is_training else STATISTICS)
 
     def online(self, admitted: Sequence[str], online: Mapping[str, int]) -> None:
         """Who is admitted, and who is there now."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from federation.study import Study, study_from
-from server.judge import UpdateScreening, judge_together, update_norm
+from server.judge import UpdateScreening, judge_statistics, judge_together, update_norm
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -144,3 +144,34 @@ def test_each_site_is_in_or_out_and_a_majority_is_never_out_by_the_median(
     by_median = [reason for reason in verdict.left_out.values() if "median" in reason]
     assert len(by_median) <= len(norms) / 2
     assert all(norm <= bound * (1 + 1e-9) for norm in verdict.norms.values())
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A site whose weights are those sent, or not, with statistics of its own."""
+
+    site: str
+    mean: float
+    moved: float = 0.0
+    images: int = 1
+
+    def tensor(self, name: str) -> Tensor:
+        return {"w": torch.tensor([self.moved]), "bn.running_mean": torch.tensor([self.mean])}.get(
+            name, torch.tensor([1.0])
+        )
+
+
+def test_far_statistics_and_changed_weights_are_left_out_and_named() -> None:
+    sent = {"w": torch.zeros(1), "bn.running_mean": torch.zeros(1), "bn.running_var": torch.ones(1)}
+    sites: list[Any] = [
+        Statistics("A", 1.0),
+        Statistics("B", 2.0),
+        Statistics("C", 30.0),
+        Statistics("D", 1.5, moved=1e-6),
+    ]
+    assert judge_statistics(sites, sent, study()).left_out == {
+        "C": "BatchNorm statistics are 15 times as far off as the median (rounds.norm_factor)",
+        "D": "changed weights in the exchange that only estimates statistics",
+    }
+    assert judge_statistics(sites[1:3], sent, study()).left_out == {}
+    assert set(judge_together(sites[:3], sent, study(), {}).left_out) == {"C"}

@@ -116,13 +116,13 @@ def statistics(mean: float, var: float, batches: int) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("algorithm", [FedAdam(CONFIG), FedMedian(FedMedianConfig())], ids=["fedadam", "fedmedian"])
-def test_norm_statistics_and_counters_are_averaged(contributions: Make, algorithm: Any) -> None:
+def test_norm_statistics_are_merged_and_counters_averaged(contributions: Make, algorithm: Any) -> None:
     """Stepping a variance with Adam can make it negative; a median of counters means nothing."""
     before = statistics(0.0, 1.0, 0)
     replies = contributions((1, statistics(1.0, 2.0, 4)), (1, statistics(3.0, 6.0, 5)), (2, statistics(8.0, 8.0, 9)))
     weights, state = algorithm.aggregate(before, replies, {})
     assert weights["bn.running_mean"].tolist() == [5.0, 5.0]  # (1 + 3 + 16) / 4
-    assert weights["bn.running_var"].tolist() == [6.0, 6.0]
+    assert weights["bn.running_var"].tolist() == [15.5, 15.5]  # mean 6, and (16 + 4 + 18) / 4 between the sites
     assert weights["bn.num_batches_tracked"].item() == 7  # 27 / 4 = 6.75
     assert weights["bn.num_batches_tracked"].dtype == torch.int64
     assert list(weights) == list(before)
