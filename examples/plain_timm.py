@@ -2,6 +2,8 @@
 
 fedpretext export RUN --to timm
 python examples/plain_timm.py RUN/export/federated-fold-0-seed-0-timm IMAGE...
+
+An encoder with `norm: group` takes one argument more in create_model: the folder's README.md has the line.
 """
 
 import json

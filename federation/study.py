@@ -11,7 +11,7 @@ from evaluation.config import EvaluationConfig
 from federation.algorithms import AnyAlgorithmConfig
 from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import AnyPrivacyConfig, PatientPrivacyConfig
-from federation.privacy.rules import check_mean_only, check_patient_level, check_private
+from federation.privacy.rules import check_mean_only, check_no_statistics, check_patient_level, check_private
 from federation.secure_aggregation.config import SecureAggregationConfig
 from federation.study_hash import hash_of, training_hash_of
 from federation.training_config import RoundsConfig, TrainingConfig
@@ -75,7 +75,9 @@ class Study(Section):
             check_per_sample(self.method, self.encoder, self.image)
             check_patient_level(self.training, self.privacy)
         elif self.privacy is not None or self.secure_aggregation is not None:
-            check_mean_only(self.algorithm.name, secure=self.secure_aggregation is not None)
+            secure = self.secure_aggregation is not None
+            check_mean_only(self.algorithm.name, secure=secure)
+            check_no_statistics(self.encoder, secure=secure)
         return self
 
     def training_hash(self) -> str:

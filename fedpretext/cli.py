@@ -224,7 +224,8 @@ def encoders() -> None:
     from ssl_methods.encoders.table import ENCODERS
 
     for name, about in ENCODERS.items():
-        _print_entry(name, f"{about.summary} ({about.paper})")
+        norms = "; BatchNorm, or GroupNorm with encoder.norm: group" if about.batch_norm else ""
+        _print_entry(name, f"{about.summary} ({about.paper}){norms}")
 
 
 evaluation.export.commands.mount(app)

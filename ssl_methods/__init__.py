@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from foundation.configuration.by_name import ByName
 from foundation.errors import StudyError, nearest
 from imaging.config import ImageConfig
-from ssl_methods.encoders.table import EncoderConfig, require_dimensions, require_kind
+from ssl_methods.encoders.table import EncoderConfig, require_dimensions, require_kind, require_norm
 from ssl_methods.lookup import INSTALLED, method_type, register_method
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.table import METHODS
@@ -31,6 +31,7 @@ def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfi
     method, name = method_class(config), config.name
     require_kind(encoder.name, name, method.encoders)
     require_dimensions(encoder.name, image)
+    require_norm(encoder)
     if image.dimensions not in method.dimensions:
         volumes = [other for other, known in METHODS.items() if image.dimensions in known.dimensions]
         raise StudyError(

@@ -95,6 +95,9 @@ def test_lists(command: str, table: dict[str, Any], fedpretext: Call) -> None:
     for entry in table.values():
         assert entry.summary in text
         assert entry.paper in text
+    if command == "encoders":
+        norms = text.count("; BatchNorm, or GroupNorm with encoder.norm: group")
+        assert norms == sum(entry.batch_norm for entry in table.values()) > 0
 
 
 def test_methods_by_family_with_all_that_a_reader_chooses_by(fedpretext: Call) -> None:

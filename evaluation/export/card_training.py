@@ -45,7 +45,7 @@ def modality_word(source: Source) -> str:
 def what_it_is(source: Source) -> str:
     """Architecture, size, input and output."""
     image, encoder = source.image, source.build()
-    options = {name: value for name, value in source.config.model_dump(mode="json").items() if value and name != "name"}
+    options = source.config.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
     sides = " x ".join(map(str, image.shape[1:]))
     count = sum(weight.numel() for weight in encoder.parameters())
     kind = "volumes" if source.volumes else "images"

@@ -13,6 +13,7 @@ from evaluation.export.timm_folder import network_arguments, network_name, poole
 from foundation.files import write_json, write_text, write_with
 from imaging.config import ImageConfig
 from ssl_methods.encoders.outputs import feature_dim
+from ssl_methods.encoders.table import group_norm_options
 from ssl_methods.encoders.timm_encoders import timm_arguments
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -127,4 +128,7 @@ def _network(source: Source, encoder: nn.Module) -> dict[str, Any]:
         return {"_target_": network_name(encoder), **network_arguments(source)}
     arguments = timm_arguments(source.config.model_copy(update={"drop_path": 0.0}), source.image)
     arguments.pop("drop_path_rate", None)  # acts in training only
+    if source.config.norm == "group":
+        options = group_norm_options(source.config.name)
+        arguments["norm_layer"] = {"_target_": "timm.layers.GroupNormAct", "_mode_": "callable", **options}
     return {"_target_": "timm.create_model", "model_name": source.config.name, **arguments}

@@ -19,7 +19,7 @@ from foundation.tensor_files import save_tensors
 from imaging.config import ImageConfig
 from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.encoders.table import EncoderConfig, encoder_kind
-from ssl_methods.encoders.timm_encoders import timm_arguments, timm_line
+from ssl_methods.encoders.timm_encoders import norm_code, timm_arguments, timm_line
 from ssl_methods.encoders.volume_encoders import monai_arguments
 
 CONFIG_NAME = "config.json"
@@ -35,14 +35,16 @@ def loading(source: Source) -> str:
     if source.volumes:
         code = loading_code(source, WEIGHTS_NAME)
         return "\n".join(["With plain MONAI, in this folder:", "", "```python", *code, "```"])
+    norm = norm_code(source.config)  # config.json holds plain values only
     return "\n".join(
         [
             "With plain timm; `num_classes=2` gives it a fresh head for fine-tuning:",
             "",
             "```python",
+            *(["import functools", ""] if norm else []),
             "import timm",
             "",
-            'encoder = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+            f'encoder = timm.create_model("local-dir:FOLDER", pretrained=True{norm and ", " + norm}).eval()',
             "features = encoder(prepare(pixels))",
             "```",
         ]

@@ -4,6 +4,7 @@ from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import PatientPrivacyConfig
 from federation.training_config import TrainingConfig
 from foundation.errors import StudyError
+from ssl_methods.encoders.table import EncoderConfig, has_batch_norm
 
 _MEANS = ("fedavg", "fedprox")
 """Algorithms whose ``aggregate`` is FedAvg's: under masks it is not called, and a state would go to disk unnoised."""
@@ -42,6 +43,16 @@ def check_patient_level(training: TrainingConfig, privacy: PatientPrivacyConfig)
         )
     if training.precision == "bf16":
         raise StudyError("training.precision bf16: privacy by patient is computed in float32; set auto or float32")
+
+
+def check_no_statistics(encoder: EncoderConfig, *, secure: bool) -> None:
+    """StudyError for an encoder whose running statistics would stay at their start, as nothing covers them."""
+    if has_batch_norm(encoder):
+        what = "secure aggregation sums" if secure else "site-level privacy noises"
+        raise StudyError(
+            f"encoder {encoder.name!r} has BatchNorm, and {what} no running statistics, without which the encoder is "
+            "worth nothing: set encoder.norm: group, or choose an encoder without BatchNorm"
+        )
 
 
 def check_mean_only(algorithm: str, *, secure: bool) -> None:

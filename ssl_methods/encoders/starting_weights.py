@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from foundation import vision_import
 from foundation.errors import RunError, StudyError
@@ -137,10 +138,12 @@ def fit_weights(encoder: nn.Module, tensors: Mapping[str, Tensor], source: str =
     Two tensors may differ in shape: the first layer in its input channels (``adapt_channels``) and a ViT's position
     embedding in its grid (``adapt_positions``), which is taken over also where the file's is a learned one, and is as
     fixed as the one it replaces. Heads and class tokens have no place in an encoder here and are left out. StudyError
-    when no tensor matches, and when one matches by name, not by shape; nothing of the encoder is changed then.
+    when no tensor matches, when one matches by name, not by shape, and when the file's layers are normalised by the
+    batch and the encoder's are not, or the other way; nothing of the encoder is changed then.
     """
     own = encoder.state_dict()
     named, used = _best_names(encoder, dict(tensors))
+    _check_norms(encoder, named, source)
     new: dict[str, Tensor] = {}
     adapted = []
     for name, before in own.items():
@@ -187,6 +190,25 @@ def _best_names(encoder: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[st
     if efficientnet_names.is_foreign(tensors) and (renamed := efficientnet_names.timm_names(encoder, tensors)):
         return renamed, dict(zip(tensors, renamed, strict=True))
     return named, best
+
+
+def _check_norms(encoder: nn.Module, named: dict[str, Tensor], source: str) -> None:
+    """StudyError where a layer is BatchNorm in the file and GroupNorm in the encoder, or the other way.
+
+    The names are the same, but the scales that suit statistics over a batch do not suit those of a single image.
+    """
+    for name, layer in encoder.named_modules():
+        kept = f"{name}.running_var" in named
+        if isinstance(layer, nn.GroupNorm) and kept:
+            theirs, ours, norm = "BatchNorm", "GroupNorm", "own"
+        elif isinstance(layer, _BatchNorm) and f"{name}.weight" in named and not kept:
+            theirs, ours, norm = "a norm without running statistics", "BatchNorm", "group"
+        else:
+            continue
+        raise StudyError(
+            f"weights {source}: layer {name!r} is {theirs} there and {ours} in this encoder, and weights that go with "
+            f"one do not suit the other; set encoder.norm: {norm}, or give weights of an encoder normalised as this one"
+        )
 
 
 def _adapted(encoder: nn.Module, name: str, value: Tensor, before: Tensor, source: str) -> Tensor:

@@ -1,7 +1,9 @@
 """Which encoders there are, and the section of a study that chooses one: known without torch or timm."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,6 +18,13 @@ VIT_FAMILY = "vision_transformer"
 CONVOLUTIONAL_FAMILIES = ("resnet", "resnetv2", "convnext", "densenet", "efficientnet", "regnet")
 SWIN_FAMILIES = ("swin_transformer", "swin_transformer_v2")
 """timm's model files of which models were tried here (tests/ssl_methods/encoders/test_timm_encoders.py)."""
+GROUP = 8
+"""Channels that GroupNorm normalises together.
+
+In Wu & He 2018, table 3, groups of 8 to 64 channels do about equally well, groups of 2 worse. Their other rule, 32
+groups everywhere, would leave 2 channels a group in a ResNet's first layers, and 32 does not divide the 24 channels of
+a tiered stem; 8 divides the widths of timm's encoders, which are rounded to it.
+"""
 
 
 class EncoderConfig(Section):
@@ -50,6 +59,11 @@ class EncoderConfig(Section):
         lt=1.0,
         description="Share of residual branches dropped in training, at the last block.",
     )
+    norm: Literal["own", "group"] = Field(
+        default="own",
+        description="own: the normalisation that the model has; group: GroupNorm, by 8 channels, in place of its "
+        "BatchNorm: no statistics of a batch, in training or kept for later.",
+    )
     frozen_blocks: int = Field(
         default=0,
         ge=0,
@@ -74,6 +88,7 @@ class Recommended:
     summary: str
     paper: str
     dimensions: int = 2
+    batch_norm: bool = False
 
 
 VIT_PAPER = "Dosovitskiy et al. 2021"
@@ -84,10 +99,10 @@ ENCODERS: dict[str, Recommended] = {
     "vit_small_patch16_224": Recommended("vit", "ViT, 12 blocks of 384: 21.7 M weights, one small GPU", DEIT_PAPER),
     "vit_base_patch16_224": Recommended("vit", "ViT, 12 blocks of 768: 85.8 M weights", VIT_PAPER),
     "resnet10t": Recommended(
-        "convolutional", "ResNet, 10 layers, tiered stem: 4.9 M weights, runs on a CPU", RESNET_PAPER
+        "convolutional", "ResNet, 10 layers, tiered stem: 4.9 M weights, runs on a CPU", RESNET_PAPER, batch_norm=True
     ),
-    "resnet18": Recommended("convolutional", "ResNet, 18 layers: 11.2 M weights", RESNET_PAPER),
-    "resnet50": Recommended("convolutional", "ResNet, 50 layers: 23.5 M weights", RESNET_PAPER),
+    "resnet18": Recommended("convolutional", "ResNet, 18 layers: 11.2 M weights", RESNET_PAPER, batch_norm=True),
+    "resnet50": Recommended("convolutional", "ResNet, 50 layers: 23.5 M weights", RESNET_PAPER, batch_norm=True),
     "swin_tiny_patch4_window7_224": Recommended(
         "swin", "Swin, windows of 7 x 7 patches: 27.5 M weights, one small GPU", "Liu et al. 2021"
     ),
@@ -115,7 +130,7 @@ def encoder_kind(name: str) -> Kind:
         raise StudyError(
             f"encoder {name!r} is not a timm model{nearest(name, known)}; `fedpretext encoders` lists recommended ones"
         )
-    family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    family = _family(name)
     if family == VIT_FAMILY:
         return "vit"
     if family in CONVOLUTIONAL_FAMILIES:
@@ -126,6 +141,48 @@ def encoder_kind(name: str) -> Kind:
         f"encoder {name!r} is of timm's family {family!r}; taken are {VIT_FAMILY}, "
         f"{', '.join((*CONVOLUTIONAL_FAMILIES, *SWIN_FAMILIES))}: choose a name from `fedpretext encoders`"
     )
+
+
+def _family(name: str) -> str:
+    """timm's model file."""
+    return str(vision_import.timm.models.model_entrypoint(name).__module__).rsplit(".", 1)[-1]
+
+
+def has_batch_norm(encoder: EncoderConfig) -> bool:
+    """Whether the encoder, as the study wants it, takes statistics from the batch; StudyError for an unknown name."""
+    return encoder.norm == "own" and _batch_normalised(encoder.name)
+
+
+@functools.cache
+def _batch_normalised(name: str) -> bool:
+    """Whether the model ``name`` itself has BatchNorm."""
+    if name in ENCODERS:  # told without timm
+        return ENCODERS[name].batch_norm
+    if encoder_kind(name) != "convolutional":
+        return False
+    import torch  # as timm has done already
+
+    with torch.device("meta"):
+        layers = vision_import.timm.create_model(name, num_classes=0).modules()
+    return any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in layers)
+
+
+def require_norm(encoder: EncoderConfig) -> None:
+    """StudyError when ``norm`` asks for GroupNorm in place of a BatchNorm that the encoder has not got."""
+    if encoder.norm == "group" and not _batch_normalised(encoder.name):
+        suits = [name for name, about in ENCODERS.items() if about.batch_norm]
+        raise StudyError(
+            f"encoder.norm group: {encoder.name!r} has no BatchNorm that GroupNorm could replace; leave norm out, or "
+            f"choose for example {suits[0]!r}"
+        )
+
+
+def group_norm_options(name: str) -> dict[str, Any]:
+    """Keyword arguments for timm's GroupNormAct, which the encoder ``name`` then has in place of BatchNorm.
+
+    It is normalisation and activation in one, as the BatchNorm of most families is; ResNets have theirs apart.
+    """
+    return {"group_size": GROUP} | ({"apply_act": False} if _family(name) == "resnet" else {})
 
 
 def require_kind(name: str, method: str, kinds: Sequence[Kind]) -> None:

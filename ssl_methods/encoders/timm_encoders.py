@@ -1,5 +1,6 @@
 """Encoders: plain timm models, so that what a study exports loads in timm without this project."""
 
+import functools
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,14 @@ from foundation.errors import StudyError
 from imaging.config import ImageConfig
 from ssl_methods.components.heads import grid_positions
 from ssl_methods.encoders.outputs import grid_shape
-from ssl_methods.encoders.table import VOLUME_ENCODERS, EncoderConfig, encoder_kind, require_dimensions
+from ssl_methods.encoders.table import (
+    VOLUME_ENCODERS,
+    EncoderConfig,
+    encoder_kind,
+    group_norm_options,
+    require_dimensions,
+    require_norm,
+)
 from ssl_methods.encoders.volume_encoders import (
     STAGES,
     build_volume_encoder,
@@ -24,7 +32,8 @@ from ssl_methods.encoders.volume_encoders import (
 def timm_arguments(config: EncoderConfig, image: ImageConfig) -> dict[str, Any]:
     """Keyword arguments of ``timm.create_model(config.name, ...)`` that give the study's 2-D encoder.
 
-    StudyError when an option is given that the encoder cannot follow.
+    All but ``norm_layer``, which is no plain value (``norm_code``). StudyError when an option is given that the encoder
+    cannot follow.
     """
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": image.channels}
     named = {"patch_size": "patch_size", "depth": "depth", "width": "embed_dim", "heads": "num_heads"}
@@ -77,6 +86,14 @@ def _monai_arguments(config: EncoderConfig, image: ImageConfig) -> dict[str, Any
     )
 
 
+def norm_code(config: EncoderConfig) -> str:
+    """How ``norm_layer=``, a further argument of ``timm.create_model``, is written in Python; "" where it is none."""
+    if config.norm == "own":
+        return ""
+    options = ", ".join(f"{name}={value!r}" for name, value in group_norm_options(config.name).items())
+    return f"norm_layer=functools.partial(timm.layers.GroupNormAct, {options})"
+
+
 def timm_line(config: EncoderConfig, image: ImageConfig) -> str:
     """The line of Python with which plain timm (or MONAI, in 3-D) loads the exported ``encoder.safetensors``."""
     if config.name in VOLUME_ENCODERS:
@@ -84,6 +101,8 @@ def timm_line(config: EncoderConfig, image: ImageConfig) -> str:
     arguments = timm_arguments(config, image) | {"checkpoint_path": "encoder.safetensors"}
     arguments.pop("drop_path_rate", None)  # has no weights and acts in training only
     written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    if norm := norm_code(config):
+        return f"import functools; encoder = timm.create_model({config.name!r}, {written}, {norm})"
     return f"encoder = timm.create_model({config.name!r}, {written})"
 
 
@@ -95,15 +114,20 @@ def build_encoder(config: EncoderConfig, image: ImageConfig) -> nn.Module:
     """
     encoder_kind(config.name)  # an unknown name is told before what does not fit it
     require_dimensions(config.name, image)
+    require_norm(config)
     if config.name in VOLUME_ENCODERS:
         return _frozen(build_volume_encoder(config.name, _monai_arguments(config, image)), config)
     arguments = timm_arguments(config, image)
     if encoder_kind(config.name) == "vit":
         _check_vit(config, image)
+    if config.norm == "group":
+        norm = cast(Any, vision_import.timm.layers).GroupNormAct
+        arguments["norm_layer"] = functools.partial(norm, **group_norm_options(config.name))
     try:
         encoder: nn.Module = vision_import.timm.create_model(config.name, **arguments)
     except (TypeError, AssertionError) as error:
-        raise StudyError(f"encoder {config.name!r} cannot be built as the study says: {error}") from error
+        norms = ", with norm: group (leave it out, or choose another encoder)" if config.norm == "group" else ""
+        raise StudyError(f"encoder {config.name!r} cannot be built as the study says{norms}: {error}") from error
     if isinstance(encoder, vision_import.VisionTransformer):
         _fix_positions(encoder)
         cast(Any, encoder.patch_embed).strict_img_size = False  # the small crops of multi-crop: see patch_tokens

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn import functional
 
 from foundation.vision_import import timm
@@ -79,10 +80,13 @@ def grouping(groups: Tensor, count: int) -> Grouping:
 
 @dataclass
 class Call:
-    """One call of a layer: its input ``[R, ...]``, detached, and its output, whose gradient is asked for."""
+    """One call of a layer: its input ``[R, ...]``, detached, and its output, whose gradient is asked for.
+
+    The output is its place in autograd's graph, for an activation may overwrite the tensor.
+    """
 
     input: Tensor
-    output: Tensor
+    output: GradientEdge
 
 
 @dataclass
@@ -298,10 +302,24 @@ def _layer_norm(watched: Watched, slopes: Slopes, images: int) -> LayerGradients
 def _group_norm(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
     layer, own = watched.layer, []
     for seen, slope in slopes:
+        if isinstance(layer, _TIMM.GroupNormAct):
+            slope = _before_activation(watched, seen, slope)
         scaled = slope * functional.group_norm(seen, layer.num_groups, None, None, layer.eps)
         own.append([_by_image(each.flatten(2), images).sum(dim=(1, 3)) for each in (scaled, slope)])
     weight, bias = (torch.stack(each).sum(dim=0) for each in zip(*own, strict=True))
     return Small(watched, weight=weight, bias=bias)
+
+
+def _before_activation(watched: Watched, seen: Tensor, slope: Tensor) -> Tensor:
+    """The gradient of what the activation in a GroupNormAct got, from that of what it gave."""
+    layer = watched.layer
+    if not isinstance(layer.drop, nn.Identity):
+        raise ValueError(f"{watched.name}: a normalisation that drops")
+    given = functional.group_norm(seen, layer.num_groups, layer.weight, layer.bias, layer.eps).detach()
+    with torch.enable_grad():
+        given.requires_grad_()
+        (found,) = torch.autograd.grad(layer.act(given.clone()), given, slope)  # a copy, which it may overwrite
+    return found
 
 
 def _layer_scale(watched: Watched, slopes: Slopes, images: int) -> LayerGradients:
@@ -318,6 +336,7 @@ LAYERS: dict[type[nn.Module], Callable[[Watched, Slopes, int], LayerGradients]] 
     nn.LayerNorm: _layer_norm,
     _TIMM.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
+    _TIMM.GroupNormAct: _group_norm,
     _TIMM.LayerScale: _layer_scale,
 }
 """The known layers, exactly these classes: a class derived from one may compute something else."""

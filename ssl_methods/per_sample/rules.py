@@ -7,7 +7,7 @@ from torch import nn
 
 from foundation.errors import StudyError
 from imaging.config import ImageConfig
-from ssl_methods.encoders.table import EncoderConfig, encoder_kind
+from ssl_methods.encoders.table import EncoderConfig, encoder_kind, has_batch_norm
 from ssl_methods.encoders.timm_encoders import build_encoder
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.per_sample.sample_gradients import trained_layers
@@ -53,15 +53,17 @@ def _check_method(name: str) -> None:
 
 
 def _check_encoder(encoder: EncoderConfig, image: ImageConfig) -> None:
-    kind = encoder_kind(encoder.name)
-    if kind != "vit":
-        reason = (
-            "has BatchNorm, or was not tested to give each image's own gradient"
-            if kind == "convolutional"
-            else "was not tested to give each image's own gradient"
+    suits = "vit_tiny_patch16_224 or another plain ViT" if image.dimensions == 2 else "monai_vit"
+    if has_batch_norm(encoder):
+        raise StudyError(
+            f"encoder {encoder.name!r} has BatchNorm, which mixes the images of a batch: with privacy by patient set "
+            f"encoder.norm: group, or choose {suits}"
         )
-        suits = "vit_tiny_patch16_224 or another plain ViT" if image.dimensions == 2 else "monai_vit"
-        raise StudyError(f"encoder {encoder.name!r} {reason}: with privacy by patient choose {suits}")
+    if encoder_kind(encoder.name) != "vit" and encoder.norm != "group":
+        raise StudyError(
+            f"encoder {encoder.name!r} was not tested to give each image's own gradient: with privacy by patient "
+            f"choose {suits}"
+        )
     if encoder.drop_path > 0:
         raise StudyError(
             f"encoder.drop_path {encoder.drop_path} draws from a seed inside the network, and privacy by patient "
@@ -73,7 +75,7 @@ def _check_encoder(encoder: EncoderConfig, image: ImageConfig) -> None:
 
 @functools.cache
 def _check_layers(encoder: EncoderConfig, image: ImageConfig) -> None:
-    """StudyError where a ViT of timm's has trained weights outside the known layers."""
+    """StudyError where an encoder of timm's has trained weights outside the known layers."""
     with torch.device("meta"):
         network: nn.Module = build_encoder(encoder, image)
     try:

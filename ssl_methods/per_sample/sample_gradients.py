@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_methods.method import Method, Views
@@ -116,7 +117,7 @@ def _noting(watched: Watched) -> Any:
         if not torch.is_grad_enabled():
             return None
         given = output if output.requires_grad else output.detach().requires_grad_()
-        watched.calls.append(Call(inputs[0].detach(), given))
+        watched.calls.append(Call(inputs[0].detach(), get_gradient_edge(given)))
         return given
 
     return note

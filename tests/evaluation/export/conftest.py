@@ -27,6 +27,10 @@ ENCODERS: dict[str, tuple[EncoderConfig, ImageConfig]] = {
         ImageConfig(modality="mri", size=32, channels=2),
     ),
     "resnet": (EncoderConfig(name="resnet10t"), ImageConfig(modality="x-ray", size=32, channels=1)),
+    "resnet_group": (
+        EncoderConfig(name="resnet10t", norm="group"),
+        ImageConfig(modality="x-ray", size=32, channels=1),
+    ),
     "swin": (
         EncoderConfig(name="swin_tiny_patch4_window7_224", depth=1, width=8, heads=1),
         ImageConfig(modality="endoscopy", size=64, channels=3),

@@ -32,7 +32,7 @@ def parsed(folder: Path) -> Any:
     return parser
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", "monai_vit", "monai_swin"])
+@pytest.mark.parametrize("name", ["vit", "swin", "resnet_group", "monai_vit", "monai_swin"])
 def test_the_configuration_gives_the_encoders_features(make_source: MakeSource, tmp_path: Path, name: str) -> None:
     source = make_source(name)
     write_folder(source, tmp_path, "card")

@@ -24,7 +24,7 @@ from ssl_methods.encoders.timm_encoders import build_encoder
 from ...tiers import slow
 
 Export = Callable[[str], tuple[Source, Path]]
-ALL = ("vit", "resnet", "swin", "monai_vit", "monai_swin")
+ALL = ("vit", "resnet", "resnet_group", "swin", "monai_vit", "monai_swin")
 FLAT = ("vit", "resnet", "swin")
 
 
@@ -46,7 +46,7 @@ def plain_images(source: Source, count: int = 3) -> torch.Tensor:
     return Augmentation(source.image).plain(torch.from_numpy(noise))
 
 
-@pytest.mark.parametrize("name", ["vit", slow("monai_vit")])
+@pytest.mark.parametrize("name", ["vit", slow("monai_vit"), slow("resnet_group")])
 def test_the_cards_code_gives_the_encoders_features_without_this_project(
     export: Export,
     name: str,
@@ -59,7 +59,7 @@ def test_the_cards_code_gives_the_encoders_features_without_this_project(
     names: dict[str, Any] = {}
     exec((folder / "README.md").read_text().split("```python\n")[2].split("```")[0], names)
     with torch.no_grad():
-        expected = features(source.build(), names["prepare"](pixels))
+        expected = features(plainly_laid_out(source), names["prepare"](pixels))
     assert found.shape == (1, feature_dim(source.build()))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -79,6 +79,20 @@ def test_timm_builds_the_same_encoder_from_the_folder(export: Export, name: str)
     own, theirs = source.build().state_dict(), encoder.state_dict()
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[key], theirs[key]) for key in own)
+
+
+def test_the_cards_line_builds_an_encoder_with_group_norm(export: Export) -> None:
+    """config.json has no place for it: without the card's argument timm finds no statistics in the file and stops."""
+    source, folder = export("resnet_group")
+    names: dict[str, Any] = {}
+    lines = loading(source).replace("FOLDER", str(folder)).split("```python\n")[1].split("```")[0]
+    exec(lines.split("features =")[0], names)
+    images = plain_images(source)
+    with torch.no_grad():
+        assert torch.equal(names["encoder"](images), plainly_laid_out(source)(images))
+    assert "`resnet10t` (norm group)" in (folder / "README.md").read_text()
+    with pytest.raises(RuntimeError, match="running_mean"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
 @pytest.mark.parametrize("name", FLAT)

@@ -14,6 +14,8 @@ from foundation.errors import StudyError
 PATIENT = {"unit": "patient", "epsilon": 8, "delta": 1e-3, "patients": 36, "patients_per_step": 8}
 SITE = {"unit": "site", "epsilon": 8, "delta": 1e-3, "sites": 40, "clip": 0.5}
 SECURE = {"largest_value": 1.0}
+RESNET = {"encoder": {"name": "resnet10t"}, "method": {"name": "rotation"}}
+GROUPED = RESNET | {"encoder": {"name": "resnet10t", "norm": "group"}}
 TRAINING = {"epochs": None, "steps": 50, "batch": 4, "precision": "float32"}
 EVALUATED = {"label": "label", "classes": ["no", "yes"]}
 
@@ -75,6 +77,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"privacy": SITE | {"delta": 0.005}},
         "delta 0.005 with 40 sites: at most 1 / (10 x sites), 2.5e-03",
     ),
+    "BatchNorm by patient": (
+        {"privacy": PATIENT, **RESNET},
+        "encoder 'resnet10t' has BatchNorm, which mixes the images of a batch: with privacy by patient set "
+        "encoder.norm: group, or choose vit_tiny_patch16_224 or another plain ViT",
+    ),
+    "BatchNorm by site": (
+        {"privacy": SITE, **RESNET},
+        "encoder 'resnet10t' has BatchNorm, and site-level privacy noises no running statistics, without which the "
+        "encoder is worth nothing: set encoder.norm: group, or choose an encoder without BatchNorm",
+    ),
+    "BatchNorm under masks": (
+        {"secure_aggregation": SECURE, **RESNET},
+        "encoder 'resnet10t' has BatchNorm, and secure aggregation sums no running statistics, without which the "
+        "encoder is worth nothing: set encoder.norm: group, or choose an encoder without BatchNorm",
+    ),
+    "GroupNorm of a ViT": (
+        {"encoder": {"name": "vit_tiny_patch16_224", "norm": "group"}},
+        "encoder.norm group: 'vit_tiny_patch16_224' has no BatchNorm that GroupNorm could replace; leave norm out",
+    ),
     "an algorithm of single updates, by site": (
         {"privacy": SITE, "algorithm": {"name": "fedmedian"}},
         "algorithm 'fedmedian' looks at single updates, and site-level privacy noises only their sum: choose fedavg or "
@@ -98,8 +119,14 @@ def test_what_does_not_go_together_is_refused(raw_study: dict[str, Any], case: s
 
 @pytest.mark.parametrize(
     "sections",
-    [{"privacy": PATIENT}, {"privacy": PATIENT | {"images_per_patient": 4}}, {"privacy": SITE}],
-    ids=["patient", "several images", "site"],
+    [
+        {"privacy": PATIENT},
+        {"privacy": PATIENT | {"images_per_patient": 4}},
+        {"privacy": SITE},
+        {"privacy": PATIENT, **GROUPED},
+        {"privacy": SITE, **GROUPED},
+    ],
+    ids=["patient", "several images", "site", "GroupNorm by patient", "GroupNorm by site"],
 )
 def test_the_study_itself_is_accepted(raw_study: dict[str, Any], sections: dict[str, Any]) -> None:
     """Else the refusals above could be about something else."""

@@ -94,12 +94,20 @@ def test_position_embedding_is_fixed_and_kept_in_the_state(image: ImageConfig, t
     assert positions[0, 3 * 8 + 5, 24 + 12 + 1].item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t", "convnext_atto"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 2, "width": 48, "heads": 3}),
+        ("resnet10t", {}),
+        ("convnext_atto", {}),
+        ("resnet10t", {"norm": "group"}),
+        ("efficientnet_lite0", {"norm": "group"}),
+    ],
+)
 def test_the_documented_line_of_timm_gives_the_same_features(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vit = {"patch_size": 8, "depth": 2, "width": 48, "heads": 3} if name.startswith("vit") else {}
-    config = EncoderConfig(name=name, drop_path=0.1, **vit)
+    config = EncoderConfig.model_validate({"name": name, "drop_path": 0.1, **options})
     encoder = fresh(config, TWO_CHANNELS)
     with torch.no_grad():
         for weight in encoder.parameters():

@@ -36,6 +36,14 @@ def test_exact_methods_are_taken(name: str) -> None:
         check(name, EncoderConfig(name="monai_vit", patch_size=4, width=48, heads=3), VOLUME)
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "resnet18", "efficientnet_lite0"])
+def test_an_encoder_with_group_norm_is_taken(name: str, build: Callable[..., Method]) -> None:
+    encoder = EncoderConfig(name=name, norm="group")
+    check("rotation", encoder)
+    assert not build("rotation", encoder=encoder).is_batch_coupled()
+    assert build("rotation", encoder=EncoderConfig(name=name)).is_batch_coupled()
+
+
 def test_a_sum_of_exact_methods_is_taken() -> None:
     check("combine", methods=[{"method": {"name": "mae"}}, {"method": {"name": "rotation"}}])
 
@@ -61,12 +69,17 @@ def test_a_sum_with_one_that_couples_is_refused() -> None:
     [
         (
             EncoderConfig(name="resnet10t"),
-            "encoder 'resnet10t' has BatchNorm, or was not tested to give each image's own gradient: "
-            "with privacy by patient choose vit_tiny_patch16_224 or another plain ViT",
+            "encoder 'resnet10t' has BatchNorm, which mixes the images of a batch: with privacy by patient set "
+            "encoder.norm: group, or choose vit_tiny_patch16_224 or another plain ViT",
+        ),
+        (
+            EncoderConfig(name="ecaresnet26t", norm="group"),
+            "encoder 'ecaresnet26t' has no exact gradients of single images (layer1.0.se.conv.weight is trained in a "
+            "Conv1d, no known layer): with privacy by patient choose vit_tiny_patch16_224 or another plain ViT",
         ),
         (
             EncoderConfig(name="convnext_atto"),
-            "encoder 'convnext_atto' has BatchNorm, or was not tested to give each image's own gradient: "
+            "encoder 'convnext_atto' was not tested to give each image's own gradient: "
             "with privacy by patient choose vit_tiny_patch16_224 or another plain ViT",
         ),
         (
