@@ -77,7 +77,8 @@ class Study(Section):
         elif self.privacy is not None or self.secure_aggregation is not None:
             secure = self.secure_aggregation is not None
             check_mean_only(self.algorithm.name, secure=secure)
-            check_no_statistics(self.encoder, secure=secure)
+            if self.privacy is not None:
+                check_no_statistics(self.encoder)
         return self
 
     def training_hash(self) -> str:

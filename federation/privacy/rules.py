@@ -45,13 +45,12 @@ def check_patient_level(training: TrainingConfig, privacy: PatientPrivacyConfig)
         raise StudyError("training.precision bf16: privacy by patient is computed in float32; set auto or float32")
 
 
-def check_no_statistics(encoder: EncoderConfig, *, secure: bool) -> None:
-    """StudyError for an encoder whose running statistics would stay at their start, as nothing covers them."""
+def check_no_statistics(encoder: EncoderConfig) -> None:
+    """StudyError for an encoder whose running statistics would stay at their start, as no noise covers them."""
     if has_batch_norm(encoder):
-        what = "secure aggregation sums" if secure else "site-level privacy noises"
         raise StudyError(
-            f"encoder {encoder.name!r} has BatchNorm, and {what} no running statistics, without which the encoder is "
-            "worth nothing: set encoder.norm: group, or choose an encoder without BatchNorm"
+            f"encoder {encoder.name!r} has BatchNorm, and site-level privacy noises no running statistics, without "
+            "which the encoder is worth nothing: set encoder.norm: group, or choose an encoder without BatchNorm"
         )
 
 

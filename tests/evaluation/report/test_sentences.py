@@ -89,7 +89,10 @@ def test_a_comparison_says_what_its_interval_says(other: str, metric: str) -> No
         (found,) = contrasts(run, query)
         check_difference(found.sentence, value, bounds)
         expected = verdict(bounds, metric)
-        worse = re.search("made it worse|do better:|alone does better:|Centralised training did better|It did worse than", found.sentence)
+        worse = re.search(
+            "made it worse|do better:|alone does better:|Centralised training did better|It did worse than",
+            found.sentence,
+        )
         better = re.search("Pretraining helped:|does better than|It did better", found.sentence)
         untold = re.search("We cannot", found.sentence)
         assert [bool(worse), bool(better), bool(untold)] == [

@@ -87,11 +87,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "encoder 'resnet10t' has BatchNorm, and site-level privacy noises no running statistics, without which the "
         "encoder is worth nothing: set encoder.norm: group, or choose an encoder without BatchNorm",
     ),
-    "BatchNorm under masks": (
-        {"secure_aggregation": SECURE, **RESNET},
-        "encoder 'resnet10t' has BatchNorm, and secure aggregation sums no running statistics, without which the "
-        "encoder is worth nothing: set encoder.norm: group, or choose an encoder without BatchNorm",
-    ),
     "GroupNorm of a ViT": (
         {"encoder": {"name": "vit_tiny_patch16_224", "norm": "group"}},
         "encoder.norm group: 'vit_tiny_patch16_224' has no BatchNorm that GroupNorm could replace; leave norm out",
