@@ -1,6 +1,6 @@
 """The table of pretext tasks: what is known of each without importing it (torch alone costs a second).
 
-Adding one: its file, its entry here, one test.
+Adding one: its file, its entry here, one test, and what CONTRIBUTING.md names beside.
 """
 
 from collections.abc import Mapping

@@ -98,7 +98,10 @@ def _permitted(study: Study, metrics: Mapping[str, float], policy: Policy) -> di
     for name, value in metrics.items():
         base = known_metric(study, name)
         if base is None or type(value) not in (int, float):
-            raise WithheldError(f"the reply has a metric that is not on the list, {name!r}")
+            raise WithheldError(
+                f"the reply has a metric that is not on the list, {name!r}: a method's own scalars are named in "
+                "OUTGOING_METRICS (client/outgoing/metrics.py)"
+            )
         if policy.metrics != "all" and base not in policy.metrics:
             continue
         if not math.isfinite(value) or abs(value) > OUTGOING_METRICS[base].most:

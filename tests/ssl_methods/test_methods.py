@@ -97,6 +97,24 @@ def test_the_same_generator_gives_the_same_views(name: str, dimensions: int, bui
     assert any(not torch.equal(first[key], third[key]) for key in first)
 
 
+@pytest.mark.parametrize(("name", "dimensions"), EVERY)
+def test_a_slow_copy_of_the_encoder_starts_as_it_was_received(name: str, dimensions: int, build: Build) -> None:
+    """Else every site's momentum encoder would start at random weights that the study has left behind."""
+    method = build(name, dimensions=dimensions)
+    with torch.no_grad():
+        for weight in method.encoder.parameters():
+            weight.add_(1.0)
+    method.start_local_parts()
+    received, state = method.encoder.state_dict(), method.state_dict()
+    copies = [
+        where for where, module in method.named_modules() if type(module) is type(method.encoder) and where != "encoder"
+    ]
+    for where in copies:
+        assert all(torch.equal(state[f"{where}.{key}"], value) for key, value in received.items()), (
+            f"start_local_parts leaves {where} as it was drawn"
+        )
+
+
 def image_gradients(method: Method, views: Views) -> Tensor:
     """How the loss changes with each pixel of each image, ``[B, ...]``."""
     leaves = {
