@@ -1,6 +1,7 @@
 """The advisor's answer in words: ranked candidates with reasons, advice, what would change it, what nobody knows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import get_args
 
 from advisor.evidence import FINDINGS, NOTES, UNKNOWN
@@ -49,13 +50,13 @@ def changes(setting: Setting, first: str) -> Iterator[str]:
     """Other settings, each asked in the same way, under which another candidate comes first."""
     fewer = FEW_PATIENTS if setting.few_patients else FEW_PATIENTS - 1
     others = {
-        f"{'without' if setting.privacy else 'with'} --privacy": setting.but(privacy=not setting.privacy),
-        f"if sites look {'alike' if setting.different_sites else 'strongly different'}": setting.but(
-            different_sites=not setting.different_sites
+        f"{'without' if setting.privacy else 'with'} --privacy": replace(setting, privacy=not setting.privacy),
+        f"if sites look {'alike' if setting.different_sites else 'strongly different'}": replace(
+            setting, different_sites=not setting.different_sites
         ),
-        f"for {'2-D images' if setting.volumes else 'volumes'}": setting.but(volumes=not setting.volumes),
-        f"with {fewer} patients at the smallest site": setting.but(patients=fewer),
-        **{f"for {task}": setting.but(task=task) for task in get_args(TaskKind)},
+        f"for {'2-D images' if setting.volumes else 'volumes'}": replace(setting, volumes=not setting.volumes),
+        f"with {fewer} patients at the smallest site": replace(setting, patients=fewer),
+        **{f"for {task}": replace(setting, task=task) for task in get_args(TaskKind)},
     }
     for said, other in others.items():
         then = best(other)

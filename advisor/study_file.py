@@ -101,9 +101,8 @@ def _encoder(setting: Setting, candidate: Candidate) -> tuple[dict[str, Any], st
     why = "the only kind that the method takes" if only else "what its paper ran it on, without batch normalisation"
     if gpu:
         return {"name": f"vit_{'base' if large else 'small'}_patch16_224"}, f"A ViT: {why}."
-    cut = (
-        {} if setting.pretrained_weights else {"patch_size": 8, "depth": 6}
-    )  # the weights are those of the whole model
+    # Starting weights are those of the whole model.
+    cut = {} if setting.pretrained_weights else {"patch_size": 8, "depth": 6}
     return {"name": "vit_tiny_patch16_224", **cut}, f"A ViT: {why}; the smallest, for a machine without a GPU."
 
 
