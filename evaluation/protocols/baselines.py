@@ -50,12 +50,6 @@ class Seen:
             self._small.append(np.concatenate([small_pixels(self.read(block)) for block in blocks]))
         return self._small[0]
 
-    def components(self, roles: Roles) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Pixels of each role on the principal components of the training images."""
-        small = self.small()
-        known, chosen, unseen = principal(small[roles.train], (small[roles.validation], small[roles.held]))
-        return known, chosen, unseen
-
 
 Baseline = Callable[[Seen, Roles, int], Any]
 """What is seen, roles and a seed to predictions for the held images."""
@@ -88,14 +82,9 @@ def principal(
     return tuple((rows - centre) @ kept.T for rows in (train, *others))
 
 
-def _class_shares(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    return majority_scores(seen.target[roles.train], len(roles.held), seen.classes)
-
-
 def _class_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    known, chosen, unseen = seen.components(roles)
-    y = seen.target
-    return logistic_scores((known, y[roles.train]), (chosen, y[roles.validation]), unseen, seen.classes)
+    known, chosen, unseen = _on_components(seen, roles)
+    return logistic_scores(known, chosen, unseen, seen.classes)
 
 
 def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
@@ -105,31 +94,27 @@ def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
 
 
 def _finding_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    known, chosen, unseen = seen.components(roles)
-    return logistic_findings((known, seen.target[roles.train]), (chosen, seen.target[roles.validation]), unseen)
+    return logistic_findings(*_on_components(seen, roles))
 
 
 def _number_pixels(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    known, chosen, unseen = seen.components(roles)
-    y = seen.target
-    return ridge_values((known, y[roles.train]), (chosen, y[roles.validation]), unseen)[:, None]
+    return ridge_values(*_on_components(seen, roles))[:, None]
+
+
+def _on_components(seen: Seen, roles: Roles) -> tuple[tuple[FloatArray, Any], tuple[FloatArray, Any], FloatArray]:
+    """Pixels on the principal components of the training images: training and validation with targets, and held."""
+    small, y = seen.small(), seen.target
+    known, chosen, unseen = principal(small[roles.train], (small[roles.validation], small[roles.held]))
+    return (known, y[roles.train]), (chosen, y[roles.validation]), unseen
 
 
 def _images(seen: Seen, places: IntArray) -> Any:
     return seen.read(places).numpy()
 
 
-def _no_mask(seen: Seen, roles: Roles, seed: int) -> Any:
-    return background_masks(seen.target[roles.held].shape)
-
-
 def _mask_pixels(seen: Seen, roles: Roles, seed: int) -> Any:
     known = (_images(seen, roles.train), seen.target[roles.train])
     return pixel_masks(known, _images(seen, roles.held), seen.classes, seed)
-
-
-def _no_boxes(seen: Seen, roles: Roles, seed: int) -> Any:
-    return nothing_found(len(roles.held))
 
 
 def _blobs(seen: Seen, roles: Roles, seed: int) -> Any:
@@ -138,9 +123,15 @@ def _blobs(seen: Seen, roles: Roles, seed: int) -> Any:
 
 
 BASELINES: dict[TaskKind, dict[str, Baseline]] = {
-    "classification": {PIXELS: _class_pixels, MAJORITY: _class_shares},
+    "classification": {
+        PIXELS: _class_pixels,
+        MAJORITY: lambda seen, roles, seed: majority_scores(seen.target[roles.train], len(roles.held), seen.classes),
+    },
     "multilabel": {PIXELS: _finding_pixels, MAJORITY: _means},
     "regression": {PIXELS: _number_pixels, MAJORITY: _means},
-    "segmentation": {PIXELS: _mask_pixels, MAJORITY: _no_mask},
-    "detection": {PIXELS: _blobs, MAJORITY: _no_boxes},
+    "segmentation": {
+        PIXELS: _mask_pixels,
+        MAJORITY: lambda seen, roles, seed: background_masks(seen.target[roles.held].shape),
+    },
+    "detection": {PIXELS: _blobs, MAJORITY: lambda seen, roles, seed: nothing_found(len(roles.held))},
 }
