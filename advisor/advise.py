@@ -25,10 +25,8 @@ def advise(
     labels: labelled images of all sites together. patients_per_site: of the smallest site. A candidate's ``section`` is
     a study's section ``method``. StudyError where a value is out of range or no method fits.
     """
-    asked = Setting(modality, task, labels, sites, patients_per_site, images_per_patient)
-    setting = asked.but(
-        volumes=volumes, privacy=privacy, pretrained_weights=pretrained_weights, different_sites=different_sites
-    )
+    counts = (labels, sites, patients_per_site, images_per_patient)
+    setting = Setting(modality, task, *counts, volumes, privacy, pretrained_weights, different_sites)
     ranked = best(setting)
     if not ranked:
         raise StudyError(f"{setting.line()}: no method fits all of this; leave privacy or volumes out")

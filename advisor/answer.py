@@ -1,17 +1,16 @@
 """The advisor's answer in words: ranked candidates with reasons, advice, what would change it, what nobody knows."""
 
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import get_args
 
 from advisor.evidence import FINDINGS, NOTES, UNKNOWN
-from advisor.ranking import Ranked, best, left_out
+from advisor.ranking import best, left_out
 from advisor.setting import FEW_PATIENTS, Setting
+from advisor.text import filled, wrapped
 from evaluation.config import TaskKind
 from foundation.errors import StudyError
 from ssl_methods import METHODS
-
-WIDTH = 80
 
 
 def answer(setting: Setting) -> list[str]:
@@ -19,18 +18,14 @@ def answer(setting: Setting) -> list[str]:
     ranked = best(setting)
     if not ranked:
         raise StudyError(f"{setting.line()}: no method fits all of this; leave --privacy or --volumes out")
-    lines = [*wrapped(setting.line()), *wrapped(compared(setting)), ""]
-    for number, each in enumerate(ranked, start=1):
-        lines += [*_candidate(number, each), ""]
     sections = {
         "Left out": [f"{', '.join(names)}: {why}" for why, names in left_out(setting).items()],
         "Whatever the method": advice(setting),
         "What would change the answer": changes(setting, ranked[0].candidate.name),
         "What nobody knows": (note.says for note in UNKNOWN if note.holds(setting)),
     }
-    for title, items in sections.items():
-        lines += [title, *(_items(items) or ["- nothing"]), ""]
-    return lines[:-1]
+    facts = {"setting": setting, "compared": compared(setting), "ranked": ranked, "methods": METHODS}
+    return wrapped(filled("answer.txt", **facts, sections=sections))
 
 
 def compared(setting: Setting) -> str:
@@ -55,37 +50,16 @@ def changes(setting: Setting, first: str) -> Iterator[str]:
     """Other settings, each asked in the same way, under which another candidate comes first."""
     fewer = FEW_PATIENTS if setting.few_patients else FEW_PATIENTS - 1
     others = {
-        f"{'without' if setting.privacy else 'with'} --privacy": setting.but(privacy=not setting.privacy),
-        f"if sites look {'alike' if setting.different_sites else 'strongly different'}": setting.but(
-            different_sites=not setting.different_sites
+        f"{'without' if setting.privacy else 'with'} --privacy": replace(setting, privacy=not setting.privacy),
+        f"if sites look {'alike' if setting.different_sites else 'strongly different'}": replace(
+            setting, different_sites=not setting.different_sites
         ),
-        f"for {'2-D images' if setting.volumes else 'volumes'}": setting.but(volumes=not setting.volumes),
-        f"with {fewer} patients at the smallest site": setting.but(patients=fewer),
-        **{f"for {task}": setting.but(task=task) for task in get_args(TaskKind)},
+        f"for {'2-D images' if setting.volumes else 'volumes'}": replace(setting, volumes=not setting.volumes),
+        f"with {fewer} patients at the smallest site": replace(setting, patients=fewer),
+        **{f"for {task}": replace(setting, task=task) for task in get_args(TaskKind)},
     }
     for said, other in others.items():
         then = best(other)
         if then and then[0].candidate.name != first:
             yield f"{said}: {then[0].candidate.name} first"
     yield "a pilot on your own images: fedpretext advise STUDY --pilot"
-
-
-def _candidate(number: int, ranked: Ranked) -> Iterator[str]:
-    method = METHODS[ranked.candidate.method]
-    head = f"{number}. {ranked.candidate.name}: {method.summary} ({method.paper}); {ranked.points:g} points"
-    yield from wrapped(head, "", "   ")
-    for reason in ranked.reasons:
-        yield from wrapped(reason.line(), f"   {'?+-'[reason.sign]} ", "     ")
-    if ranked.candidate.needs:
-        yield from wrapped(f"needs {ranked.candidate.needs}", "     ", "     ")
-    if not ranked.reasons:
-        yield "   no evidence for or against it"
-
-
-def _items(texts: Iterable[str]) -> list[str]:
-    return [line for text in texts for line in wrapped(text, "- ", "  ")]
-
-
-def wrapped(text: str, first: str = "", then: str = "", width: int = WIDTH) -> list[str]:
-    """The text in lines of at most ``width`` columns."""
-    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=then, break_on_hyphens=False)

@@ -6,6 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+NEEDED = ("--modality", "--task", "--labels", "--sites", "--patients-per-site")
+MORE = ("--images-per-patient", "--volumes", "--pretrained-weights")
+OF_PILOT = ("STUDY", "--set", "--passes", "--runs")
+
 
 def mount(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -13,6 +17,7 @@ def mount(app: typer.Typer) -> None:
 
 
 def advise(
+    context: typer.Context,
     study: Annotated[
         Path | None, typer.Argument(help="With --pilot: the study file (YAML).", metavar="[STUDY]")
     ] = None,
@@ -23,7 +28,7 @@ def advise(
     labels: Annotated[int | None, typer.Option(help="Labelled images, of all sites together.")] = None,
     sites: Annotated[int | None, typer.Option(help="Hospitals that take part.")] = None,
     patients_per_site: Annotated[int | None, typer.Option(help="Patients of the smallest site.")] = None,
-    images_per_patient: Annotated[int | None, typer.Option(help="Images of each patient; default: 1.")] = None,
+    images_per_patient: Annotated[int, typer.Option(help="Images of each patient.")] = 1,
     volumes: Annotated[bool, typer.Option("--volumes", help="Images are volumes.")] = False,
     privacy: Annotated[bool, typer.Option("--privacy", help="Patient-level privacy: per-sample losses only.")] = False,
     pretrained_weights: Annotated[
@@ -37,59 +42,42 @@ def advise(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Pilot: override a study key.", metavar="KEY=VALUE")
     ] = None,
-    runs: Annotated[Path | None, typer.Option(help="Pilot: where its folder is made; default: runs.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda or mps.")] = None,
+    runs: Annotated[Path, typer.Option(help="Pilot: where its folder is made.")] = Path("runs"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Study file to write; default: advise-....yaml.")] = None,
 ) -> None:
     """Suggest pretext tasks, with the evidence, and write a study file; --pilot measures instead."""
-    needed = {
-        "modality": modality,
-        "task": task,
-        "labels": labels,
-        "sites": sites,
-        "patients_per_site": patients_per_site,
-    }
-    of_images = {"images_per_patient": images_per_patient, "volumes": volumes, "pretrained_weights": pretrained_weights}
+    sources = {_option(name): context.get_parameter_source(name) for name in context.params}
+    given = {option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    if pilot and study is None:
+        raise typer.BadParameter("--pilot measures on a study's own data: give a STUDY")
+    idle, why = (NEEDED + MORE, "with --pilot: the study says it") if pilot else (OF_PILOT, "without --pilot")
+    if useless := [option for option in idle if option in given]:
+        raise typer.BadParameter(f"{useless[0]} does nothing {why}; leave it out")
     reported: dict[str, Any] = {"privacy": privacy, "different_sites": different_sites}
-    if pilot:
-        if study is None:
-            raise typer.BadParameter("--pilot measures on a study's own data: give a STUDY")
-        _refuse(
-            {_option(name): value for name, value in (needed | of_images).items()}, "with --pilot: the study says it"
-        )
-        _pilot(study, overrides or (), reported, passes, runs or Path("runs"), device or "auto", out)
+    if study is not None:
+        _pilot(study, tuple(overrides or ()), reported, passes, runs, device, out)
         return
-    _refuse({"STUDY": study, "--set": overrides, "--passes": passes, "--runs": runs}, "without --pilot")
-    missing = [_option(name) for name, value in needed.items() if value is None]
-    if missing:
+    if missing := [option for option in NEEDED if option not in given]:
         raise typer.BadParameter(f"give {', '.join(missing)} too, or a STUDY with --pilot")
     reported |= {"modality": modality, "task": task, "labels": labels, "sites": sites, "patients": patients_per_site}
-    reported |= {"volumes": volumes, "pretrained_weights": pretrained_weights}
-    reported |= {} if images_per_patient is None else {"images": images_per_patient}
-    _answer(reported, device or "auto", out)
-
-
-def _refuse(options: dict[str, Any], why: str) -> None:
-    """BadParameter for the first option that was given."""
-    for name, value in options.items():
-        if value is not None and value is not False and value != []:
-            raise typer.BadParameter(f"{name} does nothing {why}; leave it out")
+    reported |= {"images": images_per_patient, "volumes": volumes, "pretrained_weights": pretrained_weights}
+    _answer(reported, device, out)
 
 
 def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return {"study": "STUDY", "overrides": "--set"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _answer(reported: dict[str, Any], device: str, out: Path | None) -> None:
     from advisor.answer import answer
     from advisor.ranking import best
     from advisor.setting import Setting
-    from advisor.study_file import refuse_overwriting, write_study
+    from advisor.study_file import write_study
     from foundation.machine import checked_device, choose_device
 
     setting = Setting(**reported, accelerator=choose_device(checked_device(device)).type != "cpu")
     path = out or Path(f"advise-{setting.modality}-{setting.task}.yaml")
-    refuse_overwriting(path)
     lines = answer(setting)
     write_study(path, setting, best(setting)[0], _command())
     print(*lines, sep="\n")
@@ -97,7 +85,13 @@ def _answer(reported: dict[str, Any], device: str, out: Path | None) -> None:
 
 
 def _pilot(
-    study: Path, overrides: Any, reported: dict[str, Any], passes: int | None, runs: Path, device: str, out: Path | None
+    study: Path,
+    overrides: tuple[str, ...],
+    reported: dict[str, Any],
+    passes: int | None,
+    runs: Path,
+    device: str,
+    out: Path | None,
 ) -> None:
     from advisor.pilot import pilot
     from advisor.pilot_plan import PASSES
@@ -105,13 +99,11 @@ def _pilot(
     from federation.study import load_study
     from foundation.machine import checked_device
 
-    chosen = load_study(study, tuple(overrides))
+    chosen = load_study(study, overrides)
     path = out or Path(f"advise-{chosen.name}.yaml")
     refuse_overwriting(path)
-    lines = pilot(
-        chosen, runs, path, reported, checked_device(device), PASSES if passes is None else passes, _command()
-    )
-    print(*lines, sep="\n")
+    budget = PASSES if passes is None else passes
+    print(*pilot(chosen, runs, path, reported, checked_device(device), budget, _command()), sep="\n")
 
 
 def _command() -> str:

@@ -48,8 +48,13 @@ def pilot(
     write_record(plan, trained, findings, passes, seconds)
     write_winner(out, plan, findings, command)
     report = write_report(folder)
-    said = list(lines(plan, trained, findings, passes, seconds))
-    return [*said, "", f"study file: {out}", f"record: {folder}", f"report: {report}"]
+    return [
+        *lines(plan, trained, findings, passes, seconds),
+        "",
+        f"study file: {out}",
+        f"record: {folder}",
+        f"report: {report}",
+    ]
 
 
 def train(plan: Plan, device: DeviceName, command: str) -> dict[str, Trained]:

@@ -26,7 +26,7 @@ from foundation.machine import DeviceName, choose_device
 from imaging.config import ImageConfig
 from imaging.listing.manifest import Manifest
 from imaging.listing.partners import Partners
-from imaging.listing.splits import SplitConfig, draw_splits
+from imaging.listing.splits import HELD, SplitConfig, draw_splits
 from simulation.arms import Arm, plan_arms
 from simulation.budgets import round_work
 from simulation.config import SimulationConfig
@@ -38,7 +38,6 @@ PASSES = 5_000
 """Encoder passes of one candidate's pretraining, all sites together, where nobody says otherwise."""
 TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1
 """Of the patients that a pilot may use; benchmarks/comparisons/sweep.py has the same."""
-SPARED = ("test", "left-out")
 
 
 @dataclass(frozen=True)
@@ -94,12 +93,15 @@ def plan_pilot(
     training = images.where(images.table["image"].isin(splits.loc[splits["role"] == "train", "image"]))
     setting = setting_of(study, config, training, answer, choose_device(device).type != "cpu")
     ranked, studies = fitting(study, config, setting, training)
+    once = config.model_copy(update={"arms": (), "seeds": 1})
     arms: dict[str, Arm] = {}
-    for candidate in (each.candidate for each in ranked):
-        name = candidate.name
-        rounds = rounds_for(studies[name], training, passes, candidate.passes)
-        planned = _arms(studies[name], config, images, splits, rounds)
-        arms[name] = replace(planned["federated"], name=arm_name(candidate), title=f"{name}, federated")
+    for each in ranked:
+        name, whole = each.candidate.name, studies[each.candidate.name]
+        count = rounds_for(whole, training, passes, each.candidate.passes)
+        short = whole.model_copy(update={"rounds": whole.rounds.model_copy(update={"count": count})})
+        check_sites(short, training)
+        planned = {arm.name: arm for arm in plan_arms(short, once, images, splits)}
+        arms[name] = replace(planned["federated"], name=arm_name(each.candidate), title=f"{name}, federated")
     base = "pretrained-init" if config.weights is not None else "random"
     write_settings(
         folder / "evaluation",
@@ -113,7 +115,7 @@ def plan_pilot(
 
 def spare_tested(images: Manifest, splits: pd.DataFrame) -> tuple[Manifest, int]:
     """The images of nobody whom the study tests or leaves out, and how many patients that spares."""
-    tested = set(splits.loc[splits["role"].isin(SPARED), "patient"])
+    tested = set(splits.loc[splits["role"].isin(HELD), "patient"])
     return images.where(~images.table["patient"].isin(tested)), len(tested)
 
 
@@ -205,15 +207,3 @@ def rounds_for(study: Study, training: Manifest, passes: int, each: float) -> in
 def arm_name(candidate: Candidate) -> str:
     """The candidate's folder and its name in the tables."""
     return "-".join((candidate.method, *candidate.members)).replace("_", "-")
-
-
-def _arms(
-    study: Study, config: SimulationConfig, images: Manifest, splits: pd.DataFrame, rounds: int
-) -> dict[str, Arm]:
-    short = study.model_copy(update={"rounds": study.rounds.model_copy(update={"count": rounds})})
-    once = config.model_copy(update={"arms": (), "seeds": 1})
-    arms = {arm.name: arm for arm in plan_arms(short, once, images, splits)}
-    federated = arms["federated"].sites
-    assert federated is not None
-    check_sites(short, federated)
-    return arms

@@ -1,15 +1,14 @@
 """What a pilot leaves: lines for the console, a JSON record, and the study of its winner."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
-from advisor.answer import wrapped
 from advisor.pilot_plan import Plan, Trained
+from advisor.text import COMMENT, filled, wrapped
 from advisor.verdict import RULE, Findings, PilotEstimate
-from federation.study import Study, study_from
+from federation.study import study_from
 from foundation.files import read_json, write_json, write_text
-from foundation.wording import span
+from foundation.wording import one_line, span
 
 RECORD = "pilot.json"
 
@@ -24,19 +23,14 @@ def verdict(findings: Findings) -> str:
     }[findings.agreement]
 
 
-def winners_study(plan: Plan, findings: Findings) -> Study:
-    """The study as it was given, with the winner's method, and the pilot's encoder where its own does not suit."""
+def write_winner(path: Path, plan: Plan, findings: Findings, command: str) -> None:
+    """The study as it was given, with the winner's method, the pilot's encoder where its own does not suit, and why."""
     chosen = plan.arms[findings.winner].study
     raw = plan.study.model_dump(mode="json")
     raw |= {name: getattr(chosen, name).model_dump(mode="json") for name in ("method", "encoder")}
-    return study_from(raw, plan.study.name)
-
-
-def write_winner(path: Path, plan: Plan, findings: Findings, command: str) -> None:
-    """The winner's study file, with the reason on top."""
     reasons = [f"Written by: {command}", verdict(findings), f"Rule: {RULE}.", f"Record: {plan.folder / RECORD}"]
-    comments = [f"{line}\n" for reason in reasons for line in wrapped(reason, "# ", "# ", 110)]
-    write_text(path, "".join(comments) + winners_study(plan, findings).to_yaml())
+    comments = [f"{line}\n" for reason in reasons for line in wrapped(f"# {one_line(reason)}", COMMENT, 110)]
+    write_text(path, "".join(comments) + study_from(raw, plan.study.name).to_yaml())
 
 
 def write_record(plan: Plan, trained: dict[str, Trained], findings: Findings, passes: int, seconds: float) -> None:
@@ -85,41 +79,12 @@ def _numbers(figure: PilotEstimate | None) -> list[float | None] | None:
     return None if figure is None else [None if math.isnan(n) else round(n, 6) for n in vars(figure).values()]
 
 
-def lines(plan: Plan, trained: dict[str, Trained], findings: Findings, passes: int, seconds: float) -> Iterator[str]:
+def lines(plan: Plan, trained: dict[str, Trained], findings: Findings, passes: int, seconds: float) -> list[str]:
     """The ranked answer in lines of at most 80 columns."""
-    unit = plan.images.unit
-    yield from wrapped(f"Pilot for: {plan.setting.line()}")
-    yield from wrapped(
-        f"Budget: {passes:,} encoder passes for each of {len(plan.arms)} candidates, all over "
-        f"{plan.base.study.encoder.name}; one seed. Judged by {plan.judge} on {findings.patients} {unit}s of the "
-        "study's training and validation part. "
-        f"{plan.spared} {unit}s whom the study tests or leaves out were not opened."
-    )
-    yield ""
-    for number, name in enumerate(findings.ranked(), start=1):
-        place = list(plan.arms).index(name) + 1
-        yield from wrapped(
-            f"{number}. {name} (the literature's {place}.): {findings.metric} {shown(findings.own[name])}, minus no "
-            f"pretraining {shown(findings.gain[name], signed=True)}, took {span(trained[name].seconds)}",
-            then="   ",
-        )
-    for name, each in trained.items():
-        if each.failed:
-            yield from wrapped(f"- {name} could not be trained: {each.failed}", then="  ")
-    yield ""
-    for name, figure in findings.against.items():
-        yield from wrapped(f"{findings.first} minus {name}, paired: {shown(figure, signed=True)}", then="  ")
-    if unit != "patient":
-        yield "The unit is the image cluster: intervals are optimistic."
-    yield ""
-    yield from wrapped(verdict(findings))
-    if not any(figure.low > 0 for figure in findings.gain.values()):
-        yield from wrapped(
-            "No candidate was shown to be better than no pretraining, so that their order says little: give more "
-            "--passes, or judge by a study of full length."
-        )
-    yield from wrapped(f"Rule, fixed beforehand: {RULE}. {len(findings.against)} comparisons, without correction.")
-    yield from wrapped(f"Took {span(seconds)}. A pilot is small: what it cannot tell, a study of full length may.")
+    figures = {"plan": plan, "trained": trained, "findings": findings, "passes": passes, "seconds": seconds}
+    said = {"verdict": verdict(findings), "rule": RULE, "places": list(plan.arms), "shown": shown, "span": span}
+    gained = any(figure.low > 0 for figure in findings.gain.values())
+    return wrapped(filled("pilot.txt", **figures, **said, gained=gained))
 
 
 def shown(figure: PilotEstimate, signed: bool = False) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from advisor.candidates import CANDIDATES, Candidate
-from advisor.evidence import CELLS, FINDINGS, WEIGHTS, Cell, Finding
+from advisor.evidence import CELLS, FINDINGS, WEIGHTS, Finding
 from advisor.setting import Setting
 
 SHOWN = 3
@@ -103,17 +103,11 @@ def _reasons(setting: Setting, candidate: Candidate) -> tuple[Reason, ...]:
     return tuple(sorted(found, key=lambda reason: -abs(reason.points)))
 
 
-def measured(setting: Setting) -> list[Cell]:
-    """Our own cells of just this modality and task."""
-    same = [cell for cell in CELLS if (cell.modality, cell.dimensions) == (setting.modality, setting.dimensions)]
-    return same if setting.task == "classification" else []
-
-
 def _measured(setting: Setting, candidate: Candidate) -> Iterator[Reason]:
     """Our own cells: those of this modality and task if there are any, else those of the same dimensions."""
-    here = [cell for cell in measured(setting) if cell.method == candidate.method]
-    others = [cell for cell in CELLS if cell.method == candidate.method and cell.dimensions == setting.dimensions]
+    cells = [cell for cell in CELLS if (cell.method, cell.dimensions) == (candidate.method, setting.dimensions)]
+    here = [cell for cell in cells if setting.task == "classification" and cell.modality == setting.modality]
     said = {1: "gained", 0: "no gain shown", -1: "ended below random"}
-    for cell in here or others:
+    for cell in here or cells:
         carried = () if here else (f"{cell.modality} classification to {setting.modality} {setting.task}",)
         yield Reason(FINDINGS["own"], cell.sign, f"{said[cell.sign]}: {cell.line()}", carried)

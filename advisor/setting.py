@@ -1,7 +1,7 @@
 """What the advisor is told: images, question, labels, sites and what must hold."""
 
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 from evaluation.config import TaskKind
 from foundation.errors import StudyError, look_up
@@ -12,10 +12,6 @@ FEW_LABELS = 100
 """Below this many labelled images labels are called few. Ours: no source gives a number."""
 FEW_PATIENTS = 16
 """Below this many patients a site has few negatives for a contrastive loss. Ours: no source gives a number."""
-
-
-_LEAST = {"labels": ("labels", 0), "sites": ("sites", 1), "patients": ("patients per site", 1)}
-_LEAST |= {"images": ("images per patient", 1)}
 
 
 @dataclass(frozen=True)
@@ -40,9 +36,11 @@ class Setting:
     def __post_init__(self) -> None:
         for key, kind in {"modality": Modality, "task": TaskKind}.items():
             look_up(dict.fromkeys(get_args(kind)), getattr(self, key), key)
-        for key, (name, least) in _LEAST.items():
-            if getattr(self, key) < least:
-                raise StudyError(f"{name} {getattr(self, key)}: give {least} or more")
+        counts = {"sites": self.sites, "patients per site": self.patients, "images per patient": self.images}
+        for name, count in {"labels": self.labels, **counts}.items():
+            least = 0 if name == "labels" else 1
+            if count < least:
+                raise StudyError(f"{name} {count}: give {least} or more")
         if self.at_a_site < 2:
             raise StudyError(
                 "1 patient a site with 1 image: pretraining needs 2 images at every site; give more patients, or "
@@ -83,10 +81,6 @@ class Setting:
     def several_images(self) -> bool:
         """Whether each patient has more than one."""
         return self.images > 1
-
-    def but(self, **changes: Any) -> "Setting":
-        """The same with some of it changed."""
-        return replace(self, **changes)
 
     def line(self) -> str:
         """The setting in words."""

@@ -5,15 +5,16 @@ from typing import Any
 
 import yaml
 
-from advisor.answer import wrapped
 from advisor.candidates import Candidate
 from advisor.evidence import FINDINGS
 from advisor.ranking import Ranked
 from advisor.setting import Setting
+from advisor.text import COMMENT, filled, wrapped
 from evaluation.config import TaskKind
 from federation.study import study_from
 from foundation.errors import StudyError
 from foundation.files import write_text
+from foundation.wording import one_line
 
 COLOUR = ("histopathology", "fundus", "dermoscopy", "endoscopy", "microscopy")
 PROTOCOLS: dict[TaskKind, tuple[str, ...]] = {
@@ -51,60 +52,36 @@ def refuse_overwriting(path: Path) -> None:
 
 def study_text(setting: Setting, ranked: Ranked, command: str) -> str:
     """The study as commented YAML. ``command``: what was asked, for the first line."""
-    candidate, gpu = ranked.candidate, setting.accelerator
-    averaging, few = FINDINGS["averaging"], FINDINGS["few labels"]
-    protocols, column = PROTOCOLS[setting.task], COLUMNS[setting.task]
+    candidate = ranked.candidate
     batch, bound = batch_of(setting, candidate)
-    training = {"batch": batch, "epochs": 1, "learning_rate": 0.0005 if gpu else 0.004, "threads": 2}
-    judged = {"task": f"{setting.task} on {setting.modality}", "kind": setting.task, "protocols": list(protocols)}
     encoder, why = _encoder(setting, candidate)
-    kind = "volumes" if setting.volumes else "images"
-    head = {
-        "name": f"advise-{setting.modality}-{setting.task}",
-        "title": f"{candidate.name} for {setting.task} on {setting.modality} {kind}",
-        "seed": 0,
-    }
-    parts = [
-        _section(
-            head,
-            f"Written by: {command}",
-            f"For: {setting.line()}",
-            "Values without a source in brackets are this program's usual ones; no finding speaks for them.",
-        ),
-        _section(
-            {"image": _image(setting)},
-            "Channels must be those of your images (1 for fluorescence). "
-            + ("" if gpu else "Sizes are for a machine without a GPU; with one 224, volumes 96."),
-        ),
-        _section({"encoder": encoder}, why),
-        _section(
-            {"method": candidate.section}, *(f"{'?+-'[reason.sign]} {reason.line()}" for reason in ranked.reasons)
-        ),
-        *_positives(setting, candidate),
-        _section(
-            {"training": training},
-            f"batch: {bound}; learning_rate: for 256 images a step, scaled by the batch",
-            f"{averaging.says} [{averaging.citation}]",
-        ),
-        _section({"algorithm": {"name": "fedavg"}}),
-        _section({"rounds": {"count": 100 if gpu else 30}}, "More is better as long as the curves still fall."),
-        _section(
-            {"evaluation": judged},
-            f"Reads the manifest's column {column}. {setting.labels} labels"
-            + (f": {few.says} [{few.citation}]" if setting.few_labels else ""),
-        ),
-        _simulation(setting, column),
-    ]
-    return "".join(parts)
+    text = filled(
+        "study.yaml",
+        command=one_line(command),
+        setting=setting,
+        candidate=candidate,
+        reasons=ranked.reasons,
+        side=_side(setting),
+        channels=3 if setting.modality in COLOUR else 1,
+        encoder=encoder,
+        why=why,
+        positives=setting.several_images and "positives" in type(candidate.config).model_fields,
+        batch=batch,
+        bound=bound,
+        protocols=PROTOCOLS[setting.task],
+        column=COLUMNS[setting.task],
+        cited=lambda name: f"{FINDINGS[name].says} [{FINDINGS[name].citation}]",
+    )
+    return "".join(f"{line}\n" for line in wrapped(text, COMMENT, 110))
 
 
-def _image(setting: Setting) -> dict[str, Any]:
+def _side(setting: Setting) -> int:
+    """Voxels or pixels along each side of an image."""
     if setting.volumes:
-        side = 96 if setting.accelerator else 32
-    else:
-        side = 224 if setting.accelerator else 128 if setting.dense or setting.pretrained_weights else 64
-    size = {"size": side, "depth": side} if setting.volumes else {"size": side}
-    return {"modality": setting.modality, **size, "channels": 3 if setting.modality in COLOUR else 1}
+        return 96 if setting.accelerator else 32
+    if setting.accelerator:
+        return 224
+    return 128 if setting.dense or setting.pretrained_weights else 64
 
 
 def _encoder(setting: Setting, candidate: Candidate) -> tuple[dict[str, Any], str]:
@@ -124,9 +101,8 @@ def _encoder(setting: Setting, candidate: Candidate) -> tuple[dict[str, Any], st
     why = "the only kind that the method takes" if only else "what its paper ran it on, without batch normalisation"
     if gpu:
         return {"name": f"vit_{'base' if large else 'small'}_patch16_224"}, f"A ViT: {why}."
-    cut = (
-        {} if setting.pretrained_weights else {"patch_size": 8, "depth": 6}
-    )  # the weights are those of the whole model
+    # Starting weights are those of the whole model.
+    cut = {} if setting.pretrained_weights else {"patch_size": 8, "depth": 6}
     return {"name": "vit_tiny_patch16_224", **cut}, f"A ViT: {why}; the smallest, for a machine without a GPU."
 
 
@@ -140,32 +116,3 @@ def batch_of(setting: Setting, candidate: Candidate) -> tuple[int, str]:
         return batch, "for this machine's memory"
     rule = "patients, and images of one patient are no negatives" if contrastive else "images"
     return batch, f"the smallest site has {there} {rule}"
-
-
-def _positives(setting: Setting, candidate: Candidate) -> list[str]:
-    """A line to take the mark off, where the method can pair images of a patient."""
-    found = FINDINGS["positives"]
-    offered = setting.several_images and "positives" in type(candidate.config).model_fields
-    return [_comment(f"positives: patient   # {found.says} [{found.citation}]", "  ")] if offered else []
-
-
-def _simulation(setting: Setting, column: str) -> str:
-    """Marked out: a hospital's server needs none, and the place of the images is not known here."""
-    said = (
-        "To try it on one machine first, take the marks off what follows and give your manifest, with columns image, "
-        f"patient, site and {column}. A federation of hospitals needs none of it."
-    )
-    lines = ["simulation:", "  dataset: folder", "  root: MANIFEST.csv", "  partition: {kind: site}"]
-    lines += ["  splits: {folds: 1}", *(["  weights: FILE.safetensors"] if setting.pretrained_weights else [])]
-    found = FINDINGS["pretrained weights"]
-    weights = f"weights: {found.says} [{found.citation}]. With hospitals: fedpretext server --weights FILE."
-    after = _comment(weights) if setting.pretrained_weights else ""
-    return _comment(said) + "".join(f"# {line}\n" for line in lines) + after
-
-
-def _section(values: dict[str, Any], *reasons: str) -> str:
-    return "".join(map(_comment, reasons)) + yaml.safe_dump(values, sort_keys=False, width=1000)
-
-
-def _comment(text: str, indent: str = "") -> str:
-    return "".join(f"{line}\n" for line in wrapped(text, f"{indent}# ", f"{indent}# ", 110))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -78,23 +79,13 @@ def _patients(table: pd.DataFrame, who: set[str], role: str, settings: AttackSet
 
 def halves(patients: Sequence[Patient], most: int) -> tuple[list[Patient], list[Patient]]:
     """Two groups of equally many patients, at most ``most`` each, with as many of a site in one as in the other."""
-    first: list[Patient] = []
-    second: list[Patient] = []
     by_site: dict[str, list[Patient]] = {}
     for patient in patients:
         by_site.setdefault(patient.site, []).append(patient)
-    pairs = [own[start : start + 2] for own in by_site.values() for start in range(0, len(own) - 1, 2)]
+    pairs = [[own[start : start + 2] for start in range(0, len(own) - 1, 2)] for own in by_site.values()]
     # Sites in turn, so that a cut at `most` leaves all of them in.
-    ordered = sorted(enumerate(pairs), key=lambda each: (_turn(pairs, each[0]), each[0]))
-    for _, (one, other) in ordered[:most]:
-        first.append(one)
-        second.append(other)
-    return first, second
-
-
-def _turn(pairs: Sequence[list[Patient]], place: int) -> int:
-    """How many pairs of the same site come before this one."""
-    return sum(pair[0].site == pairs[place][0].site for pair in pairs[:place])
+    in_turn = [pair for turn in zip_longest(*pairs) for pair in turn if pair is not None]
+    return [one for one, _ in in_turn[:most]], [other for _, other in in_turn[:most]]
 
 
 def by_patient(scores: Mapping[int, float], patients: Sequence[Patient]) -> FloatArray:

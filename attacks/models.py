@@ -9,12 +9,12 @@ from torch import nn
 from attacks.scores import coupled
 from attacks.settings import AttackSettings
 from client.training.batches import BatchReader
+from evaluation.kept_method import load_shared
 from federation.study import Study
 from foundation.errors import RunError
 from foundation.progress import bar
 from foundation.randomness import seeded_torch, torch_generator
 from foundation.schedules import warmup_cosine
-from foundation.tensor_files import load_tensors
 from imaging.store import TensorStore
 from server.export import GLOBAL_NAME
 from simulation.starting import WEIGHTS_NAME, kept_weights
@@ -37,13 +37,9 @@ def released(folder: Path, study: Study) -> Method:
     path = folder / GLOBAL_NAME
     if not path.exists():
         raise RunError(f"{path}: is missing, so there is no model to attack; finish the run first (simulate --resume)")
-    tensors, _ = load_tensors(path)
     method = build_method(study.method, study.encoder, study.image, study.seed)
-    expected = {name: value.shape for name, value in method.shared_state().items()}
-    if {name: value.shape for name, value in tensors.items()} != expected:
+    if not load_shared(method, path):
         raise RunError(f"{path}: holds other tensors than the run's study shares; resume the run to make it again")
-    method.load_state_dict({**method.state_dict(), **tensors})
-    method.start_local_parts()
     return method
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from evaluation.explain.encoder_images import ImagePanel
 from evaluation.explain.map_images import triptych_png
 from evaluation.inputs import Encoder
+from evaluation.kept_method import load_shared
 from foundation.errors import RunError
 from foundation.randomness import seeded_torch, torch_generator
-from foundation.tensor_files import load_tensors
 from imaging.reading.planes import shown_plane
 from imaging.views.augment import Made
 from ssl_methods import AnyMethodConfig, build_method
@@ -39,14 +39,8 @@ def restoring_method(encoder: Encoder) -> Method | None:
     except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
         raise RunError(f"{study}: has no readable section method; restore the file, or leave images out") from error
     method = build_method(config, encoder.config, encoder.image, SEED)
-    tensors, _ = load_tensors(weights)
-    shared = method.shared_state()
-    whole = {name: tensor.shape for name, tensor in shared.items()} == {n: t.shape for n, t in tensors.items()}
-    if not (hasattr(method, "restore") and whole and any(name.startswith("decoder.") for name in shared)):
-        return None
-    method.load_state_dict({**method.state_dict(), **tensors})
-    method.start_local_parts()
-    return method.eval()
+    restores = hasattr(method, "restore") and any(name.startswith("decoder.") for name in method.shared_state())
+    return method.eval() if restores and load_shared(method, weights) else None
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from evaluation.statistics.metric_values import (
     number,
     protocol_rank,
     protocol_title,
+    question_text,
     select,
     sites_of,
 )
@@ -39,10 +40,8 @@ def in_short(folder: RunFolder) -> str:
 def figures(folder: RunFolder, arm: str) -> str:
     """Every arm at the main question, this one site by site, and this one's other figures."""
     query = main_question(folder)
-    asked = f"{plain(query.task)}: {metric_title(query.metric)}, {protocol_title(query.protocol)}, {{}}"
-    asked = asked.format(f"{fraction_title(query.fraction)} of the training labels")
     parts = [
-        f"{asked}. Intervals are 95 %, over {folder.unit}.",
+        f"{plain(query.task)}: {question_text(query)}. Intervals are 95 %, over {folder.unit}.",
         _arms(folder, query, arm),
         _differences(folder, query, arm),
         _sites(folder, query, arm),

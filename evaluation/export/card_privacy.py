@@ -1,20 +1,12 @@
 """What a model card says of privacy: what was promised and spent for whom, what it means and what it leaves out."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from evaluation.export.markdown import plain
 from evaluation.export.source import Source
-from foundation.files import read_json
 
 _HIDDEN = {"patient": "each patient with all images", "site": "each hospital with all it has"}
-
-
-def run_privacy(run: Path) -> Mapping[str, Any]:
-    """``privacy.json``; empty where the folder has none, as no study without privacy has."""
-    path = run / "privacy.json"
-    return dict(read_json(path)) if path.is_file() else {}
 
 
 def privacy_line(study: Mapping[str, Any], record: Mapping[str, Any]) -> str:

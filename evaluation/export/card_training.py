@@ -7,23 +7,18 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from evaluation.export.card_privacy import privacy_line, run_privacy
+from evaluation.export.card_privacy import privacy_line
 from evaluation.export.markdown import bullets, plain
 from evaluation.export.source import Source
+from evaluation.report.run_folder import facts_in
 from evaluation.report.tables.run import described, duration
 from evaluation.started_from import UNTRAINED
-from foundation.files import read_json, read_jsonl
+from foundation.files import read_jsonl
 from foundation.machine import versions
 from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.encoders.starting_weights import file_digest
 
 _TOLD = ("study_hash", "commit", "started", "finished", "seed")
-
-
-def run_facts(run: Path) -> Mapping[str, Any]:
-    """``run.json``; empty where the folder has none."""
-    path = run / "run.json"
-    return dict(read_json(path)) if path.is_file() else {}
 
 
 def run_study(run: Path) -> Mapping[str, Any]:
@@ -77,7 +72,7 @@ def how_it_was_trained(source: Source, info: Mapping[str, Any], study: Mapping[s
             ("Sites", f"{sites} took part" if sites else ""),
             ("Algorithm", plain(_without_nothing(study.get("algorithm")))),
             ("Rounds", str(study.get("rounds", {}).get("count", ""))),
-            ("Privacy", privacy_line(study, run_privacy(source.run))),
+            ("Privacy", privacy_line(study, facts_in(source.run / "privacy.json"))),
         ]
     return bullets(parts)
 

@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 
 from evaluation.export import card_figures, card_training
-from evaluation.export.card_privacy import privacy_use, run_privacy
+from evaluation.export.card_privacy import privacy_use
 from evaluation.export.card_training import modality_word
 from evaluation.export.markdown import plain
 from evaluation.export.recipe import input_code, standardisation_text
 from evaluation.export.source import Source, find_encoder
 from evaluation.export.timm_folder import loading_code
 from evaluation.export.unnamed import without_site_names
-from evaluation.report.run_folder import RunFolder, read_run
+from evaluation.report.run_folder import RunFolder, facts_in, read_run
 
 CARD_NAME = "model-card.md"
 
@@ -29,7 +29,7 @@ def model_card(run: Path, arm: str = "federated", fold: int = 0, seed: int | Non
     RunError where the run has no such encoder. A run that was not evaluated has a card that says so.
     """
     source = find_encoder(run, arm, fold, seed)
-    info, study = card_training.run_facts(run), card_training.run_study(run)
+    info, study = facts_in(run / "run.json"), card_training.run_study(run)
     folder, arms = without_site_names(read_run(run)) if (run / "results.csv").is_file() else (None, {})
     title = plain(str(info.get("title") or info.get("name") or source.config.name))
     sections = {
@@ -70,7 +70,7 @@ def _head(info: Mapping[str, Any], folder: RunFolder | None) -> list[str]:
 
 def _purpose(source: Source, study: Mapping[str, Any]) -> str:
     kind = "volumes" if source.volumes else "images"
-    trace = privacy_use(source, study, run_privacy(source.run))
+    trace = privacy_use(source, study, facts_in(source.run / "privacy.json"))
     return "\n".join(
         [
             f"- **For:** research on {modality_word(source)} {kind} like those it was trained on: frozen features for "

@@ -55,22 +55,6 @@ class Seen:
             self._small.append(np.concatenate([small_pixels(self.read(block)) for block in blocks]))
         return self._small[0]
 
-    def components(self, roles: Roles) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Pixels of each role on the principal components of the training images."""
-        small = self.small()
-        known, chosen, unseen = principal(small[roles.train], (small[roles.validation], small[roles.held]))
-        return known, chosen, unseen
-
-    def placed(self, roles: Roles) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Four numbers of each image's position: it, its square, its cube, and how far from the middle it is.
-
-        An image without one counts as one in the middle.
-        """
-        assert self.position is not None
-        p = np.where(np.isfinite(self.position), self.position, 0.5)
-        described = np.stack([p, p**2, p**3, np.abs(p - 0.5)], axis=1)
-        return described[roles.train], described[roles.validation], described[roles.held]
-
 
 Baseline = Callable[[Seen, Roles, int], Any]
 """What is seen, roles and a seed to predictions for the held images."""
@@ -103,20 +87,13 @@ def principal(
     return tuple((rows - centre) @ kept.T for rows in (train, *others))
 
 
-def _class_shares(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-    return majority_scores(seen.target[roles.train], len(roles.held), seen.classes)
-
-
-_Described = Callable[[Seen, Roles], tuple[FloatArray, FloatArray, FloatArray]]
+_Known = tuple[FloatArray, Any]
+_Described = Callable[[Seen, Roles], tuple[_Known, _Known, FloatArray]]
+"""Rows of training and validation images with their targets, and of the held ones."""
 
 
 def _classes_by(described: _Described) -> Baseline:
-    def scores(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-        known, chosen, unseen = described(seen, roles)
-        y = seen.target
-        return logistic_scores((known, y[roles.train]), (chosen, y[roles.validation]), unseen, seen.classes)
-
-    return scores
+    return lambda seen, roles, seed: logistic_scores(*described(seen, roles), seen.classes)
 
 
 def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
@@ -126,37 +103,38 @@ def _means(seen: Seen, roles: Roles, seed: int) -> FloatArray:
 
 
 def _findings_by(described: _Described) -> Baseline:
-    def scores(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-        known, chosen, unseen = described(seen, roles)
-        return logistic_findings((known, seen.target[roles.train]), (chosen, seen.target[roles.validation]), unseen)
-
-    return scores
+    return lambda seen, roles, seed: logistic_findings(*described(seen, roles))
 
 
 def _numbers_by(described: _Described) -> Baseline:
-    def values(seen: Seen, roles: Roles, seed: int) -> FloatArray:
-        known, chosen, unseen = described(seen, roles)
-        y = seen.target
-        return ridge_values((known, y[roles.train]), (chosen, y[roles.validation]), unseen)[:, None]
+    return lambda seen, roles, seed: ridge_values(*described(seen, roles))[:, None]
 
-    return values
+
+def _on_components(seen: Seen, roles: Roles) -> tuple[_Known, _Known, FloatArray]:
+    """Pixels on the principal components of the training images."""
+    small, y = seen.small(), seen.target
+    known, chosen, unseen = principal(small[roles.train], (small[roles.validation], small[roles.held]))
+    return (known, y[roles.train]), (chosen, y[roles.validation]), unseen
+
+
+def _by_position(seen: Seen, roles: Roles) -> tuple[_Known, _Known, FloatArray]:
+    """Four numbers of each image's position: it, its square, its cube, and how far from the middle it is.
+
+    An image without one counts as one in the middle.
+    """
+    assert seen.position is not None
+    p, y = np.where(np.isfinite(seen.position), seen.position, 0.5), seen.target
+    rows = np.stack([p, p**2, p**3, np.abs(p - 0.5)], axis=1)
+    return (rows[roles.train], y[roles.train]), (rows[roles.validation], y[roles.validation]), rows[roles.held]
 
 
 def _images(seen: Seen, places: IntArray) -> Any:
     return seen.read(places).numpy()
 
 
-def _no_mask(seen: Seen, roles: Roles, seed: int) -> Any:
-    return background_masks(seen.target[roles.held].shape)
-
-
 def _mask_pixels(seen: Seen, roles: Roles, seed: int) -> Any:
     known = (_images(seen, roles.train), seen.target[roles.train])
     return pixel_masks(known, _images(seen, roles.held), seen.classes, seed)
-
-
-def _no_boxes(seen: Seen, roles: Roles, seed: int) -> Any:
-    return nothing_found(len(roles.held))
 
 
 def _blobs(seen: Seen, roles: Roles, seed: int) -> Any:
@@ -166,14 +144,21 @@ def _blobs(seen: Seen, roles: Roles, seed: int) -> Any:
 
 BASELINES: dict[TaskKind, dict[str, Baseline]] = {
     "classification": {
-        PIXELS: _classes_by(Seen.components),
-        POSITION: _classes_by(Seen.placed),
-        MAJORITY: _class_shares,
+        PIXELS: _classes_by(_on_components),
+        POSITION: _classes_by(_by_position),
+        MAJORITY: lambda seen, roles, seed: majority_scores(seen.target[roles.train], len(roles.held), seen.classes),
     },
-    "multilabel": {PIXELS: _findings_by(Seen.components), POSITION: _findings_by(Seen.placed), MAJORITY: _means},
-    "regression": {PIXELS: _numbers_by(Seen.components), POSITION: _numbers_by(Seen.placed), MAJORITY: _means},
-    "segmentation": {PIXELS: _mask_pixels, MAJORITY: _no_mask},
-    "detection": {PIXELS: _blobs, MAJORITY: _no_boxes},
+    "multilabel": {
+        PIXELS: _findings_by(_on_components),
+        POSITION: _findings_by(_by_position),
+        MAJORITY: _means,
+    },
+    "regression": {PIXELS: _numbers_by(_on_components), POSITION: _numbers_by(_by_position), MAJORITY: _means},
+    "segmentation": {
+        PIXELS: _mask_pixels,
+        MAJORITY: lambda seen, roles, seed: background_masks(seen.target[roles.held].shape),
+    },
+    "detection": {PIXELS: _blobs, MAJORITY: lambda seen, roles, seed: nothing_found(len(roles.held))},
 }
 
 

@@ -105,24 +105,6 @@ def _sorted(cosine: FloatArray, neighbours: int) -> tuple[IntArray, FloatArray]:
     return places, np.take_along_axis(cosine, places, axis=1)
 
 
-def votes(
-    query: FloatArray,
-    bank: FloatArray,
-    labels: IntArray,
-    classes: int,
-    *,
-    neighbours: int,
-    temperature: float = TEMPERATURE,
-) -> FloatArray:
-    """``[Q, K]`` sums of exp(cosine / temperature) over the nearest images of the bank, by class.
-
-    query ``[Q, D]``, bank ``[N, D]``, labels ``[N]``. Of equally near images the earlier in the bank counts.
-    """
-    places, cosines = nearest(query, bank, min(neighbours, len(bank)))
-    weight, kind = np.exp(cosines / temperature), labels[places]
-    return np.stack([(weight * (kind == k)).sum(1) for k in range(classes)], axis=1)
-
-
 def _shares(query: FloatArray, bank: FloatArray) -> tuple[IntArray, FloatArray]:
     """Places and shares of the vote, both ``[Q, k]``, of 20 neighbours (of a tenth of the bank, if that is fewer)."""
     places, cosines = nearest(query, bank, max(1, min(NEIGHBOURS, len(bank) // 10)))

@@ -22,10 +22,8 @@ from evaluation.statistics.metric_values import (
     arm_figures,
     arm_order,
     figure_of,
-    fraction_title,
     main_question,
-    metric_title,
-    protocol_title,
+    question_text,
 )
 from evaluation.statistics.multiple import holm_sentence
 from evaluation.statistics.results import comparison_rows
@@ -96,7 +94,7 @@ def _names(places: Sequence[Path]) -> dict[Path, str]:
 
 def _part(task: str, members: Sequence[Member]) -> TaskPart:
     """Runs of one task; those that were asked another figure of it stand side by side all the same."""
-    asked = sorted({_asked(member.query) for member in members})
+    asked = sorted({question_text(member.query) for member in members})
     figures = {member.title: arm_figures(member.folder, member.query) for member in members}
     items = [
         ForestItem(f"{member.title}: {member.folder.arm(name).short}", member.folder.arm(name).kind, figure)
@@ -116,13 +114,6 @@ def _part(task: str, members: Sequence[Member]) -> TaskPart:
         differences=forest(answer, 0.0, "no difference", signed=True) if answer else None,
         several=holm_sentence([item.title for item in answer], [p for _, p in found]),
         apart=tuple(apart),
-    )
-
-
-def _asked(query: MetricQuery) -> str:
-    return (
-        f"{metric_title(query.metric)}, {protocol_title(query.protocol)}, "
-        f"{fraction_title(query.fraction)} of the training labels"
     )
 
 
@@ -171,7 +162,7 @@ def _not_comparable(first: Member, second: Member, one: pd.DataFrame, two: pd.Da
     if one.empty or two.empty:
         return "evaluation/scores.csv of one of them has no scores of the encoder in question"
     if first.query != second.query:
-        return f"asked differently ({_asked(first.query)} and {_asked(second.query)})"
+        return f"asked differently ({question_text(first.query)} and {question_text(second.query)})"
     if first.folder.task != second.folder.task:
         return "their classes differ"
     tested = [_tested(table) for table in (one, two)]

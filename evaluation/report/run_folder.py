@@ -175,8 +175,8 @@ def read_run(run: Path) -> RunFolder:
     curves, left_out, collapsing = _read_curves(run)
     gathered = (run / "evaluation" / "gathered.json").exists()
     study = run / ("task.yaml" if gathered else "study.yaml")
-    info = _json(run / "run.json")
-    answer = _json(run / "results.json")
+    info = facts_in(run / "run.json")
+    answer = facts_in(run / "results.json")
     arms = _read_arms(run / "arms.json", answer)
     expected = {
         "comparisons.csv": not comparisons.empty,
@@ -198,13 +198,13 @@ def read_run(run: Path) -> RunFolder:
         left_out=left_out,
         collapsing=collapsing,
         skipped=_read_skipped(run, splits),
-        pretrained_elsewhere=_json(run / "evaluation" / "config.json").get("pretrained_elsewhere") is True,
+        pretrained_elsewhere=facts_in(run / "evaluation" / "config.json").get("pretrained_elsewhere") is True,
         task={key: answer[key] for key in ("kind", "classes") if key in answer},
         federated=_table(run / "evaluation" / "federated.csv", RESULTS),
         supervised=answer.get("supervised", {}),
-        leaks=_json(run / "evaluation" / "leaks.json"),
+        leaks=facts_in(run / "evaluation" / "leaks.json"),
         gathered=gathered,
-        privacy=_json(run / "privacy.json"),
+        privacy=facts_in(run / "privacy.json"),
         missing=tuple(name for name, there in expected.items() if not there),
     )
 
@@ -219,7 +219,8 @@ def _splits(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)[list(SPLIT_COLUMNS)]
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def facts_in(path: Path) -> Mapping[str, Any]:
+    """The mapping in a JSON file; empty where there is none."""
     return dict(read_json(path)) if path.exists() else {}
 
 

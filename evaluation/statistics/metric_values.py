@@ -140,6 +140,12 @@ def fraction_title(fraction: str) -> str:
     return f"{size:g} per class" if shots else f"{size * 100:g} %"
 
 
+def question_text(query: MetricQuery) -> str:
+    """Metric, protocol and share of labels, in words."""
+    labels = f"{fraction_title(query.fraction)} of the training labels"
+    return f"{metric_title(query.metric)}, {protocol_title(query.protocol)}, {labels}"
+
+
 def main_question(folder: RunFolder) -> MetricQuery:
     """The question that the first page answers, out of what was measured.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from foundation.errors import DataError
 from imaging.listing.clusters import image_clusters
 from imaging.listing.manifest import Manifest
-from simulation.datasets.dataset import Dataset, NoOptions, needed_root
+from simulation.datasets.dataset import Dataset, NoOptions
 from simulation.datasets.lgg_mri import read_index
 
 CLASSES = ("benign", "malignant", "normal")
@@ -14,12 +14,13 @@ CLASSES = ("benign", "malignant", "normal")
 
 def list_busi(root: Path | None, workspace: Path, seed: int, options: NoOptions) -> Manifest:
     """``root``/index.csv; label = benign, malignant or normal; unit "image cluster", no site column."""
-    index = needed_root(root, "busi_224", "its index.csv") / "index.csv"
-    table = read_index(index, {"image", "label"}, "busi_224")
+    table, folder = read_index(root, {"image", "label"}, "busi_224")
     if strange := sorted(set(table["label"].fillna("")) - set(CLASSES)):
-        raise DataError(f"{index}: label {strange[0]!r} is none of {', '.join(CLASSES)}; not the index of 'busi_224'")
+        raise DataError(
+            f"{folder / 'index.csv'}: label {strange[0]!r} is none of {', '.join(CLASSES)}; not the index of 'busi_224'"
+        )
     table = table[["image", "label"]].assign(patient=table["image"])
-    return with_clusters(Manifest(table, index.parent, "image cluster"))
+    return with_clusters(Manifest(table, folder, "image cluster"))
 
 
 def with_clusters(manifest: Manifest) -> Manifest:

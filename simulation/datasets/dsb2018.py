@@ -7,7 +7,7 @@ from pydantic import Field
 from foundation.configuration.section import Section
 from imaging.listing.manifest import Manifest
 from simulation.datasets.busi import with_clusters
-from simulation.datasets.dataset import Dataset, needed_root
+from simulation.datasets.dataset import Dataset
 from simulation.datasets.lgg_mri import read_index
 
 COLUMNS = {"image", "label_map", "acquisition_group"}
@@ -30,12 +30,11 @@ def list_dsb2018(root: Path | None, workspace: Path, seed: int, options: Dsb2018
     The set knows neither hospitals nor patients. Its ``acquisition_group``, the original size and look of an image,
     is in the column site: a proxy for the microscope, not a place. Unit "image cluster".
     """
-    index = needed_root(root, "dsb2018", "its index.csv") / "index.csv"
-    table = read_index(index, COLUMNS, "dsb2018")
+    table, folder = read_index(root, COLUMNS, "dsb2018")
     table = table[table["acquisition_group"].str.endswith(STAINED) == options.colour]
     table = table.rename(columns={"label_map": "mask", "acquisition_group": "site"})
     images = table[["image", "site", "mask"]].assign(patient=table["image"])
-    return with_clusters(Manifest(images, index.parent, "image cluster"))
+    return with_clusters(Manifest(images, folder, "image cluster"))
 
 
 DSB2018 = Dataset(

@@ -13,16 +13,17 @@ COLUMNS = {"image", "mask", "patient", "site", "slice", "tumor"}
 
 def list_lgg_mri(root: Path | None, workspace: Path, seed: int, options: NoOptions) -> Manifest:
     """``root``/index.csv: 3 channels (pre-contrast, FLAIR, post-contrast); label 1: tumour in it."""
-    index = needed_root(root, "lgg_mri_128", "its index.csv") / "index.csv"
-    table = read_index(index, COLUMNS, "lgg_mri_128")
+    table, folder = read_index(root, COLUMNS, "lgg_mri_128")
     table["label"] = table["tumor"].astype(int)
     table["series"] = table["patient"]  # one examination a patient
     table["position"] = table["slice"]
-    return Manifest(table[["image", "patient", "series", "position", "site", "label", "mask"]], index.parent)
+    return Manifest(table[["image", "patient", "series", "position", "site", "label", "mask"]], folder)
 
 
-def read_index(path: Path, columns: set[str], name: str) -> pd.DataFrame:
-    """A dataset's index as text (an empty cell is missing); DataError when it lacks ``columns``."""
+def read_index(root: Path | None, columns: set[str], name: str) -> tuple[pd.DataFrame, Path]:
+    """``root``/index.csv as text (an empty cell is missing), and its folder; DataError when it lacks ``columns``."""
+    folder = needed_root(root, name, "its index.csv")
+    path = folder / "index.csv"
     if not path.is_file():
         raise DataError(
             f"{path}: is missing; dataset {name!r} needs it, point simulation.root to the folder that has it"
@@ -33,7 +34,7 @@ def read_index(path: Path, columns: set[str], name: str) -> pd.DataFrame:
         raise DataError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
     if missing := sorted(columns - set(table.columns)):
         raise DataError(f"{path}: lacks the column {', '.join(missing)}; it is not the index of {name!r}")
-    return table
+    return table, folder
 
 
 LGG_MRI = Dataset(

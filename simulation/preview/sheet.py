@@ -14,10 +14,10 @@ from torch import Tensor
 
 from client.site_file import load_site_file
 from client.training.batches import BatchReader
+from evaluation.kept_method import load_shared
 from federation.study import Study, load_study
 from foundation.errors import StudyError
 from foundation.randomness import seeded_torch, torch_generator
-from foundation.tensor_files import load_tensors
 from imaging.config import AugmentConfig
 from imaging.listing.manifest import Manifest
 from imaging.reading.planes import in_colour, shown_channel, shown_plane
@@ -145,12 +145,8 @@ def _load(method: Method, place: Path) -> str:
     if place.is_dir():
         stored = sorted(place.glob("arms/federated/fold-*/seed-*/global.safetensors"))
         path = stored[0] if stored else place / "global.safetensors"
-    tensors, _ = load_tensors(path)
-    expected = {name: value.shape for name, value in method.shared_state().items()}
-    if {name: value.shape for name, value in tensors.items()} != expected:
+    if not load_shared(method, path):
         raise StudyError(f"{path}: holds other tensors than this study's method shares; give a run of the same study")
-    method.load_state_dict({**method.state_dict(), **tensors})
-    method.start_local_parts()
     return f"weights of {place.resolve().name}"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.files import read_json
+from evaluation.report.run_folder import facts_in
 
 ATTACKS_NAME = "attacks.json"
 NAMES = {
@@ -46,15 +46,9 @@ class AttackRow:
     reading: str
 
 
-def read_attacks(run: Path) -> Mapping[str, Any]:
-    """The run's ``attacks.json``; {} where no attack was made."""
-    path = run / ATTACKS_NAME
-    return dict(read_json(path)) if path.exists() else {}
-
-
 def attack_section(run: Path) -> AttackSection | None:
     """The section of a run that was attacked; None for the others."""
-    answer = read_attacks(run)
+    answer = facts_in(run / ATTACKS_NAME)
     return AttackSection(who_text(answer), promise_text(answer), attack_rows(answer)) if answer else None
 
 

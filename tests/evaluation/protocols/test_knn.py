@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsRegressor
 
 from evaluation.protocols import knn
-from evaluation.protocols.knn import knn_findings, knn_scores, knn_values, nearest, unit_rows, votes
+from evaluation.protocols.knn import knn_findings, knn_scores, knn_values, nearest, unit_rows
 from foundation.randomness import numpy_generator
 
 
@@ -25,15 +25,22 @@ def test_votes_against_the_oracle(shared: Path) -> None:
     query, bank, labels, expected, scores = (
         oracle[f"knn_k20_t0.07/{name}"] for name in ("query", "bank", "labels", "expected", "scores")
     )
-    found = votes(query.astype(np.float64), bank.astype(np.float64), labels, 4, neighbours=20)
-    np.testing.assert_allclose(found, scores, rtol=1e-4)
+    # Of 200 images 20 are asked; the added ones, at a right angle to everything, are none of them.
+    far = np.zeros((200 - len(bank), bank.shape[1]))
+    known, of = np.concatenate([bank.astype(np.float64), far]), np.append(labels, np.full(len(far), 4))
+    found = knn_scores(query.astype(np.float64), known, of, 5)
+    np.testing.assert_allclose(found[:, :4], scores / scores.sum(1, keepdims=True), rtol=1e-4)
+    assert not found[:, 4].any()
+    found = found[:, :4]
     np.testing.assert_array_equal(np.argsort(-found, axis=1), expected)
 
 
 def test_votes_by_hand() -> None:
     bank = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
-    found = votes(np.array([[5.0, 0.0]]), bank, np.array([0, 1, 1]), 2, neighbours=2, temperature=0.5)
-    np.testing.assert_allclose(found, [[np.exp(2.0), np.exp(np.sqrt(0.5) / 0.5)]])
+    known = np.concatenate([bank, np.full((17, 2), -1.0)])  # 2 of 20 are asked
+    found = knn_scores(np.array([[5.0, 0.0]]), known, np.array([0, 1, 1] + [0] * 17), 2)
+    vote = np.exp(np.array([1.0, np.sqrt(0.5)]) / 0.07)
+    np.testing.assert_allclose(found, [vote / vote.sum()])
     assert knn_scores(np.array([[5.0, 0.0]]), bank, np.array([0, 1, 1]), 2).tolist() == [[1.0, 0.0]]
 
 
