@@ -21,7 +21,7 @@ from federation.privacy.config import PatientPrivacyConfig
 from federation.records import CATEGORIES
 from federation.study import Study
 from foundation.errors import FedpretextError
-from imaging.inspection.finding import counted
+from foundation.wording import counted
 from imaging.listing.manifest import Manifest
 from ssl_methods import build_method, method_class
 from ssl_methods.encoders.outputs import feature_dim

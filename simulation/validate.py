@@ -9,7 +9,7 @@ from torch import Tensor
 
 from federation.algorithms import build_algorithm
 from federation.study import Study, load_study
-from imaging.inspection.finding import counted
+from foundation.wording import counted
 from imaging.listing.manifest import Manifest
 from simulation.simulate import planned, simulation_config
 from simulation.starting import identified, inspect_weights, source_of

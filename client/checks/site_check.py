@@ -19,9 +19,10 @@ from federation.study import Study, load_study
 from foundation.errors import DataError, StudyError
 from foundation.machine import DeviceName
 from foundation.messages import logger
+from foundation.wording import counted
 from imaging.config import ImageConfig
 from imaging.inspection.examine import InspectedFile, look_at
-from imaging.inspection.finding import Finding, Level, Table, counted, with_examples
+from imaging.inspection.finding import Finding, Level, Table, with_examples
 from imaging.inspection.inspect_site import image_findings, image_tables
 from imaging.listing.manifest import FILES, Manifest
 from imaging.reading.formats import is_image

@@ -26,7 +26,8 @@ from federation.study import Study
 from foundation.errors import DataError, FedpretextError
 from foundation.machine import DeviceName, choose_device
 from foundation.randomness import seeded_torch, torch_generator
-from imaging.inspection.finding import Finding, Table, counted
+from foundation.wording import counted
+from imaging.inspection.finding import Finding, Table
 from imaging.listing.manifest import Manifest, slices
 from imaging.reading.readers import prepare
 from imaging.store import TensorStore

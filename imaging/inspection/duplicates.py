@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from foundation.wording import counted
 from imaging.inspection.examine import InspectedFile
-from imaging.inspection.finding import Finding, counted, with_examples
+from imaging.inspection.finding import Finding, with_examples
 from imaging.inspection.prints import Prints, near_copies
 from imaging.listing.clusters import join
 

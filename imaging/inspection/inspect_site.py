@@ -4,11 +4,12 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
+from foundation.wording import counted
 from imaging.config import ImageConfig
 from imaging.inspection.burnt_in_text import FALSE_ALARMS, FINDS
 from imaging.inspection.duplicates import duplicate_findings
 from imaging.inspection.examine import InspectedFile
-from imaging.inspection.finding import Finding, Table, counted, with_examples
+from imaging.inspection.finding import Finding, Table, with_examples
 from imaging.inspection.identifiers import Person, shared_ids, split_persons, tag_groups, telling_names
 from imaging.listing.manifest import Manifest
 from imaging.store import BROKEN_SHARE
