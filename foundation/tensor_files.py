@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,12 +27,13 @@ def detach_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors from any device as safetensors, atomically; only one at a time is copied, if at all.
 
-    safetensors' own ``save_file`` copies each into bytes first, which costs as much as writing them.
+    safetensors' own ``save_file`` tells of a full disk by no OSError and, killed, leaves a file of its own behind;
+    its ``save`` takes the memory of two more copies.
     """
-    write_with(path, lambda temporary: _write(temporary, tensors, dict(metadata or {})))
+    write_with(path, lambda handle: _write(handle, tensors, dict(metadata or {})))
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+def _write(handle: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     # The widest types first, so that each tensor lies at a multiple of its type's size, as the format asks.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
@@ -42,11 +43,10 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
-        for _, value in ordered:
-            flat = value.detach().to("cpu").contiguous().reshape(-1)
-            handle.write(flat.view(torch.uint8).numpy().data)
+    handle.write(len(text).to_bytes(8, "little") + text)
+    for _, value in ordered:
+        flat = value.detach().to("cpu").contiguous().reshape(-1)
+        handle.write(flat.view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

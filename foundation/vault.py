@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -74,12 +74,15 @@ class Vault:
         self, path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
     ) -> None:
         """Write tensors as safetensors, atomically. With a key this takes the memory of two more copies of them."""
-        from foundation.tensor_files import save_tensors
+        from safetensors.torch import save
+
+        from foundation.tensor_files import detach_to_cpu, save_tensors
 
         if self._key is None:
             save_tensors(path, tensors, metadata)
             return
-        _seal(path, _serialised(tensors, metadata), self._key, self._bound(path))
+        data = save(detach_to_cpu(tensors), dict(metadata) if metadata else None)
+        _seal(path, data, self._key, self._bound(path))
 
     def load_tensors(self, path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
         """All tensors of a file and its metadata; errors as ``read_bytes``. Holds the tensors and one chunk."""
@@ -114,15 +117,6 @@ class Vault:
 PLAIN = Vault(None)
 
 
-def _serialised(tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None) -> bytes:
-    """The bytes of a safetensors file."""
-    from safetensors.torch import save
-
-    from foundation.tensor_files import detach_to_cpu
-
-    return save(detach_to_cpu(tensors), dict(metadata) if metadata else None)
-
-
 def _derived(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
     """A file's cipher, and what its header says of the key."""
     both = HKDF(SHA256(), KEY_BYTES + _COMMITMENT, salt, _MAGIC + _VERSION).derive(key)
@@ -139,12 +133,11 @@ def _seal(path: Path, data: bytes, key: bytes, bound: bytes) -> None:
     whole = memoryview(data)
     last = max(0, len(data) - 1) // CHUNK
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as handle:
-            handle.write(_MAGIC + _VERSION + salt + commitment)
-            for number in range(last + 1):
-                chunk = whole[number * CHUNK : (number + 1) * CHUNK]
-                handle.write(cipher.encrypt(_nonce(number, number == last), chunk, bound))
+    def write(handle: BinaryIO) -> None:
+        handle.write(_MAGIC + _VERSION + salt + commitment)
+        for number in range(last + 1):
+            chunk = whole[number * CHUNK : (number + 1) * CHUNK]
+            handle.write(cipher.encrypt(_nonce(number, number == last), chunk, bound))
 
     files.write_with(path, write)
 

@@ -210,8 +210,8 @@ def _headers(inspected_files: Sequence[InspectedFile]) -> Iterator[Finding]:
                 groups[group].append(inspected.file)
     if groups:
         kinds = ", ".join(f"{group} {len(files):,}" for group, files in sorted(groups.items()))
-        answer = len({file for files in groups.values() for file in files})
-        text = f"{counted(answer, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})"
+        count = len({file for files in groups.values() for file in files})
+        text = f"{counted(count, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})"
         remedy = f"{HEADERS_STAY}; follow your site's own rules on what may lie on this machine"
         yield Finding("warning" if "person" in groups else "note", "persons", "header identifiers", text, remedy)
     if marked := [
@@ -263,8 +263,8 @@ def image_tables(inspected_files: Sequence[InspectedFile], manifest: Manifest) -
     rows += [("patients", f"{manifest.table['patient'].nunique():,}" if known else "not known for all images")]
     for column, name in (("study", "studies"), ("series", "series")):
         if column in manifest.table:
-            answer = manifest.table[manifest.table[column].notna()]
-            rows += [(name, f"{len(answer[['patient', column]].drop_duplicates()):,}")]
+            stated = manifest.table[manifest.table[column].notna()]
+            rows += [(name, f"{len(stated[['patient', column]].drop_duplicates()):,}")]
     for name, value in (
         ("formats", lambda inspected: inspected.format),
         ("channels", lambda inspected: str(inspected.channels)),

@@ -93,21 +93,21 @@ def _frame(dataset: pydicom.Dataset, array: Any, group: pydicom.Dataset) -> _Sli
     """A frame of an enhanced file, whose tags stand in its own group or in the shared one."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
 
-    def answer(sequence: str, tag: str) -> Any:
+    def value_of(sequence: str, tag: str) -> Any:
         for place in (group, shared):
             if place.get(sequence) and place[sequence][0].get(tag) is not None:
                 return place[sequence][0][tag].value
         return None
 
-    position = answer("PlanePositionSequence", "ImagePositionPatient")
-    orientation = answer("PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = answer("PixelMeasuresSequence", "PixelSpacing")
+    position = value_of("PlanePositionSequence", "ImagePositionPatient")
+    orientation = value_of("PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = value_of("PixelMeasuresSequence", "PixelSpacing")
     if position is None or orientation is None or spacing is None:
         raise ValueError("a frame has no position, orientation or pixel spacing")
     image = dicom_image(dataset, array)
-    slope = answer("PixelValueTransformationSequence", "RescaleSlope")
+    slope = value_of("PixelValueTransformationSequence", "RescaleSlope")
     if slope is not None:
-        intercept = answer("PixelValueTransformationSequence", "RescaleIntercept")
+        intercept = value_of("PixelValueTransformationSequence", "RescaleIntercept")
         image = DecodedImage(image.pixels * np.float32(slope) + np.float32(intercept or 0), "physical")
     directions = np.asarray(orientation, dtype=np.float64)
     return _Slice(
