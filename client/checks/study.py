@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from client.approval_page import state_bytes
 from client.policy import Policy, check_images, check_study, check_work
 from client.privacy.approval_lines import private_findings, private_rows
 from client.privacy.rules import check_patients, expected_step
@@ -22,6 +23,7 @@ from client.training.round import check_site
 from federation.local_work import LocalWork, local_work
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.noise import noised
+from federation.records import bytes_of
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError
 from foundation.machine import DeviceName, choose_device
@@ -54,20 +56,14 @@ class Needs:
 
 def needs_of(study: Study, method: Method, images: int) -> Needs:
     """As the tensor store, the site's state and ``fedpretext validate`` count them."""
-    shared, local = _bytes(method.shared_state()), _bytes(method.local_state())
-    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    trained = bytes_of(p for p in method.parameters() if p.requires_grad)
     batch = local_work(study.training, images).batch * math.prod(study.image.shape) * 4
     return Needs(
         store=2 * images * math.prod(study.image.shape),
-        # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
-        state=3 * (shared + local + 2 * trained),
-        memory=4 * trained + local + batch,
-        shared=shared,
+        state=state_bytes(method),
+        memory=4 * trained + bytes_of(method.local_state().values()) + batch,
+        shared=bytes_of(method.shared_state().values()),
     )
-
-
-def _bytes(tensors: dict[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 @dataclass(frozen=True)
@@ -134,13 +130,8 @@ def study_check(
 
 def _images_a_step(study: Study, usable: Manifest, work: LocalWork) -> float:
     """Images of a step here: the batches, or of drawn patients what is expected."""
-    expected = expected_step(study, _images_each(usable))
+    expected = expected_step(study, usable.images_each())
     return work.batch * work.accumulate if expected is None else expected
-
-
-def _images_each(usable: Manifest) -> list[int]:
-    """How many images each patient has."""
-    return [int(count) for count in usable.table["patient"].value_counts()]
 
 
 def _step_here(study: Study, usable: Manifest, work: LocalWork) -> str:
@@ -163,13 +154,13 @@ def _permitted(study: Study, policy: Policy) -> Iterator[Finding]:
 
 def _enough(study: Study, usable: Manifest, policy: Policy | None) -> Iterator[Finding]:
     """What the study's method and the site's policy have against these images, a finding each."""
-    patients = None if usable.unit == "image cluster" else int(usable.table["patient"].nunique())
+    patients = usable.patients()
     rules: dict[str, Callable[[], None]] = {"not accepted": lambda: check_site(study, _store_of(usable))}
     if patients is None:
         rules["whose images"] = lambda: check_patients(study, patients)
     if policy is not None:
         rules["policy on images"] = lambda: check_images(policy, len(usable), patients)
-        rules["policy on work"] = lambda: check_work(policy, study, _images_each(usable) or [1])
+        rules["policy on work"] = lambda: check_work(policy, study, usable.images_each() or [1])
     for kind, rule in rules.items():
         try:
             rule()

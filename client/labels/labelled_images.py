@@ -17,7 +17,7 @@ from evaluation.protocols.logistic import Standard
 from evaluation.statistics.intervals import FloatArray, IntArray, Scored
 from federation.federated_evaluation import EvaluationRequest, Step, probe_like
 from federation.federated_evaluation_config import FederatedEvaluationConfig
-from federation.records import all_finite
+from federation.records import all_finite, same_form
 from federation.study import Study
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import digest, write_text
@@ -158,12 +158,8 @@ class LabelledImages:
 
     def _probe(self, question: EvaluationRequest, width: int) -> tuple[FloatArray, Standard]:
         like, given = probe_like(width, len(self._config.classes)), question.tensors
-        described = [{n: (t.shape, t.dtype) for n, t in tensors.items()} for tensors in (like, given)]
-        if (
-            described[0] != described[1]
-            or not all(map(all_finite, given.values()))
-            or bool((given["spread"] <= 0).any())
-        ):
+        fits = same_form(like, given) and all(map(all_finite, given.values()))
+        if not fits or bool((given["spread"] <= 0).any()):
             raise StudyError("was sent a probe that is not of the form that the study has")
         centre, spread, weights = (given[name].numpy() for name in ("centre", "spread", "weights"))
         return weights, Standard(centre, spread)

@@ -129,6 +129,14 @@ class Manifest:
         """The image file of every row, below the root unless absolute."""
         return [self.root / image for image in self.table["image"]]
 
+    def patients(self) -> int | None:
+        """How many patients the images are of; None where that is not known."""
+        return None if self.unit == "image cluster" else int(self.table["patient"].nunique())
+
+    def images_each(self) -> list[int]:
+        """How many images each patient has, the most first."""
+        return [int(count) for count in self.table["patient"].value_counts()]
+
     def codes(self, column: str) -> npt.NDArray[np.int64]:
         """Whole numbers from 0, equal where values of ``column`` are equal; a missing cell equals no other.
 

@@ -125,7 +125,7 @@ def test_an_error_is_one_word_outside_and_a_traceback_inside(
     def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(client.site.Site, "trained_or_stored", fail)
+    monkeypatch.setattr(client.site.SiteTraining, "trained_or_stored", fail)
     monkeypatch.setattr(client.site.Site, "describe", fail)
     content = node.ask(asked(instruction(study(), 2)), kind, group="2")
     assert failure_in(content) == category

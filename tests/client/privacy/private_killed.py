@@ -60,7 +60,7 @@ def main() -> None:
     assert site.ledger is not None
     here = Site(site, study)
     here.describe()  # decodes, so that children are killed while they train
-    weights = {name: value.clone() for name, value in here.shared_like().items()}
+    weights = {name: value.clone() for name, value in here.update_like().items()}
     rounds = [TrainInstruction(study.training_hash(), round_, weights) for round_ in range(1, study.rounds.count + 1)]
     plan_of(study)
     started = time.monotonic()

@@ -101,11 +101,11 @@ def test_an_update_that_is_asked_for_again_costs_nothing(
     restart: Callable[[], None], unit: str,
 ) -> None:  # fmt: skip
     s = private_study(unit)
-    first, again = private_site(s).trained_or_stored(instruction(s))
+    first, again = private_site(s).training.trained_or_stored(instruction(s))
     assert not again
     restart()
     assert first.ledger is not None
-    second, again = private_site(s).trained_or_stored(replace(instruction(s), ledger=first.ledger.head))
+    second, again = private_site(s).training.trained_or_stored(replace(instruction(s), ledger=first.ledger.head))
     assert again and same(first, second)
     assert (second.images, second.metrics) == (1, {})
     assert second.ledger is not None and second.ledger.head == first.ledger.head
@@ -177,7 +177,7 @@ def test_a_budget_stops_a_site_before_it_is_passed(
     assert "\n" not in str(caught.value)
     assert not (here.rounds._folder / f"round-{done + 1:05d}").exists()
     assert (here.rounds._folder / "trained").read_text() == f"{done}\n"  # what was not trained is not counted
-    reply, again = here.trained_or_stored(instruction(s, done))  # what was released can still be sent
+    reply, again = here.training.trained_or_stored(instruction(s, done))  # what was released can still be sent
     assert again and reply.ledger is not None
 
 
