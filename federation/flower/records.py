@@ -28,11 +28,7 @@ WEIGHTS, PACKED, _SIGNATURE = "weights", "safetensors", "signature"
 
 def tensors_to_arrays(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """An ArrayRecord with every tensor in its own type."""
-    return ArrayRecord({name: _to_array(value) for name, value in tensors.items()})
-
-
-def _to_array(value: torch.Tensor) -> Array:
-    return Array(value.detach().cpu().contiguous().numpy())
+    return ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in tensors.items()})
 
 
 def weights_to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:

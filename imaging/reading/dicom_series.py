@@ -78,15 +78,8 @@ def _slice(dataset: pydicom.Dataset) -> _Slice:
     for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
         if dataset.get(tag) is None:
             raise ValueError(f"a slice (InstanceNumber {dataset.get('InstanceNumber', '?')}) has no {tag}")
-    directions = np.asarray(dataset.ImageOrientationPatient, dtype=np.float64)
-    rows, columns = (float(value) for value in dataset.PixelSpacing)
-    return _Slice(
-        dicom_image(dataset, dataset.pixel_array),
-        np.asarray(dataset.ImagePositionPatient, dtype=np.float64),
-        directions[:3],
-        directions[3:],
-        (rows, columns),
-    )
+    image = dicom_image(dataset, dataset.pixel_array)
+    return _placed(image, dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.PixelSpacing)
 
 
 def _frame(dataset: pydicom.Dataset, array: Any, group: pydicom.Dataset) -> _Slice:
@@ -109,14 +102,14 @@ def _frame(dataset: pydicom.Dataset, array: Any, group: pydicom.Dataset) -> _Sli
     if slope is not None:
         intercept = value_of("PixelValueTransformationSequence", "RescaleIntercept")
         image = DecodedImage(image.pixels * np.float32(slope) + np.float32(intercept or 0), "physical")
+    return _placed(image, position, orientation, spacing)
+
+
+def _placed(image: DecodedImage, position: Any, orientation: Any, spacing: Any) -> _Slice:
+    """A slice with the values of its three tags."""
     directions = np.asarray(orientation, dtype=np.float64)
-    return _Slice(
-        image,
-        np.asarray(position, dtype=np.float64),
-        directions[:3],
-        directions[3:],
-        (float(spacing[0]), float(spacing[1])),
-    )
+    rows, columns = (float(value) for value in spacing)
+    return _Slice(image, np.asarray(position, dtype=np.float64), directions[:3], directions[3:], (rows, columns))
 
 
 def _stacked(slices: Sequence[_Slice]) -> Stack:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -34,12 +35,9 @@ def layers_of(config: EncoderConfig, image: ImageConfig) -> dict[str, str]:
     """The layer of each of the encoder's shared tensors, the stem first: ``stem``, ``block 1``, ..."""
     with seeded_torch(0, "layers"):  # the weights are thrown away
         depths = layer_depths(build_encoder(config, image))
+    by_depth = itemgetter(1, 0)
     named = {f"{ENCODER}{name}": depth for name, depth in depths.items()}
-    return {name: f"block {depth:.0f}" if depth else "stem" for name, depth in sorted(named.items(), key=_by_depth)}
-
-
-def _by_depth(item: tuple[str, float]) -> tuple[float, str]:
-    return item[1], item[0]
+    return {name: f"block {depth:.0f}" if depth else "stem" for name, depth in sorted(named.items(), key=by_depth)}
 
 
 def divergence(
