@@ -21,13 +21,12 @@ from federation.privacy.config import PatientPrivacyConfig
 from federation.records import CATEGORIES, bytes_of
 from federation.study import Study
 from foundation.errors import FedpretextError
-from foundation.wording import counted
+from foundation.wording import counted, mebibytes
 from imaging.listing.manifest import Manifest
 from ssl_methods import build_method, method_class
 from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.method import Method
 
-_MIB = 2**20
 _LEARNT = "These are numbers learnt from the images, not images"
 
 
@@ -137,8 +136,8 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, images: int | Non
     for part, tensors in _by_part(method, method.shared_state()).items():
         yield f"{part}: {_amount(tensors)}"
     shared = list(method.shared_state().values())
-    in_all = study.rounds.count * bytes_of(shared) / _MIB
-    yield f"together: {_amount(shared)}; {in_all:,.1f} MiB in {study.rounds.count} rounds"
+    in_all = mebibytes(study.rounds.count * bytes_of(shared))
+    yield f"together: {_amount(shared)}; {in_all} MiB in {study.rounds.count} rounds"
     if study.secure_aggregation is not None:
         yield "of these how training moved the parameters, under masks that cancel in the sum of several sites alone"
         yield "keys for masks, signatures by this site's key, and shares of the masks' secrets, sealed for other sites"
@@ -218,8 +217,8 @@ def _stays(method: Method, private: bool, seen: bool) -> Iterator[str]:
 
 def _cost(study: Study, method: Method, counts: list[int] | None) -> Iterator[str]:
     rounds, shared = study.rounds.count, bytes_of(method.shared_state().values())
-    yield f"traffic: {shared / _MIB:,.1f} MiB in and as much out in a round, {2 * rounds * shared / _MIB:,.1f} in all"
-    yield f"disk: up to {state_bytes(method) / _MIB:,.1f} MiB in the state folder, and the decoded images in the cache"
+    yield f"traffic: {mebibytes(shared)} MiB in and as much out in a round, {mebibytes(2 * rounds * shared)} in all"
+    yield f"disk: up to {mebibytes(state_bytes(method))} MiB in the state folder, and the decoded images in the cache"
     if counts is not None:
         steps, images = work_of_round(study, counts)
         yield f"computing: {rounds * steps:,} steps, {rounds * images:,.0f} images seen, in {rounds} rounds"
@@ -241,4 +240,4 @@ def _by_part(method: Method, tensors: dict[str, Tensor]) -> dict[str, list[Tenso
 
 def _amount(tensors: list[Tensor]) -> str:
     numbers = sum(tensor.numel() for tensor in tensors)
-    return f"{numbers:,} numbers in {len(tensors)} tensors, {bytes_of(tensors) / _MIB:,.1f} MiB"
+    return f"{numbers:,} numbers in {len(tensors)} tensors, {mebibytes(bytes_of(tensors))} MiB"

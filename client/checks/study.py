@@ -28,7 +28,7 @@ from federation.study import Study
 from foundation.errors import DataError, FedpretextError
 from foundation.machine import DeviceName, choose_device
 from foundation.randomness import seeded_torch, torch_generator
-from foundation.wording import counted
+from foundation.wording import counted, mebibytes
 from imaging.inspection.finding import Finding, Table
 from imaging.listing.manifest import Manifest, slices
 from imaging.reading.readers import prepare
@@ -41,7 +41,6 @@ _SECONDS = 6.0  # to spend on timing steps, once the first is done
 _FIRST_BATCH = 4
 _STEPS = 3
 _SAMPLE = 32  # images decoded for it
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def study_check(
     work, needs = local_work(study.training, count), needs_of(study, method, count)
     rows += [
         ("a round here", f"{counted(work.steps, 'step')} of {_step_here(study, usable, work)}"),
-        ("sent in a round", f"{needs.shared / _MIB:,.1f} MiB here and as much back"),
+        ("sent in a round", f"{mebibytes(needs.shared)} MiB here and as much back"),
         ("decoded images", f"{_size(needs.store)} on disk"),
         ("state", f"up to {_size(needs.state)} on disk"),
         ("memory", f"{_size(needs.memory)} and more for activations"),

@@ -54,12 +54,7 @@ class SuperNode:
         rotate(self.log)
         self._sign_off()
         self._log_from = self.log.stat().st_size if self.log.exists() else 0
-        self._group.__enter__()
-        try:
-            self._start()
-        except BaseException:
-            self._group.stop()
-            raise
+        self._group.begin(self._start)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from foundation.wording import counted
 from imaging.config import ImageConfig
@@ -265,20 +265,12 @@ def image_tables(inspected_files: Sequence[InspectedFile], manifest: Manifest) -
         if column in manifest.table:
             stated = manifest.table[manifest.table[column].notna()]
             rows += [(name, f"{len(stated[['patient', column]].drop_duplicates()):,}")]
-    for name, value in (
-        ("formats", lambda inspected: inspected.format),
-        ("channels", lambda inspected: str(inspected.channels)),
-        ("stored values", lambda inspected: inspected.depth),
-        ("modality", lambda inspected: _modality(inspected) or "unknown"),
-    ):
-        rows.append(
-            (
-                name,
-                _shares(
-                    Counter(value(inspected) for inspected in (inspected_files if name == "formats" else readable))
-                ),
-            )
-        )
+    rows += [
+        ("formats", _shares(inspected.format for inspected in inspected_files)),
+        ("channels", _shares(str(inspected.channels) for inspected in readable)),
+        ("stored values", _shares(inspected.depth for inspected in readable)),
+        ("modality", _shares(_modality(inspected) or "unknown" for inspected in readable)),
+    ]
     if readable:
         for name, sides in (
             ("height", [inspected.height for inspected in readable]),
@@ -287,12 +279,11 @@ def image_tables(inspected_files: Sequence[InspectedFile], manifest: Manifest) -
         ):
             if name != "slices in a file" or max(sides) > 1:
                 rows.append((name, f"{min(sides):,} to {max(sides):,}, median {statistics.median(sides):,.0f}"))
-    tables = [Table("Images", "images", ("", ""), tuple(rows))]
-    return [*tables, *_tag_table(inspected_files)]
+    return [Table("Images", "images", ("", ""), tuple(rows)), *_tag_table(inspected_files)]
 
 
-def _shares(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common()) or "–"
+def _shares(values: Iterable[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(values).most_common()) or "–"
 
 
 def _tag_table(inspected_files: Sequence[InspectedFile]) -> Iterator[Table]:
