@@ -33,7 +33,7 @@ _LEARNT = "These are numbers learnt from the images, not images"
 def page(study: Study, site_file: SiteFile) -> list[str]:
     """The page, line by line. The images are counted in the manifest, not decoded."""
     method = build_method(study.method, study.encoder, study.image, study.seed)
-    counts, answer = _images_here(study, site_file)
+    counts, said = _images_here(study, site_file)
     images = None if counts is None else sum(counts)
     return [
         f"study {study.name}: {study.title or '(no title)'}",
@@ -55,7 +55,7 @@ def page(study: Study, site_file: SiteFile) -> list[str]:
         "",
         "THIS SITE'S POLICY",
         "  permits the study" if images is not None else "  permits the study, but not with these images:",
-        *_indented(answer),
+        *_indented(said),
     ]
 
 

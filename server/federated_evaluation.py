@@ -180,8 +180,8 @@ def collect(run: Path) -> Path | None:
         record, fold = read_json(path), path.parent.parent.name.removeprefix("fold-")
         several = len({each.parent.parent for each in found}) > 1
         fixed = {"task": record["task"], "dataset": "labels at the sites", "protocol": PROTOCOL, "label_fraction": "1"}
-        for arm, reported in record["arms"].items():
-            for row in reported["rows"]:
+        for arm, evaluated in record["arms"].items():
+            for row in evaluated["rows"]:
                 note = "; ".join(part for part in (f"fold {fold}" if several else "", row["note"]) if part)
                 named = {"encoder": arm, "role": Role(arm), "seed": str(record["seed"])}
                 table.append({**fixed, **named, **row, "note": note})
@@ -211,8 +211,8 @@ def _moments(tensors: Mapping[str, Tensor]) -> Moments:
 
 def _figures(tensors: Mapping[str, Tensor]) -> SiteFigures:
     table = tensors["figures"].tolist()
-    reported = {name: SiteEstimate(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
-    return SiteFigures(int(tensors["patients"]), int(tensors["fewest"]), reported)
+    estimates = {name: SiteEstimate(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
+    return SiteFigures(int(tensors["patients"]), int(tensors["fewest"]), estimates)
 
 
 def _histogram(tensors: Mapping[str, Tensor]) -> Histogram:

@@ -66,14 +66,6 @@ def needs_of(study: Study, method: Method, images: int) -> Needs:
 
 
 @dataclass(frozen=True)
-class StepTime:
-    """Seconds of one step of ``batch`` images: views, loss, backward, optimiser."""
-
-    seconds: float
-    batch: int
-
-
-@dataclass(frozen=True)
 class StudyCheck:
     """What there is to say of one study at this site."""
 
@@ -108,7 +100,7 @@ def study_check(
         ("memory", f"{_size(needs.memory)} and more for activations"),
     ]
     try:
-        timed = time_step(study, method, usable, choose_device(device))
+        seconds, timed = time_step(study, method, usable, choose_device(device))
     except torch.OutOfMemoryError:
         found.append(_does_not_fit(work.batch))
     except FedpretextError as error:
@@ -116,9 +108,9 @@ def study_check(
             found.append(_answer("no training step", error))
     else:
         each = _images_a_step(study, usable, work)
-        hours = timed.seconds / timed.batch * each * work.steps / 3600
-        timing = f"{timed.seconds / timed.batch:.2g} s an image, timed with {timed.batch} a step"
-        about = "about" if timed.batch == work.batch else "at most"  # a step's fixed cost was counted more than once
+        hours = seconds / timed * each * work.steps / 3600
+        timing = f"{seconds / timed:.2g} s an image, timed with {timed} a step"
+        about = "about" if timed == work.batch else "at most"  # a step's fixed cost was counted more than once
         rows += [
             ("time a round", f"{about} {_duration(hours)} ({timing})"),
             ("time of the study", f"{about} {_duration(hours * study.rounds.count)} for {study.rounds.count:,} rounds"),
@@ -235,8 +227,8 @@ def _rehearsal(usable: Manifest, study: Study) -> _Rehearsal:
     return _Rehearsal(**known, pixels=torch.stack(images))
 
 
-def time_step(study: Study, method: Method, usable: Manifest, device: torch.device) -> StepTime:
-    """Time real steps of the study's method for a few seconds; ``method`` is trained by it.
+def time_step(study: Study, method: Method, usable: Manifest, device: torch.device) -> tuple[float, int]:
+    """Seconds of one real step of the study's method, and its images; ``method`` is trained by it.
 
     A batch too large for that is timed with fewer images than the study's. Views, loss and backward are the study's;
     reading the store and compiling are not counted. DataError where no image can be used.
@@ -253,7 +245,7 @@ def time_step(study: Study, method: Method, usable: Manifest, device: torch.devi
             seconds = step(images)
         if time.perf_counter() - started + _STEPS * seconds < _SECONDS:
             seconds = statistics.median(step(images) for _ in range(_STEPS))
-        return StepTime(seconds, images)
+        return seconds, images
 
 
 def _step_of(study: Study, method: Method, store: TensorStore, device: torch.device) -> Callable[[int], float]:

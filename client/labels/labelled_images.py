@@ -151,10 +151,10 @@ class LabelledImages:
                 raise TooFewLabelsError("a histogram of so few images tells of single ones; it is not given")
             return {name: torch.from_numpy(getattr(counts, name)) for name in ("positive", "negative", "starts")}
         names = test.patients.astype(np.str_)
-        reported = site_figures(Scored(test.labels, scores, names, np.full(len(names), "site")))
-        table = [[reported.figures[n].value, reported.figures[n].variance, reported.figures[n].units] for n in FIGURES]
+        own = site_figures(Scored(test.labels, scores, names, np.full(len(names), "site")))
+        table = [[own.figures[n].value, own.figures[n].variance, own.figures[n].units] for n in FIGURES]
         figures = torch.tensor(table, dtype=torch.float64)
-        return {"patients": _vector(reported.patients), "fewest": _vector(reported.fewest), "figures": figures}
+        return {"patients": _vector(own.patients), "fewest": _vector(own.fewest), "figures": figures}
 
     def _probe(self, question: EvaluationRequest, width: int) -> tuple[FloatArray, Standard]:
         like, given = probe_like(width, len(self._config.classes)), question.tensors
