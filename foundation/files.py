@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,14 +51,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in ``path``; RunError when it is missing or cut short."""
+@contextmanager
+def reading(path: object, *damage: type[Exception]) -> Iterator[None]:
+    """RunError of one line where ``path`` is missing, or where the block raises one of the errors that mean damage."""
     try:
-        return json.loads(path.read_text())
+        yield
     except FileNotFoundError as error:
         raise RunError(f"{path}: is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: is damaged ({error})") from error
+    except damage as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path}: is damaged ({reason})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in ``path``; RunError when it is missing or cut short."""
+    with reading(path, json.JSONDecodeError, UnicodeDecodeError):
+        return json.loads(path.read_text())
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

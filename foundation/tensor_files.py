@@ -8,8 +8,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from foundation.errors import RunError
-from foundation.files import write_with
+from foundation.files import reading, write_with
 
 
 def detach_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -51,13 +50,8 @@ def _write(handle: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; RunError when missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: is missing") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
+    with reading(path, SafetensorError, OSError, ValueError), safe_open(path, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
 
 
 class TensorFile:
@@ -80,7 +74,7 @@ class TensorFile:
 
     def piece(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Numbers ``start`` to ``stop`` (not more than there are) of the flattened tensor; errors as ``tensor``."""
-        try:
+        with reading(self._path, KeyError, ValueError, RuntimeError, OverflowError, OSError):
             if not self._header:
                 self._read_header()
             facts = self._header[name]
@@ -93,10 +87,6 @@ class TensorFile:
                 if handle.readinto(cast(Any, data.numpy())) != last - first:
                     raise ValueError("it is cut short")
             return data.view(dtype)
-        except FileNotFoundError as error:
-            raise RunError(f"{self._path}: is missing") from error
-        except (KeyError, ValueError, RuntimeError, OverflowError, OSError) as error:
-            raise RunError(f"{self._path}: is damaged ({str(error).splitlines()[0]})") from error
 
     def _read_header(self) -> None:
         with self._path.open("rb") as handle:
