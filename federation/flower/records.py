@@ -197,9 +197,12 @@ def site_to_content(info: SiteInfo) -> RecordDict:
     return RecordDict({CONFIG: ConfigRecord({"site": info.site, "study": info.study_hash, "images": info.images})})
 
 
-def content_to_site(content: RecordDict) -> SiteInfo:
+def content_to_site(content: RecordDict) -> SiteInfo | Failure:
     """Read a site's answer to 'who are you'; RunError when it is not of the agreed form."""
     try:
+        failure = failure_of(content)
+        if failure is not None:
+            return failure
         config = cast(ConfigRecord, content[CONFIG])
         return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["images"])))
     except Exception as error:
