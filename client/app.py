@@ -116,7 +116,7 @@ def _trained(message: Message, site: Site, log: SiteLog) -> Answer:
     log.check(content_to_note(message.content))
     instruction = content_to_instruction(message.content)
     log.instructed(instruction)
-    reply, again = site.trained_or_stored(instruction)
+    reply, again = site.training.trained_or_stored(instruction)
     allowed = site.allowed(reply, instruction.round)
     permitted = Permitted(
         site.name, site.study_hash, site.update_like(), list(allowed.metrics), site.private, site.hides_counts

@@ -90,11 +90,6 @@ def approvals(site_file: SiteFile) -> list[Approval]:
     return sorted(whole, key=lambda approval: (approval.study.name, approval.training_hash))
 
 
-def approved_studies(site_file: SiteFile) -> list[Study]:
-    """The studies of every approval in force."""
-    return [approval.study for approval in approvals(site_file)]
-
-
 def approved_study(site_file: SiteFile, training_hash: str) -> Study | None:
     """The recorded study with this hash, None where there is no approval; StudyError where the record was changed."""
     path = record_path(site_file, training_hash)

@@ -18,23 +18,22 @@ from evaluation.federated.figures import FIGURES
 from evaluation.federated.logistic import outputs_of
 from evaluation.federated.score_histogram import BINS
 from federation.privacy.config import PatientPrivacyConfig
-from federation.records import CATEGORIES
+from federation.records import CATEGORIES, bytes_of
 from federation.study import Study
 from foundation.errors import FedpretextError
-from imaging.inspection.finding import counted
+from foundation.wording import counted, mebibytes
 from imaging.listing.manifest import Manifest
 from ssl_methods import build_method, method_class
 from ssl_methods.encoders.outputs import feature_dim
 from ssl_methods.method import Method
 
-_MIB = 2**20
 _LEARNT = "These are numbers learnt from the images, not images"
 
 
 def page(study: Study, site_file: SiteFile) -> list[str]:
     """The page, line by line. The images are counted in the manifest, not decoded."""
     method = build_method(study.method, study.encoder, study.image, study.seed)
-    counts, answer = _images_here(study, site_file)
+    counts, said = _images_here(study, site_file)
     images = None if counts is None else sum(counts)
     return [
         f"study {study.name}: {study.title or '(no title)'}",
@@ -56,7 +55,7 @@ def page(study: Study, site_file: SiteFile) -> list[str]:
         "",
         "THIS SITE'S POLICY",
         "  permits the study" if images is not None else "  permits the study, but not with these images:",
-        *_indented(answer),
+        *_indented(said),
     ]
 
 
@@ -80,8 +79,8 @@ def _images_here(study: Study, site_file: SiteFile) -> tuple[list[int] | None, l
         whole = Manifest.open(site_file.data)
         held = held_out(whole, study, site_file.site)
         manifest = held.pretrained(whole)
-        images, patients = len(manifest), patients_in(manifest)
-        counts = [int(count) for count in manifest.table["patient"].value_counts()]
+        images, patients = len(manifest), manifest.patients()
+        counts = manifest.images_each()
         check_images(site_file.policy, images, patients)
         check_patients(study, patients)
         check_amount(study, images, len(counts))
@@ -95,11 +94,6 @@ def _images_here(study: Study, site_file: SiteFile) -> tuple[list[int] | None, l
     if few := fewer_patients(study, len(counts)):
         said.append(few)
     return counts, said
-
-
-def patients_in(manifest: Manifest) -> int | None:
-    """How many patients the manifest's images are of; None where it does not say."""
-    return None if manifest.unit == "image cluster" else int(manifest.table["patient"].nunique())
 
 
 def _trained(study: Study, counts: list[int] | None) -> Iterator[str]:
@@ -142,8 +136,8 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, images: int | Non
     for part, tensors in _by_part(method, method.shared_state()).items():
         yield f"{part}: {_amount(tensors)}"
     shared = list(method.shared_state().values())
-    in_all = study.rounds.count * _bytes(shared) / _MIB
-    yield f"together: {_amount(shared)}; {in_all:,.1f} MiB in {study.rounds.count} rounds"
+    in_all = mebibytes(study.rounds.count * bytes_of(shared))
+    yield f"together: {_amount(shared)}; {in_all} MiB in {study.rounds.count} rounds"
     if study.secure_aggregation is not None:
         yield "of these how training moved the parameters, under masks that cancel in the sum of several sites alone"
         yield "keys for masks, signatures by this site's key, and shares of the masks' secrets, sealed for other sites"
@@ -222,15 +216,19 @@ def _stays(method: Method, private: bool, seen: bool) -> Iterator[str]:
 
 
 def _cost(study: Study, method: Method, counts: list[int] | None) -> Iterator[str]:
-    rounds, shared = study.rounds.count, _bytes(method.shared_state().values())
-    yield f"traffic: {shared / _MIB:,.1f} MiB in and as much out in a round, {2 * rounds * shared / _MIB:,.1f} in all"
-    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
-    # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
-    kept = 3 * (shared + _bytes(method.local_state().values()) + 2 * trained)
-    yield f"disk: up to {kept / _MIB:,.1f} MiB in the state folder, and the decoded images in the cache"
+    rounds, shared = study.rounds.count, bytes_of(method.shared_state().values())
+    yield f"traffic: {mebibytes(shared)} MiB in and as much out in a round, {mebibytes(2 * rounds * shared)} in all"
+    yield f"disk: up to {mebibytes(state_bytes(method))} MiB in the state folder, and the decoded images in the cache"
     if counts is not None:
         steps, images = work_of_round(study, counts)
         yield f"computing: {rounds * steps:,} steps, {rounds * images:,.0f} images seen, in {rounds} rounds"
+
+
+def state_bytes(method: Method) -> int:
+    """Bytes that the state folder takes at most."""
+    trained = bytes_of(p for p in method.parameters() if p.requires_grad)
+    # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
+    return 3 * (bytes_of(method.shared_state().values()) + bytes_of(method.local_state().values()) + 2 * trained)
 
 
 def _by_part(method: Method, tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:
@@ -242,8 +240,4 @@ def _by_part(method: Method, tensors: dict[str, Tensor]) -> dict[str, list[Tenso
 
 def _amount(tensors: list[Tensor]) -> str:
     numbers = sum(tensor.numel() for tensor in tensors)
-    return f"{numbers:,} numbers in {len(tensors)} tensors, {_bytes(tensors) / _MIB:,.1f} MiB"
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return f"{numbers:,} numbers in {len(tensors)} tensors, {mebibytes(bytes_of(tensors))} MiB"

@@ -70,11 +70,6 @@ def load_site_key(kit_folder: Path, passphrase: bytes | None = None) -> PrivateK
     return read_key(read_secret(path), passphrase, str(path))
 
 
-def flower_key_bytes(key: PrivateKey) -> bytes:
-    """The key as flower-supernode reads it: OpenSSH format, not encrypted. For memory only, never for a disk."""
-    return key_openssh(key)
-
-
 def _kept(path: Path, name: str, data: Path | None, state: Path | None, device: DeviceName) -> SiteFile:
     """The site file that is there, if it is this site's."""
     if (data, state, device) != (None, None, "auto"):

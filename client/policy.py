@@ -179,8 +179,8 @@ class Policy(Section):
 def check_study(policy: Policy, study: "Study", approvals: Collection[str]) -> None:
     """StudyError where the policy does not permit the study; ``approvals``: training hashes approved at this site."""
     _check_permission(policy, study, approvals)
-    for name in _method_names(study):
-        _among(name, policy.methods, "method", "methods", study)
+    for method in (study.method, *study.method.members().values()):
+        _among(method.name, policy.methods, "method", "methods", study)
     _among(study.encoder.name, policy.encoders, "encoder", "encoders", study)
     rounds, epochs = study.rounds.count, study.training.epochs
     if policy.max_rounds is not None and rounds > policy.max_rounds:
@@ -214,10 +214,6 @@ def _check_permission(policy: Policy, study: "Study", approvals: Collection[str]
 def is_listed(policy: Policy, training_hash: str) -> bool:
     """Whether the policy names this very study, which then needs no approval by a person."""
     return isinstance(policy.studies, tuple) and training_hash.startswith(policy.studies)
-
-
-def _method_names(study: "Study") -> list[str]:
-    return [method.name for method in (study.method, *study.method.members().values())]
 
 
 def _among(name: str, permitted: tuple[str, ...] | None, what: str, key: str, study: "Study") -> None:

@@ -6,7 +6,7 @@ What it does is in files of one subject each: ``site_study`` (permission), ``sit
 
 from torch import Tensor
 
-from client.labels.site_labels import ENCODER, SiteLabels
+from client.labels.site_labels import SiteLabels
 from client.outgoing.answers import Answer, checked_reply
 from client.site_file import SiteFile
 from client.site_identity import SiteKeys
@@ -18,14 +18,13 @@ from client.training.stored_rounds import StoredRounds
 from client.training.workbench import Workbench
 from federation.algorithms.statistics import exchanges
 from federation.flower.secure_records import SecureAnswer, SecureRequest
-from federation.records import SiteInfo, TrainInstruction, TrainReply, weights_digest
+from federation.records import SiteInfo, TrainInstruction, TrainReply, encoder_of, same_form, weights_digest
 from federation.secure_aggregation.statistics import summed_numbers
 from federation.study import Study
 from foundation.errors import StudyError
 from foundation.files import write_json
 from foundation.tensor_files import load_tensors, save_tensors
 from foundation.vault import PLAIN, Vault
-from imaging.store import TensorStore
 from ssl_methods.encoders.timm_encoders import timm_line
 
 
@@ -44,9 +43,9 @@ class Site:
         self._secure = (
             SecureRounds(study, here.name, here.folder / "secure", here.vault, here.policy) if here.secure else None
         )
-        self.rounds, self._images = StoredRounds(here), SiteImages(here)
-        self._training = SiteTraining(here, self._images, self.rounds, self._secure)
-        self.labels = SiteLabels(here, self._images, self.rounds)
+        self.rounds, self.images = StoredRounds(here), SiteImages(here)
+        self.training = SiteTraining(here, self.images, self.rounds, self._secure)
+        self.labels = SiteLabels(here, self.images, self.rounds)
 
     def describe(self) -> SiteInfo:
         """Name, study and number of usable images; decodes them the first time.
@@ -58,20 +57,12 @@ class Site:
         cannot be used.
         """
         self._here.permit()
-        images = max(len(self.store()), self._here.policy.smallest_count)
+        images = max(len(self.images.store()), self._here.policy.smallest_count)
         return SiteInfo(self.name, self.study_hash, 1 if self.hides_counts else images)
-
-    def store(self) -> TensorStore:
-        """The decoded images that are trained on, checked against the study and against what the site permits."""
-        return self._images.store()
-
-    def shared_like(self) -> dict[str, Tensor]:
-        """The tensors that the study shares, as its seed draws them: the names, shapes and types of every update."""
-        return self._here.shared_like()
 
     def update_like(self) -> dict[str, Tensor]:
         """The tensors of an answer to an instruction: none where the update leaves only under masks."""
-        return {} if self._secure is not None else self.shared_like()
+        return {} if self._secure is not None else self._here.shared_like()
 
     def allowed(self, answer: Answer, round_: int = 0) -> Answer:
         """The answer as it may be sent; WithheldError when it holds anything that is not on the list."""
@@ -79,12 +70,8 @@ class Site:
         return checked_reply(self._here.study, answer, expected, self._here.policy, self.name, round_)
 
     def train(self, instruction: TrainInstruction) -> TrainReply:
-        """The update that ``trained_or_stored`` makes or finds."""
-        return self.trained_or_stored(instruction)[0]
-
-    def trained_or_stored(self, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
-        """As ``SiteTraining.trained_or_stored``."""
-        return self._training.trained_or_stored(instruction)
+        """The update that ``SiteTraining.trained_or_stored`` makes or finds."""
+        return self.training.trained_or_stored(instruction)[0]
 
     def summed(self, request: SecureRequest, keys: SiteKeys) -> SecureAnswer:
         """This site's part in a stage of a secure sum; errors as ``SecureRounds.answer``, and RunError and StudyError.
@@ -95,25 +82,23 @@ class Site:
             raise StudyError(f"site {self.name}: was asked for a secure sum of a study that has none here")
         self._here.permit()
         with self.rounds.locked(request.round):
-            return self._secure.answer(request, keys, lambda: self._training.to_sum(request.round))
+            return self._secure.answer(request, keys, lambda: self.training.to_sum(request.round))
 
     def masked_numbers(self) -> int:
         """Numbers in an update as it leaves under masks."""
-        return summed_numbers(self._here.study, self.shared_like())
+        return summed_numbers(self._here.study, self._here.shared_like())
 
     def keep_final(self, weights: dict[str, Tensor]) -> str:
         """Keep the final weights as ``final.safetensors``, and the encoder alone with the line that loads it; a digest.
 
         StudyError when they are not the tensors that the study shares.
         """
-        like = {name: (value.shape, value.dtype) for name, value in self.shared_like().items()}
-        if {name: (value.shape, value.dtype) for name, value in weights.items()} != like:
+        if not same_form(weights, self._here.shared_like()):
             raise StudyError(f"site {self.name}: was handed weights that are not those of the study")
         folder, study = self._here.folder, self._here.study
         save_tensors(folder / "final.safetensors", weights)
         if self._secure is not None:
             self._secure.forget_before(exchanges(study, weights) + 1)
-        encoder = {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
-        save_tensors(folder / "encoder.safetensors", encoder)
+        save_tensors(folder / "encoder.safetensors", encoder_of(weights))
         write_json(folder / "encoder.json", {"study": study.name, "load": timm_line(study.encoder, study.image)})
         return weights_digest(load_tensors(folder / "final.safetensors")[0])

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-from client.approval_page import patients_in
 from client.labels.held_out import HeldOut, codes_of, kept_held_out
 from client.policy import check_images, check_work
 from client.privacy.rules import check_patients, fewer_patients
@@ -39,7 +38,7 @@ class SiteImages:
         if config is not None and policy.allow_label_statistics:
             codes_of(whole.table, config)  # a label that no study has is told before days of training, not after
         manifest = self._held_out(whole).pretrained(whole)
-        patients = patients_in(manifest)
+        patients = manifest.patients()
         check_images(policy, len(manifest), patients)
         check_patients(here.study, patients)
         store = TensorStore.build(manifest, here.study.image, here.file.cache)

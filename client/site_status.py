@@ -64,9 +64,9 @@ class _Records:
             yield "sent", "nothing yet"
         else:
             again = ", sent again" if released["event"] == _RELEASED[1] else ""
-            yield "sent", f"round {released['round']}, {_mib(released['bytes'])}{again}, {self._ago(released)}"
+            yield "sent", f"round {released['round']}, {mebibytes(released['bytes'])} MiB{again}, {self._ago(released)}"
             count = f"{len(self._sizes)} update{'' if len(self._sizes) == 1 else 's'}"
-            yield "", f"in all {count}, {_mib(sum(self._sizes))}"
+            yield "", f"in all {count}, {mebibytes(sum(self._sizes))} MiB"
         if (refused := self._newest(*_REFUSED)) is not None:
             which = f"round {refused['round']}: " if refused["round"] else ""
             yield "refused", f"{which}{refused['category']}, {self._ago(refused)}"
@@ -160,10 +160,6 @@ def _held(lock: Path) -> bool:
     except FileNotFoundError:
         pass
     return False
-
-
-def _mib(count: int) -> str:
-    return f"{mebibytes(count)} MiB"
 
 
 def _wrapped(label: str, text: str, width: int) -> list[str]:

@@ -1,7 +1,5 @@
 """Features of labelled images by an encoder, computed once and kept in the run folder."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,13 +24,8 @@ def features_of(inputs: Inputs, encoder: Encoder) -> FloatArray:
     path = inputs.run / "evaluation" / "features" / f"{encoder.arm}-{encoder.fold}-{encoder.seed}-{key}.npy"
     if not path.exists():
         found = _extract(view, encoder)
-        write_with(path, lambda temporary: _save_array(temporary, found))
+        write_with(path, lambda handle: np.save(handle, found))
     return np.asarray(np.load(path), dtype=np.float64)
-
-
-def _save_array(path: Path, array: NDArray[np.float32]) -> None:
-    with path.open("wb") as handle:
-        np.save(handle, array)
 
 
 @torch.no_grad()

@@ -59,5 +59,5 @@ def kept_frame(inputs: Inputs, name: str, key: tuple[str, ...], compute: Callabl
     path = inputs.run / "evaluation" / "scores" / f"{name}-{code}.parquet"
     if not path.exists():
         frame = compute()
-        write_with(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        write_with(path, lambda handle: frame.to_parquet(handle, index=False))
     return pd.read_parquet(path)

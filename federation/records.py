@@ -1,6 +1,7 @@
 """What may travel between a server and its sites, as plain values; nothing else does."""
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
@@ -33,6 +34,8 @@ Category = Literal[
 """All that a site ever says of an error: never its text, which could hold a path or a name."""
 
 CATEGORIES: tuple[str, ...] = get_args(Category)
+ENCODER = "encoder."
+"""What the names of the encoder's shared tensors begin with."""
 UNKNOWN_SITE = "unknown"
 """What a site is called whose own file cannot be read."""
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -52,8 +55,23 @@ def weights_digest(weights: "dict[str, Tensor]") -> str:
 
 def noted_tensors(tensors: "dict[str, Tensor]", known: str = "") -> dict[str, str | int]:
     """What the audit logs say of tensors that leave or arrive: their bytes, and their digest, where it is not known."""
-    count = sum(value.numel() * value.element_size() for value in tensors.values())
-    return {"bytes": count, "weights": known or weights_digest(tensors)}
+    return {"bytes": bytes_of(tensors.values()), "weights": known or weights_digest(tensors)}
+
+
+def bytes_of(tensors: "Iterable[Tensor]") -> int:
+    """Bytes that the numbers of these tensors take together."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def encoder_of(weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """The encoder's tensors among shared weights, under the names that the encoder itself has for them."""
+    return {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
+
+
+def same_form(one: "Mapping[str, Tensor]", other: "Mapping[str, Tensor]") -> bool:
+    """Whether both have tensors of the same names, shapes and types."""
+    forms = [{name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} for each in (one, other)]
+    return forms[0] == forms[1]
 
 
 @dataclass(frozen=True)

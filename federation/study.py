@@ -68,9 +68,8 @@ class Study(Section):
         if self.privacy is not None:
             check_private(self.training, self.federated_evaluation)
         if isinstance(self.privacy, PatientPrivacyConfig):
-            from ssl_methods.per_sample.rules import (
-                check_per_sample,  # builds the encoder: other studies load without timm
-            )
+            # Builds the encoder: other studies load without timm.
+            from ssl_methods.per_sample.rules import check_per_sample
 
             check_per_sample(self.method, self.encoder, self.image)
             check_patient_level(self.training, self.privacy)

@@ -21,7 +21,6 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 app = typer.Typer(
-    help="Federated self-supervised pretraining of medical image encoders, across hospitals that cannot share images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

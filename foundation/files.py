@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from foundation.errors import RunError
 
@@ -15,13 +15,14 @@ AnyPath = str | os.PathLike[str]
 """A path as a person or a program gives it."""
 
 
-def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a temporary file beside ``path``, flush it to disk, then rename it to ``path``."""
+def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it to ``path``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as handle:
+        with temporary.open("wb") as handle:
+            write(handle)
+            handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -37,7 +38,7 @@ def _not_written(path: Path, error: OSError) -> RunError:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically."""
-    write_with(path, lambda temporary: temporary.write_bytes(data))
+    write_with(path, lambda handle: handle.write(data))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,14 +51,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in ``path``; RunError when it is missing or cut short."""
+@contextmanager
+def reading(path: object, *damage: type[Exception]) -> Iterator[None]:
+    """RunError of one line where ``path`` is missing, or where the block raises one of the errors that mean damage."""
     try:
-        return json.loads(path.read_text())
+        yield
     except FileNotFoundError as error:
         raise RunError(f"{path}: is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: is damaged ({error})") from error
+    except damage as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path}: is damaged ({reason})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in ``path``; RunError when it is missing or cut short."""
+    with reading(path, json.JSONDecodeError, UnicodeDecodeError):
+        return json.loads(path.read_text())
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +42,15 @@ class ProcessGroup:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def begin(self, launch: Callable[[], object]) -> None:
+        """Enter, and ``launch`` the first programs; where that fails all are ended."""
+        self.__enter__()
+        try:
+            launch()
+        except BaseException:
+            self.stop()
+            raise
 
     def launch(
         self, name: str, program: str, *arguments: str, output: BinaryIO, folder: Path, keep: tuple[int, ...] = ()

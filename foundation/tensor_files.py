@@ -3,13 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from foundation.errors import RunError
-from foundation.files import write_with
+from foundation.files import reading, write_with
 
 
 def detach_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -27,12 +26,13 @@ def detach_to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors from any device as safetensors, atomically; only one at a time is copied, if at all.
 
-    safetensors' own ``save_file`` copies each into bytes first, which costs as much as writing them.
+    safetensors' own ``save_file`` tells of a full disk by no OSError and, killed, leaves a file of its own behind;
+    its ``save`` takes the memory of two more copies.
     """
-    write_with(path, lambda temporary: _write(temporary, tensors, dict(metadata or {})))
+    write_with(path, lambda handle: _write(handle, tensors, dict(metadata or {})))
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+def _write(handle: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     # The widest types first, so that each tensor lies at a multiple of its type's size, as the format asks.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
@@ -42,22 +42,16 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
-        for _, value in ordered:
-            flat = value.detach().to("cpu").contiguous().reshape(-1)
-            handle.write(flat.view(torch.uint8).numpy().data)
+    handle.write(len(text).to_bytes(8, "little") + text)
+    for _, value in ordered:
+        flat = value.detach().to("cpu").contiguous().reshape(-1)
+        handle.write(flat.view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; RunError when missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: is missing") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
+    with reading(path, SafetensorError, OSError, ValueError), safe_open(path, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
 
 
 class TensorFile:
@@ -80,7 +74,7 @@ class TensorFile:
 
     def piece(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Numbers ``start`` to ``stop`` (not more than there are) of the flattened tensor; errors as ``tensor``."""
-        try:
+        with reading(self._path, KeyError, ValueError, RuntimeError, OverflowError, OSError):
             if not self._header:
                 self._read_header()
             facts = self._header[name]
@@ -93,10 +87,6 @@ class TensorFile:
                 if handle.readinto(cast(Any, data.numpy())) != last - first:
                     raise ValueError("it is cut short")
             return data.view(dtype)
-        except FileNotFoundError as error:
-            raise RunError(f"{self._path}: is missing") from error
-        except (KeyError, ValueError, RuntimeError, OverflowError, OSError) as error:
-            raise RunError(f"{self._path}: is damaged ({str(error).splitlines()[0]})") from error
 
     def _read_header(self) -> None:
         with self._path.open("rb") as handle:

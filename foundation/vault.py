@@ -12,10 +12,9 @@ Not found is an older copy of a file put back in the very same place: that is fo
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -65,34 +64,37 @@ class Vault:
         """What ``write_bytes`` wrote. RunError when missing or damaged, LockedError for another key or none."""
         if self._key is None:
             _refuse_sealed(path)
-            with _answer(path):
+            with files.reading(path, OSError, ValueError):
                 return path.read_bytes()
-        with _answer(path), self._sealed(path, self._key).open() as sealed:
+        with files.reading(path, OSError, ValueError), self._sealed(path, self._key).open() as sealed:
             return sealed.read()
 
     def save_tensors(
         self, path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
     ) -> None:
         """Write tensors as safetensors, atomically. With a key this takes the memory of two more copies of them."""
-        from foundation.tensor_files import save_tensors
+        from safetensors.torch import save
+
+        from foundation.tensor_files import detach_to_cpu, save_tensors
 
         if self._key is None:
             save_tensors(path, tensors, metadata)
             return
-        _seal(path, _serialised(tensors, metadata), self._key, self._bound(path))
+        data = save(detach_to_cpu(tensors), dict(metadata) if metadata else None)
+        _seal(path, data, self._key, self._bound(path))
 
     def load_tensors(self, path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
         """All tensors of a file and its metadata; errors as ``read_bytes``. Holds the tensors and one chunk."""
-        from foundation.tensor_files import load_tensors
+        from foundation.tensor_files import TensorFile, load_tensors
 
         if self._key is None:
             _refuse_sealed(path)
             return load_tensors(path)
         sealed = self._sealed(path, self._key)
-        with _answer(path), sealed.open() as handle:
+        with files.reading(path, OSError, ValueError), sealed.open() as handle:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
         metadata = header.pop("__metadata__", {})
-        file = sealed.as_tensor_file()
+        file = TensorFile(cast(Path, sealed))
         return {name: file.tensor(name) for name in header}, metadata
 
     def tensor_file(self, path: Path) -> "TensorFile":
@@ -102,7 +104,7 @@ class Vault:
         if self._key is None:
             _refuse_sealed(path)
             return TensorFile(path)
-        return self._sealed(path, self._key).as_tensor_file()
+        return TensorFile(cast(Path, self._sealed(path, self._key)))
 
     def _sealed(self, path: Path, key: bytes) -> "_SealedFile":
         return _SealedFile(path, key, self._bound(path))
@@ -112,15 +114,6 @@ class Vault:
 
 
 PLAIN = Vault(None)
-
-
-def _serialised(tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None) -> bytes:
-    """The bytes of a safetensors file."""
-    from safetensors.torch import save
-
-    from foundation.tensor_files import detach_to_cpu
-
-    return save(detach_to_cpu(tensors), dict(metadata) if metadata else None)
 
 
 def _derived(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
@@ -139,12 +132,11 @@ def _seal(path: Path, data: bytes, key: bytes, bound: bytes) -> None:
     whole = memoryview(data)
     last = max(0, len(data) - 1) // CHUNK
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as handle:
-            handle.write(_MAGIC + _VERSION + salt + commitment)
-            for number in range(last + 1):
-                chunk = whole[number * CHUNK : (number + 1) * CHUNK]
-                handle.write(cipher.encrypt(_nonce(number, number == last), chunk, bound))
+    def write(handle: BinaryIO) -> None:
+        handle.write(_MAGIC + _VERSION + salt + commitment)
+        for number in range(last + 1):
+            chunk = whole[number * CHUNK : (number + 1) * CHUNK]
+            handle.write(cipher.encrypt(_nonce(number, number == last), chunk, bound))
 
     files.write_with(path, write)
 
@@ -164,12 +156,6 @@ class _SealedFile:
 
     def __str__(self) -> str:
         return str(self._path)
-
-    def as_tensor_file(self) -> "TensorFile":
-        """A reader of the tensors in it."""
-        from foundation.tensor_files import TensorFile
-
-        return TensorFile(cast(Path, self))
 
     def open(self, mode: str = "rb", buffering: int = -1) -> "_Plaintext":
         """A handle on what was sealed; OSError when there is no such file, RunError when it does not open."""
@@ -272,13 +258,3 @@ def _refuse_sealed(path: Path) -> None:
         return
     if sealed:
         raise LockedError(f"{path}: is encrypted and no key is set; set the key that it was written with")
-
-
-@contextmanager
-def _answer(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: is missing") from error
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error

@@ -33,17 +33,13 @@ __all__ = ["Block", "VisionTransformer", "timm"]
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _import_timm()
+    fit()
+    with _compiler_put_off():
+        importlib.import_module("timm.models.vision_transformer")
     for place, path in _PLACES.items():
         module, _, member = path.rpartition(".")
         globals()[place] = getattr(sys.modules[module], member) if module else sys.modules[path]
     return globals()[name]
-
-
-def _import_timm() -> None:
-    fit()
-    with _compiler_put_off():
-        importlib.import_module("timm.models.vision_transformer")
 
 
 @contextmanager

@@ -1,6 +1,11 @@
-"""Times, sizes and other people's words, as a person reads them in a terminal."""
+"""Counts, times, sizes and other people's words, as a person reads them in a terminal."""
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """``1 image``, ``1,234 images``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def span(seconds: float) -> str:

@@ -42,11 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     if "federation" not in config:
         audit = AuditLog(folder / AUDIT, SERVER)
         channel = GridSiteChannel(grid, study, audit, int(config["sites"]))
-        initial = initial_weights(study, folder)
-        secure = _secure(study, folder, channel, audit, lambda: certificates_in(folder / "sites"))
-        weights = RoundLoop(study, RunRecords(folder, audit), channel, initial, secure).run()
-        save_tensors(folder / "global.safetensors", weights)
-        evaluate_federated(study, folder, channel, _arms(folder, initial, weights))
+        arms = _trained(study, RunRecords(folder, audit), channel, lambda: certificates_in(folder / "sites"))
+        evaluate_federated(study, folder, channel, arms)
         return
     registry = Registry(Path(config["federation"]))
     audit = AuditLog(registry.folder / AUDIT, SERVER)
@@ -56,28 +53,26 @@ def main(grid: Grid, context: Context) -> None:
     fleet = FleetSiteChannel(
         grid, study, audit, Fleet(registry, control, audit), status_writer, Signer.of(registry.folder)
     )
-    initial = initial_weights(study, folder)
-    secure = _secure(study, folder, fleet, audit, lambda: certificates_of(registry))
-    weights = RoundLoop(study, RunRecords(folder, audit, vault), fleet, initial, secure).run()
-    save_tensors(folder / "global.safetensors", weights)
+    arms = _trained(study, RunRecords(folder, audit, vault), fleet, lambda: certificates_of(registry))
     if study.federated_evaluation is not None:
         status_writer.phase("evaluating at the sites")
-        evaluate_federated(study, folder, fleet, _arms(folder, initial, weights))
+        evaluate_federated(study, folder, fleet, arms)
     audit.append("study finished", study=study.training_hash())
     status_writer.phase("delivering the weights")
-    confirmed = fleet.deliver(weights, study.rounds.count, _DELIVERY_S)
+    confirmed = fleet.deliver(arms["federated"], study.rounds.count, _DELIVERY_S)
     status_writer.phase("finished", f"weights confirmed by {', '.join(confirmed) or 'no site'}")
     control.close()
 
 
-def _secure(
-    study: Study, folder: Path, channel: GridSiteChannel, audit: AuditLog, certificates: Callable[[], SiteCertificates]
-) -> SecureMean | None:
-    if study.secure_aggregation is None:
-        return None
-    return SecureMean(study, folder, channel.requests, certificates(), audit.path.with_name(LEDGER_NAME))
-
-
-def _arms(folder: Path, initial: Weights, final: Weights) -> dict[str, Weights]:
-    """The encoders that the sites evaluate: what training started from, and what came of it."""
-    return {"pretrained-init" if (folder / INITIAL_NAME).exists() else "random": initial, "federated": final}
+def _trained(
+    study: Study, records: RunRecords, channel: GridSiteChannel, certificates: Callable[[], SiteCertificates]
+) -> dict[str, Weights]:
+    """Train to the end; the encoders that the sites evaluate: what training started from, and what came of it."""
+    folder, secure = records.folder, None
+    initial = initial_weights(study, folder)
+    if study.secure_aggregation is not None:
+        ledger = records.audit.path.with_name(LEDGER_NAME)
+        secure = SecureMean(study, folder, channel.requests, certificates(), ledger)
+    weights = RoundLoop(study, records, channel, initial, secure).run()
+    save_tensors(folder / "global.safetensors", weights)
+    return {"pretrained-init" if (folder / INITIAL_NAME).exists() else "random": initial, "federated": weights}

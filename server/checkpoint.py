@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from federation.records import encoder_of
 from foundation.errors import RunError
 from foundation.files import read_json, replace_folder, write_json
 from foundation.messages import logger
 from foundation.vault import PLAIN, LockedError, Vault
 
 _FILES = ("weights.safetensors", "algorithm.safetensors")
-_ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,8 @@ def write_snapshot(folder: Path, checkpoint: Checkpoint, count: int, vault: Vaul
     A round that is done again writes it again. With a key it is sealed, as checkpoints are.
     """
     if checkpoint.round in snapshot_rounds(count):
-        shared = checkpoint.weights.items()
-        encoder = {name.removeprefix(_ENCODER): value for name, value in shared if name.startswith(_ENCODER)}
         place = vault.at("snapshot", checkpoint.study_hash, str(checkpoint.round))
-        place.save_tensors(folder / f"round-{checkpoint.round:05d}.safetensors", encoder)
+        place.save_tensors(folder / f"round-{checkpoint.round:05d}.safetensors", encoder_of(checkpoint.weights))
 
 
 def latest_checkpoint(folder: Path, study_hash: str, vault: Vault = PLAIN) -> Checkpoint | None:

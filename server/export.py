@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from evaluation.arm_table import DESCRIPTION_NAME
+from federation.records import encoder_of
 from federation.study import Study
 from foundation.files import read_jsonl, write_json
 from foundation.tensor_files import load_tensors, save_tensors
@@ -18,7 +19,6 @@ TITLES = {
     "random": "Random initialisation: no pretraining",
     "pretrained-init": "Starting weights as they are: no pretraining",
 }
-_PREFIX = "encoder."
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def write_encoder(
     its ``metrics.jsonl`` says. seconds: how long it took, where that was measured. RunError without weights.
     """
     shared = load_tensors(folder / GLOBAL_NAME)[0] if weights is None else weights
-    encoder = {name.removeprefix(_PREFIX): value for name, value in shared.items() if name.startswith(_PREFIX)}
-    save_tensors(folder / "encoder.safetensors", encoder)
+    save_tensors(folder / "encoder.safetensors", encoder_of(shared))
     cost = spent(folder) if budget is None else budget
     described = {
         "arm": folder.parent.parent.name,
@@ -82,17 +81,17 @@ def spent(folder: Path) -> TrainingCost:
     steps: dict[int, list[float | None]] = {}
     for row in rows:
         steps.setdefault(row["round"], []).append(row.get("steps"))
-    seen = _answer(sum, [row.get("images_seen") for row in rows])
-    there = _answer(sum, list({row["site"]: row.get("images") for row in rows}.values()))
+    seen = _total(sum, [row.get("images_seen") for row in rows])
+    there = _total(sum, list({row["site"]: row.get("images") for row in rows}.values()))
     return TrainingCost(
         seen,
-        _answer(sum, [row.get("steps") for row in rows]),
-        _answer(sum, [_answer(max, each) for each in steps.values()]),
+        _total(sum, [row.get("steps") for row in rows]),
+        _total(sum, [_total(max, each) for each in steps.values()]),
         None if seen is None or not there else seen / there,
     )
 
 
-def _answer(figure: Callable[[Iterable[float]], float], counts: Sequence[float | None]) -> int | None:
+def _total(figure: Callable[[Iterable[float]], float], counts: Sequence[float | None]) -> int | None:
     """The figure of the counts as a whole number; None where one is not told, or there is none."""
     known = [count for count in counts if count is not None]
     return int(figure(known)) if known and len(known) == len(counts) else None

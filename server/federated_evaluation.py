@@ -23,7 +23,7 @@ from evaluation.statistics.results_schema import RESULTS, Role, Row
 from federation.algorithms.algorithm import Weights
 from federation.federated_evaluation import EvaluationRequest, Statistics, Step, answer_like
 from federation.federated_evaluation_config import FederatedEvaluationConfig
-from federation.records import Failure, SiteInfo, all_finite, weights_digest
+from federation.records import ENCODER, Failure, SiteInfo, all_finite, same_form, weights_digest
 from federation.study import Study
 from foundation.errors import FedpretextError, QuorumError, RunError
 from foundation.files import read_json, write_json
@@ -32,7 +32,6 @@ from ssl_methods import build_method
 from ssl_methods.encoders.outputs import feature_dim
 
 RECORD_NAME, TABLE_NAME = "federated-evaluation.json", "federated.csv"
-_ENCODER = "encoder."
 _STANDING_ASIDE = ("labels-not-permitted", "labels-too-few")
 
 
@@ -140,7 +139,7 @@ def evaluate_federated(study: Study, folder: Path, channel: Enquirer, encoders: 
     config = study.federated_evaluation
     if config is None:
         return
-    own = {arm: {n: v for n, v in weights.items() if n.startswith(_ENCODER)} for arm, weights in encoders.items()}
+    own = {arm: {n: v for n, v in weights.items() if n.startswith(ENCODER)} for arm, weights in encoders.items()}
     digests = {arm: weights_digest(tensors) for arm, tensors in own.items()}
     path = folder / RECORD_NAME
     if path.exists() and read_json(path).get("encoders") == digests:
@@ -181,8 +180,8 @@ def collect(run: Path) -> Path | None:
         record, fold = read_json(path), path.parent.parent.name.removeprefix("fold-")
         several = len({each.parent.parent for each in found}) > 1
         fixed = {"task": record["task"], "dataset": "labels at the sites", "protocol": PROTOCOL, "label_fraction": "1"}
-        for arm, reported in record["arms"].items():
-            for row in reported["rows"]:
+        for arm, evaluated in record["arms"].items():
+            for row in evaluated["rows"]:
                 note = "; ".join(part for part in (f"fold {fold}" if several else "", row["note"]) if part)
                 named = {"encoder": arm, "role": Role(arm), "seed": str(record["seed"])}
                 table.append({**fixed, **named, **row, "note": note})
@@ -193,8 +192,7 @@ def collect(run: Path) -> Path | None:
 
 def fault_of(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str:
     """What is wrong with an answer as such; empty where nothing is."""
-    forms = [{name: (t.shape, t.dtype) for name, t in each.items()} for each in (tensors, like)]
-    if forms[0] != forms[1]:
+    if not same_form(tensors, like):
         return "answer of another form"
     if not all(map(all_finite, tensors.values())):
         return "answer with values that are not finite"
@@ -213,8 +211,8 @@ def _moments(tensors: Mapping[str, Tensor]) -> Moments:
 
 def _figures(tensors: Mapping[str, Tensor]) -> SiteFigures:
     table = tensors["figures"].tolist()
-    reported = {name: SiteEstimate(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
-    return SiteFigures(int(tensors["patients"]), int(tensors["fewest"]), reported)
+    estimates = {name: SiteEstimate(row[0], row[1], int(row[2])) for name, row in zip(FIGURES, table, strict=True)}
+    return SiteFigures(int(tensors["patients"]), int(tensors["fewest"]), estimates)
 
 
 def _histogram(tensors: Mapping[str, Tensor]) -> Histogram:

@@ -20,7 +20,7 @@ from foundation import events
 from foundation.errors import QuorumError, RunError, StudyError
 from foundation.files import write_text
 from foundation.messages import logger
-from foundation.progress import Bar, bar
+from foundation.progress import bar
 from foundation.vault import PLAIN, Vault
 from server.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint, write_snapshot
 from server.judge import UpdateScreening, judge_clipped, judge_statistics, judge_together
@@ -105,7 +105,7 @@ class RoundLoop:
         with bar(f"study {self._study.name}: rounds", count) as line, self._journal:
             line.advance(self._checkpoint.round)
             while self._checkpoint.round < count:
-                self._one_round(self._known_sites(), line)
+                self._one_round(self._known_sites())
                 line.advance(1)
         return self._checkpoint.weights
 
@@ -136,7 +136,7 @@ class RoundLoop:
             )
         return names
 
-    def _one_round(self, sites: list[str], line: Bar) -> None:
+    def _one_round(self, sites: list[str]) -> None:
         number = self._checkpoint.round + 1
         content: Content = (
             "masked" if self._secure is not None else "private" if self._study.privacy is not None else "plain"
@@ -281,16 +281,10 @@ class RoundLoop:
                     logger.warning(f"round {number}: {COLLAPSING.format(site=reply.site)}")
                 self._warned.add(reply.site)
                 self._journal.event(number, events.COLLAPSING, reply.site, "features lose their spread")
-        if norms:
-            self._tell_divergence(number, accepted)
-
-    def _tell_divergence(self, number: int, accepted: list[StoredReply]) -> None:
-        """Write down how the updates stand to each other; of a single site there is nothing to tell."""
-        if len(accepted) < 2:
-            return
-        self._layers = self._layers or layers_of(self._study.encoder, self._study.image)
-        for site, layers in divergence(accepted, self._checkpoint.weights, self._layers).items():
-            self._journal.divergence(number, site, layers)
+        if norms and len(accepted) > 1:  # of a single site there is nothing to compare
+            self._layers = self._layers or layers_of(self._study.encoder, self._study.image)
+            for site, layers in divergence(accepted, self._checkpoint.weights, self._layers).items():
+                self._journal.divergence(number, site, layers)
 
 
 def write_study(folder: Path, study: Study) -> Path:

@@ -130,8 +130,12 @@ class SecureMean:
         directory = CertifiedDirectory(self._certificates.ca)
         session = ServerSession(context, directory, summed_numbers(self._study, weights), self._fixed)
         run = _Attempt(self._study, self._channel, self._certificates, session)
+
+        def announce(survivors: tuple[str, ...]) -> None:
+            self._write(round_, self._known()[str(round_)] | {"survivors": list(survivors)})
+
         try:
-            total = run.total(names, max(quorum, self.fewest), signed, self._announce(round_))
+            total = run.total(names, max(quorum, self.fewest), signed, announce)
         except QuorumError as error:
             raise StageFailedError(str(error), run.reasons) from error
         except SecureAggregationError as error:
@@ -156,14 +160,6 @@ class SecureMean:
         self._write(round_, state)
         return dict(state)
 
-    def _announce(self, round_: int) -> Announce:
-        """Writes the list down, before a site is asked to sign it."""
-
-        def write(survivors: tuple[str, ...]) -> None:
-            self._write(round_, self._known()[str(round_)] | {"survivors": list(survivors)})
-
-        return write
-
     def _known(self) -> dict[str, Any]:
         return dict(read_json(self._path)) if self._path.exists() else {}
 
@@ -182,7 +178,7 @@ class _Attempt:
         self.reasons: dict[str, str] = {}
 
     def total(self, sites: Sequence[str], fewest: int, signed: Sequence[str] | None, announce: Announce) -> Total:
-        """The sum; QuorumError and SecureAggregationError as ``ServerSession``."""
+        """The sum; errors as ``ServerSession``. announce: writes the list down, before a site is asked to sign it."""
         session = self._session
         if len(sites) < max(FEWEST, fewest):
             raise QuorumError(f"{len(sites)} sites have trained; a sum has at least {max(FEWEST, fewest)}")

@@ -13,7 +13,6 @@ from federation.flower.records import (
     content_to_note,
     content_to_reply,
     content_to_site,
-    failure_in,
     instruction_to_content,
     question,
     weights_to_record,
@@ -58,11 +57,10 @@ class GridSiteChannel:
         for reply in self._grid.send_and_receive(messages):
             if reply.has_error():
                 raise RunError("a site could not be asked who it is; see that site's log, then go on")
-            failure = failure_in(reply.content)
-            if failure is not None:
-                site = content_to_reply(reply.content).site
-                raise StudyError(f"site {site}: cannot take part ({failure}); its own log (state/site.log) says why")
             info = content_to_site(reply.content)
+            if isinstance(info, Failure):
+                why = f"cannot take part ({info.category}); its own log (state/site.log) says why"
+                raise StudyError(f"site {info.site}: {why}")
             self._nodes[info.site] = reply.metadata.src_node_id
             infos.append(info)
         return infos

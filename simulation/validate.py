@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import Tensor
-
 from federation.algorithms import build_algorithm
+from federation.records import bytes_of
 from federation.study import Study, load_study
-from imaging.inspection.finding import counted
+from foundation.wording import counted
 from imaging.listing.manifest import Manifest
 from simulation.simulate import planned, simulation_config
 from simulation.starting import identified, inspect_weights, source_of
@@ -59,13 +58,13 @@ def _method_lines(study: Study) -> Iterator[str]:
     for name, value in shared.items():
         part = method.part_of(name)
         parts[part] = parts.get(part, 0) + value.numel()
-    sent = _bytes(shared)
+    sent = bytes_of(shared.values())
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     yield f"method: {study.method.name} ({type(method).paper}), encoder {study.encoder.name}, {_sides(study)} px"
     yield "shared: " + ", ".join(f"{part} {count / 1e6:.2f} M numbers" for part, count in parts.items())
     yield f"a round: {sent / 2**20:.1f} MiB to each site and as much back; {counted(study.rounds.count, 'round')}"
     # Weights, gradients and two moments in float32; activations depend on the device and are not guessed at.
-    state = 4 * 4 * parameters + _bytes(method.local_state())
+    state = 4 * 4 * parameters + bytes_of(method.local_state().values())
     batch = study.training.batch * math.prod(study.image.shape) * 4
     yield f"memory at a site: about {(state + batch) / 2**20:.0f} MiB for model, optimizer and batch, plus activations"
     yield f"memory at the server: about {3 * sent / 2**20:.0f} MiB, whatever the number of sites"
@@ -97,10 +96,6 @@ def _sides(study: Study) -> str:
     """The side of an image, or the sides of a volume."""
     image = study.image
     return str(image.size) if image.depth is None else f"{image.depth} x {image.size} x {image.size}"
-
-
-def _bytes(tensors: dict[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 def _warnings(study: Study, images: Manifest) -> Iterator[str]:

@@ -6,7 +6,6 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -41,12 +40,7 @@ class Reached:
         return Table("Server", "server", ("", ""), tuple(self.rows))
 
 
-def reach(
-    server: str,
-    root_certificate: Path | None,
-    timeout: float = TIMEOUT_S,
-    now: Callable[[], float] = time.time,
-) -> Reached:
+def reach(server: str, root_certificate: Path | None, timeout: float = TIMEOUT_S) -> Reached:
     """Connect to ``server`` (HOST:PORT) by TCP, then TLS, and ask for the time; nothing is sent but a HEAD request.
 
     root_certificate: the kit's CA; None: those that this machine trusts.
@@ -68,10 +62,10 @@ def reach(
     with plain:
         try:
             with context.wrap_socket(plain, server_hostname=host) as secure:
-                _certificate(secure, found, now)
-                _clock(_date(secure, host), found, now)
+                _certificate(secure, found)
+                _clock(_date(secure, host), found)
         except ssl.SSLCertVerificationError as error:
-            _refused_certificate(error, host, port, timeout, found, now)
+            _refused_certificate(error, host, port, timeout, found)
         except (OSError, http.client.HTTPException) as error:
             _no_tls(error, host, port, timeout, found)
     return found
@@ -118,7 +112,7 @@ def _connected(host: str, port: int, timeout: float, found: Reached) -> socket.s
 
 
 def _refused_certificate(
-    error: ssl.SSLCertVerificationError, host: str, port: int, timeout: float, found: Reached, now: Callable[[], float]
+    error: ssl.SSLCertVerificationError, host: str, port: int, timeout: float, found: Reached
 ) -> None:
     """Why the server's certificate does not count."""
     if error.verify_code in _OTHER_NAME:
@@ -133,7 +127,7 @@ def _refused_certificate(
             f"the server's certificate {_OUT_OF_TIME[error.verify_code]}, by this machine's clock",
             "set the clock if it is wrong; else ask the study lead to renew the certificate",
         )
-        _clock(_unverified_date(host, port, timeout), found, now)
+        _clock(_unverified_date(host, port, timeout), found)
     else:
         found.error(
             "wrong CA",
@@ -161,17 +155,21 @@ def _no_tls(error: Exception, host: str, port: int, timeout: float, found: Reach
 def _speaks_plain_http(host: str, port: int, timeout: float) -> bool:
     try:
         with socket.create_connection((host, port), timeout=timeout) as plain:
-            plain.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            plain.sendall(_head(host))
             return plain.recv(5) == b"HTTP/"
     except OSError:
         return False
 
 
-def _certificate(secure: ssl.SSLSocket, found: Reached, now: Callable[[], float]) -> None:
+def _head(host: str) -> bytes:
+    return f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+
+
+def _certificate(secure: ssl.SSLSocket, found: Reached) -> None:
     """TLS version and how long the certificate lasts."""
     certificate = secure.getpeercert() or {}
     expires = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
-    days = math.floor((expires - now()) / 86400)
+    days = math.floor((expires - time.time()) / 86400)
     until = f"{datetime.fromtimestamp(expires, UTC):%Y-%m-%d}"
     found.rows += [("TLS", f"{secure.version()}, verified"), ("certificate valid until", until)]
     if days < _EXPIRES_SOON_DAYS:
@@ -183,7 +181,7 @@ def _certificate(secure: ssl.SSLSocket, found: Reached, now: Callable[[], float]
 
 def _date(secure: socket.socket, host: str) -> float | None:
     """The server's time in its Date header (seconds since 1970), None where it sends none."""
-    secure.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    secure.sendall(_head(host))
     response = http.client.HTTPResponse(secure, method="HEAD")
     try:
         response.begin()
@@ -210,12 +208,12 @@ def _unverified_date(host: str, port: int, timeout: float) -> float | None:
         return None
 
 
-def _clock(server: float | None, found: Reached, now: Callable[[], float]) -> None:
+def _clock(server: float | None, found: Reached) -> None:
     """Compare this machine's clock with the server's, which tells whole seconds."""
     if server is None:
         found.rows.append(("clock", "not compared: the server sends no time"))
         return
-    ahead = now() - (server + 0.5)
+    ahead = time.time() - (server + 0.5)
     side = "ahead of" if ahead > 0 else "behind"
     off = abs(ahead)
     found.rows.append(("clock", f"{max(0.0, off - 0.5):.0f} s {side} the server's" if off > 1.5 else "as the server's"))

@@ -19,11 +19,12 @@ from federation.study import Study, load_study
 from foundation.errors import DataError, StudyError
 from foundation.machine import DeviceName
 from foundation.messages import logger
+from foundation.wording import counted
 from imaging.config import ImageConfig
 from imaging.inspection.examine import InspectedFile, look_at
-from imaging.inspection.finding import Finding, Level, Table, counted, with_examples
+from imaging.inspection.finding import Finding, Level, Table, with_examples
 from imaging.inspection.inspect_site import image_findings, image_tables
-from imaging.listing.manifest import FILES, Manifest
+from imaging.listing.manifest import FILES, Manifest, visible_files
 from imaging.reading.formats import is_image
 
 _LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -188,7 +189,7 @@ def _sampled(data: Path, count: int) -> tuple[Manifest, int]:
         mask = np.zeros(len(manifest), dtype=np.bool_)
         mask[_spread(len(manifest), count)] = True
         return manifest.where(mask), len(manifest)
-    files = _files(data)
+    files = visible_files(data)
     chosen = [files[index] for index in _spread(len(files), 2 * count)]
     images = [path.relative_to(data) for path in chosen if is_image(path)]
     images = [images[index] for index in _spread(len(images), count)]
@@ -206,20 +207,11 @@ def _spread(length: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length)).tolist()})
 
 
-def _files(folder: Path) -> list[Path]:
-    """All files below a folder that are not hidden."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-
-
 def _passed_over(data: Path) -> list[Finding]:
     """Files in a folder that no reader takes: images of other formats count more than text files."""
     if not data.is_dir() or any((data / name).is_file() for name in FILES):
         return []
-    others = [path for path in _files(data) if not is_image(path)]
+    others = [path for path in visible_files(data) if not is_image(path)]
     if not others:
         return []
     kinds = Counter(path.suffix.lower() or "no suffix" for path in others)

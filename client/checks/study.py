@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from client.approval_page import state_bytes
 from client.policy import Policy, check_images, check_study, check_work
 from client.privacy.approval_lines import private_findings, private_rows
 from client.privacy.rules import check_patients, expected_step
@@ -22,11 +23,13 @@ from client.training.round import check_site
 from federation.local_work import LocalWork, local_work
 from federation.privacy.config import PatientPrivacyConfig
 from federation.privacy.noise import noised
+from federation.records import bytes_of
 from federation.study import Study
 from foundation.errors import DataError, FedpretextError
 from foundation.machine import DeviceName, choose_device
 from foundation.randomness import seeded_torch, torch_generator
-from imaging.inspection.finding import Finding, Table, counted
+from foundation.wording import counted, mebibytes
+from imaging.inspection.finding import Finding, Table
 from imaging.listing.manifest import Manifest, slices
 from imaging.reading.readers import prepare
 from imaging.store import TensorStore
@@ -38,7 +41,6 @@ _SECONDS = 6.0  # to spend on timing steps, once the first is done
 _FIRST_BATCH = 4
 _STEPS = 3
 _SAMPLE = 32  # images decoded for it
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,28 +55,14 @@ class Needs:
 
 def needs_of(study: Study, method: Method, images: int) -> Needs:
     """As the tensor store, the site's state and ``fedpretext validate`` count them."""
-    shared, local = _bytes(method.shared_state()), _bytes(method.local_state())
-    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    trained = bytes_of(p for p in method.parameters() if p.requires_grad)
     batch = local_work(study.training, images).batch * math.prod(study.image.shape) * 4
     return Needs(
         store=2 * images * math.prod(study.image.shape),
-        # An update, the local parts and two moments of every weight, of the last two rounds and of one being written.
-        state=3 * (shared + local + 2 * trained),
-        memory=4 * trained + local + batch,
-        shared=shared,
+        state=state_bytes(method),
+        memory=4 * trained + bytes_of(method.local_state().values()) + batch,
+        shared=bytes_of(method.shared_state().values()),
     )
-
-
-def _bytes(tensors: dict[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in tensors.values())
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of one step of ``batch`` images: views, loss, backward, optimiser."""
-
-    seconds: float
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -106,13 +94,13 @@ def study_check(
     work, needs = local_work(study.training, count), needs_of(study, method, count)
     rows += [
         ("a round here", f"{counted(work.steps, 'step')} of {_step_here(study, usable, work)}"),
-        ("sent in a round", f"{needs.shared / _MIB:,.1f} MiB here and as much back"),
+        ("sent in a round", f"{mebibytes(needs.shared)} MiB here and as much back"),
         ("decoded images", f"{_size(needs.store)} on disk"),
         ("state", f"up to {_size(needs.state)} on disk"),
         ("memory", f"{_size(needs.memory)} and more for activations"),
     ]
     try:
-        timed = time_step(study, method, usable, choose_device(device))
+        seconds, timed = time_step(study, method, usable, choose_device(device))
     except torch.OutOfMemoryError:
         found.append(_does_not_fit(work.batch))
     except FedpretextError as error:
@@ -120,9 +108,9 @@ def study_check(
             found.append(_answer("no training step", error))
     else:
         each = _images_a_step(study, usable, work)
-        hours = timed.seconds / timed.batch * each * work.steps / 3600
-        timing = f"{timed.seconds / timed.batch:.2g} s an image, timed with {timed.batch} a step"
-        about = "about" if timed.batch == work.batch else "at most"  # a step's fixed cost was counted more than once
+        hours = seconds / timed * each * work.steps / 3600
+        timing = f"{seconds / timed:.2g} s an image, timed with {timed} a step"
+        about = "about" if timed == work.batch else "at most"  # a step's fixed cost was counted more than once
         rows += [
             ("time a round", f"{about} {_duration(hours)} ({timing})"),
             ("time of the study", f"{about} {_duration(hours * study.rounds.count)} for {study.rounds.count:,} rounds"),
@@ -133,13 +121,8 @@ def study_check(
 
 def _images_a_step(study: Study, usable: Manifest, work: LocalWork) -> float:
     """Images of a step here: the batches, or of drawn patients what is expected."""
-    expected = expected_step(study, _images_each(usable))
+    expected = expected_step(study, usable.images_each())
     return work.batch * work.accumulate if expected is None else expected
-
-
-def _images_each(usable: Manifest) -> list[int]:
-    """How many images each patient has."""
-    return [int(count) for count in usable.table["patient"].value_counts()]
 
 
 def _step_here(study: Study, usable: Manifest, work: LocalWork) -> str:
@@ -162,13 +145,13 @@ def _permitted(study: Study, policy: Policy) -> Iterator[Finding]:
 
 def _enough(study: Study, usable: Manifest, policy: Policy | None) -> Iterator[Finding]:
     """What the study's method and the site's policy have against these images, a finding each."""
-    patients = None if usable.unit == "image cluster" else int(usable.table["patient"].nunique())
+    patients = usable.patients()
     rules: dict[str, Callable[[], None]] = {"not accepted": lambda: check_site(study, _store_of(usable))}
     if patients is None:
         rules["whose images"] = lambda: check_patients(study, patients)
     if policy is not None:
         rules["policy on images"] = lambda: check_images(policy, len(usable), patients)
-        rules["policy on work"] = lambda: check_work(policy, study, _images_each(usable) or [1])
+        rules["policy on work"] = lambda: check_work(policy, study, usable.images_each() or [1])
     for kind, rule in rules.items():
         try:
             rule()
@@ -244,8 +227,8 @@ def _rehearsal(usable: Manifest, study: Study) -> _Rehearsal:
     return _Rehearsal(**known, pixels=torch.stack(images))
 
 
-def time_step(study: Study, method: Method, usable: Manifest, device: torch.device) -> StepTime:
-    """Time real steps of the study's method for a few seconds; ``method`` is trained by it.
+def time_step(study: Study, method: Method, usable: Manifest, device: torch.device) -> tuple[float, int]:
+    """Seconds of one real step of the study's method, and its images; ``method`` is trained by it.
 
     A batch too large for that is timed with fewer images than the study's. Views, loss and backward are the study's;
     reading the store and compiling are not counted. DataError where no image can be used.
@@ -262,7 +245,7 @@ def time_step(study: Study, method: Method, usable: Manifest, device: torch.devi
             seconds = step(images)
         if time.perf_counter() - started + _STEPS * seconds < _SECONDS:
             seconds = statistics.median(step(images) for _ in range(_STEPS))
-        return StepTime(seconds, images)
+        return seconds, images
 
 
 def _step_of(study: Study, method: Method, store: TensorStore, device: torch.device) -> Callable[[int], float]:

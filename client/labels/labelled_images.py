@@ -17,7 +17,7 @@ from evaluation.protocols.logistic import Standard
 from evaluation.statistics.intervals import FloatArray, IntArray, Scored
 from federation.federated_evaluation import EvaluationRequest, Step, probe_like
 from federation.federated_evaluation_config import FederatedEvaluationConfig
-from federation.records import all_finite
+from federation.records import all_finite, same_form
 from federation.study import Study
 from foundation.errors import FedpretextError, RunError, StudyError
 from foundation.files import digest, write_text
@@ -151,19 +151,15 @@ class LabelledImages:
                 raise TooFewLabelsError("a histogram of so few images tells of single ones; it is not given")
             return {name: torch.from_numpy(getattr(counts, name)) for name in ("positive", "negative", "starts")}
         names = test.patients.astype(np.str_)
-        reported = site_figures(Scored(test.labels, scores, names, np.full(len(names), "site")))
-        table = [[reported.figures[n].value, reported.figures[n].variance, reported.figures[n].units] for n in FIGURES]
+        own = site_figures(Scored(test.labels, scores, names, np.full(len(names), "site")))
+        table = [[own.figures[n].value, own.figures[n].variance, own.figures[n].units] for n in FIGURES]
         figures = torch.tensor(table, dtype=torch.float64)
-        return {"patients": _vector(reported.patients), "fewest": _vector(reported.fewest), "figures": figures}
+        return {"patients": _vector(own.patients), "fewest": _vector(own.fewest), "figures": figures}
 
     def _probe(self, question: EvaluationRequest, width: int) -> tuple[FloatArray, Standard]:
         like, given = probe_like(width, len(self._config.classes)), question.tensors
-        described = [{n: (t.shape, t.dtype) for n, t in tensors.items()} for tensors in (like, given)]
-        if (
-            described[0] != described[1]
-            or not all(map(all_finite, given.values()))
-            or bool((given["spread"] <= 0).any())
-        ):
+        fits = same_form(like, given) and all(map(all_finite, given.values()))
+        if not fits or bool((given["spread"] <= 0).any()):
             raise StudyError("was sent a probe that is not of the form that the study has")
         centre, spread, weights = (given[name].numpy() for name in ("centre", "spread", "weights"))
         return weights, Standard(centre, spread)

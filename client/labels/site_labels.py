@@ -9,13 +9,10 @@ from client.site_images import SiteImages
 from client.site_study import SiteStudy
 from client.training.stored_rounds import StoredRounds
 from federation.federated_evaluation import EvaluationRequest, Statistics, answer_like
-from federation.records import weights_digest
+from federation.records import ENCODER, weights_digest
 from foundation.errors import StudyError
 from foundation.machine import choose_device
 from ssl_methods.encoders.outputs import feature_dim
-
-ENCODER = "encoder."
-"""What the names of the encoder's tensors begin with."""
 
 
 class SiteLabels:

@@ -11,7 +11,7 @@ from client.outgoing.metrics import rounded
 from client.policy import Policy
 from evaluation.statistics.intervals import MIN_PATIENTS_PER_CLASS
 from federation.federated_evaluation import Statistics
-from federation.records import WithheldError, all_finite
+from federation.records import WithheldError, all_finite, same_form
 from federation.study import Study
 
 
@@ -28,8 +28,7 @@ def checked_statistics(
     if answer.step == "histogram" and not (policy.allow_score_histogram and study.federated_evaluation.histogram):
         raise WithheldError("a histogram of scores is not permitted here, or not part of the study")
     tensors = answer.tensors
-    described = [{name: (t.shape, t.dtype) for name, t in each.items()} for each in (tensors, expected)]
-    if described[0] != described[1] or not all(map(all_finite, tensors.values())):
+    if not same_form(tensors, expected) or not all(map(all_finite, tensors.values())):
         raise WithheldError(f"an answer about labels ({answer.step}) is not of the agreed form")
     if not _of_enough(answer, policy.smallest_count):
         raise WithheldError(f"an answer about labels ({answer.step}) tells of fewer than {policy.smallest_count}")

@@ -68,17 +68,15 @@ class PatientSampler:
         chunks: list[list[Tensor]] = []
         room = 0
         for number in noise.poisson_sample(self.patients, self._privacy.rate).tolist():
-            chosen = self._some_of(self._images[number], generator)
+            images = self._images[number]
+            order = torch.randperm(len(images), generator=generator)
+            chosen = images[order[: self._privacy.images_per_patient]]
             if len(chosen) > room:
                 chunks.append([])
                 room = self._batch
             chunks[-1].append(chosen)
             room -= len(chosen)
         return chunks
-
-    def _some_of(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        order = torch.randperm(len(images), generator=generator)
-        return images[order[: self._privacy.images_per_patient]]
 
 
 class PrivateStep:

@@ -66,15 +66,12 @@ def _connected(kit_folder: Path, kit: Kit, key: PrivateKey, site_file: SiteFile,
     started = time.monotonic()
     with SuperNode(kit_folder, kit, key, site_file.state / "supernode") as node:
         line = _Line(node, kit, log)
-        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, _authority(kit_folder, kit), line.ended)
+        # Whose messages this site acts on: the server's that the kit names, by the CA that it holds.
+        authority = Authority(kit_ca(kit_folder), host_and_port(kit.server)[0])
+        serve(node.endpoint, node.secret, kit_folder / SITE_FILE, authority, line.ended)
         reason = node.reason()
         log.write("warning", f"site {kit.site}: {reason}")
     return time.monotonic() - started, reason
-
-
-def _authority(kit_folder: Path, kit: Kit) -> Authority:
-    """Whose messages this site acts on: the server's that the kit names, by the CA that it holds."""
-    return Authority(kit_ca(kit_folder), host_and_port(kit.server)[0])
 
 
 class _Line:

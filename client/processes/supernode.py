@@ -6,10 +6,9 @@ import secrets
 import sys
 from pathlib import Path
 
-from client.kit_keys import flower_key_bytes
 from federation.flower.private import Endpoint
 from federation.flower.private_control import sign_off
-from federation.keys.certificates import PrivateKey
+from federation.keys.certificates import PrivateKey, key_openssh
 from federation.keys.kit import CA, Kit
 from federation.keys.secret_files import write_secret
 from foundation.process_group import ProcessGroup, flower_environment, free_port, options
@@ -54,12 +53,7 @@ class SuperNode:
         rotate(self.log)
         self._sign_off()
         self._log_from = self.log.stat().st_size if self.log.exists() else 0
-        self._group.__enter__()
-        try:
-            self._start()
-        except BaseException:
-            self._group.stop()
-            raise
+        self._group.begin(self._start)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,7 +109,7 @@ class SuperNode:
             port=self._port,
         )
         try:
-            os.write(writing, flower_key_bytes(self._key))
+            os.write(writing, key_openssh(self._key))  # not encrypted, as flower-supernode reads it: never on a disk
             os.close(writing)
             with self.log.open("ab") as output:
                 program = (sys.executable, "-P", "-m", "client.processes.flower_supernode")

@@ -13,7 +13,7 @@ from time import sleep
 from flwr.app import Message
 
 from client.app import app
-from client.approval import approved_studies
+from client.approval import approvals
 from client.refusals import refusal, round_of
 from client.site_file import SiteFile, load_site_file
 from client.site_log import SiteLog, log_error
@@ -76,7 +76,7 @@ def difference_of(bundle: Bundle, site_file: SiteFile) -> str | None:
     """Why this site does not act on the app that came with a run; None when it is that of an approved study."""
     if bundle.overrides:
         return f"the run overrides {len(bundle.overrides)} settings of its app; an approved study has none"
-    approved = [app_bundle(study) for study in approved_studies(site_file)]
+    approved = [app_bundle(approval.study) for approval in approvals(site_file)]
     if not approved:
         return "no study is approved at this site; look at it with: fedpretext site approve STUDY"
     if bundle.content not in approved:

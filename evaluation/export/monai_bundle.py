@@ -54,7 +54,7 @@ def write_folder(source: Source, folder: Path, card: str) -> None:
     write_json(folder / "configs" / "inference.json", _inference(source, encoder))
     # MONAI's own name and format of a bundle's weights; tensors only, so that it loads with weights_only.
     tensors = {name: value.detach().contiguous() for name, value in encoder.state_dict().items()}
-    write_with(folder / "models" / "model.pt", lambda path: torch.save(tensors, path))
+    write_with(folder / "models" / "model.pt", lambda handle: torch.save(tensors, handle))
     write_text(folder / "docs" / "README.md", card)
     write_text(folder / "LICENSE", LICENCE)
 

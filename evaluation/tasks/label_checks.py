@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from foundation.errors import DataError, nearest
-from imaging.inspection.finding import counted
+from foundation.wording import counted
 from imaging.listing.splits import HELD
 
 NAMED = 3

@@ -12,8 +12,8 @@ import pandas as pd
 from evaluation.statistics.intervals import IntArray
 from foundation.errors import DataError
 from foundation.files import digest, read_json, write_json
+from foundation.wording import counted
 from imaging.config import ImageConfig
-from imaging.inspection.finding import counted
 from imaging.inspection.prints import CORRELATION, LIT, SURE, Prints, near_copies, store_prints
 from imaging.listing.clusters import DISTANCE
 from imaging.listing.manifest import Manifest

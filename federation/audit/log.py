@@ -100,12 +100,8 @@ class AuditLog:
 
     def known(self, party: str) -> AuditHead:
         """The head that is held of that party's log; ``NOTHING`` before the first and after an accepted restart."""
-        return self.known_heads().get(party, NOTHING)
-
-    def known_heads(self) -> dict[str, AuditHead]:
-        """The head that is held of each party. Reads only what was written since the last call."""
         with chain.locked(self.path) as handle:
-            return dict(self._audit_heads(handle))
+            return self._audit_heads(handle).get(party, NOTHING)
 
     def receive(self, party: str, extension: Extension) -> None:
         """Check that the party's log goes on from the head that is held of it, and hold its new one.
@@ -204,6 +200,7 @@ class AuditLog:
         return row
 
     def _audit_heads(self, handle: int) -> dict[str, AuditHead]:
+        """The head that is held of each party. Reads only what was written since the last call."""
         inode, end = os.fstat(handle).st_ino, chain.whole(handle)
         read_inode, start, audit_heads = self._held
         if read_inode != inode or start > end:

@@ -124,8 +124,8 @@ def _check_arrays(arrays: ArrayRecord, expected: Mapping[str, torch.Tensor]) -> 
     check_packed(array.data, expected)
 
 
-def _check_metrics(answer: MetricRecord, permitted: Collection[str]) -> None:
-    for name, value in answer.items():
+def _check_metrics(metrics: MetricRecord, permitted: Collection[str]) -> None:
+    for name, value in metrics.items():
         if name == "num-examples" and type(value) is int and value >= 1:
             continue
         if name not in permitted or type(value) is not float or float(f"{value:.6g}") != value or math.isinf(value):

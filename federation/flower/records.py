@@ -28,11 +28,7 @@ WEIGHTS, PACKED, _SIGNATURE = "weights", "safetensors", "signature"
 
 def tensors_to_arrays(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """An ArrayRecord with every tensor in its own type."""
-    return ArrayRecord({name: _to_array(value) for name, value in tensors.items()})
-
-
-def _to_array(value: torch.Tensor) -> Array:
-    return Array(value.detach().cpu().contiguous().numpy())
+    return ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in tensors.items()})
 
 
 def weights_to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
@@ -78,10 +74,22 @@ def study_asked_for(content: RecordDict) -> str:
 def with_note(content: RecordDict, note: AuditNote | None) -> RecordDict:
     """The content with what goes with it about the audit logs."""
     if note is not None:
-        head, known = note.extension.head, note.known
-        own: dict[str, Any] = {"count": head.count, "head": head.hash, "digests": list(note.extension.digests)}
-        content[AUDIT] = ConfigRecord(own | {"known": known.count, "known-head": known.hash})
+        known = {"known": note.known.count, "known-head": note.known.hash}
+        content[AUDIT] = ConfigRecord(_proved(note.extension) | known)
     return content
+
+
+def _proved(extension: Extension) -> dict[str, Any]:
+    head = extension.head
+    return {"count": head.count, "head": head.hash, "digests": list(extension.digests)}
+
+
+def _extension(said: Any) -> Extension:
+    return Extension(AuditHead(int(said["count"]), str(said["head"])), tuple(map(str, said["digests"])))
+
+
+def _known(said: Any) -> AuditHead:
+    return AuditHead(int(said["known"]), str(said["known-head"]))
 
 
 def content_to_note(content: RecordDict) -> AuditNote | None:
@@ -90,11 +98,7 @@ def content_to_note(content: RecordDict) -> AuditNote | None:
         return None
     try:
         said = cast(Any, content[AUDIT])
-        head, known = (
-            AuditHead(int(said["count"]), str(said["head"])),
-            AuditHead(int(said["known"]), str(said["known-head"])),
-        )
-        return AuditNote(Extension(head, tuple(map(str, said["digests"]))), known)
+        return AuditNote(_extension(said), _known(said))
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"a message's note on the audit logs is not of the agreed form ({type(error).__name__})"
@@ -145,20 +149,11 @@ def _known_ledger(content: RecordDict) -> AuditHead:
     if LEDGER not in content:
         return NOTHING
     try:
-        known = cast(Any, content[LEDGER])
-        return AuditHead(int(known["known"]), str(known["known-head"]))
+        return _known(content[LEDGER])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"an instruction's head of the privacy ledger is not of the agreed form ({type(error).__name__})"
         ) from error
-
-
-def _ledger(content: RecordDict) -> Extension | None:
-    """The ledger's head in a reply, None where there is none; an exception of some kind when malformed."""
-    if LEDGER not in content:
-        return None
-    answer = cast(Any, content[LEDGER])
-    return Extension(AuditHead(int(answer["count"]), str(answer["head"])), tuple(map(str, answer["digests"])))
 
 
 def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
@@ -170,22 +165,23 @@ def reply_to_content(reply: TrainReply | Failure) -> RecordDict:
     weights = weights_to_record(reply.weights)
     content = RecordDict({ARRAYS: weights, CONFIG: ConfigRecord(config), METRICS: metrics})
     if reply.ledger is not None:
-        head, digests = reply.ledger.head, list(reply.ledger.digests)
-        content[LEDGER] = ConfigRecord({"count": head.count, "head": head.hash, "digests": digests})
+        content[LEDGER] = ConfigRecord(_proved(reply.ledger))
     return content
 
 
 def content_to_reply(content: RecordDict) -> TrainReply | Failure:
     """Read a site's answer; RunError when it is not of the agreed form."""
     try:
+        failure = failure_of(content)
+        if failure is not None:
+            return failure
         config = cast(ConfigRecord, content[CONFIG])
         study, round_, site = str(config["study"]), int(cast(int, config["round"])), str(config["site"])
-        if "failure" in config:
-            return Failure(study, round_, site, _category(config))
         metrics = {name: float(cast(float, value)) for name, value in cast(MetricRecord, content[METRICS]).items()}
         images = int(metrics.pop("num-examples"))
         weights = record_to_weights(cast(ArrayRecord, content[ARRAYS]))
-        return TrainReply(study, round_, site, images, weights, metrics, _ledger(content))
+        ledger = _extension(content[LEDGER]) if LEDGER in content else None
+        return TrainReply(study, round_, site, images, weights, metrics, ledger)
     except Exception as error:  # whatever a site sends, it must not stop the server
         raise RunError(f"a reply lacks what the study agreed on ({type(error).__name__})") from error
 
@@ -201,9 +197,12 @@ def site_to_content(info: SiteInfo) -> RecordDict:
     return RecordDict({CONFIG: ConfigRecord({"site": info.site, "study": info.study_hash, "images": info.images})})
 
 
-def content_to_site(content: RecordDict) -> SiteInfo:
+def content_to_site(content: RecordDict) -> SiteInfo | Failure:
     """Read a site's answer to 'who are you'; RunError when it is not of the agreed form."""
     try:
+        failure = failure_of(content)
+        if failure is not None:
+            return failure
         config = cast(ConfigRecord, content[CONFIG])
         return SiteInfo(str(config["site"]), str(config["study"]), int(cast(int, config["images"])))
     except Exception as error:
@@ -232,12 +231,6 @@ def failure_of(content: RecordDict) -> Failure | None:
     if "failure" not in config:
         return None
     return Failure(str(config["study"]), int(cast(int, config["round"])), str(config["site"]), _category(config))
-
-
-def failure_in(content: RecordDict) -> str | None:
-    """The category of a failure that a site answered with, if it did."""
-    config = cast(ConfigRecord, content[CONFIG])
-    return _category(config) if "failure" in config else None
 
 
 def question_to_content(question: EvaluationRequest, arrays: ArrayRecord, note: AuditNote) -> RecordDict:

@@ -53,12 +53,10 @@ def public_pem(public: PublicKey) -> str:
     return public.public_bytes(serialization.Encoding.PEM, form).decode("ascii")
 
 
-def key_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
-    """The private key as PKCS #8 in PEM, encrypted where there is a passphrase."""
-    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if passphrase is not None:
-        encryption = serialization.BestAvailableEncryption(_long_enough(passphrase))
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+def key_pem(key: PrivateKey) -> bytes:
+    """The private key as PKCS #8 in PEM, not encrypted."""
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 def key_openssh(key: PrivateKey, passphrase: bytes | None = None) -> bytes:

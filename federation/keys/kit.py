@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import yaml
 from cryptography import x509
@@ -15,9 +15,6 @@ from federation.study_hash import training_hash_of
 from foundation.configuration.section import Section
 from foundation.configuration.yaml_files import checked, read_yaml
 from foundation.files import write_text
-
-if TYPE_CHECKING:
-    from federation.study import Study  # with all the methods, which take seconds to import
 
 KIT, CA, STUDY, README = "kit.yaml", "ca.crt", "study.yaml", "README.txt"
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^\[\]:]+)):([0-9]{1,5})", re.ASCII)
@@ -69,30 +66,17 @@ def read_kit(folder: Path) -> Kit:
         raise CredentialError(f"{folder}: is no kit (there is no {KIT}); give the folder that the study lead sent")
     kit = checked(Kit, read_yaml(folder / KIT), str(folder / KIT))
     kit_ca(folder)
-    if training_hash_of(read_yaml(_study_file(folder))) != kit.study:  # checked whole when it is approved
-        raise CredentialError(
-            f"{folder / STUDY}: is not the study that {KIT} names; ask the study lead for the kit again"
-        )
+    study = folder / STUDY
+    if not study.is_file():
+        raise CredentialError(f"{study}: is missing; ask the study lead for the kit again")
+    if training_hash_of(read_yaml(study)) != kit.study:  # checked whole when it is approved
+        raise CredentialError(f"{study}: is not the study that {KIT} names; ask the study lead for the kit again")
     return kit
 
 
 def kit_ca(folder: Path) -> x509.Certificate:
     """The certificate by which the site knows the server."""
     return read_certificate(_text(folder / CA), str(folder / CA))
-
-
-def kit_study(folder: Path) -> "Study":
-    """The study in the kit."""
-    from federation.study import load_study
-
-    return load_study(_study_file(folder))
-
-
-def _study_file(folder: Path) -> Path:
-    path = folder / STUDY
-    if not path.is_file():
-        raise CredentialError(f"{path}: is missing; ask the study lead for the kit again")
-    return path
 
 
 def _text(path: Path) -> str:

@@ -14,6 +14,7 @@ divergence altogether, the other releases too: an upper bound, some 10 % above w
 import logging
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -189,23 +190,14 @@ def discrete_release(
     def release(hundredths: int) -> Release:
         return Release("discrete gaussian", hundredths / 100, 1.0, steps, dimension, deviation, survivors)
 
-    found = smallest(lambda hundredths: epsilon_of([release(hundredths)], delta) <= epsilon, 0, round(MOST_NOISE * 100))
-    if found is None:
+    hundredths = range(1, round(MOST_NOISE * 100) + 1)
+    place = bisect_left(hundredths, True, key=lambda one: epsilon_of([release(one)], delta) <= epsilon)
+    if place == len(hundredths):
         raise StudyError(
             f"epsilon {epsilon:g} at delta {delta:g} over {steps:,} rounds: would take noise of over {MOST_NOISE:g} "
             "times the clipping bound, so that nothing could be learnt: raise epsilon, or ask for fewer rounds"
         )
-    return release(found)
-
-
-def smallest(holds: Callable[[int], bool], lower: int, upper: int) -> int | None:
-    """The smallest number above ``lower`` and up to ``upper`` that holds, where all after one that holds do."""
-    if not holds(upper):
-        return None
-    while upper - lower > 1:
-        middle = (lower + upper) // 2
-        lower, upper = (lower, middle) if holds(middle) else (middle, upper)
-    return upper
+    return release(hundredths[place])
 
 
 def _check_delta(delta: float) -> None:

@@ -11,7 +11,7 @@ earlier ones found.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -75,13 +75,9 @@ class Ledger:
                 _check_budget(releases, release, budget)
             return self._log.append(CHARGED, **row)
 
-    def charges(self) -> list[Charge]:
-        """All charges, the oldest first. RunError when the chain is broken."""
-        return read_charges(self.path)
-
     def releases(self) -> list[Release]:
         """The releases of all charges, the oldest first. RunError when the chain is broken."""
-        return [charge.release for charge in self.charges()]
+        return [charge.release for charge in read_charges(self.path)]
 
     def spent(self, delta: float) -> float:
         """Epsilon at ``delta`` that all charges together may have cost a patient."""
@@ -97,10 +93,6 @@ class Ledger:
         with locked(place.with_name(f".{place.name}.lock"), os.O_RDWR | os.O_CREAT):
             yield
 
-    def head(self) -> AuditHead:
-        """The last row's number and hash."""
-        return self._log.head()
-
     def extension(self, since: AuditHead) -> Extension:
         """Proof for whoever holds the head ``since`` that this ledger goes on from it; RunError when it does not."""
         return self._log.extension(since)
@@ -111,16 +103,7 @@ def read_charges(path: Path) -> list[Charge]:
     if not path.exists():
         return []
     found: list[Charge] = []
-    verdict = verify(path, _collector(path, found))
-    if verdict.fault or verdict.party not in ("", PARTY):
-        what = f"is the audit log of {verdict.party!r}, no ledger" if not verdict.fault else verdict.line
-        raise RunError(
-            f"{path}: {what}; nothing is charged to it: keep the file as evidence and put the whole ledger back"
-        )
-    return found
 
-
-def _collector(path: Path, found: list[Charge]) -> Callable[[Row], None]:
     def see(row: Row) -> None:
         if row["event"] == CHARGED:
             try:
@@ -131,7 +114,13 @@ def _collector(path: Path, found: list[Charge]) -> Callable[[Row], None]:
                     f"{path}: row {row['n']} is no charge that a ledger writes; put the ledger back"
                 ) from error
 
-    return see
+    verdict = verify(path, see)
+    if verdict.fault or verdict.party not in ("", PARTY):
+        what = f"is the audit log of {verdict.party!r}, no ledger" if not verdict.fault else verdict.line
+        raise RunError(
+            f"{path}: {what}; nothing is charged to it: keep the file as evidence and put the whole ledger back"
+        )
+    return found
 
 
 def _check_budget(releases: list[Release], new: Release, budget: Budget) -> None:

@@ -46,7 +46,7 @@ def noised(total: Tensor, std: float) -> Tensor:
     is post-processing, and at 2**-20 deviations what float64 leaves below is out of sight.
     """
     step = grid(std)
-    place = _place(total.device)
+    place = torch.device("cpu") if total.device.type == "mps" else total.device
     flat = total.detach().to(place).reshape(-1)
     out = torch.empty(flat.numel(), dtype=torch.float32, device=place)
     stream = _Stream()
@@ -60,7 +60,9 @@ def noised(total: Tensor, std: float) -> Tensor:
 
 def grid(std: float) -> float:
     """The step to which ``noised`` rounds: the largest power of two up to ``std * 2**-20``, so that it is exact."""
-    return 2.0 ** (math.floor(math.log2(_positive(std))) - GRID_BITS)
+    if not 0 < std < math.inf:
+        raise ValueError(f"standard deviation {std}: noise has one above 0")
+    return 2.0 ** (math.floor(math.log2(std)) - GRID_BITS)
 
 
 def poisson_sample(count: int, rate: float) -> Tensor:
@@ -167,14 +169,3 @@ def _parts(deviation: float, coarse: int) -> tuple[float, float]:
     """Deviations of the coarse part, before it is multiplied, and of the fine part."""
     fine = max(_TABLE_DEVIATION, 4.0 * coarse)
     return math.sqrt(deviation**2 - fine**2) / coarse, fine
-
-
-def _place(device: torch.device | str) -> torch.device:
-    place = torch.device(device)
-    return torch.device("cpu") if place.type == "mps" else place
-
-
-def _positive(std: float) -> float:
-    if not 0 < std < math.inf:
-        raise ValueError(f"standard deviation {std}: noise has one above 0")
-    return std

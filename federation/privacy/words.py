@@ -57,15 +57,11 @@ def not_covered(study: "Study") -> list[str]:
         lines.append("that the site takes part, and what all its patients have in common")
         lines.append("images of one person under two patient numbers: they count as two patients")
         return lines
-    lines.append("a single site's own update before the noise, to whoever sees it: " + _who_sees(study))
+    sees = "nobody does, as long as fewer than the threshold's sites work together; sites that do know their own noise"
+    sees = "the server does" if study.secure_aggregation is None else sees
+    lines.append("a single site's own update before the noise, to whoever sees it: " + sees)
     lines.append("single patients beyond their site: they are hidden as their whole site is, and no better")
     return lines
-
-
-def _who_sees(study: "Study") -> str:
-    if study.secure_aggregation is None:
-        return "the server does"
-    return "nobody does, as long as fewer than the threshold's sites work together; sites that do know their own noise"
 
 
 def _factor(epsilon: float) -> str:

@@ -44,16 +44,5 @@ class ByName:
             wrong = {"discriminator": "'name'", "tag": str(value["name"]), "expected_tags": known}
             raise PydanticKnownError("union_tag_invalid", wrong)
 
-        serialization = core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True)
-        return core_schema.no_info_plain_validator_function(validate, serialization=serialization)
-
-
-def _dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
-    """All fields of the value's own class, not only those of the base that the annotation names."""
-    mode = "json" if info.mode_is_json() else "python"
-    return value.model_dump(
-        mode=mode,
-        exclude_defaults=info.exclude_defaults,
-        exclude_unset=info.exclude_unset,
-        exclude_none=info.exclude_none,
-    )
+        # Without a serialiser pydantic writes a value by its own class, not by the base that the annotation names.
+        return core_schema.no_info_plain_validator_function(validate)

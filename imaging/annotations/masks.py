@@ -46,7 +46,7 @@ def read_masks(
         masks: Mask = np.load(kept)
         return masks
     masks = _read_all(rows, image, classes)
-    write_with(kept, lambda temporary: _save(masks, temporary))
+    write_with(kept, lambda handle: np.save(handle, masks))
     return masks
 
 
@@ -165,8 +165,3 @@ def _traces(path: Path) -> list[str | int]:
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     stats = [file.stat() for file in files]
     return [str(path.absolute()), *(each for found in stats for each in (found.st_size, found.st_mtime_ns))]
-
-
-def _save(masks: Mask, path: Path) -> None:
-    with path.open("wb") as handle:
-        np.save(handle, masks)

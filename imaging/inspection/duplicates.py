@@ -4,13 +4,13 @@ Twice within a patient an image counts twice; in two patients it may be trained 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from foundation.wording import counted
 from imaging.inspection.examine import InspectedFile
-from imaging.inspection.finding import Finding, counted, with_examples
+from imaging.inspection.finding import Finding, with_examples
 from imaging.inspection.prints import Prints, near_copies
 from imaging.listing.clusters import join
 
@@ -56,9 +56,8 @@ def _leak(kind: str, groups: list[list[InspectedFile]], patients_known: bool) ->
 
 
 def _alike(group: list[InspectedFile]) -> str:
-    return " = ".join(inspected.file for inspected in group[:4]) + (
-        f" and {len(group) - 4} more" if len(group) > 4 else ""
-    )
+    more = f" and {len(group) - 4} more" if len(group) > 4 else ""
+    return " = ".join(inspected.file for inspected in group[:4]) + more
 
 
 def _exact(inspected_files: Sequence[InspectedFile]) -> list[list[InspectedFile]]:
@@ -84,10 +83,5 @@ def _near(inspected_files: Sequence[InspectedFile]) -> list[list[InspectedFile]]
     if not len(pairs):
         return []
     roots = join(len(single), pairs)
-    return [[single[index] for index in np.flatnonzero(roots == root)] for root in _shared(roots)]
-
-
-def _shared(roots: npt.NDArray[np.int64]) -> Iterable[int]:
-    """The roots that more than one has."""
     values, counts = np.unique(roots, return_counts=True)
-    return [int(value) for value in values[counts > 1]]
+    return [[single[index] for index in np.flatnonzero(roots == root)] for root in values[counts > 1]]

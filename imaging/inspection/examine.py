@@ -20,7 +20,7 @@ from imaging.inspection.identifiers import Header, header_of
 from imaging.listing.clusters import difference_hash, thumbnail
 from imaging.listing.manifest import Manifest, slices
 from imaging.reading.dicom_series import series_files
-from imaging.reading.formats import FloatArray, is_dicom, load_numpy, nibabel_reader
+from imaging.reading.formats import FloatArray, is_dicom, kind_of, load_numpy, nibabel_reader
 from imaging.reading.readers import decode, decode_volume
 
 BLANK = 0.999
@@ -136,16 +136,12 @@ def _reason(error: DataError, path: Path) -> str:
 
 def format_of(path: Path) -> str:
     """The format's name, by the file's name as the readers go by it."""
-    name = path.name.lower()
     if path.is_dir():
         return "DICOM series"
-    if name.endswith((".nii", ".nii.gz")):
-        return "NIfTI"
     suffix = path.suffix.lower().lstrip(".")
-    known = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "tiff": "TIFF", "npy": "NumPy", "npz": "NumPy"}
-    if suffix in ("png", "bmp", *known):
-        return known.get(suffix, suffix.upper())
-    return "DICOM" if path.is_file() and is_dicom(path) else suffix.upper() or "unknown"
+    kind = kind_of(path)
+    pictures = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "tiff": "TIFF"}
+    return kind if kind not in ("Pillow", "") else pictures.get(suffix, suffix.upper()) or "unknown"
 
 
 def _header(path: Path) -> Header | None:
@@ -163,12 +159,12 @@ def _header(path: Path) -> Header | None:
 
 def _slices(path: Path, pixels: FloatArray) -> int:
     """How many slices, pages or stacked images a file other than DICOM holds."""
-    name = path.name.lower()
-    if name.endswith((".npy", ".npz")):
+    kind = kind_of(path)
+    if kind == "NumPy":
         return max(1, load_numpy(path).size // pixels.size)
-    if name.endswith((".nii", ".nii.gz")):
+    if kind == "NIfTI":
         return max(1, int(np.prod(nibabel_reader().read(path).shape)) // pixels.size)
-    if name.endswith((".tif", ".tiff")):
+    if path.suffix.lower() in (".tif", ".tiff"):
         with Image.open(path) as image:
             return int(getattr(image, "n_frames", 1))
     return 1
@@ -178,12 +174,12 @@ def _depth(path: Path, header: Header | None) -> str:
     """Bits of a stored value, in words."""
     if header is not None:
         return f"{header.bits}-bit" if header.bits else "unknown"
-    name = path.name.lower()
     if path.is_dir():
         return "unknown"
-    if name.endswith((".npy", ".npz")):
+    kind = kind_of(path)
+    if kind == "NumPy":
         return str(load_numpy(path).dtype)
-    if name.endswith((".nii", ".nii.gz")):
+    if kind == "NIfTI":
         return str(nibabel_reader().read(path).get_data_dtype())
     with Image.open(path) as image:
         return _BIT_DEPTHS.get(image.mode, "8-bit")

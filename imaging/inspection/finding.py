@@ -49,8 +49,3 @@ class Table:
     subject: Subject
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """``1 image``, ``1,234 images``."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

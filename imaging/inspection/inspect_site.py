@@ -2,13 +2,14 @@
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from foundation.wording import counted
 from imaging.config import ImageConfig
 from imaging.inspection.burnt_in_text import FALSE_ALARMS, FINDS
 from imaging.inspection.duplicates import duplicate_findings
 from imaging.inspection.examine import InspectedFile
-from imaging.inspection.finding import Finding, Table, counted, with_examples
+from imaging.inspection.finding import Finding, Table, with_examples
 from imaging.inspection.identifiers import Person, shared_ids, split_persons, tag_groups, telling_names
 from imaging.listing.manifest import Manifest
 from imaging.store import BROKEN_SHARE
@@ -209,8 +210,8 @@ def _headers(inspected_files: Sequence[InspectedFile]) -> Iterator[Finding]:
                 groups[group].append(inspected.file)
     if groups:
         kinds = ", ".join(f"{group} {len(files):,}" for group, files in sorted(groups.items()))
-        answer = len({file for files in groups.values() for file in files})
-        text = f"{counted(answer, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})"
+        count = len({file for files in groups.values() for file in files})
+        text = f"{counted(count, 'file holds', 'files hold')} identifiers in the DICOM header ({kinds})"
         remedy = f"{HEADERS_STAY}; follow your site's own rules on what may lie on this machine"
         yield Finding("warning" if "person" in groups else "note", "persons", "header identifiers", text, remedy)
     if marked := [
@@ -262,22 +263,14 @@ def image_tables(inspected_files: Sequence[InspectedFile], manifest: Manifest) -
     rows += [("patients", f"{manifest.table['patient'].nunique():,}" if known else "not known for all images")]
     for column, name in (("study", "studies"), ("series", "series")):
         if column in manifest.table:
-            answer = manifest.table[manifest.table[column].notna()]
-            rows += [(name, f"{len(answer[['patient', column]].drop_duplicates()):,}")]
-    for name, value in (
-        ("formats", lambda inspected: inspected.format),
-        ("channels", lambda inspected: str(inspected.channels)),
-        ("stored values", lambda inspected: inspected.depth),
-        ("modality", lambda inspected: _modality(inspected) or "unknown"),
-    ):
-        rows.append(
-            (
-                name,
-                _shares(
-                    Counter(value(inspected) for inspected in (inspected_files if name == "formats" else readable))
-                ),
-            )
-        )
+            stated = manifest.table[manifest.table[column].notna()]
+            rows += [(name, f"{len(stated[['patient', column]].drop_duplicates()):,}")]
+    rows += [
+        ("formats", _shares(inspected.format for inspected in inspected_files)),
+        ("channels", _shares(str(inspected.channels) for inspected in readable)),
+        ("stored values", _shares(inspected.depth for inspected in readable)),
+        ("modality", _shares(_modality(inspected) or "unknown" for inspected in readable)),
+    ]
     if readable:
         for name, sides in (
             ("height", [inspected.height for inspected in readable]),
@@ -286,12 +279,11 @@ def image_tables(inspected_files: Sequence[InspectedFile], manifest: Manifest) -
         ):
             if name != "slices in a file" or max(sides) > 1:
                 rows.append((name, f"{min(sides):,} to {max(sides):,}, median {statistics.median(sides):,.0f}"))
-    tables = [Table("Images", "images", ("", ""), tuple(rows))]
-    return [*tables, *_tag_table(inspected_files)]
+    return [Table("Images", "images", ("", ""), tuple(rows)), *_tag_table(inspected_files)]
 
 
-def _shares(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common()) or "–"
+def _shares(values: Iterable[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(values).most_common()) or "–"
 
 
 def _tag_table(inspected_files: Sequence[InspectedFile]) -> Iterator[Table]:

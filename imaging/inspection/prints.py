@@ -1,8 +1,6 @@
 """What images are compared by, to find those that are there twice: all pixels, a hash, a thumbnail."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch.nn.functional import interpolate
 from foundation.files import digest, write_with
 from foundation.progress import track
 from imaging.inspection.examine import BLANK
-from imaging.listing.clusters import DISTANCE, difference_hash, thumbnail
+from imaging.listing.clusters import DISTANCE, difference_hash, thumbnail, unit_vector
 from imaging.reading.formats import FloatArray
 from imaging.store import TensorStore
 
@@ -95,19 +93,14 @@ def store_prints(store: TensorStore, *, progress: bool = True) -> Prints:
             for image in store.batch(np.arange(start, min(start + _AT_ONCE, len(store))))
         ]
         digests, hashes, thumbnails = zip(*parts, strict=True)
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "digest": np.array(digests, dtype=np.str_),
             "hash": np.array(hashes, dtype=np.uint64),
             "thumbnail": np.stack(thumbnails),
         }
-        write_with(path, lambda temporary: _save(temporary, arrays))
+        write_with(path, lambda handle: np.savez(handle, allow_pickle=False, **arrays))
     with np.load(path) as kept:
         return Prints(kept["digest"], kept["hash"], kept["thumbnail"])
-
-
-def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    with path.open("wb") as handle:
-        np.savez(handle, allow_pickle=False, **arrays)
 
 
 def _print(image: torch.Tensor) -> tuple[str, int, npt.NDArray[np.float16]]:
@@ -123,10 +116,7 @@ def _volume_thumbnail(pixels: FloatArray) -> FloatArray:
     """``[slabs * side * side]``: the volume in slabs along its depth, as a vector of mean 0 and length 1."""
     grey = torch.from_numpy(np.ascontiguousarray(pixels.mean(axis=0, dtype=np.float64)))[None]
     small = interpolate(grey, (_SIDE, _SIDE), mode="bilinear", antialias=True)[0].numpy()
-    slabs = np.stack([part.mean(axis=0) for part in np.array_split(small, _SLABS)]).ravel()
-    centred = slabs - slabs.mean()
-    unit: FloatArray = (centred / max(float(np.linalg.norm(centred)), 1e-12)).astype(np.float32)
-    return unit
+    return unit_vector(np.stack([part.mean(axis=0) for part in np.array_split(small, _SLABS)]).ravel())
 
 
 def shows_nothing(pixels: FloatArray) -> bool:

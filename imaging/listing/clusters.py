@@ -26,17 +26,25 @@ def difference_hash(pixels: FloatArray) -> int:
 
     ``pixels`` [C, H, W] are averaged over channels and shrunk to 8 x 9 with antialiasing, the aspect ignored.
     """
-    grey = torch.from_numpy(np.ascontiguousarray(pixels.mean(axis=0, dtype=np.float64)))[None, None]
-    small = interpolate(grey, (8, 9), mode="bilinear", antialias=True)[0, 0].numpy()
+    small = _shrunk(pixels, 8, 9)
     bits = (small[:, 1:] > small[:, :-1]).ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def thumbnail(pixels: FloatArray) -> FloatArray:
     """[32 * 32]: the image as a vector of mean 0 and length 1, so that a dot product is a correlation."""
+    return unit_vector(_shrunk(pixels, _THUMB, _THUMB).ravel())
+
+
+def _shrunk(pixels: FloatArray, height: int, width: int) -> npt.NDArray[np.float64]:
     grey = torch.from_numpy(np.ascontiguousarray(pixels.mean(axis=0, dtype=np.float64)))[None, None]
-    small = interpolate(grey, (_THUMB, _THUMB), mode="bilinear", antialias=True).flatten().numpy()
-    centred = small - small.mean()
+    small: npt.NDArray[np.float64] = interpolate(grey, (height, width), mode="bilinear", antialias=True)[0, 0].numpy()
+    return small
+
+
+def unit_vector(values: npt.NDArray[np.float64]) -> FloatArray:
+    """``[D]`` moved to mean 0 and scaled to length 1, as float32."""
+    centred = values - values.mean()
     unit: FloatArray = (centred / max(float(np.linalg.norm(centred)), 1e-12)).astype(np.float32)
     return unit
 
@@ -53,19 +61,13 @@ def near_pairs(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.
 
 
 def join(count: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Per item the smallest item that a chain of ``pairs`` joins it with (union-find with path halving)."""
-    root = list(range(count))
+    """Per item the smallest item that a chain of ``pairs`` joins it with."""
+    from scipy.sparse import coo_array  # not at the top: what only lists images does without scipy's second
+    from scipy.sparse.csgraph import connected_components
 
-    def find(item: int) -> int:
-        while root[item] != item:
-            root[item] = root[root[item]]
-            item = root[item]
-        return item
-
-    for left, right in pairs.tolist():
-        low, high = sorted((find(left), find(right)))
-        root[high] = low
-    return np.asarray([find(item) for item in range(count)], dtype=np.int64)
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    parts: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1]
+    return np.unique(parts, return_index=True)[1].astype(np.int64)[parts]
 
 
 def _file(path: Path) -> Path:

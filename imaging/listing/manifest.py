@@ -1,7 +1,6 @@
 """A site's list of images: which file shows which patient, and what else is known of it."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,7 +93,7 @@ class Manifest:
         """
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder; set the site's images to a folder or a manifest")
-        rows = [_row(path, folder) for path in _images(folder)]
+        rows = [_row(path, folder) for path in visible_files(folder) if is_image(path)]
         if not rows:
             raise DataError(
                 f"{folder}: holds no images (.png .jpg .tif .bmp .npy .npz .nii .nii.gz .dcm);"
@@ -107,10 +106,8 @@ class Manifest:
         """Write .csv or .parquet, atomically. The unit is not stored: it is an argument of ``read``."""
         if path.suffix not in {".csv", ".parquet"}:
             raise DataError(f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'a bare name'!r}")
-        if path.suffix == ".parquet":
-            write_with(path, lambda temporary: self.table.to_parquet(temporary, index=False))
-        else:
-            write_with(path, lambda temporary: self.table.to_csv(temporary, index=False))
+        write = self.table.to_parquet if path.suffix == ".parquet" else self.table.to_csv
+        write_with(path, lambda handle: write(handle, index=False))
 
     def write_located(self, folder: Path) -> Path:
         """Write ``folder/manifest.csv`` with absolute image and mask paths, so that it can stand anywhere."""
@@ -131,6 +128,14 @@ class Manifest:
     def paths(self) -> list[Path]:
         """The image file of every row, below the root unless absolute."""
         return [self.root / image for image in self.table["image"]]
+
+    def patients(self) -> int | None:
+        """How many patients the images are of; None where that is not known."""
+        return None if self.unit == "image cluster" else int(self.table["patient"].nunique())
+
+    def images_each(self) -> list[int]:
+        """How many images each patient has, the most first."""
+        return [int(count) for count in self.table["patient"].value_counts()]
 
     def codes(self, column: str) -> npt.NDArray[np.int64]:
         """Whole numbers from 0, equal where values of ``column`` are equal; a missing cell equals no other.
@@ -219,11 +224,13 @@ def _check_sites(table: pd.DataFrame) -> None:
         )
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and is_image(path):
-            yield path
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder that are not hidden, in the order of their names."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _row(path: Path, folder: Path) -> dict[str, Any]:

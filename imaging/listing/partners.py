@@ -32,7 +32,8 @@ class Partners:
     """
 
     def __init__(self, table: pd.DataFrame, relation: Relation) -> None:
-        table = _with_positions(table)
+        if "position" not in table and "slice" in table:
+            table = table.assign(position=table["slice"])
         needed = _COLUMNS[relation]
         if missing := [name for name in needed if name not in table]:
             raise DataError(
@@ -105,12 +106,6 @@ class Partners:
         pick = (luck * others).long()
         pick = torch.where(pick >= low, pick + high - low, pick)
         return torch.where(others > 0, pick, self._rank[chosen])
-
-
-def _with_positions(table: pd.DataFrame) -> pd.DataFrame:
-    if "position" in table or "slice" not in table:
-        return table
-    return table.assign(position=table["slice"])
 
 
 def _groups(table: pd.DataFrame, relation: Relation) -> IntArray:

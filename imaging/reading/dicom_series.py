@@ -78,45 +78,38 @@ def _slice(dataset: pydicom.Dataset) -> _Slice:
     for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
         if dataset.get(tag) is None:
             raise ValueError(f"a slice (InstanceNumber {dataset.get('InstanceNumber', '?')}) has no {tag}")
-    directions = np.asarray(dataset.ImageOrientationPatient, dtype=np.float64)
-    rows, columns = (float(value) for value in dataset.PixelSpacing)
-    return _Slice(
-        dicom_image(dataset, dataset.pixel_array),
-        np.asarray(dataset.ImagePositionPatient, dtype=np.float64),
-        directions[:3],
-        directions[3:],
-        (rows, columns),
-    )
+    image = dicom_image(dataset, dataset.pixel_array)
+    return _placed(image, dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.PixelSpacing)
 
 
 def _frame(dataset: pydicom.Dataset, array: Any, group: pydicom.Dataset) -> _Slice:
     """A frame of an enhanced file, whose tags stand in its own group or in the shared one."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
 
-    def answer(sequence: str, tag: str) -> Any:
+    def value_of(sequence: str, tag: str) -> Any:
         for place in (group, shared):
             if place.get(sequence) and place[sequence][0].get(tag) is not None:
                 return place[sequence][0][tag].value
         return None
 
-    position = answer("PlanePositionSequence", "ImagePositionPatient")
-    orientation = answer("PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = answer("PixelMeasuresSequence", "PixelSpacing")
+    position = value_of("PlanePositionSequence", "ImagePositionPatient")
+    orientation = value_of("PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = value_of("PixelMeasuresSequence", "PixelSpacing")
     if position is None or orientation is None or spacing is None:
         raise ValueError("a frame has no position, orientation or pixel spacing")
     image = dicom_image(dataset, array)
-    slope = answer("PixelValueTransformationSequence", "RescaleSlope")
+    slope = value_of("PixelValueTransformationSequence", "RescaleSlope")
     if slope is not None:
-        intercept = answer("PixelValueTransformationSequence", "RescaleIntercept")
+        intercept = value_of("PixelValueTransformationSequence", "RescaleIntercept")
         image = DecodedImage(image.pixels * np.float32(slope) + np.float32(intercept or 0), "physical")
+    return _placed(image, position, orientation, spacing)
+
+
+def _placed(image: DecodedImage, position: Any, orientation: Any, spacing: Any) -> _Slice:
+    """A slice with the values of its three tags."""
     directions = np.asarray(orientation, dtype=np.float64)
-    return _Slice(
-        image,
-        np.asarray(position, dtype=np.float64),
-        directions[:3],
-        directions[3:],
-        (float(spacing[0]), float(spacing[1])),
-    )
+    rows, columns = (float(value) for value in spacing)
+    return _Slice(image, np.asarray(position, dtype=np.float64), directions[:3], directions[3:], (rows, columns))
 
 
 def _stacked(slices: Sequence[_Slice]) -> Stack:

@@ -22,7 +22,11 @@ Scale = Literal["8-bit", "stored", "physical"]
 FloatArray = npt.NDArray[np.float32]
 AnyArray = npt.NDArray[Any]
 
-_PIL = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_ENDINGS = {
+    "Pillow": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+    "NumPy": (".npy", ".npz"),
+    "NIfTI": (".nii", ".nii.gz"),
+}
 _DICOM = (".dcm", ".dicom", ".ima")
 _PLAIN_MODES = {"L", "RGB", "I", "F", "I;16", "I;16B", "I;16L"}
 
@@ -50,23 +54,24 @@ def is_dicom(path: Path) -> bool:
         return handle.read(132)[128:] == b"DICM"
 
 
+def kind_of(path: Path) -> str:
+    """Pillow, NumPy, NIfTI, DICOM or "", by the file's name (or the DICOM mark where it has no suffix)."""
+    name = path.name.lower()
+    found = [kind for kind, endings in _ENDINGS.items() if name.endswith(endings)]
+    return found[0] if found else "DICOM" if is_dicom(path) else ""
+
+
 def is_image(path: Path) -> bool:
-    """Whether some reader takes the file, going by its name (or the DICOM mark where there is no suffix)."""
-    return path.name.lower().endswith((*_PIL, ".npy", ".npz", ".nii", ".nii.gz")) or is_dicom(path)
+    """Whether some reader takes the file."""
+    return kind_of(path) != ""
 
 
 def reader_for(path: Path) -> Callable[[Path, int | None, int | None], DecodedImage]:
     """The function ``(path, channels, frame) -> DecodedImage`` for the file; ValueError when there is none."""
-    name = path.name.lower()
-    if name.endswith(_PIL):
-        return read_pil
-    if name.endswith((".npy", ".npz")):
-        return read_numpy
-    if name.endswith((".nii", ".nii.gz")):
-        return read_nifti
-    if is_dicom(path):
-        return read_dicom
-    raise ValueError(f"no reader for {path.suffix!r}; there are .png .jpg .tif .bmp .npy .npz .nii .nii.gz .dcm")
+    kind = kind_of(path)
+    if not kind:
+        raise ValueError(f"no reader for {path.suffix!r}; there are .png .jpg .tif .bmp .npy .npz .nii .nii.gz .dcm")
+    return {"Pillow": read_pil, "NumPy": read_numpy, "NIfTI": read_nifti, "DICOM": read_dicom}[kind]
 
 
 def pick(count: int, frame: int | None) -> int:
@@ -172,11 +177,22 @@ def _channel_axis(array: AnyArray, channels: int | None, frame: int | None) -> i
 @cache
 def nibabel_reader() -> Any:
     """MONAI's reader of NIfTI, which turns axes to right, anterior, superior."""
-    from monai.data.image_reader import (
-        NibabelReader,
-    )  # MONAI takes seconds to import, and most studies have no NIfTI
+    # MONAI takes seconds to import, and most studies have no NIfTI.
+    from monai.data.image_reader import NibabelReader
 
     return NibabelReader(as_closest_canonical=True, squeeze_non_spatial_dims=False)
+
+
+def nifti_volume(path: Path) -> tuple[AnyArray, AnyArray, Scale]:
+    """The voxels ``[x, y, z, ...]`` to right, anterior and superior, their affine, and what the values are."""
+    reader = nibabel_reader()
+    image = reader.read(path)
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "buif":
+        raise ValueError(f"holds {dtype}, not numbers of one channel each")
+    data, facts = reader.get_data(image)  # turned; ``image`` itself is not
+    whole = dtype == np.uint8 and image.dataobj.slope == 1 and image.dataobj.inter == 0
+    return np.asarray(data), np.asarray(facts["affine"]), "8-bit" if whole else "physical"
 
 
 def read_nifti(path: Path, channels: int | None, frame: int | None) -> DecodedImage:
@@ -186,12 +202,7 @@ def read_nifti(path: Path, channels: int | None, frame: int | None) -> DecodedIm
     along another axis shows that slice. A fourth axis holds channels. Pixels are not resampled to square
     ones.
     """
-    reader = nibabel_reader()
-    image = reader.read(path)
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "buif":
-        raise ValueError(f"holds {dtype}, not numbers of one channel each")
-    volume: AnyArray = np.asarray(reader.get_data(image)[0])
+    volume, _, scale = nifti_volume(path)
     volume = volume.reshape(*volume.shape, *[1] * (3 - volume.ndim))
     if volume.ndim > 4:
         raise ValueError(f"has shape {tuple(volume.shape)}; an image has at most three axes and channels")
@@ -199,8 +210,7 @@ def read_nifti(path: Path, channels: int | None, frame: int | None) -> DecodedIm
     axis = flat[0] if flat else 2
     plane = np.take(volume, pick(volume.shape[axis], frame if not flat else None), axis=axis)
     turned = np.swapaxes(plane[::-1, ::-1], 0, 1)  # [x, y] to rows from anterior, columns from the patient's right
-    whole = dtype == np.uint8 and image.dataobj.slope == 1 and image.dataobj.inter == 0
-    return _channels_first(turned, "8-bit" if whole else "physical")
+    return _channels_first(turned, scale)
 
 
 def read_dicom(path: Path, channels: int | None, frame: int | None) -> DecodedImage:

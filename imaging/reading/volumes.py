@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from imaging.reading.dicom_series import Stack, frames_of, series_of
-from imaging.reading.formats import AnyArray, FloatArray, Scale, is_dicom, load_numpy, nibabel_reader, scale_of
+from imaging.reading.formats import AnyArray, FloatArray, Scale, kind_of, load_numpy, nifti_volume, scale_of
 
 Spacing = tuple[float, float, float]
 
@@ -36,14 +36,14 @@ def read_volume(path: Path, channels: int) -> Volume:
     ValueError where the file holds no volume of ``channels`` channels, DICOM slices have no common grid, or the
     format is another.
     """
-    name = path.name.lower()
-    if path.is_dir():
+    kind = "series" if path.is_dir() else kind_of(path)
+    if kind == "series":
         volume = _upright(series_of(path))
-    elif name.endswith((".npy", ".npz")):
+    elif kind == "NumPy":
         volume = _read_numpy(path, channels)
-    elif name.endswith((".nii", ".nii.gz")):
+    elif kind == "NIfTI":
         volume = _read_nifti(path, channels)
-    elif is_dicom(path):
+    elif kind == "DICOM":
         volume = _upright(frames_of(pydicom.dcmread(path)))
     else:
         raise ValueError(f"{path.suffix!r} holds no volume; give .nii .nii.gz .npy .npz, or a DICOM series' folder")
@@ -55,13 +55,7 @@ def read_volume(path: Path, channels: int) -> Volume:
 
 
 def _read_nifti(path: Path, channels: int) -> Volume:
-    reader = nibabel_reader()
-    image = reader.read(path)
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "buif":
-        raise ValueError(f"holds {dtype}, not numbers of one channel each")
-    data, answer = reader.get_data(image)  # turned to right, anterior, superior; ``image`` itself is not
-    array: AnyArray = np.asarray(data)
+    array, affine, scale = nifti_volume(path)
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or array.shape[3] not in {1, channels}:
@@ -69,9 +63,8 @@ def _read_nifti(path: Path, channels: int) -> Volume:
             f"has shape {tuple(array.shape)}, several volumes in one file; write each to its own file "
             f"(nibabel.four_to_three), or set image.channels to their number where they are sequences"
         )
-    whole = dtype == np.uint8 and image.dataobj.slope == 1 and image.dataobj.inter == 0
-    across, along, up = np.linalg.norm(np.asarray(answer["affine"])[:3, :3], axis=0).tolist()
-    return Volume(_sliced(array), "8-bit" if whole else "physical", (up, along, across))
+    across, along, up = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return Volume(_sliced(array), scale, (up, along, across))
 
 
 def _sliced(array: AnyArray) -> FloatArray:

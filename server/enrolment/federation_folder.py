@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import yaml
 from cryptography import x509
@@ -87,12 +87,8 @@ def load_certificate(path: Path) -> x509.Certificate:
 
 def write_section(path: Path, section: Section) -> None:
     """Write a model as YAML, atomically; a text of several lines as a block that people can copy."""
-    write_text(path, _yaml(section.model_dump(mode="json")))
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    text: str = yaml.dump(values, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=110)
-    return text
+    values = section.model_dump(mode="json")
+    write_text(path, yaml.dump(values, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=110))
 
 
 class _Blocks(yaml.SafeDumper):

@@ -73,12 +73,12 @@ def provision(
 
     The CA's key is protected by ``passphrase`` where there is one. Server and site certificates hold for ``days``.
     """
-    from federation.study import load_study  # with torch: a second that revoking and renewing need not wait
-
-    study = load_study(study_path, tuple(overrides)).model_copy(update={"simulation": None})
     check_names(sites, ())
     check_settings(server, days, ca_days)
     check_free(out)
+    from federation.study import load_study  # with torch: a second that other commands and wrong options need not wait
+
+    study = load_study(study_path, tuple(overrides)).model_copy(update={"simulation": None})
     federation = FederationFile(name=study.name, server=server, study=study.training_hash(), days=days)
     now = _now()
     with _built(out) as folder:

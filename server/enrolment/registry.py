@@ -115,15 +115,12 @@ class Registry:
         return {site: judged for site, (_, judged) in self._files.items()}
 
     def _judge(self, path: Path) -> _Judged:
+        record = None
         try:
             record = read_record(path)
+            return _Judged(record, *standing(record, self._ca))
         except FedpretextError as error:
-            return _Judged(None, None, f"has a damaged record ({error})")
-        try:
-            certificate, fault = standing(record, self._ca)
-        except CredentialError as error:
-            certificate, fault = None, f"has a damaged record ({error})"
-        return _Judged(record, certificate, fault)
+            return _Judged(record, None, f"has a damaged record ({error})")
 
 
 def check_server_keys(folder: Path) -> None:

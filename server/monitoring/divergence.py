@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from federation.algorithms.algorithm import Contribution, is_parameter
+from federation.records import ENCODER
 from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.encoders.timm_encoders import build_encoder, layer_depths
 
-_ENCODER = "encoder."
 HEAD = "head"
 """Everything shared that is not the encoder's: predictor, decoder, prototypes."""
 _PIECE = 1 << 16  # numbers: three times as many, as float64, stay in a processor's cache
@@ -34,12 +35,9 @@ def layers_of(config: EncoderConfig, image: ImageConfig) -> dict[str, str]:
     """The layer of each of the encoder's shared tensors, the stem first: ``stem``, ``block 1``, ..."""
     with seeded_torch(0, "layers"):  # the weights are thrown away
         depths = layer_depths(build_encoder(config, image))
-    named = {f"{_ENCODER}{name}": depth for name, depth in depths.items()}
-    return {name: f"block {depth:.0f}" if depth else "stem" for name, depth in sorted(named.items(), key=_by_depth)}
-
-
-def _by_depth(item: tuple[str, float]) -> tuple[float, str]:
-    return item[1], item[0]
+    by_depth = itemgetter(1, 0)
+    named = {f"{ENCODER}{name}": depth for name, depth in depths.items()}
+    return {name: f"block {depth:.0f}" if depth else "stem" for name, depth in sorted(named.items(), key=by_depth)}
 
 
 def divergence(

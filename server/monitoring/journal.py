@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from foundation import events
@@ -32,9 +31,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._status_writer is not None:
             self._status_writer.close()
 
@@ -58,8 +55,8 @@ class Journal:
 
     def divergence(self, round_: int, site: str, layers: Sequence[LayerDivergence]) -> None:
         """One row a site and round: how its update of each layer stands to the others'."""
-        answer = [asdict(layer) for layer in layers]
-        append_jsonl(self._layers, {"round": round_, "event": events.DIVERGENCE, "site": site, "layers": answer})
+        told = [asdict(layer) for layer in layers]
+        append_jsonl(self._layers, {"round": round_, "event": events.DIVERGENCE, "site": site, "layers": told})
 
     def is_collapsing(self, site: str) -> bool:
         """Whether the features of ``site`` are coming to be all alike, by its rows so far."""

@@ -13,7 +13,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
-from types import TracebackType
 from typing import Self, cast
 
 from foundation.errors import RunError
@@ -33,7 +32,7 @@ _Answer = tuple[HTTPStatus, str, str]  # status, content type, text
 
 def metrics_text(status: Status, version: str, now: float) -> str:
     """All metrics in Prometheus' text format; ``now`` in seconds since 1970. What is not known yet is left out."""
-    from prometheus_client import CollectorRegistry, Metric, generate_latest
+    from prometheus_client import Metric, generate_latest
     from prometheus_client.registry import Collector
 
     class Figures(Collector):
@@ -47,9 +46,7 @@ def metrics_text(status: Status, version: str, now: float) -> str:
                 if samples:
                     yield metric
 
-    registry = CollectorRegistry()
-    registry.register(Figures())
-    return generate_latest(registry).decode()
+    return generate_latest(Figures()).decode()
 
 
 def _of_study(status: Status, version: str, now: float) -> Iterator[_Figure]:
@@ -130,9 +127,7 @@ class MetricsEndpoint:
         self._log.write("info", f"metrics: http://{_HOST}:{self.port}/metrics, from this machine only")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from federation.records import Failure, TrainReply
+from federation.records import Failure, TrainReply, bytes_of
 from foundation.errors import RunError
 from foundation.files import read_json, write_json
 
@@ -167,7 +167,7 @@ class StatusWriter:
             site.images = 0 if answer.ledger is not None else answer.images  # a private study tells no count
             loss = answer.metrics.get("loss")
             site.loss = loss if loss is not None and math.isfinite(loss) else None  # JSON has no NaN
-            site.bytes_received += sum(value.numel() * value.element_size() for value in answer.weights.values())
+            site.bytes_received += bytes_of(answer.weights.values())
         self._write(at_once=True)
 
     def _site(self, name: str) -> SiteStatus:

@@ -37,12 +37,7 @@ class SuperLink:
     def __enter__(self) -> "SuperLink":
         self._place.mkdir(parents=True, exist_ok=True)
         needed_nginx()  # before anything is started
-        self._group.__enter__()
-        try:
-            self._start_superlink()
-        except BaseException:
-            self._group.stop()
-            raise
+        self._group.begin(self._start_superlink)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,7 +20,7 @@ from client.refusals import category_of
 from client.site_log import LogNotContinuedError
 from federation.audit.log import NOTHING, AuditHead, Extension
 from federation.flower.private_identity import assume_identity
-from federation.flower.records import content_to_reply, failure_in, question
+from federation.flower.records import content_to_reply, failure_of, question
 from federation.privacy.ledger import BudgetSpentError
 from federation.privacy.plan import plan_of
 from federation.records import CATEGORIES, AuditNote, Failure, TrainInstruction, TrainReply, WithheldError
@@ -34,6 +34,12 @@ MakeStudy = Callable[..., Study]
 Instruct = Callable[..., TrainInstruction]
 Ask = Callable[[TrainInstruction], RecordDict]
 SECRET = "Erika-Mustermann-1957"
+
+
+def failure_in(content: RecordDict) -> str | None:
+    """The category that a site answered with, if it did not do what it was asked."""
+    failure = failure_of(content)
+    return None if failure is None else failure.category
 
 
 class Node:
@@ -125,7 +131,7 @@ def test_an_error_is_one_word_outside_and_a_traceback_inside(
     def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(client.site.Site, "trained_or_stored", fail)
+    monkeypatch.setattr(client.site.SiteTraining, "trained_or_stored", fail)
     monkeypatch.setattr(client.site.Site, "describe", fail)
     content = node.ask(asked(instruction(study(), 2)), kind, group="2")
     assert failure_in(content) == category

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from client.approval import Approval, approvals, approve, approved_studies, approved_study, withdraw
+from client.approval import Approval, approvals, approve, approved_study, withdraw
 from client.site import Site
 from client.site_file import SiteFile, load_site_file
 from federation.privacy.ledger import Ledger
@@ -150,10 +150,10 @@ def test_approved_recorded_read_back_and_withdrawn(
     assert kept.when.utcoffset() is not None
     other = study(training={"batch": 3})
     approve(written("other.yaml", training={"batch": 3}), site, "Ada", yes)
-    assert {each.training_hash() for each in approved_studies(site)} == {own, other.training_hash()}
+    assert {each.training_hash for each in approvals(site)} == {own, other.training_hash()}
     assert withdraw(site, own) == f"tiny {own[:16]}"
     assert approved_study(site, own) is None
-    assert approved_studies(site) == [other]
+    assert [approval.study for approval in approvals(site)] == [other]
     with pytest.raises(
         StudyError, match=f"names none of this site's approvals.* of one of: {other.training_hash()[:16]}"
     ):
@@ -204,7 +204,7 @@ def test_a_changed_record_counts_for_nothing(
     with pytest.raises(StudyError) as caught:
         approved_study(site, s.training_hash())
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert approved_studies(site) == []
+    assert approvals(site) == []
     assert str(path) in capfd.readouterr().err
     with pytest.raises(StudyError):
         Site(site, s).train(instruction(s))

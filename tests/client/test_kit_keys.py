@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.kit_keys import flower_key_bytes, load_site_key, site_init
+from client.kit_keys import load_site_key, site_init
 from client.site_file import load_site_file
 from federation.keys.certificates import (
     CredentialError,
@@ -196,6 +196,6 @@ def test_flower_reads_the_key(kit: Path, data: Path) -> None:
     """As flower-supernode does it: OpenSSH format, no passphrase."""
     site_init(kit, data)
     key = load_site_key(kit)
-    read = serialization.load_ssh_private_key(flower_key_bytes(key), None)
+    read = serialization.load_ssh_private_key(key_openssh(key), None)
     assert isinstance(read, ec.EllipticCurvePrivateKey)
     assert read.private_numbers() == key.private_numbers()

@@ -16,6 +16,7 @@ from client.approval import approve
 from client.site import Site
 from client.site_file import load_site_file
 from client.training.round import RoundOutcome
+from client.training.site_training import SiteTraining
 from federation.records import TrainInstruction, TrainReply
 from federation.study import Study
 from foundation.errors import FedpretextError
@@ -86,7 +87,7 @@ def all_words(hospitals: list[Hospital]) -> list[str]:
 def all_patterns(study: Study, hospitals: list[Hospital]) -> set[bytes]:
     found: set[bytes] = set()
     for hospital in hospitals:
-        store = Site(load_site_file(hospital.site_file), study).store()
+        store = Site(load_site_file(hospital.site_file), study).images.store()
         decoded = (store.batch(np.arange(len(store))).numpy()[:, 0] * 65535).round().astype(np.uint16)
         for pixels, image in zip(hospital.pixels, decoded, strict=True):
             found |= patterns(pixels, image)
@@ -113,15 +114,15 @@ def test_the_search_for_pixels_finds_a_planted_patch(
 ) -> None:
     """What no list can stop: values of allowed tensors that are pixels. It shows that the hunt reaches the wire."""
     approved(small, hospitals, tmp_path)
-    real = Site.trained_or_stored
+    real = SiteTraining.trained_or_stored
 
-    def train(self: Site, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
+    def train(self: SiteTraining, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
         reply, again = real(self, instruction)
-        image = self.store().batch(np.array([0]))[0, 0]
+        image = self._images.store().batch(np.array([0]))[0, 0]
         next(v for v in reply.weights.values() if v.numel() >= 64).view(-1)[8:24] = image[3:7, 5:9].flatten()
         return reply, again
 
-    monkeypatch.setattr(Site, "trained_or_stored", train)
+    monkeypatch.setattr(SiteTraining, "trained_or_stored", train)
     left = federate(tmp_path, small, hospitals)
     assert patches_in(left, all_patterns(small, hospitals)) >= 4
 

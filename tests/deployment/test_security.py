@@ -517,7 +517,7 @@ def private_words(story: Story) -> list[str]:
 
 
 def pixel_patches(story: Story) -> set[bytes]:
-    store = Site(load_site_file(story.deployment.kit("north") / "site.yaml"), story.deployment.study).store()
+    store = Site(load_site_file(story.deployment.kit("north") / "site.yaml"), story.deployment.study).images.store()
     decoded = (store.batch(np.arange(len(store))).numpy()[:, 0] * 65535).round().astype(np.uint16)
     pairs = zip(story.hospital.pixels, decoded, strict=True)
     return {patch for pixels, image in pairs for patch in patterns(pixels, image)}

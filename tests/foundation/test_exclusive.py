@@ -18,7 +18,7 @@ from foundation.exclusive import alone_in
 from foundation.files import write_with
 
 def write(part):
-    part.write_text("half")
+    part.write(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
 with alone_in(Path(sys.argv[1]), "lock", "busy"):

@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Pat
     path = tmp_path / "state.json"
     files.write_json(path, {"round": 1})
 
-    def half(temporary: Path) -> None:
-        temporary.write_text('{"rou')
+    def half(handle: BinaryIO) -> None:
+        handle.write(b'{"rou')
         raise ValueError("a writer that dies")
 
     with pytest.raises(ValueError, match="a writer that dies"):
@@ -38,7 +39,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Pat
 def test_what_was_being_written_is_never_seen_under_the_final_name(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     seen: list[bool] = []
-    files.write_with(path, lambda temporary: (temporary.write_text("whole"), seen.append(path.exists())))
+    files.write_with(path, lambda handle: (handle.write(b"whole"), seen.append(path.exists())))
     assert seen == [False]
     assert path.read_text() == "whole"
 

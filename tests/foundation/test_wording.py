@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundation.wording import mebibytes, one_line, span, words
+from foundation.wording import counted, mebibytes, one_line, span, words
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ from foundation.wording import mebibytes, one_line, span, words
 )
 def test_span(seconds: float, said: str) -> None:
     assert span(seconds) == said
+
+
+def test_counted() -> None:
+    assert [counted(number, "image") for number in (0, 1, 1234)] == ["0 images", "1 image", "1,234 images"]
+    assert counted(2, "study", "studies") == "2 studies"
 
 
 def test_mebibytes() -> None:

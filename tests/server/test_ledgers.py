@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from federation.audit.log import NOTHING, AuditLog
+from federation.audit.log import NOTHING, AuditLog, verify
 from federation.records import AuditNote, Failure, TrainInstruction, TrainReply
 from foundation.files import read_jsonl
 from server.audit_exchange import AuditExchange
@@ -64,10 +64,10 @@ def test_each_update_proves_its_ledger_from_the_head_that_the_server_holds(pair:
     for round_ in (1, 2, 3):
         reply = pair.update(round_)
         assert pair.answer(reply) == reply
-        assert pair.exchange.ledger_of("A") == pair.ledger.head()
+        assert pair.exchange.ledger_of("A") == verify(pair.ledger.path).head
     assert pair.refusals() == []
     pair.restart_server()
-    assert pair.exchange.ledger_of("A") == pair.ledger.head()  # in the server's audit log, not in its memory
+    assert pair.exchange.ledger_of("A") == verify(pair.ledger.path).head  # in the server's audit log, not in its memory
     assert isinstance(pair.answer(pair.update(4)), TrainReply)
 
 

@@ -15,9 +15,9 @@ from flwr.app import Context, Message
 
 from client.app import build_app
 from evaluation.judge import Run
-from federation.audit.log import AuditLog
+from federation.audit.log import AuditLog, verify
 from federation.flower.records import content_to_instruction, record_to_weights
-from federation.privacy.ledger import Ledger
+from federation.privacy.ledger import Ledger, read_charges
 from federation.privacy.plan import plan_of
 from federation.study import load_study, study_from
 from foundation.files import read_json, read_jsonl
@@ -75,10 +75,10 @@ def test_every_site_charges_every_round_and_the_server_holds_the_ledgers_heads(r
     plan = plan_of(study)
     assert plan is not None
     assert charged(folder) == dict.fromkeys(("north", "small", "south"), ROUNDS)
-    held = AuditLog(folder / "audit.jsonl", "server").known_heads()
+    held = AuditLog(folder / "audit.jsonl", "server")
     for site in charged(folder):
         ledger = Ledger(folder / "sites" / site / "ledger.jsonl")
-        assert held[f"{site}/ledger"] == ledger.head()
+        assert held.known(f"{site}/ledger") == verify(ledger.path).head
         assert sum(release.steps for release in ledger.releases()) == STEPS * ROUNDS == plan.steps
         assert ledger.spent(plan.delta) == pytest.approx(plan.epsilon, rel=1e-6)
 
@@ -238,7 +238,7 @@ def test_site_level_over_real_sites(raw_study: dict[str, Any], federation: Any) 
     plan = plan_of(study)
     assert plan is not None
     server = Ledger(place.folder / "privacy.jsonl")
-    assert [(charge.round, charge.unit) for charge in server.charges()] == [(1, "site"), (2, "site")]
+    assert [(charge.round, charge.unit) for charge in read_charges(server.path)] == [(1, "site"), (2, "site")]
     assert server.spent(plan.delta) == pytest.approx(plan.epsilon, rel=1e-6)
     assert charged(place.folder) == {"A": 2, "B": 2, "C": 2}
     assert read_jsonl(place.folder / "metrics.jsonl") == [{"round": r, "site": s} for r in (1, 2) for s in "ABC"]

@@ -72,19 +72,19 @@ def started(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Started:
     path.parent.mkdir()
     save_file(earlier(seed=11), path)
     run = Started(finished.study, path, place)
-    train: Callable[..., tuple[TrainReply, bool]] = client.site.Site.trained_or_stored
+    train: Callable[..., tuple[TrainReply, bool]] = client.site.SiteTraining.trained_or_stored
 
     def spy(self: Any, instruction: TrainInstruction) -> tuple[TrainReply, bool]:
         arm = self._here.file.state.parents[2]
         if instruction.round == 1:
             received = {name: value.clone() for name, value in instruction.weights.items()}
-            run.first[arm.parents[1].name, self.name] = received
+            run.first[arm.parents[1].name, self._here.name] = received
         reply = train(self, instruction)
         run.found.extend(mentions(arm, (FILE, "secret-folder")))  # the sites' folders and the study they read
         return reply
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(client.site.Site, "trained_or_stored", spy)
+        patched.setattr(client.site.SiteTraining, "trained_or_stored", spy)
         settings = [f"simulation.weights={path}", ONE_ARM]
         run.folder = simulate(finished.study, settings, runs=place / "runs", device="cpu").folder
     return run

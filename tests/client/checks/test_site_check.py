@@ -191,7 +191,7 @@ def test_a_private_study_asks_whose_images_they_are(private_study: MakeStudy, tm
 def test_a_slow_site_is_told_of_the_deadline(
     check: Callable[..., SiteCheck], study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = client.checks.study.StepTime(seconds=100.0, batch=2)
+    slow = (100.0, 2)
     monkeypatch.setattr(client.checks.study, "time_step", lambda *_: slow)
     found = check(study())
     # 7 steps of 4 images at 50 s an image: 1,400 s; the deadline is 5 minutes, the study has 3 rounds.

@@ -135,10 +135,10 @@ def test_a_site_does_not_train_on_its_test_patients(
     s = study(federated_evaluation=SECTION)
     site = Site(load_site_file(path), s)
     assert site.train(instruction(s)).images == 16
-    trained = set(site.store().table["patient"])
+    trained = set(site.images.store().table["patient"])
     assert len(trained) == 8
     restart()
-    assert set(Site(load_site_file(path), s).store().table["patient"]) == trained
+    assert set(Site(load_site_file(path), s).images.store().table["patient"]) == trained
     assert Site(load_site_file(path), study()).train(instruction(study())).images == 20
 
 

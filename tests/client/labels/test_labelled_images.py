@@ -134,7 +134,7 @@ def test_a_rare_class_takes_no_part(there: Callable[..., Hospital]) -> None:
 
 
 def there_patients(here: Hospital) -> set[str]:
-    return set(here.site.store().table["patient"])
+    return set(here.site.images.store().table["patient"])
 
 
 def test_too_few_labelled_patients(there: Callable[..., Hospital]) -> None:
@@ -164,7 +164,7 @@ def test_a_site_without_labels(there: Callable[..., Hospital]) -> None:
     pd.read_csv(path, dtype=str).drop(columns="label").to_csv(path, index=False)
     with pytest.raises(TooFewLabelsError):
         here.ask("moments")
-    assert len(here.site.store()) == 24  # it trains on all it has
+    assert len(here.site.images.store()) == 24  # it trains on all it has
 
 
 def probe(first: float) -> dict[str, Tensor]:

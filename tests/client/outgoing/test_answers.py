@@ -30,7 +30,7 @@ from federation.flower.private_identity import assume_identity
 from federation.flower.records import (
     confirmation_to_content,
     content_to_reply,
-    failure_in,
+    failure_of,
     instruction_to_content,
     question,
     reply_to_content,
@@ -62,6 +62,12 @@ SHAPES: dict[str, Tensor] = {
     "encoder.norm.num_batches_tracked": torch.tensor(0),
 }
 LENIENT = Policy(studies="any", smallest_count=1)
+
+
+def failure_in(content: RecordDict) -> str | None:
+    """The category that a site answered with, if it did not do what it was asked."""
+    failure = failure_of(content)
+    return None if failure is None else failure.category
 
 
 def tiny(**sections: Any) -> Study:

@@ -16,7 +16,7 @@ import torch
 
 from client.site import Site
 from client.site_file import load_site_file
-from federation.privacy.ledger import Ledger
+from federation.privacy.ledger import read_charges
 from federation.privacy.plan import plan_of
 from federation.records import TrainInstruction
 from federation.study import load_study
@@ -47,7 +47,7 @@ def killed(here: Site, asked: list[TrainInstruction], after: float) -> bool:
 
 def left(state: Path, ledger: Path, study_hash: str) -> dict[str, list[int]]:
     """The rounds that are charged, and those whose updates lie on the disk."""
-    charged = [charge.round for charge in Ledger(ledger).charges() if charge.study == study_hash]
+    charged = [charge.round for charge in read_charges(ledger) if charge.study == study_hash]
     folders = sorted((state / study_hash[:16]).glob("round-[0-9]*/update.safetensors"))
     return {"charged": charged, "stored": [int(path.parent.name.removeprefix("round-")) for path in folders]}
 
@@ -60,7 +60,7 @@ def main() -> None:
     assert site.ledger is not None
     here = Site(site, study)
     here.describe()  # decodes, so that children are killed while they train
-    weights = {name: value.clone() for name, value in here.shared_like().items()}
+    weights = {name: value.clone() for name, value in here.update_like().items()}
     rounds = [TrainInstruction(study.training_hash(), round_, weights) for round_ in range(1, study.rounds.count + 1)]
     plan_of(study)
     started = time.monotonic()

@@ -20,9 +20,9 @@ from client.privacy.update import clipped_update, released, update_length
 from client.site import Site
 from client.site_file import load_site_file
 from client.training.workbench import Workbench
-from federation.audit.log import NOTHING, AuditHead
+from federation.audit.log import NOTHING, AuditHead, verify
 from federation.privacy import noise
-from federation.privacy.ledger import BudgetSpentError, Ledger
+from federation.privacy.ledger import BudgetSpentError, Ledger, read_charges
 from federation.privacy.plan import plan_of
 from federation.records import TrainInstruction, TrainReply
 from federation.study import Study
@@ -56,7 +56,7 @@ def test_a_reply_tells_weights_and_constants(
     reply = here.allowed(here.train(instruction(s)), 1)
     assert (reply.images, reply.metrics) == (1, {})
     assert reply.ledger is not None
-    assert reply.ledger.head == ledger().head()
+    assert reply.ledger.head == verify(ledger().path).head
     assert reply.ledger.follows(NOTHING)
     (row,) = read_jsonl(tmp_path / "sites" / "A" / "state" / s.training_hash()[:16] / "private.jsonl")
     assert row["round"] == 1 and row["steps"] == 2 and "rankme" in row and "seconds" in row
@@ -71,7 +71,7 @@ def test_each_round_is_charged_with_what_the_plan_says(
     assert plan is not None
     for round_ in (1, 2):
         here.train(instruction(s, round_))
-    assert [(c.study, c.round, c.unit, c.release) for c in ledger().charges()] == [
+    assert [(c.study, c.round, c.unit, c.release) for c in read_charges(ledger().path)] == [
         (s.training_hash(), round_, unit, plan.per_round) for round_ in (1, 2)
     ]
     assert plan.per_round.steps == (2 if unit == "patient" else 1)
@@ -86,7 +86,7 @@ def test_the_charge_is_on_the_disk_before_anything_is_drawn(
         real = getattr(noise, name)
 
         def seen(*arguments: Any, real: Callable[..., Any] = real) -> Any:
-            charged.append(len(ledger().charges()))
+            charged.append(len(read_charges(ledger().path)))
             return real(*arguments)
 
         monkeypatch.setattr(noise, name, seen)
@@ -101,20 +101,20 @@ def test_an_update_that_is_asked_for_again_costs_nothing(
     restart: Callable[[], None], unit: str,
 ) -> None:  # fmt: skip
     s = private_study(unit)
-    first, again = private_site(s).trained_or_stored(instruction(s))
+    first, again = private_site(s).training.trained_or_stored(instruction(s))
     assert not again
     restart()
     assert first.ledger is not None
-    second, again = private_site(s).trained_or_stored(replace(instruction(s), ledger=first.ledger.head))
+    second, again = private_site(s).training.trained_or_stored(replace(instruction(s), ledger=first.ledger.head))
     assert again and same(first, second)
     assert (second.images, second.metrics) == (1, {})
     assert second.ledger is not None and second.ledger.head == first.ledger.head
-    assert len(ledger().charges()) == 1
+    assert len(read_charges(ledger().path)) == 1
     other = {
         name: value + 0.01 if value.is_floating_point() else value for name, value in instruction(s).weights.items()
     }
     private_site(s).train(instruction(s, 1, other))  # another history, and another release
-    assert len(ledger().charges()) == 2
+    assert len(read_charges(ledger().path)) == 2
 
 
 def test_an_attempt_that_fails_stays_charged(
@@ -129,9 +129,9 @@ def test_an_attempt_that_fails_stays_charged(
     with monkeypatch.context() as patch, pytest.raises(TrainingError):
         patch.setattr(client.training.site_training, "train_private_round", fail)
         private_site(s).train(instruction(s))
-    assert len(ledger().charges()) == 1
+    assert len(read_charges(ledger().path)) == 1
     private_site(s).train(instruction(s))
-    assert len(ledger().charges()) == 2
+    assert len(read_charges(ledger().path)) == 2
 
 
 @pytest.mark.parametrize("refusal", ["max_rounds", "another study's tensors", "a round too many"])
@@ -152,7 +152,7 @@ def test_what_is_refused_costs_nothing(
     for _ in range(2):
         with pytest.raises(StudyError):
             here.train(asked)
-    assert ledger().charges() == []
+    assert read_charges(ledger().path) == []
 
 
 def test_a_budget_stops_a_site_before_it_is_passed(
@@ -173,11 +173,11 @@ def test_a_budget_stops_a_site_before_it_is_passed(
             here.train(instruction(s, round_))
             done = round_
     assert done in (1, 2)
-    assert len(ledger().charges()) == done and ledger().spent(1e-3) <= bound["epsilon"]
+    assert len(read_charges(ledger().path)) == done and ledger().spent(1e-3) <= bound["epsilon"]
     assert "\n" not in str(caught.value)
     assert not (here.rounds._folder / f"round-{done + 1:05d}").exists()
     assert (here.rounds._folder / "trained").read_text() == f"{done}\n"  # what was not trained is not counted
-    reply, again = here.trained_or_stored(instruction(s, done))  # what was released can still be sent
+    reply, again = here.training.trained_or_stored(instruction(s, done))  # what was released can still be sent
     assert again and reply.ledger is not None
 
 
@@ -187,7 +187,7 @@ def test_two_studies_are_one_pool(
     one, other = private_study(), private_study("site", privacy={"epsilon": 5})
     for s in (one, other):
         private_site(s).train(instruction(s))
-    assert {charge.study for charge in ledger().charges()} == {one.training_hash(), other.training_hash()}
+    assert {charge.study for charge in read_charges(ledger().path)} == {one.training_hash(), other.training_hash()}
     reply = private_site(one).train(instruction(one))
     assert reply.ledger is not None and reply.ledger.head.count == 3  # the row that opens it, and two charges
 
@@ -207,7 +207,7 @@ def test_a_ledger_from_a_backup_is_refused_before_anything_is_spent(
     for round_ in (2, 3):  # also for an update that lies on the disk
         with pytest.raises(LedgerNotContinuedError, match="not in this log"):
             private_site(s).train(replace(instruction(s, round_), ledger=held))
-    assert len(ledger().charges()) == 1
+    assert len(read_charges(ledger().path)) == 1
 
 
 def test_a_ledger_that_is_gone_is_refused(

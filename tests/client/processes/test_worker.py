@@ -247,7 +247,11 @@ def crash(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize(
     "where",
-    ["client.site.Site.trained_or_stored", "client.processes.worker.app", "client.processes.worker.difference_of"],
+    [
+        "client.site.SiteTraining.trained_or_stored",
+        "client.processes.worker.app",
+        "client.processes.worker.difference_of",
+    ],
 )
 def test_an_exception_with_a_patients_name_is_a_category(
     place: Place, monkeypatch: pytest.MonkeyPatch, where: str, capfd: pytest.CaptureFixture[str]

@@ -67,7 +67,7 @@ def test_replies() -> None:
     assert same(read.weights, TENSORS)
     assert (read.study_hash, read.round, read.site, read.images) == ("hash", 7, "Site A", 12)
     assert read.metrics == reply.metrics
-    assert flower.failure_in(flower.reply_to_content(reply)) is None
+    assert flower.failure_of(flower.reply_to_content(reply)) is None
 
 
 HEX = "0123456789abcdef" * 4
@@ -113,14 +113,14 @@ def test_failures_and_sites() -> None:
     failure = Failure("hash", 7, "A", "disk-full")
     content = flower.reply_to_content(failure)
     assert flower.content_to_reply(content) == failure
-    assert flower.failure_in(content) == "disk-full"
+    assert flower.failure_of(content) == failure
     info = SiteInfo("A", "hash", 12)
     assert flower.content_to_site(flower.site_to_content(info)) == info
 
 
 def test_free_text_in_place_of_a_category_is_not_passed_on() -> None:
     content = flower.reply_to_content(Failure("hash", 7, "A", "patient Müller\n\x1b[2J"))
-    assert flower.failure_in(content) == "unknown failure"
+    assert flower.failure_of(content) == Failure("hash", 7, "A", "unknown failure")
     read = flower.content_to_reply(content)
     assert isinstance(read, Failure)
     assert read.category == "unknown failure"

@@ -18,7 +18,6 @@ from federation.privacy.accounting import (
     epsilon_of,
     noise_for,
     recomputed,
-    smallest,
 )
 from federation.privacy.ledger import Ledger
 from foundation.errors import StudyError
@@ -183,10 +182,3 @@ def test_discrete_noise_costs_what_gaussian_noise_does_by_renyi_accounting() -> 
         <= 8.0
         < epsilon_of([Release("discrete gaussian", found.noise - 0.01, 1.0, 20, 1000, 65536.0, 3)], 1e-3)
     )
-
-
-@given(st.integers(1, 500), st.integers(0, 500))
-def test_the_smallest_that_holds(first: int, lower: int) -> None:
-    found = smallest(lambda value: value >= first, min(lower, first - 1), 500)
-    assert found == first
-    assert smallest(lambda value: False, 0, 500) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.audit.log import NOTHING, AuditLog
+from federation.audit.log import NOTHING, AuditLog, verify
 from federation.privacy.accounting import Release, epsilon_of
 from federation.privacy.ledger import PARTY, Budget, BudgetSpentError, Ledger, read_charges
 from foundation.errors import RunError
@@ -27,9 +27,12 @@ def rows(ledger: Ledger) -> list[dict[str, object]]:
 
 def test_what_is_charged_can_be_read_again(ledger: Ledger) -> None:
     heads = [ledger.charge(STUDY, 1, STEP, None), ledger.charge("b" * 64, 7, DISCRETE, None, unit="site")]
-    assert ledger.head() == heads[-1] and heads[0].count + 1 == heads[1].count
+    assert verify(ledger.path).head == heads[-1] and heads[0].count + 1 == heads[1].count
     assert ledger.releases() == Ledger(ledger.path).releases() == [STEP, DISCRETE]
-    assert [(c.study, c.round, c.unit) for c in ledger.charges()] == [(STUDY, 1, "patient"), ("b" * 64, 7, "site")]
+    assert [(c.study, c.round, c.unit) for c in read_charges(ledger.path)] == [
+        (STUDY, 1, "patient"),
+        ("b" * 64, 7, "site"),
+    ]
     assert ledger.spent(1e-4) == epsilon_of([STEP, DISCRETE], 1e-4)
 
 
@@ -108,7 +111,7 @@ def test_a_torn_line_does_not_count_and_is_cut_off(ledger: Ledger) -> None:
     ledger.charge(STUDY, 1, STEP, None)
     with ledger.path.open("ab") as file:
         file.write(b'{"by":"patients","event":"privacy ch')
-    assert read_charges(ledger.path) == ledger.charges() and ledger.releases() == [STEP]
+    assert len(read_charges(ledger.path)) == 1 and ledger.releases() == [STEP]
     ledger.charge(STUDY, 2, STEP, None)
     assert ledger.releases() == [STEP, STEP]
 
@@ -128,11 +131,11 @@ def test_what_is_no_ledger(tmp_path: Path) -> None:
 def test_a_restored_backup_does_not_go_on_from_the_head_that_was_told(ledger: Ledger) -> None:
     ledger.charge(STUDY, 1, STEP, None)
     backup = ledger.path.read_bytes()
-    held = ledger.head()
+    held = verify(ledger.path).head
     ledger.charge(STUDY, 2, STEP, None)
     later = ledger.extension(held)
-    assert later.follows(held) and later.head == ledger.head()
-    assert ledger.extension(NOTHING).head == ledger.head()
+    assert later.follows(held) and later.head == verify(ledger.path).head
+    assert ledger.extension(NOTHING).head == verify(ledger.path).head
     ledger.path.write_bytes(backup)
     ledger.charge(STUDY, 2, Release("gaussian", 9.0), None)
     with pytest.raises(RunError, match="is not in this log"):

@@ -261,7 +261,7 @@ def test_an_interruption_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(imaging.annotations.masks, "_save", killed)
+        patch.setattr(imaging.annotations.masks.np, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             read_masks(table, tmp_path, SQUARE, ORGANS, folder)
     assert list(folder.iterdir()) == []

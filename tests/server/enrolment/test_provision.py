@@ -28,7 +28,7 @@ from federation.keys.certificates import (
     read_key,
     request_pem,
 )
-from federation.keys.kit import kit_ca, kit_study, read_kit
+from federation.keys.kit import kit_ca, read_kit
 from federation.site_names import SITE_NAME
 from federation.study import load_study
 from foundation.errors import FedpretextError
@@ -128,7 +128,7 @@ def test_what_provision_makes(kits: Path, study: Path) -> None:
         assert record == SiteRecord(site=site, status="invited", invited=NOW)
         kit = read_kit(kits / f"kit-{site}")
         assert (kit.site, kit.server, kit.study) == (site, "fl.example.org:8443", hash_)
-        assert kit_study(kits / f"kit-{site}").simulation is None
+        assert load_study(kits / f"kit-{site}" / "study.yaml").simulation is None
         assert kit_ca(kits / f"kit-{site}") == load_certificate(kits / "server" / "ca.crt")
         assert (kits / f"kit-{site}" / "study.yaml").read_bytes() == (kits / "server" / "study.yaml").read_bytes()
     assert load_study(kits / "server" / "study.yaml").training_hash() == hash_
@@ -137,7 +137,7 @@ def test_what_provision_makes(kits: Path, study: Path) -> None:
 
 def test_overrides_are_part_of_the_study(study: Path, tmp_path: Path) -> None:
     provision(study, ["rounds.count=7"], server="localhost:8443", sites=["a"], out=tmp_path / "kits")
-    assert kit_study(tmp_path / "kits" / "kit-a").rounds.count == 7
+    assert load_study(tmp_path / "kits" / "kit-a" / "study.yaml").rounds.count == 7
     assert read_kit(tmp_path / "kits" / "kit-a").study == load_study(study, ["rounds.count=7"]).training_hash()
 
 
