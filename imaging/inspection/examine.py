@@ -140,8 +140,8 @@ def format_of(path: Path) -> str:
         return "DICOM series"
     suffix = path.suffix.lower().lstrip(".")
     kind = kind_of(path)
-    pictures = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "tiff": "TIFF"}
-    return kind if kind not in ("Pillow", "") else pictures.get(suffix, suffix.upper()) or "unknown"
+    names = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "tiff": "TIFF"}
+    return kind if kind not in ("Pillow", "") else names.get(suffix, suffix.upper()) or "unknown"
 
 
 def _header(path: Path) -> Header | None:

@@ -55,8 +55,8 @@ class Journal:
 
     def divergence(self, round_: int, site: str, layers: Sequence[LayerDivergence]) -> None:
         """One row a site and round: how its update of each layer stands to the others'."""
-        told = [asdict(layer) for layer in layers]
-        append_jsonl(self._layers, {"round": round_, "event": events.DIVERGENCE, "site": site, "layers": told})
+        rows = [asdict(layer) for layer in layers]
+        append_jsonl(self._layers, {"round": round_, "event": events.DIVERGENCE, "site": site, "layers": rows})
 
     def is_collapsing(self, site: str) -> bool:
         """Whether the features of ``site`` are coming to be all alike, by its rows so far."""

@@ -143,7 +143,7 @@ def test_the_studys_figures() -> None:
     phases = named(series, "phase")
     assert [phase for phase, value in phases.items() if value] == ["training"]
     assert set(phases) == {
-        "starting", "waiting for sites", "training", "paused", "evaluating at the sites", "delivering the weights",
+        "starting", "waiting for sites", "training", "paused", "estimating statistics", "evaluating at the sites",
         "finished",
     }  # fmt: skip
 
