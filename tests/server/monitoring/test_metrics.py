@@ -144,6 +144,7 @@ def test_the_studys_figures() -> None:
     assert [phase for phase, value in phases.items() if value] == ["training"]
     assert set(phases) == {
         "starting", "waiting for sites", "training", "paused", "estimating statistics", "evaluating at the sites",
+        "delivering the weights",
         "finished",
     }  # fmt: skip
 
