@@ -23,7 +23,7 @@ _PLAIN = torch._C.DisableTorchFunctionSubclass
 
 _WAITS = {
     "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "is_nonzero", "equal", "nonzero",
-    "bincount", "unique", "_unique2", "unique_consecutive", "masked_select", "inv", "svdvals", "pdist",
+    "bincount", "unique", "_unique2", "unique_consecutive", "masked_select", "linalg_inv", "linalg_svdvals",
 }  # fmt: skip
 _INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 _MIXING_ALLOWED = {"set_", "__set__", "backward", "grad", "__get__"}

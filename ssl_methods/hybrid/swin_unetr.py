@@ -108,8 +108,7 @@ class SwinUNETR(Method, name="swin_unetr"):
 
     def draw(self, count: int, generator: torch.Generator) -> Draws:
         """The sub-volumes, the turns ``[B, 2]``, and the boxes and the noise of each copy."""
-        named = ("first", "second") if self.config.partner is not None else ("first",)
-        draws: Draws = {name: self.augmentation.draw(count, generator) for name in named}
+        draws: Draws = {name: self.augmentation.draw(count, generator) for name in ("first", "second")}
         draws["turns"] = torch.randint(TURNS, (count, 2), generator=generator)
         for name in ("first", "second"):
             chance = torch.rand(count, 1 + 6 * self.boxes, generator=generator)
