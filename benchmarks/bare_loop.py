@@ -58,15 +58,15 @@ def _optimiser(method: Method) -> torch.optim.AdamW:
 
 
 def _train(method: Method, optimiser: torch.optim.AdamW, store: TensorStore, site: str, round_: int) -> float:
-    generator = torch_generator(SEED, "training", site, round_)
+    reading, views = (torch_generator(SEED, purpose, site, round_) for purpose in ("reading", "views"))
     patients, series = torch.from_numpy(store.patients), torch.from_numpy(store.series)
-    order, steps, losses = torch.randperm(len(store), generator=generator), len(store) // BATCH, 0.0
+    order, steps, losses = torch.randperm(len(store), generator=reading), len(store) // BATCH, 0.0
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = _rate((round_ - 1 + (step + 0.5) / steps) / ROUNDS)
         chosen = order[step * BATCH : (step + 1) * BATCH]
         batch = Batch(store.batch(chosen.numpy()), patients[chosen], series[chosen], series[chosen])
-        loss, _ = method.loss(method.make_views(batch, generator))
+        loss, _ = method.loss(method.make_views(batch, views))
         torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from torch.nn import functional
 import fedpretext as fp
 from ssl_methods import MethodConfig, register_method
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -41,8 +41,11 @@ class Quadrants(Method):
         super().__init__(config, encoder, image)
         self.head = nn.Linear(feature_dim(encoder), image.channels * config.cells**2)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        return {"images": self.augmentation.light(batch.images, generator)}
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        return {"images": self.augmentation.draw(count, generator)}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
+        return {"images": self.augmentation.light(batch.images, draws["images"])}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         return self.image_losses(views).mean(), {}

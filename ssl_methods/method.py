@@ -1,4 +1,13 @@
-"""The interface of every pretext task."""
+"""The interface of every pretext task.
+
+A step's random choices are drawn apart from what is made of them. ``Method.draw`` draws them on the CPU and knows no
+more than how many images there are, so that they can be drawn ahead; they go to the device in one copy
+(``foundation.transfer``). ``Method.views_from`` makes the views where the images are, and neither copies nor looks at
+a value, which would make a GPU's host wait. What decides a shape, how many images of a batch are blurred say, is
+therefore settled by ``draw``: the shapes of what it gives are known on both sides. To record what a method draws as it
+goes along, and to copy that much from the second step on, would spare the second function; but the first step would
+differ from the others, and what is drawn could hang on the images.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from foundation.transfer import moved
 from imaging.config import ImageConfig
 from imaging.views.augment import Augmentation
 from ssl_methods.method_config import MethodConfig
@@ -16,6 +26,9 @@ from ssl_methods.table import METHODS, Family, Kind, Role
 
 Views = dict[str, Tensor]
 """Named tensors of one batch: what ``Method.loss`` reads. First dimension B, or ``[B, V, ...]`` for V crops."""
+
+Draws = dict[str, Any]
+"""A step's random choices: tensors by name, or further such tables."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +92,18 @@ class Method(nn.Module, ABC):
         """The class whose declarations above hold under ``config``: this one, unless they depend on it."""
         return cls
 
+    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+        """Draw every random choice of this step from ``generator``, which is a CPU's, and make the views of it."""
+        device = batch.images.device
+        return self.views_from(batch, moved(self.draw(len(batch.images), generator), device))
+
     @abstractmethod
-    def make_views(self, batch: Batch, generator: Any) -> Views:
-        """Draw every random choice of this step (crops, intensities, masks) from ``generator``; no gradient."""
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Every random choice (crops, intensities, masks) of a step of ``count`` images, on the CPU."""
+
+    @abstractmethod
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
+        """What ``loss`` reads of the batch under ``draws``, which are on its device; no gradient, no other chance."""
 
     @abstractmethod
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
@@ -184,11 +206,15 @@ class TwoViewMethod(Method):
 
     projector: nn.Module
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Those of both views."""
+        return {name: self.augmentation.draw(count, generator) for name in ("first", "second")}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``first``, ``second`` ``[B, *image.shape]``: strong views of each image and of its partner, or of itself."""
         return {
-            "first": self.augmentation.strong(batch.images, generator),
-            "second": self.augmentation.strong(second_images(batch), generator),
+            "first": self.augmentation.strong(batch.images, draws["first"]),
+            "second": self.augmentation.strong(second_images(batch), draws["second"]),
         }
 
     def output(self, pooled: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from federation.privacy.accounting import Release, epsilon_of, noise_for
 from federation.privacy.config import PatientPrivacyConfig
 from imaging.config import ImageConfig
 from imaging.store import TensorStore
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.per_sample.sample_gradients import ClippedSum, clipped_sum
 from ssl_methods.table import Family, Role
@@ -101,7 +101,11 @@ class Linear(Method):
         image = ImageConfig(modality="mri", size=32, channels=1)
         super().__init__(MethodConfig(), nn.Linear(width, 1, bias=False), image)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Nothing."""
+        return {}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """The images as they are."""
         return {"x": batch.images.flatten(1)}
 
@@ -123,7 +127,7 @@ class Images(TensorStore):
         super().__init__(Path(), cast(Any, None), singletons, codes, singletons, singletons)
         object.__setattr__(self, "images", images)
 
-    def batch(self, indices: Any) -> Tensor:
+    def stored(self, indices: Any) -> Tensor:
         """Those images."""
         chosen: Tensor = self.__dict__["images"][torch.as_tensor(np.asarray(indices))]
         return chosen

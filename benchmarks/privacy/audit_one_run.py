@@ -37,7 +37,7 @@ class Axes(TensorStore):
         object.__setattr__(self, "axes", torch.from_numpy(axes))
         object.__setattr__(self, "width", width)
 
-    def batch(self, indices: Any) -> Tensor:
+    def stored(self, indices: Any) -> Tensor:
         """Those images, ``[B, 1, 1, width]``."""
         chosen = self.__dict__["axes"][torch.as_tensor(np.asarray(indices))]
         return _LARGE * nn.functional.one_hot(chosen, self.__dict__["width"])[:, None, None].float()

@@ -207,7 +207,7 @@ class _Rehearsal(TensorStore):
 
     pixels: Tensor
 
-    def batch(self, indices: npt.ArrayLike | Tensor) -> Tensor:
+    def stored(self, indices: npt.ArrayLike | Tensor) -> Tensor:
         chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64)) % len(self.pixels)
         return self.pixels[chosen]
 

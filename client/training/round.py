@@ -27,7 +27,7 @@ from ssl_methods.encoders.statistics import restart_statistics
 from ssl_methods.method import Batch, Method
 
 _WATCHED = 16  # images: enough to see a collapse, and no more than a fifth of a step of 32
-_CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
+_CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,20 @@ def check_amount(study: Study, images: int, patients: int) -> None:
 def train_round(context: TrainingContext, round_: int, optimiser_state: dict[str, Tensor]) -> RoundOutcome:
     """Train the method in place for one round of the study at one site.
 
-    Every random choice comes from the generator of (study seed, site, round), every schedule from study progress, so
-    the result depends on nothing else. TrainingError when the loss is not finite.
+    Every random choice comes from a generator of (study seed, purpose, site, round), every schedule from study
+    progress, so the result depends on nothing else. What is read (order and partners), the views and the forward pass
+    have generators of their own: each can be drawn ahead of the others. TrainingError when the loss is not finite.
     """
     study, method, store, site = context.study, context.method, context.store, context.site
     torch.set_num_threads(study.training.threads)
     work = local_work(study.training, len(store))
-    generator = torch_generator(study.seed, "training", site, round_)
+    reading, views = (torch_generator(study.seed, purpose, site, round_) for purpose in ("reading", "views"))
     method.to(context.device).train()
     restart_statistics(method)
     optimiser = build_optimiser(method, study.training)
     restore(optimiser, method, optimiser_state, context.device)
-    step = _Step(study.training, Learner(method, context.algorithm, optimiser, context.device), generator)
-    batches = _batches(store, BatchReader(store, method.config.partner, context.device), work, generator)
+    step = _Step(study.training, Learner(method, context.algorithm, optimiser, context.device), views)
+    batches = _batches(store, BatchReader(store, method.config.partner, context.device), work, reading)
     started = time.perf_counter()
     named = study.training.batch * study.training.accumulate  # not what a small site has: all sites keep in step
     # Stochastic depth draws inside the forward pass and takes no generator.

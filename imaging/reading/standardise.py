@@ -19,7 +19,7 @@ def statistics(images: Tensor, how: Standardisation) -> tuple[Tensor, Tensor, Te
     centre = grouped.mean(dim=2, keepdim=True)
     ones = [1] * (images.ndim - 2)
     if how == "fixed":
-        mean, deviation = centre.new_tensor([FIXED_MEAN, FIXED_DEVIATION]).view(2, 1, 1, *ones)
+        mean, deviation = (centre.new_full((1, 1, *ones), value) for value in (FIXED_MEAN, FIXED_DEVIATION))
         return centre.view(*centre.shape[:2], *ones), mean, deviation
     # A vector norm: torch.var_mean is thirty times slower on a CPU.
     spread = torch.linalg.vector_norm(grouped - centre, dim=2, keepdim=True) / grouped.shape[2] ** 0.5

@@ -1,7 +1,8 @@
 """What goes wrong or is set otherwise while an image is acquired: motion, ghosts, coarse sampling, equalisation.
 
 Images are ``[B, C, H, W]`` with values in [0, 1]; of volumes ``[B, C * D, H, W]``, so that all slices are changed
-alike. Parameters are ``[B]`` tensors on the images' device. All artefacts are those of a scan whose field of view is
+alike. Parameters are ``[B]`` tensors on the images' device, as is all of ``draws``, of which the names of
+imaging.views.draws.changed say which views are changed. All artefacts are those of a scan whose field of view is
 the image given, and run along its rows; ``turned`` makes them run along its columns.
 """
 
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imaging.views import geometry
-from imaging.views.intensity import blur_, chosen, noise_at, per_image
+from imaging.views.draws import Draws
+from imaging.views.intensity import blur_, noise_at, per_image
 from imaging.views.presets import Preset
+from imaging.views.saliency import histogram
 
 MOTION = ("motion_given", "motion_axis", "motion_turn", "motion_x", "motion_y", "motion_line")
 GHOSTING = ("ghosting_given", "ghosting_axis", "ghosting", "ghosting_copies")
@@ -27,50 +30,45 @@ the image's contrast and place, is always that of before."""
 TILES, BINS, CLIP = 4, 64, 3.0
 """Of the adaptive equalisation: tiles along a side, bins of a histogram, largest count in multiples of the mean."""
 
-Draws = dict[str, Tensor]
-
 
 def focus_(views: Tensor, draws: Draws, preset: Preset) -> None:
     """Blur for the views that their draws choose."""
-    device = views.device
-    blurred = chosen(draws["blurred"], preset.blur_probability * bool(preset.blur))
+    blurred = draws["blurred"]
     if len(blurred):
         largest = preset.blur * views.shape[-1]
-        part = views[blurred.to(device)]
-        blur_(part, (largest * draws["blur"][blurred]).to(device), largest)
-        views[blurred.to(device)] = part
+        part = views[blurred]
+        blur_(part, largest * draws["blur"][blurred], largest)
+        views[blurred] = part
 
 
 def noise_(views: Tensor, draws: Draws, preset: Preset) -> None:
     """Speckle, then noise, for the views that their draws choose."""
-    device = views.device
     for kind, deviation in (("speckle", preset.speckle), ("noise", preset.noise)):
-        noisy = chosen(draws[f"{kind}_given"], preset.noise_probability * bool(deviation))
+        noisy = draws[f"{kind}_given"]
         if len(noisy):
-            part = views[noisy.to(device)]
-            field = noise_at(draws[f"{kind}_start"][noisy], part.shape, device)
-            field.mul_(per_image((deviation * draws[kind][noisy]).to(device)))
-            views[noisy.to(device)] = part.addcmul_(part, field) if kind == "speckle" else part.add_(field)
+            part = views[noisy]
+            field = noise_at(draws[f"{kind}_start"][noisy], part.shape)
+            field.mul_(per_image(deviation * draws[kind][noisy]))
+            views[noisy] = part.addcmul_(part, field) if kind == "speckle" else part.add_(field)
 
 
 def scan_(views: Tensor, draws: Draws, preset: Preset) -> None:
     """Motion, then ghosts, for the views that their draws choose."""
-    device = views.device
     for kind, strength in (("motion", preset.motion), ("ghosting", preset.ghosting)):
-        hit = chosen(draws[f"{kind}_given"], preset.artefact_probability * bool(strength))
+        hit = draws[f"{kind}_given"]
         if not len(hit):
             continue
-        own = {name: draws[name][hit] for name in (MOTION if kind == "motion" else GHOSTING)}
-        upright = (own[f"{kind}_axis"] < 0.5).to(device)
-        part = turned(views[hit.to(device)], upright)
+        own = {name: draws[name][hit] for name in (MOTION if kind == "motion" else GHOSTING)[1:]}
+        upright = own[f"{kind}_axis"] < 0.5
+        part = turned(views[hit], upright)
         if kind == "motion":
             shift = strength * (2 * torch.stack([own["motion_x"], own["motion_y"]], dim=1) - 1)
             angle = 2 * strength * (2 * own["motion_turn"] - 1)
             part = moved(part, shift, angle, own["motion_line"], preset.outside)
         else:
             copies = 2 + 2 * (3 * own["ghosting_copies"]).long()
-            part = ghosted(part, (strength * own["ghosting"]).to(device), copies.to(device))
-        views[hit.to(device)] = turned(part, upright)
+            part = ghosted(part, strength * own["ghosting"], copies)
+        views[hit] = turned(part, upright)
 
 
 def turned(images: Tensor, upright: Tensor) -> Tensor:
@@ -83,13 +81,13 @@ def moved(
 ) -> Tensor:
     """A scan during which the patient moves once: the magnitude of k-space of two places, one line after the other.
 
-    shift ``[B, 2]``: in sides, at most 1; angle ``[B]``: radians (both on the CPU). line ``[B]``: in [0, 1], where in
+    shift ``[B, 2]``: in sides, at most 1; angle ``[B]``: radians. line ``[B]``: in [0, 1], where in
     ``FIRST_LINE`` the place changes. Lines run along the rows, so that all of a column is one encoding.
     """
     maps = torch.cat([geometry.turn(angle), 2 * shift[:, :, None]], dim=2)
     change = geometry.resample(images, maps, outside) - images
     frequency = torch.fft.fftfreq(images.shape[2], device=images.device)  # [H], in cycles a pixel
-    start = FIRST_LINE[0] + (FIRST_LINE[1] - FIRST_LINE[0]) * line.to(images.device)
+    start = FIRST_LINE[0] + (FIRST_LINE[1] - FIRST_LINE[0]) * line
     late = (frequency > start[:, None]).view(len(images), 1, -1, 1)
     spread = torch.fft.ifft(torch.fft.fft(change, dim=2) * late, dim=2)
     magnitude: Tensor = (images + spread).abs()
@@ -117,10 +115,10 @@ def coarsened(images: Tensor, weights: Tensor, upright: Tensor) -> Tensor:
 
 def equalise_(views: Tensor, draws: Draws, preset: Preset) -> None:
     """Adaptive equalisation for the views that their draws choose, mixed in by a drawn share."""
-    hit = chosen(draws["equalise_given"], preset.equalise_probability * bool(preset.equalise)).to(views.device)
+    hit = draws["equalise_given"]
     if len(hit):
         part = views[hit].clamp_(0, 1)
-        share = (preset.equalise * draws["equalise"].to(views.device)[hit]).view(-1, 1, 1, 1)
+        share = (preset.equalise * draws["equalise"][hit]).view(-1, 1, 1, 1)
         views[hit] = part.lerp_(equalised(part), share)
 
 
@@ -135,11 +133,11 @@ def equalised(images: Tensor) -> Tensor:
     down, across = (torch.arange(side, device=device) * TILES // side for side in (height, width))
     tile = torch.arange(len(planes), device=device)[:, None, None] * TILES**2 + down[:, None] * TILES + across
     bins = (planes * BINS).long().clamp_(0, BINS - 1)
-    counted = torch.bincount((tile * BINS + bins).flatten(), minlength=len(planes) * TILES**2 * BINS)
-    histogram = counted.view(-1, TILES**2, BINS).to(planes.dtype)
-    total = histogram.sum(dim=2, keepdim=True)
+    counted = histogram((tile * BINS + bins).flatten(), len(planes) * TILES**2 * BINS)
+    counts = counted.view(-1, TILES**2, BINS).to(planes.dtype)
+    total = counts.sum(dim=2, keepdim=True)
     limit = CLIP * total / BINS
-    cut = histogram.minimum(limit)
+    cut = counts.minimum(limit)
     cut = cut + (total - cut.sum(dim=2, keepdim=True)) / BINS
     curves = F.pad(cut.cumsum(dim=2) / total, (1, 0))  # [P, tiles, BINS + 1]
     table = curves.transpose(1, 2).reshape(len(planes), 1, BINS + 1, TILES, TILES)
@@ -161,19 +159,20 @@ def shuffle_(views: Tensor, draws: Draws, preset: Preset) -> None:
     size, device = views.shape[-1], views.device
     largest = round(preset.shuffle * size)
     side = draws["shuffle"] * largest  # [B]
-    hit = (side > 1).nonzero().squeeze(1)
+    hit = draws["shuffled"]
     if not len(hit):
         return
     left, top = ((draws[name][hit] * (size - largest + 1)).long() for name in ("shuffle_x", "shuffle_y"))
-    row, column = torch.arange(largest).repeat_interleave(largest), torch.arange(largest).repeat(largest)
+    line = torch.arange(largest, device=device)
+    row, column = line.repeat_interleave(largest), line.repeat(largest)
     off_centre = torch.maximum((2 * row - largest + 1).abs(), (2 * column - largest + 1).abs())  # [largest ** 2]
-    inside = (off_centre < side[hit, None]).to(device)  # [n, largest ** 2]
-    key = noise_at(draws["shuffle_order"][hit], torch.Size([len(hit), 1, largest, largest]), device).flatten(1)
+    inside = off_centre < side[hit, None]  # [n, largest ** 2]
+    key = noise_at(draws["shuffle_order"][hit], torch.Size([len(hit), 1, largest, largest])).flatten(1)
     # The square's places, and the same in random order; the rest of the patch stands behind them in both.
     places = (~inside).int().argsort(dim=1, stable=True)
     source = torch.where(inside, key, torch.inf).argsort(dim=1, stable=True)
-    patch = ((top[:, None] + row) * size + left[:, None] + column).to(device)  # [n, largest ** 2]: where in the image
-    part = views[hit.to(device)].flatten(2)
+    patch = (top[:, None] + row) * size + left[:, None] + column  # [n, largest ** 2]: where in the image
+    part = views[hit].flatten(2)
     origin, target = (patch.gather(1, each)[:, None].expand(-1, part.shape[1], -1) for each in (source, places))
     part.scatter_(2, target, part.gather(2, origin))
-    views[hit.to(device)] = part.view(-1, *views.shape[1:])
+    views[hit] = part.view(-1, *views.shape[1:])

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from foundation.errors import DataError
+from foundation.transfer import moved
 from imaging.config import ImageConfig
 from imaging.reading.standardise import statistics
-from imaging.views import acquisition, geometry, intensity
-from imaging.views.intensity import chosen, per_image
+from imaging.views import acquisition, geometry, intensity, saliency
+from imaging.views.draws import Draws, changed, named, numbers
+from imaging.views.intensity import per_image
 from imaging.views.presets import Preset, resolve
-from imaging.views.saliency import Intervals, crop_saliency, focused
 from imaging.views.volume_views import COARSE, LEAST_COARSE, VolumeViews, coarse_weights
+from imaging.views.volume_views import DRAWS as VOLUME_DRAWS
 
 GEOMETRY = ("area", "ratio", "left", "top", "horizontal", "vertical", "turned", "turns", "angle")
 OPTICS = (
@@ -37,8 +39,8 @@ DRAWS = dict.fromkeys(SINGLE, 1) | {"stain": 6, "bias": intensity.BIAS_TERMS}
 the other choices as they were, and image i takes row i whatever the size of the batch."""
 ROUNDING = 1e-5
 """How far a value may lie outside [0, 1], as float32 resizing leaves it."""
-
-Draws = dict[str, Tensor]
+PLACE = ("left", "top")
+"""The numbers that say where a crop lies."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def draw(count: int, generator: torch.Generator) -> Draws:
     """The uniform numbers of ``count`` views, ``[count]`` (or ``[count, n]``) each, on the CPU."""
-    table = torch.rand(count, sum(DRAWS.values()), generator=generator)
-    columns = torch.split(table, list(DRAWS.values()), dim=1)
-    return {name: part[:, 0] if part.shape[1] == 1 else part for name, part in zip(DRAWS, columns, strict=True)}
+    return named(numbers(count, DRAWS, generator), DRAWS)
 
 
 class Augmentation:
@@ -76,12 +76,13 @@ class Augmentation:
 
     All methods take ``[B, *image.shape]`` float32 with values in [0, 1] on any device, leave it unchanged
     and return a standardised tensor of that shape and device, without gradient. Random choices come from a
-    CPU generator wherever the images are, so that a seed gives the same views on a CPU and a GPU.
+    CPU generator wherever the images are, so that a seed gives the same views on a CPU and a GPU. A method draws
+    the choices of all its views first (``draw``) and moves them together; who makes one view gives the generator.
 
     Standardisation by "image" or "channel" takes mean and deviation of the image inside the view's crop
     *before* its intensities are changed: taken afterwards, they would undo brightness and contrast.
 
-    Raises DataError for a tensor of another shape, type or range.
+    Raises DataError for a tensor of another shape, type or, where looking does not make a host wait, range.
     """
 
     def __init__(self, image: ImageConfig, focus: bool = False) -> None:
@@ -99,17 +100,28 @@ class Augmentation:
             _, mean, deviation = statistics(images, self.preset.standardise)
             return (images - mean).div_(deviation)
 
-    def light(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """For masked and predictive methods: a large random crop and flips, intensities as they are."""
+    def draw(self, count: int, generator: torch.Generator, size: int | None = None) -> Draws:
+        """What ``light`` or ``strong`` need to make ``count`` views, of side ``size`` where that is not the images'."""
+        if self._volumes is not None:
+            return self._volumes.draw(count, generator, size)
+        table = numbers(count, DRAWS, generator)
+        draws = {"table": table} | changed(named(table, DRAWS), self.preset, size or self.image.size)
+        return draws | {"others": saliency.places(count, PLACE, generator)} if self.focus else draws
+
+    def light(self, images: Tensor, chance: torch.Generator | Draws) -> Tensor:
+        """For masked and predictive methods: a large random crop and flips, intensities as they are.
+
+        chance: what ``draw`` gave, on the images' device, or the generator that it is drawn from.
+        """
         self._check(images)
+        draws = self._drawn(images, chance, None)
         if self._volumes is not None:
             with full_precision(images.device):
-                views, mean, deviation = self._volumes.light(images, generator)
+                views, mean, deviation = self._volumes.light(images, draws)
             self._record(Made("light", images, views, mean, deviation, None))
             return views
-        draws = draw(len(images), generator)
         with full_precision(images.device):
-            draws = self._focused(draws, images, self.preset.light_crop_scale, generator)
+            draws = self._focused(draws, images, self.preset.light_crop_scale)
             maps = self._maps(draws, self.preset.light_crop_scale, light=True)
             views = geometry.resample(images, maps, self.preset.outside)
             _, mean, deviation = statistics(views, self.preset.standardise)
@@ -120,24 +132,25 @@ class Augmentation:
     def strong(
         self,
         images: Tensor,
-        generator: torch.Generator,
+        chance: torch.Generator | Draws,
         scale: tuple[float, float] | None = None,
         size: int | None = None,
     ) -> Tensor:
         """For joint embedding: crop, flips, turns; stain, blur, bias, scan, noise; exposure, colour, shuffle, hole.
 
-        scale: area of the crop where it is not the preset's; size: side of the views where it is not the images'
-        (the small crops of multi-crop). Volumes: imaging.views.volume_views says what is done.
+        chance: as ``light`` has it. scale: area of the crop where it is not the preset's; size: side of the views
+        where it is not the images' (the small crops of multi-crop). Volumes: imaging.views.volume_views says what is
+        done.
         """
         self._check(images)
+        draws = self._drawn(images, chance, size)
         if self._volumes is not None:
             with full_precision(images.device):
-                views, mean, deviation = self._volumes.strong(images, generator, scale, size)
+                views, mean, deviation = self._volumes.strong(images, draws, scale, size)
             self._record(Made("strong", images, views, mean, deviation, None))
             return views
-        draws = draw(len(images), generator)
         with full_precision(images.device):
-            draws = self._focused(draws, images, scale or self.preset.crop_scale, generator)
+            draws = self._focused(draws, images, scale or self.preset.crop_scale)
             maps = self._maps(draws, scale or self.preset.crop_scale)
             views = geometry.resample(images, maps, self.preset.outside, size)
             centre, mean, deviation = statistics(views, self.preset.standardise)
@@ -151,15 +164,20 @@ class Augmentation:
         if self.made is not None:  # a copy: a method may go on to change its view in place
             self.made.append(replace(made, views=made.views.clone()))
 
-    def _focused(self, draws: Draws, images: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Draws:
+    def _drawn(self, images: Tensor, chance: torch.Generator | Draws, size: int | None) -> Draws:
+        if isinstance(chance, torch.Generator):
+            chance = moved(self.draw(len(images), chance, size), images.device)
+        return named(chance["table"], DRAWS if self._volumes is None else VOLUME_DRAWS) | chance
+
+    def _focused(self, draws: Draws, images: Tensor, scale: tuple[float, float]) -> Draws:
         if not self.focus:
             return draws
 
-        def intervals(given: Draws) -> Intervals:
+        def intervals(given: Draws) -> saliency.Intervals:
             x, y, width, height = self._box(given, scale)
             return [(y, height), (x, width)]
 
-        return focused(draws, ("left", "top"), intervals, crop_saliency(images), generator)
+        return saliency.focused(draws, PLACE, intervals, saliency.crop_saliency(images), draws["others"])
 
     def _box(self, draws: Draws, scale: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         drawn = (draws["area"], draws["ratio"], draws["left"], draws["top"])
@@ -169,34 +187,33 @@ class Augmentation:
         preset, box = self.preset, self._box(draws, scale)
         flips = geometry.flip(draws["horizontal"] < preset.horizontal_flip, draws["vertical"] < preset.vertical_flip)
         if light:
-            return geometry.window(box, torch.eye(2).expand_as(flips), flips)
+            return geometry.window(box, torch.eye(2, device=flips.device).expand_as(flips), flips)
         angle = math.radians(preset.rotation_degrees) * (2 * draws["angle"] - 1)
         turns = (1 + (3 * draws["turns"]).long()) * (draws["turned"] < preset.quarter_turns)
         return geometry.window(box, geometry.turn(angle), geometry.quarter_turn(turns), flips)
 
     def _acquire_(self, views: Tensor, draws: Draws) -> None:
         """What happens before an image is digitised, in that order: stain, optics, coil, scan, detector."""
-        preset, device = self.preset, views.device
+        preset = self.preset
         if preset.stain:
-            intensity.stain_(views, (preset.stain * (2 * draws["stain"] - 1)).to(device))
+            intensity.stain_(views, preset.stain * (2 * draws["stain"] - 1))
         acquisition.focus_(views, draws, preset)
         if preset.bias_field:
-            intensity.bias_field_(views, (preset.bias_field * (2 * draws["bias"] - 1)).to(device))
+            intensity.bias_field_(views, preset.bias_field * (2 * draws["bias"] - 1))
         acquisition.scan_(views, draws, preset)
-        coarse = chosen(draws["coarse_given"], preset.anisotropy_probability * bool(preset.anisotropy))
+        coarse = draws["coarse_given"]
         if len(coarse):
             factor = LEAST_COARSE + (preset.anisotropy - LEAST_COARSE) * draws["coarse"][coarse]
-            weights = coarse_weights(factor, views.shape[-1]).to(device)
-            upright = (draws["coarse_axis"][coarse] < 0.5).to(device)
-            views[coarse.to(device)] = acquisition.coarsened(views[coarse.to(device)], weights, upright)
+            weights = coarse_weights(factor, views.shape[-1])
+            views[coarse] = acquisition.coarsened(views[coarse], weights, draws["coarse_axis"][coarse] < 0.5)
         acquisition.noise_(views, draws, preset)
 
     def _expose(self, views: Tensor, draws: Draws, centre: Tensor) -> Tensor:
         """What happens when an image is shown: equalisation, gamma, gain, contrast, colour; then shuffling, hole."""
-        preset, device = self.preset, views.device
+        preset = self.preset
         acquisition.equalise_(views, draws, preset)
         jittered = draws["jittered"] < preset.jitter_probability
-        amount = {name: (jittered * (2 * draws[name] - 1)).to(device) for name in JITTER}
+        amount = {name: jittered * (2 * draws[name] - 1) for name in JITTER}
         if preset.gamma:
             views.clamp_(min=0).pow_(per_image((preset.gamma * amount["gamma"]).exp()))
         if preset.brightness or preset.contrast:
@@ -208,7 +225,7 @@ class Augmentation:
             views = intensity.colour(views, maps)
         acquisition.shuffle_(views, draws, preset)
         if preset.cutout:
-            side, x, y = (draws[name].to(device) for name in HOLE)
+            side, x, y = (draws[name] for name in HOLE)
             views = intensity.cut_out(views, preset.cutout * side, x, y, centre)
         return views
 
@@ -221,6 +238,8 @@ class Augmentation:
             )
         if images.dtype != torch.float32:
             raise DataError(f"images are {images.dtype}; give float32 with values in [0, 1]")
+        if images.device.type != "cpu":
+            return  # the store's images are in range
         low, high = (bound.item() for bound in images.aminmax())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise DataError(f"images have values from {low:g} to {high:g}; scale them to [0, 1] first")

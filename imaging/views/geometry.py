@@ -1,5 +1,6 @@
 """Crops, turns and flips of a batch as one affine map per image, and the resampling that does them."""
 
+import functools
 from typing import Literal
 
 import torch
@@ -32,8 +33,13 @@ def turn(angle: Tensor) -> Tensor:
 
 def quarter_turn(count: Tensor) -> Tensor:
     """``[B, 2, 2]`` rotations by ``count`` (0 to 3) right angles, without the rounding of a cosine."""
-    table = torch.tensor([[1.0, 0, 0, 1], [0, -1, 1, 0], [-1, 0, 0, -1], [0, 1, -1, 0]])
-    return table[count].view(-1, 2, 2)
+    return _quarter_turns(count.device)[count].view(-1, 2, 2)
+
+
+@functools.cache
+def _quarter_turns(device: torch.device) -> Tensor:
+    """``[4, 4]``: the rows of each map one behind the other."""
+    return torch.tensor([[1.0, 0, 0, 1], [0, -1, 1, 0], [-1, 0, 0, -1], [0, 1, -1, 0]]).to(device)
 
 
 def flip(horizontal: Tensor, vertical: Tensor) -> Tensor:
@@ -55,14 +61,13 @@ def window(box: tuple[Tensor, Tensor, Tensor, Tensor], *maps: Tensor) -> Tensor:
 
 
 def resample(images: Tensor, maps: Tensor, outside: Literal["zeros", "reflection"], size: int | None = None) -> Tensor:
-    """Bilinear views of ``images`` ``[B, C, H, W]`` under ``maps`` ``[B, 2, 3]`` (on the CPU).
+    """Bilinear views of ``images`` ``[B, C, H, W]`` under ``maps`` ``[B, 2, 3]``.
 
     size: side of the views; None: as the images. A window is never larger than its image: views of the same
     side are enlarged and nothing can alias, so there is no low-pass filter. The small crops of multi-crop show a
     window little larger than themselves.
     """
     height, width = images.shape[-2:] if size is None else (size, size)
-    maps = maps.to(images.device)
     across = (2 * torch.arange(width, device=images.device) + 1) / width - 1
     down = (2 * torch.arange(height, device=images.device) + 1) / height - 1
     # Two planes, x and y, each the sum of a column part and a row part: on a CPU thirty times faster than

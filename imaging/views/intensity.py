@@ -20,11 +20,6 @@ BIAS_ORDER = 3
 BIAS_TERMS = (BIAS_ORDER + 1) * (BIAS_ORDER + 2) // 2 - 1
 
 
-def chosen(draws: Tensor, probability: float) -> Tensor:
-    """The places ``[n]`` of the images whose uniform number lies below ``probability``."""
-    return (draws < probability).nonzero().squeeze(1)
-
-
 def per_image(values: Tensor) -> Tensor:
     """``[B]`` as ``[B, 1, 1, 1]``."""
     return values.view(-1, 1, 1, 1)
@@ -35,12 +30,19 @@ def stain_(images: Tensor, changes: Tensor) -> None:
 
     changes: ``[B, 6]``, three relative changes of the amounts, then three additions to them.
     """
-    vectors = F.normalize(torch.tensor(STAINS), dim=1).to(images.device)
-    scaled = torch.linalg.inv(vectors) @ (torch.diag_embed(1 + changes[:, :3]) @ vectors)
+    vectors, inverse = _stain_vectors(images.device)
+    scaled = inverse @ (torch.diag_embed(1 + changes[:, :3]) @ vectors)
     offset = changes[:, 3:] @ vectors
     density = images.clamp_(min=DARKEST).log10_().flatten(2)
     mixed = torch.baddbmm(-offset[:, :, None], scaled.transpose(1, 2), density)
     torch.pow(10.0, mixed, out=images.view_as(mixed))
+
+
+@functools.cache
+def _stain_vectors(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The stains as unit vectors ``[3, 3]``, and the inverse: on a GPU the host would wait for it in every step."""
+    vectors = F.normalize(torch.tensor(STAINS), dim=1)
+    return vectors.to(device), torch.linalg.inv(vectors).to(device)
 
 
 def blur_(images: Tensor, sigma: Tensor, largest: float) -> None:
@@ -93,27 +95,33 @@ def noise_bank(area: int, device: torch.device) -> Tensor:
     return torch.randn(2**18 + 8 * area, generator=torch.Generator().manual_seed(1955)).to(device)
 
 
-def noise_at(start: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """Standard-normal noise ``[B, C, H, W]`` from the fractions ``start`` ``[B]`` (CPU) of the table."""
+def noise_at(start: Tensor, shape: torch.Size) -> Tensor:
+    """Standard-normal noise ``[B, C, H, W]`` from the fractions ``start`` ``[B]`` of the table."""
     _, channels, height, width = shape
     area = height * width
-    bank = noise_bank(area, device)
+    bank = noise_bank(area, start.device)
     starts = len(bank) - area + 1
     # One step is more than a plane, so that the channels of an image do not repeat each other.
-    steps = torch.arange(channels) * (area + 31)
-    offsets = ((start.double() * starts).long()[:, None] + steps) % starts
-    return bank.unfold(0, area, 1)[offsets.flatten().to(device)].view(shape)
+    steps = torch.arange(channels, device=start.device) * (area + 31)
+    offsets = ((start * starts).long()[:, None] + steps) % starts
+    return bank.unfold(0, area, 1)[offsets.flatten()].view(shape)
 
 
 def colour_maps(saturation: Tensor, hue: Tensor) -> Tensor:
     """``[B, 3, 3]`` maps of RGB: chroma times ``saturation``, turned by ``hue`` turns; luma is kept."""
-    to_yiq = torch.tensor(YIQ, device=saturation.device)
+    to_yiq, back = _yiq(saturation.device)
     along, across = saturation * (2 * math.pi * hue).cos(), saturation * (2 * math.pi * hue).sin()
     maps = torch.zeros(len(saturation), 3, 3, device=saturation.device)
     maps[:, 0, 0] = 1
     maps[:, 1, 1], maps[:, 1, 2], maps[:, 2, 1], maps[:, 2, 2] = along, -across, across, along
-    back: Tensor = torch.linalg.inv(to_yiq)
     return back @ maps @ to_yiq
+
+
+@functools.cache
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """RGB to YIQ ``[3, 3]``, and back."""
+    there = torch.tensor(YIQ)
+    return there.to(device), torch.linalg.inv(there).to(device)
 
 
 def colour(images: Tensor, maps: Tensor) -> Tensor:

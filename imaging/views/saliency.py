@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imaging.views.draws import Draws
+
 BINS = 32
 EMPTY = 0.1
 """Entropy in nats below which a cell is empty: about one pixel in 50 leaves the commonest bin."""
@@ -18,7 +20,6 @@ CANDIDATES = 8
 TOLERANCE = 0.9
 """A place is taken when it keeps this share of what the best candidate keeps."""
 
-Draws = dict[str, Tensor]
 Intervals = list[tuple[Tensor, Tensor]]
 """A box of each image: centre and length ``[B]`` along (depth,) height and width, as shares of the side."""
 
@@ -41,18 +42,32 @@ def entropy_map(images: Tensor, grid: Sequence[int]) -> Tensor:
     planes, cells = images.shape[0] * images.shape[1], math.prod(grid)
     first = torch.arange(planes, dtype=torch.int32, device=images.device) * cells * BINS
     first = first.view(*images.shape[:2], *[1] * len(grid))
-    found = torch.bincount((bins + cell * BINS + first).flatten(), minlength=planes * cells * BINS)
+    found = histogram((bins + cell * BINS + first).flatten(), planes * cells * BINS)
     share = found.view(*images.shape[:2], cells, BINS).float()
     share = share / share.sum(dim=3, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(share).sum(dim=3).mean(dim=1)  # [B, cells]
     return torch.where(entropy < EMPTY, 0.0, entropy).view(-1, *grid)
 
 
+def histogram(values: Tensor, length: int) -> Tensor:
+    """``[length]`` int64: how often each whole number from 0 to ``length`` - 1 is among ``values`` ``[n]``."""
+    if values.device.type == "cpu":
+        return torch.bincount(values, minlength=length)
+    # Elsewhere bincount makes the host wait, to see how many numbers there are. Whole numbers add up in any order.
+    counts = torch.zeros(length, dtype=torch.int64, device=values.device)
+    return counts.index_add_(0, values, torch.ones_like(values, dtype=torch.int64))
+
+
 def crop_saliency(images: Tensor) -> Tensor:
-    """The map ``[B, *grid]`` (CPU) that crops of ``[B, C, *shape]`` are judged by."""
+    """The map ``[B, *grid]`` that crops of ``[B, C, *shape]`` are judged by."""
     thin = max(1, images.shape[-1] // FINEST)
     thinned = images[..., ::thin, ::thin]
-    return entropy_map(thinned, [max(1, math.ceil(side / CELL)) for side in thinned.shape[2:]]).cpu()
+    return entropy_map(thinned, [max(1, math.ceil(side / CELL)) for side in thinned.shape[2:]])
+
+
+def places(count: int, names: Sequence[str], generator: torch.Generator) -> Tensor:
+    """Uniform numbers ``[count, 7, names]`` on the CPU: the other places that ``focused`` looks at."""
+    return torch.rand(count, CANDIDATES - 1, len(names), generator=generator)
 
 
 def focused(
@@ -60,19 +75,19 @@ def focused(
     names: Sequence[str],
     intervals: Callable[[Draws], Intervals],
     saliency: Tensor,
-    generator: torch.Generator,
+    others: Tensor,
 ) -> Draws:
     """The draws with another place of the crop where the one drawn shows little of what the image has to show.
 
     names: the numbers among ``draws`` that say where the box lies; its size and all else stay as drawn. intervals:
-    the boxes of given draws. saliency: ``[B, *grid]`` on the CPU.
+    the boxes of given draws. saliency: ``[B, *grid]``. others: ``places`` of
+    the names.
 
     Of 8 places, the drawn one and 7 more, the first is taken that keeps at least .9 of the entropy that the best of
     them keeps. So a place that was good enough stays, large crops of centred anatomy hardly change, a crop beside the
     anatomy or without its richest part is replaced, and places stay random: only the worst of them go. Boxes are
     judged before they are turned. Where an image is empty, the drawn place stays.
     """
-    others = torch.rand(len(saliency), CANDIDATES - 1, len(names), generator=generator)
     candidates = [draws, *(draws | dict(zip(names, one.unbind(1), strict=True)) for one in others.unbind(1))]
     kept = torch.stack([kept_share(saliency, intervals(one)) for one in candidates], dim=1)  # [B, 8]
     taken = (kept >= TOLERANCE * kept.amax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)  # the first
@@ -89,6 +104,6 @@ def kept_share(saliency: Tensor, box: Intervals) -> Tensor:
 
 def _covered(cells: int, centre: Tensor, length: Tensor) -> Tensor:
     """``[B, cells]``: the share of each cell of a line from 0 to 1 that an interval covers."""
-    edges = torch.arange(cells + 1) / cells
+    edges = torch.arange(cells + 1, device=centre.device) / cells
     before = (edges - (centre - length / 2)[:, None]).clamp(min=0).minimum(length[:, None])  # up to each edge
     return before.diff(dim=1) * cells

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from imaging.config import ImageConfig
 from imaging.reading.standardise import statistics
-from imaging.views import acquisition, geometry, intensity
+from imaging.views import acquisition, geometry, intensity, saliency
+from imaging.views.draws import Draws, changed, named, numbers
 from imaging.views.presets import Preset
-from imaging.views.saliency import Intervals, crop_saliency, focused
 
 BIAS_POWERS = [
     (i, j, k)
@@ -34,17 +34,16 @@ SINGLE = (*GEOMETRY, *SCANNER, *NOISE, "jittered", *JITTER, *HOLE, *acquisition.
 DRAWS = dict.fromkeys(SINGLE, 1) | {"bias": len(BIAS_POWERS)}
 """Uniform numbers of one view, by name; a view draws all of them, used or not, as in 2-D."""
 LEAST_COARSE = 1.5
+PLACE = ("left", "top", "bottom")
+"""The numbers that say where a box lies."""
 
-Draws = dict[str, Tensor]
 Made = tuple[Tensor, Tensor, Tensor]
 """Standardised views, and the mean and deviation they were standardised with."""
 
 
 def draw(count: int, generator: torch.Generator) -> Draws:
     """The uniform numbers of ``count`` views, ``[count]`` (or ``[count, n]``) each, on the CPU."""
-    table = torch.rand(count, sum(DRAWS.values()), generator=generator)
-    columns = torch.split(table, list(DRAWS.values()), dim=1)
-    return {name: part[:, 0] if part.shape[1] == 1 else part for name, part in zip(DRAWS, columns, strict=True)}
+    return named(numbers(count, DRAWS, generator), DRAWS)
 
 
 class VolumeViews:
@@ -59,22 +58,30 @@ class VolumeViews:
         self.preset = preset
         self.focus = focus
 
-    def light(self, volumes: Tensor, generator: torch.Generator) -> Made:
+    def draw(self, count: int, generator: torch.Generator, size: int | None) -> Draws:
+        """What ``light`` or ``strong`` need to make ``count`` views; size: as ``strong`` has it."""
+        table = numbers(count, DRAWS, generator)
+        draws = named(table, DRAWS)
+        found = {"table": table} | changed(draws, self.preset, size or self.image.size)
+        axes = (3 * draws["coarse_axis"]).long()
+        coarse = found["coarse_given"]
+        found |= {f"coarse_{axis}": coarse[axes[coarse] == axis] for axis in range(3)}
+        return found | {"others": saliency.places(count, PLACE, generator)} if self.focus else found
+
+    def light(self, volumes: Tensor, draws: Draws) -> Made:
         """A large random box and flips, intensities as they are."""
-        draws = self._focused(draw(len(volumes), generator), volumes, self.preset.light_crop_scale, generator)
+        draws = self._focused(draws, volumes, self.preset.light_crop_scale)
         views = self._view(volumes, draws, self.preset.light_crop_scale, volumes.shape, True)
         _, mean, deviation = statistics(views, self.preset.standardise)
         return views.sub_(mean).div_(deviation), mean, deviation
 
-    def strong(
-        self, volumes: Tensor, generator: torch.Generator, scale: tuple[float, float] | None, size: int | None
-    ) -> Made:
+    def strong(self, volumes: Tensor, draws: Draws, scale: tuple[float, float] | None, size: int | None) -> Made:
         """Box, flips, turns; coarse slices, blur, bias field, scan, noise; exposure, shuffling, hole.
 
         size: side of the views' slices, whose number shrinks alike.
         """
-        preset, draws = self.preset, draw(len(volumes), generator)
-        draws = self._focused(draws, volumes, scale or preset.crop_scale, generator)
+        preset = self.preset
+        draws = self._focused(draws, volumes, scale or preset.crop_scale)
         slices, side = volumes.shape[2], size or volumes.shape[-1]
         shape = (*volumes.shape[:2], max(1, round(slices * side / volumes.shape[-1])), side, side)
         views = self._view(volumes, draws, scale or preset.crop_scale, shape)
@@ -83,15 +90,15 @@ class VolumeViews:
         views = self._expose(views, draws, centre)
         return views.clamp_(0, 1).sub_(mean).div_(deviation), mean, deviation
 
-    def _focused(self, draws: Draws, volumes: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Draws:
+    def _focused(self, draws: Draws, volumes: Tensor, scale: tuple[float, float]) -> Draws:
         if not self.focus:
             return draws
 
-        def intervals(given: Draws) -> Intervals:
+        def intervals(given: Draws) -> saliency.Intervals:
             (x, y, width, height), thickness = self._box(given, scale)
             return [((1 - thickness) * given["bottom"] + thickness / 2, thickness), (y, height), (x, width)]
 
-        return focused(draws, ("left", "top", "bottom"), intervals, crop_saliency(volumes), generator)
+        return saliency.focused(draws, PLACE, intervals, saliency.crop_saliency(volumes), draws["others"])
 
     def _box(self, draws: Draws, scale: tuple[float, float]) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """The window in a slice, and the share of the slices."""
@@ -108,7 +115,7 @@ class VolumeViews:
         box, thickness = self._box(draws, scale)
         mixed = mix(volumes, slice_weights(thickness, draws["bottom"], volumes.shape[2], shape[2]), axis=2)
         flips = geometry.flip(draws["horizontal"] < preset.horizontal_flip, draws["vertical"] < preset.vertical_flip)
-        turn = torch.eye(2).expand_as(flips)
+        turn = torch.eye(2, device=flips.device).expand_as(flips)
         maps = [flips]
         if not light:
             turn = geometry.turn(math.radians(preset.rotation_degrees) * (2 * draws["angle"] - 1))
@@ -119,27 +126,24 @@ class VolumeViews:
 
     def _acquire(self, views: Tensor, draws: Draws) -> Tensor:
         """What happens in the scanner, in that order: thick slices, blur, coil, scan, detector."""
-        preset, device = self.preset, views.device
+        preset = self.preset
         if preset.anisotropy:
             views = self._coarsen(views, draws)
         planes = views.flatten(1, 2)  # [B, C * D, H, W]: a change here changes the views
         acquisition.focus_(planes, draws, preset)
         if preset.bias_field:
-            views.mul_(bias_field(preset.bias_field * (2 * draws["bias"] - 1), views.shape[2:]).to(device)[:, None])
+            views.mul_(bias_field(preset.bias_field * (2 * draws["bias"] - 1), views.shape[2:])[:, None])
         acquisition.scan_(planes, draws, preset)
         acquisition.noise_(planes, draws, preset)
         return views
 
     def _coarsen(self, views: Tensor, draws: Draws) -> Tensor:
         """Some volumes along one of their axes as if slices had been LEAST_COARSE to ``anisotropy`` times as thick."""
-        given = draws["coarse_given"] < self.preset.anisotropy_probability
         factor = LEAST_COARSE + (self.preset.anisotropy - LEAST_COARSE) * draws["coarse"]
-        axes = (3 * draws["coarse_axis"]).long()
         for axis in range(3):
-            places = (given & (axes == axis)).nonzero().squeeze(1)
-            if len(places):
-                at = places.to(views.device)
-                views[at] = mix(views[at], coarse_weights(factor[places], views.shape[2 + axis]), axis=2 + axis)
+            at = draws[f"coarse_{axis}"]
+            if len(at):
+                views[at] = mix(views[at], coarse_weights(factor[at], views.shape[2 + axis]), axis=2 + axis)
         return views
 
     def _expose(self, views: Tensor, draws: Draws, centre: Tensor) -> Tensor:
@@ -147,7 +151,7 @@ class VolumeViews:
         preset, device, planes = self.preset, views.device, views.flatten(1, 2)
         acquisition.equalise_(planes, draws, preset)
         jittered = draws["jittered"] < preset.jitter_probability
-        amount = {name: _per_volume((jittered * (2 * draws[name] - 1)).to(device)) for name in JITTER}
+        amount = {name: _per_volume(jittered * (2 * draws[name] - 1)) for name in JITTER}
         if preset.gamma:
             views.clamp_(min=0).pow_((preset.gamma * amount["gamma"]).exp())
         if preset.brightness or preset.contrast:
@@ -156,11 +160,11 @@ class VolumeViews:
         acquisition.shuffle_(planes, draws, preset)
         if preset.cutout:
             inside = torch.ones((), dtype=torch.bool, device=device)
-            half = preset.cutout * draws["hole"].to(device)[:, None] / 2
+            half = preset.cutout * draws["hole"][:, None] / 2
             for axis, name in enumerate(("hole_z", "hole_y", "hole_x")):
                 count = views.shape[2 + axis]
                 line = (torch.arange(count, device=device) + 0.5) / count
-                near = (line - draws[name].to(device)[:, None]).abs() < half
+                near = (line - draws[name][:, None]).abs() < half
                 inside = inside & near.view(len(views), 1, *(count if other == axis else 1 for other in range(3)))
             views = torch.where(inside, centre, views)
         return views
@@ -172,9 +176,9 @@ def _per_volume(values: Tensor) -> Tensor:
 
 
 def mix(volumes: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """Volumes ``[B, C, D, H, W]`` with one axis of N places made anew by ``weights`` ``[B, n, N]`` (on the CPU)."""
+    """Volumes ``[B, C, D, H, W]`` with one axis of N places made anew by ``weights`` ``[B, n, N]``."""
     moved = volumes.movedim(axis, 1)  # [B, N, ...]
-    made = torch.bmm(weights.to(volumes), moved.flatten(2))
+    made = torch.bmm(weights.to(volumes.dtype), moved.flatten(2))
     return made.view(len(volumes), -1, *moved.shape[2:]).movedim(1, axis).contiguous()
 
 
@@ -185,7 +189,7 @@ def slice_weights(thickness: Tensor, bottom: Tensor, count: int, made: int) -> T
     of slices; beyond the first and last centre the slice itself.
     """
     start = (1 - thickness) * bottom
-    line = (torch.arange(made) + 0.5) / made
+    line = (torch.arange(made, device=start.device) + 0.5) / made
     return _between((start[:, None] + thickness[:, None] * line) * count - 0.5, count)
 
 
@@ -196,7 +200,8 @@ def coarse_weights(factor: Tensor, count: int) -> Tensor:
     """
     long = (count / factor).round().clamp(min=2, max=count)[:, None, None]  # [B, 1, 1]: how many
     width = count / long
-    number, place = torch.arange(count)[:, None], torch.arange(count)
+    place = torch.arange(count, device=factor.device)
+    number = place[:, None]
     ends = torch.minimum((number + 1) * width, place + 1.0) - torch.maximum(number * width, place.float())
     averaged = ends.clamp(min=0) / width * (number < long)  # [B, long place, place]
     at = ((place + 0.5) / width[:, 0] - 0.5).clamp(min=0).minimum(long[:, 0] - 1)  # [B, place]
@@ -205,7 +210,8 @@ def coarse_weights(factor: Tensor, count: int) -> Tensor:
 
 def _between(at: Tensor, count: int) -> Tensor:
     """``[B, n, count]``: weights of the neighbouring whole places of ``at`` ``[B, n]``, within 0 and count - 1."""
-    return (1 - (at.clamp(0, count - 1)[:, :, None] - torch.arange(count)).abs()).clamp(min=0)
+    places = torch.arange(count, device=at.device)
+    return (1 - (at.clamp(0, count - 1)[:, :, None] - places).abs()).clamp(min=0)
 
 
 def bias_field(coefficients: Tensor, shape: Sequence[int]) -> Tensor:
@@ -214,8 +220,9 @@ def bias_field(coefficients: Tensor, shape: Sequence[int]) -> Tensor:
     coefficients: ``[B, 19]``, of the monomials ``BIAS_POWERS``, each less its mean (Van Leemput et al. 1999).
     """
     orders = intensity.BIAS_ORDER + 1
-    powers = [torch.stack([torch.linspace(-1, 1, side) ** order for order in range(orders)]) for side in shape]
-    table = torch.zeros(len(coefficients), orders, orders, orders)
+    lines = [torch.linspace(-1, 1, side, device=coefficients.device) for side in shape]
+    powers = [torch.stack([line**order for order in range(orders)]) for line in lines]
+    table = coefficients.new_zeros(len(coefficients), orders, orders, orders)
     for column, (i, j, k) in enumerate(BIAS_POWERS):
         table[:, i, j, k] = coefficients[:, column]
     means = [line.mean(dim=1) for line in powers]

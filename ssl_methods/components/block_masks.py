@@ -28,44 +28,70 @@ def context_length(patches: int, kept: float) -> int:
     return max(round(kept * patches), min(LEAST_CONTEXT, patches // 3), 1)
 
 
-def block_masks(
-    count: int, side: int, ranges: BlockRanges, generator: torch.Generator, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Row-major places ``(context [count, K], targets [count, T, M])`` on a grid of ``side`` x ``side``.
+def draw_blocks(
+    count: int, side: int, ranges: BlockRanges, generator: torch.Generator, focused: bool = False
+) -> dict[str, Tensor]:
+    """Random blocks of ``count`` images on a grid of ``side`` x ``side``, on the CPU, for ``block_masks``.
 
     One target size is drawn for the batch, places for each image by itself; no draw depends on an image.
-    Context and targets of an image never meet. Both are in rising order.
 
-    weights ``[count, N]`` (CPU): saliency, 0 where a patch is empty. Of 8 layouts the first is then taken that is
-    within a tenth of the best in (share of the hidden patches that are not empty) x (how far salient patches left
-    over suffice for their share of the context), and the context is a stratified sample (token_masks.stratified).
+    ``targets`` ``[L, count, T, M]``: places of the target blocks in L layouts; ``blocks`` ``[L, count, N]``: bool maps
+    of their context blocks; ``patches`` ``[count, N]``: uniform numbers. The first layout leaves every image room for
+    its context; where the masks are to look at the images 8 more follow, of which the first is the one that the first
+    layout was, before images without room were drawn again.
     """
     patches = side * side
     height, width = target_size(side, ranges, generator)
-    length = context_length(patches, ranges.context_kept)
-    length = min(length, patches - height * width)
-    levels = None if weights is None else strata(weights)
-    hidden_by, context = _draw(count, side, (height, width), ranges, generator)
-    if levels is not None:
-        others = [_draw(count, side, (height, width), ranges, generator) for _ in range(CANDIDATES - 1)]
-        hidden_by, context = _best([(hidden_by, context), *others], levels, length)
+    length = _length(patches, height * width, ranges.context_kept)
+    layouts = [_draw(count, side, (height, width), ranges, generator) for _ in range(CANDIDATES if focused else 1)]
+    hidden_by, context = (part.clone() for part in layouts[0])
     for _ in range(REDRAWS):
         short = (context & ~hidden_by.any(dim=1)).sum(dim=1) < length
         if not short.any():
             break
         hidden_by[short], context[short] = _draw(int(short.sum()), side, (height, width), ranges, generator)
-    free = context & ~hidden_by.any(dim=1)  # [count, N]
-    short = free.sum(dim=1) < length
+    short = (context & ~hidden_by.any(dim=1)).sum(dim=1) < length
     # A grid this small has no room: all targets of the image move to the first one's place, the context is
     # the rest.
     hidden_by[short] = hidden_by[short][:, :1].expand(-1, ranges.targets, -1)
-    free[short] = ~hidden_by[short].any(dim=1)
-    scores = torch.rand(count, patches, generator=generator)
-    if levels is not None:
-        scores = 3 - stratified(scores, levels, length, free)
-    kept = scores.masked_fill(~free, -1.0).topk(length, dim=1).indices.sort(dim=1).values
-    places = hidden_by.nonzero()[:, 2].reshape(count, ranges.targets, height * width)
-    return kept, places
+    context[short] = True
+    given = [(hidden_by, context), *(layouts if focused else [])]
+    targets = [hidden.nonzero()[:, 2].reshape(count, ranges.targets, height * width) for hidden, _ in given]
+    return {
+        "targets": torch.stack(targets),
+        "blocks": torch.stack([block for _, block in given]),
+        "patches": torch.rand(count, patches, generator=generator),
+    }
+
+
+def block_masks(drawn: dict[str, Tensor], kept: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Row-major places ``(context [B, K], targets [B, T, M])`` of what ``draw_blocks`` drew, on any device.
+
+    Context and targets of an image never meet. Both are in rising order. kept: ``BlockRanges.context_kept``.
+
+    weights ``[B, N]``: saliency, 0 where a patch is empty. Of 8 layouts the first is then taken that is within a
+    tenth of the best in (share of the hidden patches that are not empty) x (how far salient patches left over suffice
+    for their share of the context), and the context is a stratified sample (token_masks.stratified).
+    """
+    targets, context, chance = drawn["targets"], drawn["blocks"], drawn["patches"]  # [L, B, T, M], [L, B, N], [B, N]
+    length = _length(chance.shape[1], targets.shape[3], kept)
+    hidden = torch.zeros_like(context).scatter(2, targets.flatten(2), True)  # [L, B, N]
+    free = context & ~hidden
+    levels = None if weights is None else strata(weights)
+    if levels is None:
+        targets, free = targets[0], free[0]
+    else:
+        taken = _best(hidden, free, levels, length)  # [B]
+        rows = torch.arange(len(taken), device=taken.device)
+        targets, free = targets[taken, rows], free[taken, rows]
+        chance = stratified(chance, levels, length, free)
+    order = chance.masked_fill(~free, 4.0).argsort(dim=1, stable=True)
+    return order[:, :length].sort(dim=1).values, targets
+
+
+def _length(patches: int, hidden: int, kept: float) -> int:
+    """Context patches of an image whose target blocks hide ``hidden`` patches each."""
+    return min(context_length(patches, kept), patches - hidden)
 
 
 def target_size(side: int, ranges: BlockRanges, generator: torch.Generator) -> tuple[int, int]:
@@ -89,22 +115,19 @@ def _draw(
     return targets, _blocks((count,), side, (square, square), generator)
 
 
-def _best(layouts: list[tuple[Tensor, Tensor]], levels: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Of each image the first of the layouts (targets, context) that is nearly the best, as ``block_masks`` says."""
+def _best(hidden: Tensor, free: Tensor, levels: Tensor, length: int) -> Tensor:
+    """Of each image the first of the layouts 1 to 8 that is nearly the best, as ``block_masks`` says; ``[B]``.
+
+    hidden, free ``[L, B, N]`` bool. Where none of them is any good it is 0, the layout that has room.
+    """
     salient = levels == SALIENT
     need = (salient.sum(dim=1) * length / levels.shape[1]).ceil().clamp(min=1)
-    goodness = []
-    for hidden_by, context in layouts:
-        hidden = hidden_by.any(dim=1)  # [count, N]
-        free = context & ~hidden
-        filled = (hidden & (levels != EMPTY)).sum(dim=1) / hidden.sum(dim=1)
-        suffices = ((free & salient).sum(dim=1) / need).clamp(max=1)
-        goodness.append(filled * suffices * (free.sum(dim=1) >= length))
-    scores = torch.stack(goodness)  # [layouts, count]
-    taken = (scores >= TOLERANCE * scores.amax(dim=0)).int().argmax(dim=0)  # the first
-    rows = torch.arange(len(taken))
-    chosen = [torch.stack(parts)[taken, rows] for parts in zip(*layouts, strict=True)]
-    return chosen[0], chosen[1]
+    filled = (hidden & (levels != EMPTY)).sum(dim=2) / hidden.sum(dim=2)
+    suffices = ((free & salient).sum(dim=2) / need).clamp(max=1)
+    scores = (filled * suffices * (free.sum(dim=2) >= length))[1:]  # [8, B]
+    best = scores.amax(dim=0)
+    taken = 1 + (scores >= TOLERANCE * best).int().argmax(dim=0)  # the first
+    return torch.where(best > 0, taken, 0)
 
 
 def _blocks(shape: tuple[int, ...], side: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:

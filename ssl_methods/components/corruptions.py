@@ -4,6 +4,8 @@ All take images ``[B, C, *shape]`` with values in [0, 1] and leave them unchange
 of one row per image, so that an image's corruption depends on its own row only.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +49,9 @@ class Draws:
     """As the images: what is painted."""
 
 
-def draw(shape: torch.Size, generator: torch.Generator) -> Draws:
+def draw(shape: Sequence[int], generator: torch.Generator) -> Draws:
     """The draws for images of ``shape`` ``[B, C, *shape]``."""
-    count, axes, pixels = shape[0], len(shape) - 2, shape[2:].numel()
+    count, axes, pixels = shape[0], len(shape) - 2, math.prod(shape[2:])
     return Draws(
         torch.rand(count, 5, generator=generator),
         torch.rand(count, 4, generator=generator),
@@ -60,22 +62,35 @@ def draw(shape: torch.Size, generator: torch.Generator) -> Draws:
     )
 
 
-def corrupt(images: Tensor, draws: Draws, chances: Chances) -> Tensor:
-    """Shuffling, then Bezier, then painting, each with its chance: their order."""
-    corrupted, given = images.clone(), draws.given
-    device = images.device
-    shuffled = _where(given[:, 2] < chances.shuffle)
+def decided(draws: Draws, chances: Chances) -> dict[str, Tensor]:
+    """What ``corrupt`` needs, on the CPU: which of the images go through what, and the numbers for those.
+
+    ``shuffled``, ``curved`` ``[n]`` places, with ``window``, ``order``, ``curve``, ``falling`` of those images alone;
+    ``hidden`` ``[B, *shape]`` bool, what is painted, and ``noise`` as the images.
+    """
+    given = draws.given
+    shuffled, curved = _where(given[:, 2] < chances.shuffle), _where(given[:, 0] < chances.bezier)
+    hidden = painted(draws.blocks, given[:, 4] < chances.outpaint, draws.noise.shape[2:])
+    return {
+        "shuffled": shuffled,
+        "window": draws.window[shuffled],
+        "order": draws.order[shuffled],
+        "curved": curved,
+        "curve": draws.curve[curved],
+        "falling": given[curved, 1] < 0.5,
+        "hidden": hidden & _per_row(given[:, 3] < chances.paint, hidden.ndim),
+        "noise": draws.noise,
+    }
+
+
+def corrupt(images: Tensor, choices: dict[str, Tensor]) -> Tensor:
+    """Shuffling, then Bezier, then painting, each with its chance (their order), as ``decided`` on the same device."""
+    corrupted, shuffled, curved = images.clone(), choices["shuffled"], choices["curved"]
     if len(shuffled):
-        part = (draws.window[shuffled], draws.order[shuffled].to(device))
-        corrupted[shuffled.to(device)] = shuffle_locally(corrupted[shuffled.to(device)], *part)
-    curved = _where(given[:, 0] < chances.bezier)
+        corrupted[shuffled] = shuffle_locally(corrupted[shuffled], choices["window"], choices["order"])
     if len(curved):
-        part = (draws.curve[curved], given[curved, 1] < 0.5)
-        corrupted[curved.to(device)] = bezier(corrupted[curved.to(device)], *part)
-    outside = given[:, 4] < chances.outpaint
-    hidden = painted(draws.blocks, outside, images.shape[2:])
-    hidden &= _per_row(given[:, 3] < chances.paint, hidden.ndim)
-    return torch.where(hidden[:, None].to(device), draws.noise.to(device), corrupted)
+        corrupted[curved] = bezier(corrupted[curved], choices["curve"], choices["falling"])
+    return torch.where(choices["hidden"][:, None], choices["noise"], corrupted)
 
 
 def bezier(images: Tensor, control: Tensor, falling: Tensor) -> Tensor:
@@ -85,17 +100,17 @@ def bezier(images: Tensor, control: Tensor, falling: Tensor) -> Tensor:
     curve runs from (0, 1) to (1, 0) (they reverse y). With inner points in the unit square both coordinates rise
     along the curve, so that the map is monotone: the order of intensities, the image's content, survives.
     """
-    t = torch.linspace(0, 1, CURVE_POINTS, dtype=torch.float64)
+    t = torch.linspace(0, 1, CURVE_POINTS, dtype=torch.float64, device=control.device)
     basis = torch.stack([3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2])  # [2, T]
     points = control.double().view(-1, 2, 2).transpose(1, 2) @ basis + t**3  # [B, 2, T]
-    x, y = points.to(torch.float32).to(images.device).unbind(dim=1)  # [B, T] each
+    x, y = points.to(torch.float32).unbind(dim=1)  # [B, T] each
     values = images.flatten(1).contiguous()  # [B, P]
     after = torch.searchsorted(x.contiguous(), values).clamp(1, CURVE_POINTS - 1)
     left, right = x.gather(1, after - 1), x.gather(1, after)
     low, high = y.gather(1, after - 1), y.gather(1, after)
     share = ((values - left) / (right - left).clamp(min=1e-12)).clamp(0, 1)
     mapped = (low + share * (high - low)).view_as(images)
-    return torch.where(_per_row(falling.to(images.device), images.ndim), 1 - mapped, mapped)
+    return torch.where(_per_row(falling, images.ndim), 1 - mapped, mapped)
 
 
 def shuffle_locally(images: Tensor, window: Tensor, order: Tensor) -> Tensor:
@@ -107,15 +122,16 @@ def shuffle_locally(images: Tensor, window: Tensor, order: Tensor) -> Tensor:
     image's windows are of one size and tile it.
     """
     shape = images.shape[2:]
-    name = torch.zeros(len(images), *[1] * len(shape), dtype=torch.float64)
+    name = torch.zeros(len(images), *[1] * len(shape), dtype=torch.float64, device=images.device)
     for axis, length in enumerate(shape):
         largest = max(2, length // 10)
         side = 1 + (window[:, 0, axis] * largest).long().clamp(max=largest - 1)  # [B]
         start = (window[:, 1, axis] * side).long()
-        along = (torch.arange(length) + start[:, None]) // side[:, None]  # [B, length]: number of the window
+        line = torch.arange(length, device=images.device)
+        along = (line + start[:, None]) // side[:, None]  # [B, length]: number of the window
         spread = [length if other == axis else 1 for other in range(len(shape))]
         name = name * (length + 2) + along.view(-1, *spread)
-    name = name.flatten(1).to(images.device)  # [B, P]
+    name = name.flatten(1)  # [B, P]
     places = name.argsort(dim=1, stable=True)  # a window's places, one window after the other
     source = (name + order).argsort(dim=1, stable=True)  # the same windows, each in random order
     moved = torch.empty_like(places).scatter_(1, places, source)  # [B, P]: where each place's pixel comes from

@@ -12,7 +12,7 @@ from ssl_methods.method_config import Focus
 
 
 def patch_weights(focus: Focus, images: Tensor, grid: Sequence[int], teacher: nn.Module | None = None) -> Tensor | None:
-    """Saliency ``[B, N]`` (CPU) of the patches of ``images``, row-major; None where the study does not focus.
+    """Saliency ``[B, N]`` of the patches of ``images``, row-major; None where the study does not focus.
 
     entropy: imaging.views.saliency.entropy_map, 0 for an empty patch. attention: what the teacher's last block looks
     at, in which no patch counts as empty; ``teacher`` is a 2-D ViT, in evaluation mode.
@@ -21,8 +21,8 @@ def patch_weights(focus: Focus, images: Tensor, grid: Sequence[int], teacher: nn
         return None
     with full_precision(images.device):
         if focus == "attention" and teacher is not None:
-            return attention_received(teacher, images).cpu()
-        return entropy_map(images, grid).flatten(1).cpu()
+            return attention_received(teacher, images)
+        return entropy_map(images, grid).flatten(1)
 
 
 def attention_received(vit: nn.Module, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from foundation.errors import StudyError
 from imaging.config import AreaRange, ImageConfig
 from imaging.views.augment import Augmentation
 from ssl_methods.encoders.outputs import features, patch_side
-from ssl_methods.method import Batch, Views, second_images
+from ssl_methods.method import Batch, Draws, Views, second_images
 from ssl_methods.method_config import TwoViewConfig
 
 SMALL_SHARE = 96 / 224
@@ -72,18 +72,24 @@ def _check_convolutional(encoder: nn.Module, image: ImageConfig, side: int) -> N
 
 
 def draw_crops(
-    augmentation: Augmentation, batch: Batch, generator: torch.Generator, config: MultiCropConfig, side: int
-) -> Views:
+    augmentation: Augmentation, count: int, generator: torch.Generator, config: MultiCropConfig, side: int
+) -> Draws:
+    """The random choices of ``crops_of`` ``count`` images, crop by crop."""
+    sizes = [None, None, *[side] * config.small_crops]
+    return {str(number): augmentation.draw(count, generator, size) for number, size in enumerate(sizes)}
+
+
+def crops_of(augmentation: Augmentation, batch: Batch, draws: Draws, config: MultiCropConfig, side: int) -> Views:
     """``large`` ``[B, 2, C, S, S]`` and, where there are any, ``small`` ``[B, V, C, side, side]``.
 
     The second large crop is of the partner where the study asks for one, and so is every other small crop.
     """
     of = (batch.images, second_images(batch))
-    large = [augmentation.strong(images, generator, config.large_scale) for images in of]
+    large = [augmentation.strong(of[number], draws[str(number)], config.large_scale) for number in range(2)]
     views = {"large": torch.stack(large, dim=1)}
     if config.small_crops:
         small = [
-            augmentation.strong(of[number % 2], generator, config.small_scale, side)
+            augmentation.strong(of[number % 2], draws[str(2 + number)], config.small_scale, side)
             for number in range(config.small_crops)
         ]
         views["small"] = torch.stack(small, dim=1)

@@ -16,8 +16,8 @@ _FLATTEST = 0.05
 def cut(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     """``[B, V, C, side, side]``: V tiles of each image ``[B, C, S, S]``, upper left corners ``[B, V]``."""
     inside = torch.arange(side, device=images.device)
-    rows = (top.to(images.device)[:, :, None] + inside)[:, :, :, None]  # [B, V, side, 1]
-    columns = (left.to(images.device)[:, :, None] + inside)[:, :, None, :]  # [B, V, 1, side]
+    rows = (top[:, :, None] + inside)[:, :, :, None]  # [B, V, side, 1]
+    columns = (left[:, :, None] + inside)[:, :, None, :]  # [B, V, 1, side]
     own = torch.arange(len(images), device=images.device)[:, None, None, None]
     # Indices on both sides of a slice put the indexed axes first: [B, V, side, side, C].
     return images[own, :, rows, columns].movedim(-1, 2).contiguous()

@@ -8,20 +8,18 @@ SALIENT_SHARE = 0.25
 EMPTY, ORDINARY, SALIENT, BARRED = range(4)
 
 
-def random_masks(
-    count: int, patches: int, ratio: float, generator: torch.Generator, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Random places ``(keep [count, K], masked [count, patches - K])``, each image for itself.
+def random_masks(chance: Tensor, ratio: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Random places ``(keep [B, K], masked [B, N - K])`` by ``chance`` ``[B, N]``, uniform numbers in [0, 1).
 
-    K = floor(patches (1 - ratio)) as in the paper's code (He et al. 2022), at least 1 and at most patches - 1. Each
-    row is in rising order.
+    K = floor(N (1 - ratio)) as in the paper's code (He et al. 2022), at least 1 and at most N - 1. Each row is in
+    rising order.
 
-    weights ``[count, patches]`` (CPU): saliency, 0 where a patch is empty. The places kept are then a stratified
-    sample: of the salient patches at least their share K / patches is kept, of the ordinary ones that share rounded
+    weights ``[B, N]``: saliency, 0 where a patch is empty. The places kept are then a stratified
+    sample: of the salient patches at least their share K / N is kept, of the ordinary ones that share rounded
     up, as far as K allows, and empty patches fill what is left. None: every patch is equally likely.
     """
+    patches = chance.shape[1]
     kept = min(max(int(patches * (1.0 - ratio)), 1), patches - 1)
-    chance = torch.rand(count, patches, generator=generator)
     if weights is not None:
         chance = stratified(chance, strata(weights), kept)
     order = chance.argsort(dim=1, stable=True)
@@ -54,10 +52,12 @@ def stratified(chance: Tensor, stratum: Tensor, kept: int, free: Tensor | None =
     quota = torch.stack([kept - salient - ordinary, ordinary, salient, barred], dim=1)  # [B, 4]
     level = stratum if free is None else stratum.masked_fill(~free, BARRED)
     # Sorted by level, then chance: a place's rank within its level.
-    order = (level + chance.double()).argsort(dim=1, stable=True).argsort(dim=1)
+    by_chance = chance.argsort(dim=1, stable=True)
+    by_level = level.gather(1, by_chance).argsort(dim=1, stable=True)
+    order = by_chance.gather(1, by_level).argsort(dim=1)
     present = torch.stack([(level == each).sum(dim=1) for each in range(4)], dim=1)
     within = order - (present.cumsum(dim=1) - present).gather(1, level)
-    return chance.double() + (within >= quota.gather(1, level)) + (level == BARRED)
+    return chance + (within >= quota.gather(1, level)) + (level == BARRED)
 
 
 def counted(masked: Tensor, weights: Tensor | None) -> Tensor:
@@ -71,13 +71,12 @@ def counted(masked: Tensor, weights: Tensor | None) -> Tensor:
     return filled | ~filled.any(dim=1, keepdim=True)
 
 
-def spared(hidden: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+def spared(hidden: Tensor, weights: Tensor, chance: Tensor) -> Tensor:
     """Masks ``[B, N]`` bool of another law without their empty patches and without too many salient ones.
 
     A mask that hides h of N patches may hide the share h / N of the salient ones, rounded down; of more than those the
-    rest is shown, chosen at random. A mask of which nothing would be left stays as it is.
+    rest is shown, those whose ``chance`` ``[B, N]`` is highest. A mask of which nothing would be left stays as it is.
     """
-    chance = torch.rand(hidden.shape, generator=generator)
     level = strata(weights)
     allowed = (level == SALIENT).sum(dim=1) * hidden.sum(dim=1) // hidden.shape[1]  # [B]
     salient = hidden & (level == SALIENT)

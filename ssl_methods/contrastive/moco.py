@@ -12,7 +12,7 @@ from ssl_methods.components.heads import projector
 from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.similarity import info_nce, unit
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, TwoViewMethod, Views
+from ssl_methods.method import Batch, Draws, TwoViewMethod, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
 
 NOBODY = -1
@@ -136,9 +136,9 @@ class MoCoV2(TwoViewMethod, name="moco_v2"):
         self.key_projector.eval()
         return self
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``first``, ``second`` ``[B, *image.shape]``: a strong view each, for query and key; ``patients`` ``[B]``."""
-        return super().make_views(batch, generator) | {"patients": batch.patients}
+        return super().views_from(batch, draws) | {"patients": batch.patients}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE against the queue as it was before this batch; also the share of queries without negatives."""

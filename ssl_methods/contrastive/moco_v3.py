@@ -13,7 +13,7 @@ from ssl_methods.components.heads import projector
 from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.similarity import info_nce, unit
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, TwoViewMethod, Views
+from ssl_methods.method import Batch, Draws, TwoViewMethod, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
 
 
@@ -94,9 +94,9 @@ class MoCoV3(TwoViewMethod, name="moco_v3"):
         self.key_encoder = follower(encoder)
         self.key_projector = follower(self.projector)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``first``, ``second`` ``[B, C, S, S]``: a strong view each; ``patients`` ``[B]``."""
-        return super().make_views(batch, generator) | {"patients": batch.patients}
+        return super().views_from(batch, draws) | {"patients": batch.patients}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrast of each view's queries with the other's keys; also the share of queries without negatives."""

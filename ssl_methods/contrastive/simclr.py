@@ -10,7 +10,7 @@ from imaging.config import ImageConfig
 from ssl_methods.components.heads import projector
 from ssl_methods.components.similarity import info_nce, unit
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, TwoViewMethod, Views
+from ssl_methods.method import Batch, Draws, TwoViewMethod, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
 
 
@@ -88,12 +88,12 @@ class SimCLR(TwoViewMethod, name="simclr"):
         hidden = [config.projector_width or width] * (config.projector_layers - 1)
         self.projector = projector([width, *hidden, config.projection])
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``first``, ``second`` ``[B, C, S, S]``: a strong view each; ``patients``, ``groups`` ``[B]``.
 
         The second view is of the partner where the study asks for one. Groups are the positives.
         """
-        views = super().make_views(batch, generator)
+        views = super().views_from(batch, draws)
         return views | {"patients": batch.patients, "groups": positive_groups(batch, self.config.positives)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:

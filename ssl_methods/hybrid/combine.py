@@ -11,7 +11,7 @@ from foundation.configuration.section import Section
 from imaging.config import ImageConfig, Relation
 from ssl_methods.contrastive.simclr import SimCLRConfig
 from ssl_methods.lookup import method_type
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.reconstruction.mae import MAEConfig
 from ssl_methods.table import METHODS, Kind, Role
@@ -141,25 +141,30 @@ class Combine(Method, name="combine"):
         first, *rest = key.split(".")
         return first if first == "encoder" else ".".join(rest[:2])
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Every member's, by its name."""
+        return {label: member.draw(count, generator) for label, member in self._each()}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """Every member's views, as ``mae.images``."""
         alone = Batch(batch.images, batch.patients, batch.studies, batch.series)
         views: Views = {}
         for label, member in self._each():
             member.augmentation.made = self.augmentation.made
-            own = member.make_views(alone if member.config.partner is None else batch, generator)
+            own = member.views_from(alone if member.config.partner is None else batch, draws[label])
             views |= {f"{label}.{name}": view for name, view in own.items()}
         return views
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of weight x loss; also every member's own loss and scalars, as ``mae_loss``."""
-        total = torch.zeros(())
+        total: Tensor | None = None
         scalars: dict[str, Tensor] = {}
         weights = [member.weight for member in self.config.methods]
         for (label, member), weight in zip(self._each(), weights, strict=True):
             loss, own = member.loss(_of(label, views))
-            total = weight * loss + total.to(loss)
+            total = weight * loss if total is None else weight * loss + total.to(loss.dtype)
             scalars |= {f"{label}_{name}": value for name, value in {"loss": loss.detach(), **own}.items()}
+        assert total is not None  # there are at least two members
         return total, scalars
 
     def image_losses(self, views: Views) -> Tensor:

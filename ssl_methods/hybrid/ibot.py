@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from ssl_methods.components.multi_crop import by_view, crop_features
 from ssl_methods.components.similarity import unit
 from ssl_methods.components.token_masks import spared
 from ssl_methods.encoders.outputs import feature_dim, grid_shape, masked_tokens, patch_shape, patch_tokens
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Draws, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.non_contrastive.dino import DINO, Centre, DistillationConfig, teacher_targets
 from ssl_methods.reconstruction.mae import only_patches
@@ -158,16 +158,23 @@ class IBOT(DINO, name="ibot"):
         if config.gram_weight > 0:
             self.teacher["anchor"] = follower(encoder)
             self.teacher.register_buffer("anchored", torch.zeros((), dtype=torch.bool))
+        self._anchored = False  # what the host knows of it, without waiting for a GPU; another state may have none
+        cast(Any, self).register_load_state_dict_pre_hook(_forget_anchored)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """DINO's ``large`` and ``small``; ``masks`` ``[B, 2, N]`` bool: the patches of a large crop that are hidden."""
-        views = super().make_views(batch, generator)
-        count, config = len(batch.images), self.config
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """DINO's; ``masks`` ``[2 B, N]`` bool, and a number for every patch where the study focuses."""
+        draws, config = super().draw(count, generator), self.config
         masks = blockwise_masks(2 * count, self.grid, config.mask_share, config.mask_chance, generator)
+        spare = {} if config.focus == "none" else {"spare": torch.rand(masks.shape, generator=generator)}
+        return draws | {"masks": masks} | spare
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
+        """DINO's ``large`` and ``small``; ``masks`` ``[B, 2, N]`` bool: the patches of a large crop that are hidden."""
+        views, masks, config = super().views_from(batch, draws), draws["masks"], self.config
         weights = patch_weights(config.focus, views["large"].flatten(0, 1), self.grid, self.teacher["encoder"])
         if weights is not None:
-            masks = spared(masks, weights, generator)
-        return views | {"masks": masks.reshape(count, 2, -1).to(batch.images.device)}
+            masks = spared(masks, weights, draws["spare"])
+        return views | {"masks": masks.reshape(len(batch.images), 2, -1)}
 
     def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """Each large crop as the teacher and as the student sees it, and the small crops."""
@@ -184,9 +191,11 @@ class IBOT(DINO, name="ibot"):
         self.patch_centre.forget()
         # A branch and not a buffer: a compiled loss is compiled anew once, and early steps save a pass.
         self.gram_used = self.config.gram_weight > 0 and progress >= self.config.gram_from
-        if self.gram_used and not bool(self.teacher.get_buffer("anchored")):
-            ema_update(self.teacher["anchor"], self.encoder, 0.0)
-            self.teacher.get_buffer("anchored").fill_(True)
+        if self.gram_used and not self._anchored:
+            if not bool(self.teacher.get_buffer("anchored")):
+                ema_update(self.teacher["anchor"], self.encoder, 0.0)
+                self.teacher.get_buffer("anchored").fill_(True)
+            self._anchored = True
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the images' term, the hidden patches' and, where the study asks for them, KoLeo and Gram."""
@@ -242,6 +251,10 @@ class IBOT(DINO, name="ibot"):
         """Also move the patches' centre."""
         super().after_step(progress, images)
         self.patch_centre.update(momentum_for_batch(self.config.centre_momentum, images, self.config.momentum_batch))
+
+
+def _forget_anchored(method: nn.Module, *_: Any) -> None:
+    cast(Any, method)._anchored = False
 
 
 def _together(head: nn.Module, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

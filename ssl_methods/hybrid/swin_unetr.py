@@ -1,6 +1,7 @@
 """Swin UNETR's three pretext tasks for volumes (Tang et al. 2022, CVPR): turns, contrast and in-painting."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -8,13 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imaging.config import ImageConfig
-from imaging.views.augment import full_precision
 from ssl_methods.components.classification import class_loss
 from ssl_methods.components.heads import projector
 from ssl_methods.contrastive.simclr import nt_xent, positive_groups
 from ssl_methods.encoders.decoders import image_decoder
 from ssl_methods.encoders.outputs import feature_dim, feature_maps
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
 from ssl_methods.predictive.rotation import TURNS, all_turns, upright_augmentation
 
@@ -24,7 +24,7 @@ MEAN_BOX = (sum(SIDES) / 2) ** 3
 """A box's share of the voxels, on average."""
 
 
-def cut_boxes(draws: Tensor, most: float, shape: torch.Size) -> Tensor:
+def cut_boxes(draws: Tensor, most: float, shape: Sequence[int]) -> Tensor:
     """Which voxels ``[B, D, H, W]`` are cut out: boxes as long as together they have no more than a drawn share.
 
     draws ``[B, 1 + 6 K]``, uniform on the CPU: the share, up to ``most`` of the voxels, then of each of K boxes its
@@ -106,30 +106,32 @@ class SwinUNETR(Method, name="swin_unetr"):
         self.decoder = image_decoder(encoder, image, config.decoder_width)
         self.boxes = math.ceil(config.dropped / MEAN_BOX)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The sub-volumes, the turns ``[B, 2]``, and the boxes and the noise of each copy."""
+        draws: Draws = {name: self.augmentation.draw(count, generator) for name in ("first", "second")}
+        draws["turns"] = torch.randint(TURNS, (count, 2), generator=generator)
+        for name in ("first", "second"):
+            chance = torch.rand(count, 1 + 6 * self.boxes, generator=generator)
+            draws[f"{name}_hidden"] = cut_boxes(chance, self.config.dropped, self.image.shape[1:])
+            draws[f"{name}_noise"] = torch.randn(count, *self.image.shape, generator=generator)
+        return draws
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``first``, ``second`` ``[B, C, D, S, S]``: the turned copies; ``first_cut``, ``second_cut``: with boxes.
 
         ``turns`` ``[B, 2]``, 0 to 3, of both; ``patients``, ``groups`` ``[B]`` as SimCLR has them. The second copy is
         of the partner's sub-volume where the study asks for one.
         """
-        whole = self.augmentation.light(batch.images, generator)
-        other = whole if batch.partners is None else self.augmentation.light(batch.partners, generator)
-        turns = torch.randint(TURNS, (len(whole), 2), generator=generator)
+        whole = self.augmentation.light(batch.images, draws["first"])
+        other = whole if batch.partners is None else self.augmentation.light(batch.partners, draws["second"])
+        turns, places = draws["turns"], torch.arange(len(whole), device=whole.device)
         views: Views = {}
         for number, (name, copy) in enumerate({"first": whole, "second": other}.items()):
-            views[name] = all_turns(copy)[torch.arange(len(copy)), turns[:, number]]
-            views[f"{name}_cut"] = self._cut(views[name], generator)
-        device = whole.device
+            views[name] = all_turns(copy)[places, turns[:, number]]
+            hidden = draws[f"{name}_hidden"][:, None]
+            views[f"{name}_cut"] = torch.where(hidden, draws[f"{name}_noise"], views[name])
         groups = positive_groups(batch, self.config.positives)
-        return views | {"turns": turns.to(device), "patients": batch.patients, "groups": groups}
-
-    def _cut(self, volumes: Tensor, generator: torch.Generator) -> Tensor:
-        """The volumes with boxes of noise."""
-        draws = torch.rand(len(volumes), 1 + 6 * self.boxes, generator=generator)
-        noise = torch.randn(volumes.shape, generator=generator)
-        with full_precision(volumes.device):
-            hidden = cut_boxes(draws, self.config.dropped, volumes.shape[2:])
-            return torch.where(hidden[:, None].to(volumes.device), noise.to(volumes.device), volumes)
+        return views | {"turns": turns, "patients": batch.patients, "groups": groups}
 
     def output(self, pooled: Tensor) -> Tensor:
         """What copies are compared by."""

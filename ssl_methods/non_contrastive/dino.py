@@ -1,5 +1,6 @@
 """DINO: self-distillation with no labels (Caron et al. 2021, ICCV)."""
 
+import math
 from typing import ClassVar, Literal, Self, cast
 
 import torch
@@ -11,10 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from foundation.schedules import cosine, linear, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.components.momentum import ema_update, follower
-from ssl_methods.components.multi_crop import MultiCropConfig, crop_features, draw_crops, small_side, view_features
+from ssl_methods.components.multi_crop import (
+    MultiCropConfig,
+    crop_features,
+    crops_of,
+    draw_crops,
+    small_side,
+    view_features,
+)
 from ssl_methods.components.similarity import as_float32, unit
 from ssl_methods.encoders.outputs import feature_dim
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
@@ -234,9 +242,13 @@ class DINO(Method, name="dino"):
             module.training = mode and isinstance(module, _BatchNorm)
         return self
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Those of all crops."""
+        return draw_crops(self.augmentation, count, generator, self.config, self.small_side)
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``large`` ``[B, 2, C, S, S]``, ``small`` ``[B, V, C, s, s]``: strong views."""
-        return draw_crops(self.augmentation, batch, generator, self.config, self.small_side)
+        return crops_of(self.augmentation, batch, draws, self.config, self.small_side)
 
     def output(self, pooled: Tensor) -> Tensor:
         """The directions ``[..., bottleneck]`` that are compared with the prototypes, of ``[..., D]``."""
@@ -271,7 +283,7 @@ class DINO(Method, name="dino"):
         """The loss of the outputs ``[2 + V, B, K]`` and ``[2, B, K]``; the centre's share is put aside."""
         loss = dino_loss(student, teacher, self.centre.value, self.config.student_temperature, self.temperature)
         target = teacher_targets(teacher, self.centre.value, self.temperature)
-        entropy = torch.special.entr(target).sum(dim=-1).mean() / target.new_tensor(target.shape[-1]).log()
+        entropy = torch.special.entr(target).sum(dim=-1).mean() / math.log(target.shape[-1])
         if self.training:
             self.centre.observe(teacher.float().mean(dim=(0, 1)))
         return loss, {"target_entropy": entropy}

@@ -1,6 +1,6 @@
 """SwAV: swapping assignments between views (Caron et al. 2020, NeurIPS)."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from imaging.config import AreaRange, ImageConfig
 from ssl_methods.components.heads import projector
-from ssl_methods.components.multi_crop import MultiCropConfig, draw_crops, small_side, view_features
+from ssl_methods.components.multi_crop import MultiCropConfig, crops_of, draw_crops, small_side, view_features
 from ssl_methods.components.similarity import as_float32, unit
 from ssl_methods.encoders.outputs import feature_dim
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
@@ -56,10 +56,13 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("rows", torch.zeros(2, length, width))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+        self._full = False  # what the host knows; a full queue stays full until another state is loaded
+        cast(Any, self).register_load_state_dict_pre_hook(_forget_full)
 
     def full(self) -> bool:
-        """Whether every row has been written: a zero row has no direction."""
-        return bool(self.filled >= self.rows.shape[1])
+        """Whether every row has been written: a zero row has no direction. A GPU's host waits only until it is."""
+        self._full = self._full or bool(self.filled >= self.rows.shape[1])
+        return self._full
 
     @torch.no_grad()
     def push(self, newest: Tensor) -> None:
@@ -67,6 +70,10 @@ class Queue(nn.Module):
         length = self.rows.shape[1]
         self.rows.copy_(torch.cat([newest.to(self.rows.dtype), self.rows], dim=1)[:, :length])
         self.filled.add_(newest.shape[1]).clamp_(max=length)
+
+
+def _forget_full(queue: nn.Module, *_: Any) -> None:
+    cast(Any, queue)._full = False
 
 
 class SwAVConfig(MultiCropConfig):
@@ -152,9 +159,13 @@ class SwAV(Method, name="swav"):
     def _normalise_prototypes(self) -> None:
         self.prototypes.weight.copy_(functional.normalize(self.prototypes.weight, dim=1))
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Those of all crops."""
+        return draw_crops(self.augmentation, count, generator, self.config, self.small_side)
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``large`` ``[B, 2, C, S, S]``, ``small`` ``[B, V, C, s, s]``: strong views."""
-        return draw_crops(self.augmentation, batch, generator, self.config, self.small_side)
+        return crops_of(self.augmentation, batch, draws, self.config, self.small_side)
 
     def output(self, pooled: Tensor) -> Tensor:
         """The projections ``[B, projection]``."""

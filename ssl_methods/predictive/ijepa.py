@@ -9,14 +9,14 @@ from torch.nn import functional
 
 from foundation.schedules import linear, momentum_for_batch
 from imaging.config import ImageConfig
-from ssl_methods.components.block_masks import BlockRanges, block_masks
+from ssl_methods.components.block_masks import BlockRanges, block_masks, draw_blocks
 from ssl_methods.components.focus import patch_weights
 from ssl_methods.components.heads import TokenPredictor, check_width, take
 from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted
 from ssl_methods.encoders.outputs import feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.reconstruction.mae import only_patches
 
@@ -124,16 +124,24 @@ class IJEPA(Method, name="ijepa"):
         self.target_encoder.eval()
         return self
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops and the blocks."""
+        crops, focused = self.augmentation.draw(count, generator), self.config.focus != "none"
+        return {
+            "images": crops,
+            "blocks": draw_blocks(count, grid_side(self.encoder), self.ranges, generator, focused),
+        }
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``images`` ``[B, C, S, S]`` (crop, flip), ``context`` ``[B, K]``, ``targets`` ``[B, T, M]``.
 
         Where the study focuses also ``counted`` ``[B, T * M]``: the targets' patches that are not empty.
         """
-        images = self.augmentation.light(batch.images, generator)
+        images = self.augmentation.light(batch.images, draws["images"])
         weights = patch_weights(self.config.focus, images, grid_shape(self.encoder), self.target_encoder)
-        context, targets = block_masks(len(images), grid_side(self.encoder), self.ranges, generator, weights)
-        views = {"images": images, "context": context.to(images.device), "targets": targets.to(images.device)}
-        return views if weights is None else views | {"counted": counted(targets.flatten(1), weights).to(images.device)}
+        context, targets = block_masks(draws["blocks"], self.ranges.context_kept, weights)
+        views = {"images": images, "context": context, "targets": targets}
+        return views if weights is None else views | {"counted": counted(targets.flatten(1), weights)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Smooth L1 between predicted and true features of the target blocks; also how far these are spread."""

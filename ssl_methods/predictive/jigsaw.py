@@ -14,7 +14,7 @@ from ssl_methods.components.classification import ClassifyingMethod, class_loss
 from ssl_methods.components.heads import projector
 from ssl_methods.components.tiles import check_tiles, cut, mosaic, multiple_below, standardised, tile_unit
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Draws, Views
 from ssl_methods.method_config import MethodConfig
 
 GRID = 3
@@ -104,23 +104,28 @@ class Jigsaw(ClassifyingMethod, name="jigsaw"):
         heads = {name: projector(each, normalisation="none", last="biased") for name, each in widths.items()}
         self.head = nn.ModuleDict(heads)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops, where each tile is cut, ``top`` and ``left`` ``[B, 9]``, and the ``order`` ``[B]``."""
+        cell, number = self.image.size // GRID, torch.arange(TILES)
+        shape, free = (count, TILES), cell - self.side + 1
+        return {
+            "images": self.augmentation.draw(count, generator),
+            "top": number // GRID * cell + torch.randint(free, shape, generator=generator),
+            "left": number % GRID * cell + torch.randint(free, shape, generator=generator),
+            "order": torch.randint(self.config.permutations, (count,), generator=generator),
+        }
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``tiles`` ``[B, 9, C, s, s]`` as shuffled, and ``order`` ``[B]``, the row of ``permutations``.
 
         At place k of the shuffled tiles stands the tile that was cut at place ``permutations[order, k]``; places are
         counted row by row.
         """
-        images = self.augmentation.light(batch.images, generator)
-        count, cell = len(images), images.shape[-1] // GRID
-        free = cell - self.side
-        rows, columns = torch.arange(TILES) // GRID * cell, torch.arange(TILES) % GRID * cell
-        top = rows + torch.randint(free + 1, (count, TILES), generator=generator)
-        left = columns + torch.randint(free + 1, (count, TILES), generator=generator)
-        order = torch.randint(self.config.permutations, (count,), generator=generator).to(images.device)
-        tiles = standardised(cut(images, top, left, self.side))  # [B, 9, C, s, s], as they lie
-        places = self.permutations.to(images.device)[order]  # [B, 9]
-        own = torch.arange(count, device=images.device)[:, None]
-        return {"tiles": tiles[own, places], "order": order}
+        images = self.augmentation.light(batch.images, draws["images"])
+        tiles = standardised(cut(images, draws["top"], draws["left"], self.side))  # [B, 9, C, s, s], as they lie
+        places = self.permutations[draws["order"]]  # [B, 9]
+        own = torch.arange(len(images), device=images.device)[:, None]
+        return {"tiles": tiles[own, places], "order": draws["order"]}
 
     def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """The tiles as they are given, and as they lay in the image."""

@@ -11,7 +11,7 @@ from ssl_methods.components.classification import ClassifyingMethod, class_loss
 from ssl_methods.components.heads import projector
 from ssl_methods.components.tiles import check_tiles, cut, mosaic, multiple_below, standardised, tile_unit
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Draws, Views
 from ssl_methods.method_config import MethodConfig
 
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -79,20 +79,23 @@ class RelativePatch(ClassifyingMethod, name="relative_patch"):
         widths = [2 * feature_dim(encoder), config.head_width, len(DIRECTIONS)]
         self.head = projector(widths, normalisation="none", last="biased")
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
-        """``patches`` ``[B, 1 + N, C, s, s]``, the first and its neighbours, and ``directions`` ``[B, N]``, 0 to 7."""
-        images = self.augmentation.light(batch.images, generator)
-        count, neighbours = len(images), self.config.pairs
-        step = self.side + self.gap
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops, the ``directions`` ``[B, N]``, and the ``corners`` ``[B, 1 + N, 2]`` of the patches."""
+        crops = self.augmentation.draw(count, generator)
+        neighbours, step = self.config.pairs, self.side + self.gap
         directions = torch.rand(count, len(DIRECTIONS), generator=generator).argsort(dim=1)[:, :neighbours]
         steps = torch.cat([torch.zeros(count, 1, 2), torch.tensor(DIRECTIONS).float()[directions]], dim=1).long()
         lowest = step + self.jitter
-        places = images.shape[-1] - 2 * lowest - self.side + 1  # where the first patch may stand, along each side
+        places = self.image.size - 2 * lowest - self.side + 1  # where the first patch may stand, along each side
         first = lowest + torch.randint(places, (count, 1, 2), generator=generator)
         shift = torch.randint(-self.jitter, self.jitter + 1, (count, 1 + neighbours, 2), generator=generator)
-        corners = first + steps * step + shift  # [B, 1 + N, 2]
-        patches = cut(images, corners[:, :, 0], corners[:, :, 1], self.side)
-        return {"patches": standardised(patches), "directions": directions.to(images.device)}
+        return {"images": crops, "directions": directions, "corners": first + steps * step + shift}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
+        """``patches`` ``[B, 1 + N, C, s, s]``, the first and its neighbours, and ``directions`` ``[B, N]``, 0 to 7."""
+        images = self.augmentation.light(batch.images, draws["images"])
+        top, left = draws["corners"].unbind(dim=2)
+        return {"patches": standardised(cut(images, top, left, self.side)), "directions": draws["directions"]}
 
     def show(self, views: Views, image: int) -> list[tuple[str, Tensor]]:
         """The first patch in the middle, and the others where they lay."""

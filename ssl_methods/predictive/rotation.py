@@ -12,7 +12,7 @@ from imaging.views.augment import Augmentation
 from ssl_methods.components.classification import ClassifyingMethod, class_loss
 from ssl_methods.components.heads import projector
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, Views
+from ssl_methods.method import Batch, Draws, Views
 from ssl_methods.method_config import MethodConfig
 
 TURNS = 4
@@ -71,19 +71,21 @@ class Rotation(ClassifyingMethod, name="rotation"):
         self.augmentation = upright_augmentation(image, config.name, self.augmentation.focus)
         self.head = projector([feature_dim(encoder), TURNS], normalisation="none", last="biased")
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops and the turns ``[B, V]``."""
+        crops = self.augmentation.draw(count, generator)
+        if self.config.copies == "all":
+            return {"images": crops, "turns": torch.arange(TURNS).expand(count, -1)}
+        return {"images": crops, "turns": torch.randint(TURNS, (count, 1), generator=generator)}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``turned`` ``[B, V, C, S, S]`` (crop, horizontal flip, then the turn) and ``turns`` ``[B, V]``, 0 to 3.
 
         V is 4, or 1 where the study asks for one copy.
         """
-        turned = all_turns(self.augmentation.light(batch.images, generator))  # [B, 4, C, S, S]
-        count = len(turned)
-        if self.config.copies == "all":
-            turns = torch.arange(TURNS).expand(count, -1)
-        else:
-            turns = torch.randint(TURNS, (count, 1), generator=generator)
-        turns = turns.to(turned.device)
-        return {"turned": turned[torch.arange(count, device=turned.device)[:, None], turns], "turns": turns}
+        turned = all_turns(self.augmentation.light(batch.images, draws["images"]))  # [B, 4, C, S, S]
+        own, turns = torch.arange(len(turned), device=turned.device)[:, None], draws["turns"]
+        return {"turned": turned[own, turns], "turns": turns}
 
     def answered(self, views: Views) -> tuple[Tensor, Tensor]:
         """The loss of the turns (eq. 2 and 3), and the share of right answers."""

@@ -11,7 +11,7 @@ from imaging.config import ImageConfig, Relation
 from ssl_methods.components.heads import projector
 from ssl_methods.components.similarity import as_float32
 from ssl_methods.encoders.outputs import feature_dim, features
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
@@ -75,12 +75,16 @@ class SliceOrder(Method, name="slice_order"):
         widths = [2 * feature_dim(encoder), config.head_width, 2]
         self.head = projector(widths, normalisation="none", last="biased")
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Both images' crops."""
+        return {name: self.augmentation.draw(count, generator) for name in ("first", "second")}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``first``, ``second`` ``[B, C, S, S]`` (crop, flip) and ``gaps`` ``[B]``, how much later the second lies."""
         assert batch.partners is not None and batch.gaps is not None  # config.partner asks for them
         return {
-            "first": self.augmentation.light(batch.images, generator),
-            "second": self.augmentation.light(batch.partners, generator),
+            "first": self.augmentation.light(batch.images, draws["first"]),
+            "second": self.augmentation.light(batch.partners, draws["second"]),
             "gaps": batch.gaps,
         }
 

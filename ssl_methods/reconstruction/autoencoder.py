@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from imaging.config import ImageConfig
 from ssl_methods.encoders.decoders import image_decoder, restoration_loss
 from ssl_methods.encoders.outputs import feature_maps
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
@@ -39,9 +39,13 @@ class Autoencoder(Method, name="autoencoder"):
         super().__init__(config, encoder, image)
         self.decoder = image_decoder(encoder, image, config.decoder_width)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops."""
+        return {"images": self.augmentation.draw(count, generator)}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``images`` ``[B, C, ...]``: crop and flip."""
-        return {"images": self.augmentation.light(batch.images, generator)}
+        return {"images": self.augmentation.light(batch.images, draws["images"])}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error over all pixels."""

@@ -14,7 +14,7 @@ from ssl_methods.components.heads import TokenPredictor, check_width, take
 from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted, random_masks
 from ssl_methods.encoders.outputs import feature_dim, grid_shape, patch_shape, patch_tokens
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
@@ -127,16 +127,21 @@ class MAE(Method, name="mae"):
             heads=config.decoder_heads,
         )
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops, and a number for every patch, by which it is hidden or not."""
+        crops = self.augmentation.draw(count, generator)
+        return {"images": crops, "patches": torch.rand(count, math.prod(self.grid), generator=generator)}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``images`` as given (crop, flip), ``keep`` ``[B, K]``, ``masked`` ``[B, M]``.
 
         Where the study focuses also ``counted`` ``[B, M]``: the masked patches that are not empty.
         """
-        images = self.augmentation.light(batch.images, generator)
+        images = self.augmentation.light(batch.images, draws["images"])
         weights = patch_weights(self.config.focus, images, self.grid)
-        keep, masked = random_masks(len(images), math.prod(self.grid), self.config.mask_ratio, generator, weights)
-        views = {"images": images, "keep": keep.to(images.device), "masked": masked.to(images.device)}
-        return views if weights is None else views | {"counted": counted(masked, weights).to(images.device)}
+        keep, masked = random_masks(draws["patches"], self.config.mask_ratio, weights)
+        views = {"images": images, "keep": keep, "masked": masked}
+        return views if weights is None else views | {"counted": counted(masked, weights)}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the hidden patches."""

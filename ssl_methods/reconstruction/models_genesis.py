@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from imaging.config import Fraction, ImageConfig
 from imaging.views.augment import full_precision
-from ssl_methods.components.corruptions import Chances, corrupt, draw
+from ssl_methods.components.corruptions import Chances, corrupt, decided, draw
 from ssl_methods.encoders.decoders import image_decoder, restoration_loss
 from ssl_methods.encoders.outputs import feature_maps
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 
@@ -52,15 +52,19 @@ class ModelsGenesis(Method, name="models_genesis"):
         self.decoder = image_decoder(encoder, image, config.decoder_width)
         self.chances = Chances(config.bezier, config.shuffle, config.paint, config.outpaint)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops and the corruptions."""
+        crops = self.augmentation.draw(count, generator)
+        return {"images": crops, "corruptions": decided(draw((count, *self.image.shape), generator), self.chances)}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``images`` ``[B, C, ...]`` (crop, flip) and ``corrupted``, the same images corrupted."""
-        images = self.augmentation.light(batch.images, generator)
-        draws = draw(images.shape, generator)
+        images = self.augmentation.light(batch.images, draws["images"])
         with full_precision(images.device):
             places = tuple(range(2, images.ndim))
             low, high = images.amin(dim=places, keepdim=True), images.amax(dim=places, keepdim=True)
             span = (high - low).clamp(min=1e-6)  # an empty channel is all 0, and stays so but for what is painted
-            corrupted = corrupt((images - low) / span, draws, self.chances) * span + low
+            corrupted = corrupt((images - low) / span, draws["corruptions"]) * span + low
         return {"images": images, "corrupted": corrupted}
 
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:

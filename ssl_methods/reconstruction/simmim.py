@@ -15,7 +15,7 @@ from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted, random_masks
 from ssl_methods.encoders.outputs import feature_dim, grid_side, masked_maps, patch_side, token_dim
 from ssl_methods.encoders.volume_encoders import STAGES
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
 PAPERS_UNIT = 32 / 192
@@ -89,19 +89,25 @@ class SimMIM(Method, name="simmim"):
         nn.init.normal_(self.mask_token.weight, std=0.02)
         self.head = nn.Conv2d(feature_dim(encoder), self.stride**2 * image.channels, 1)
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """The crops, and a number for every mask unit, by which it is hidden or not."""
+        units = (self.image.size // self.unit) ** 2
+        crops = self.augmentation.draw(count, generator)
+        return {"images": crops, "units": torch.rand(count, units, generator=generator)}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """``images`` ``[B, C, S, S]`` (crop, flip); ``hidden``, ``counted`` ``[B, U, U]`` bool over mask units.
 
         ``counted`` are the hidden units that the loss looks at: all of them, unless the study focuses.
         """
-        images = self.augmentation.light(batch.images, generator)
+        images = self.augmentation.light(batch.images, draws["images"])
         side = self.image.size // self.unit
         weights = patch_weights(self.config.focus, images, (side, side))
-        _, masked = random_masks(len(images), side**2, self.config.mask_ratio, generator, weights)
-        nothing = torch.zeros(len(images), side**2, dtype=torch.bool)
+        _, masked = random_masks(draws["units"], self.config.mask_ratio, weights)
+        nothing = torch.zeros(len(images), side**2, dtype=torch.bool, device=images.device)
         hidden = nothing.scatter(1, masked, True).view(-1, side, side)
         asked = nothing.scatter(1, masked, counted(masked, weights)).view(-1, side, side)
-        return {"images": images, "hidden": hidden.to(images.device), "counted": asked.to(images.device)}
+        return {"images": images, "hidden": hidden, "counted": asked}
 
     def predict(self, views: Views) -> Tensor:
         """The whole images ``[B, C, S, S]`` as predicted from what is not hidden."""

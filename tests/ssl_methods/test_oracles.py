@@ -60,7 +60,7 @@ def test_patchify_and_back(oracle: dict[str, Tensor]) -> None:
 
 def test_masks_keep_as_many_patches(oracle: dict[str, Tensor]) -> None:
     # The oracle counts a class token at place 0, always kept; ours has none.
-    keep, masked = random_masks(2, 16, 0.75, torch.Generator().manual_seed(0))
+    keep, masked = random_masks(torch.rand(2, 16, generator=torch.Generator().manual_seed(0)), 0.75)
     assert keep.shape[1] == oracle["mae_mask_r0.75/idx_keep"].shape[1] - 1
     assert masked.shape == oracle["mae_mask_r0.75/idx_mask"].shape
 

@@ -22,7 +22,7 @@ from federation.privacy.config import PatientPrivacyConfig
 from imaging.config import ImageConfig
 from imaging.store import TensorStore
 from ssl_methods import build_method
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.per_sample.sample_gradients import ClippedSum, clipped_sum
 from ssl_methods.table import Family, Role
@@ -44,7 +44,7 @@ class Images(TensorStore):
         super().__init__(Path(), cast(Any, None), alone, codes, alone, alone)
         object.__setattr__(self, "images", images)
 
-    def batch(self, indices: Any) -> Tensor:
+    def stored(self, indices: Any) -> Tensor:
         """Those images."""
         chosen: Tensor = self.__dict__["images"][torch.as_tensor(np.asarray(indices))]
         return chosen
@@ -68,7 +68,11 @@ class Plain(Method):
             self.frozen = nn.Linear(2, 2).requires_grad_(False)
         self.answer: list[int] = []
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Nothing."""
+        return {}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """Sixteen pixels of each image and its brightness; no draw."""
         return {"x": batch.images[:, 0, ::8, ::8].flatten(1), "y": batch.images.mean(dim=(1, 2, 3))}
 

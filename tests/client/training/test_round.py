@@ -15,13 +15,14 @@ from federation.algorithms import build_algorithm
 from federation.study import Study
 from federation.training_config import TrainingConfig
 from foundation.errors import TrainingError
+from foundation.randomness import torch_generator
 from foundation.schedules import warmup_cosine
 from imaging.config import ImageConfig
 from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods import build_method
 from ssl_methods.encoders.table import EncoderConfig
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.table import Family, Role
 
@@ -74,7 +75,11 @@ class Plain(Method):
         self.progress: list[float] = []
         self.stepped: list[int] = []
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Nothing."""
+        return {}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         """The images and their brightness; no draw."""
         self.batches.append(batch)
         return {"x": batch.images, "y": batch.images.mean(dim=(1, 2, 3))}
@@ -281,6 +286,21 @@ def test_a_batch_holds_no_image_twice_and_a_pass_no_image_twice(study: MakeStudy
         assert not set(first) & set(second)
     assert set().union(*drawn) == set(range(9))
     assert len({tuple(batch) for batch in drawn}) == 11  # every pass has an order of its own
+
+
+def test_what_is_read_and_the_views_have_streams_of_their_own(study: MakeStudy, store: MakeStore) -> None:
+    plain, drawing, drawn = Plain(), Plain(), []
+
+    def draw(count: int, generator: torch.Generator) -> Draws:
+        drawn.append(torch.rand(count, generator=generator))
+        return {}
+
+    drawing.draw = draw  # type: ignore[method-assign]
+    s = study(training={"batch": 4, "epochs": 2})
+    for method in (plain, drawing):
+        run(s, store(9), method, site="A", round_=2)
+    assert [batch.series.tolist() for batch in plain.batches] == [batch.series.tolist() for batch in drawing.batches]
+    assert torch.equal(torch.cat(drawn), torch.rand(4 * len(drawn), generator=torch_generator(s.seed, "views", "A", 2)))
 
 
 def test_a_site_smaller_than_the_batch_gives_all_it_has(study: MakeStudy, store: MakeStore) -> None:

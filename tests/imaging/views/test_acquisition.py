@@ -14,6 +14,7 @@ from imaging.config import ImageConfig
 from imaging.views import acquisition, geometry
 from imaging.views.acquisition import BINS, CLIP, FIRST_LINE, TILES
 from imaging.views.augment import draw
+from imaging.views.draws import changed
 from imaging.views.presets import IN_PLANE, PRESETS, Preset, resolve
 from imaging.views.volume_views import coarse_weights
 
@@ -25,6 +26,10 @@ BARE = Preset(standardise="fixed", outside="zeros", crop_scale=(1, 1))
 def images(count: int = 4, side: int = 32, channels: int = 2, seed: int = 0) -> Tensor:
     small = torch.rand(count, channels, 6, 6, generator=torch_generator(seed, "acquisition"))
     return torch.nn.functional.interpolate(small, size=side, mode="bicubic").clamp(0, 1)
+
+
+def with_places(draws: dict[str, Tensor], preset: Preset, side: int = 32) -> dict[str, Tensor]:
+    return draws | changed(draws, preset, side)
 
 
 @pytest.mark.parametrize("side", [32, 33])
@@ -82,12 +87,13 @@ def test_only_chosen_views_are_scanned_and_each_by_its_own_draws(seed: int) -> N
     )
     given_images, draws = images(8), draw(8, torch_generator(seed))
     views = given_images.clone()
-    acquisition.scan_(views, draws, preset)
+    acquisition.scan_(views, with_places(draws, preset), preset)
     hit = (draws["motion_given"] < 0.4) | (draws["ghosting_given"] < 0.4)
     assert torch.equal(views[~hit], given_images[~hit])
     for i in hit.nonzero().flatten().tolist():
         alone = given_images[i : i + 1].clone()
-        acquisition.scan_(alone, {name: value[i : i + 1] for name, value in draws.items()}, preset)
+        own = {name: value[i : i + 1] for name, value in draws.items()}
+        acquisition.scan_(alone, with_places(own, preset), preset)
         assert torch.allclose(alone[0], views[i], atol=1e-6)
         assert not torch.equal(alone[0], given_images[i])
 
@@ -95,9 +101,10 @@ def test_only_chosen_views_are_scanned_and_each_by_its_own_draws(seed: int) -> N
 def test_artefacts_run_along_rows_and_columns() -> None:
     point = torch.zeros(2, 1, 32, 32)
     point[:, :, 10, 7] = 1
-    draws = {name: torch.zeros(2) for name in acquisition.DRAWS} | {"motion_given": torch.ones(2)}
+    draws = draw(2, torch_generator(0)) | {name: torch.zeros(2) for name in acquisition.DRAWS}
     draws |= {"ghosting": torch.ones(2), "ghosting_axis": torch.tensor([0.2, 0.8])}
-    acquisition.scan_(point, draws, Preset(**{**vars(BARE), "ghosting": 0.4}))
+    preset = Preset(**{**vars(BARE), "ghosting": 0.4})
+    acquisition.scan_(point, with_places(draws, preset), preset)
     assert point[0, 0, 26, 7].item() == pytest.approx(0.2) == point[1, 0, 10, 23].item()
 
 
@@ -161,7 +168,8 @@ def test_equalisation_is_the_clipped_histogram_of_the_tile(side: int) -> None:
 def test_equalisation_is_mixed_in_by_the_drawn_share() -> None:
     given_images, draws = images(6), draw(6, torch_generator(2))
     views = given_images.clone()
-    acquisition.equalise_(views, draws, Preset(**{**vars(BARE), "equalise": 0.5, "equalise_probability": 0.5}))
+    preset = Preset(**{**vars(BARE), "equalise": 0.5, "equalise_probability": 0.5})
+    acquisition.equalise_(views, with_places(draws, preset), preset)
     given_ = draws["equalise_given"] < 0.5
     assert 0 < given_.sum() < 6
     share = (0.5 * draws["equalise"] * given_).view(-1, 1, 1, 1)
@@ -176,7 +184,8 @@ def test_shuffling_moves_whole_pixels_inside_one_square(seed: int, largest: floa
     views = torch.arange(side**2, dtype=torch.float32).view(1, 1, side, side).repeat(5, 2, 1, 1)
     views[:, 1] += 1000
     before, draws = views.clone(), draw(5, torch_generator(seed))
-    acquisition.shuffle_(views, draws, Preset(**{**vars(BARE), "shuffle": largest}))
+    preset = Preset(**{**vars(BARE), "shuffle": largest})
+    acquisition.shuffle_(views, with_places(draws, preset, side), preset)
     assert torch.equal(views[:, 1], views[:, 0] + 1000), "channels move together"
     assert torch.equal(views.flatten(2).sort(2).values, before.flatten(2).sort(2).values), "nothing is lost or doubled"
     for view, given_, share in zip(views[:, 0], before[:, 0], draws["shuffle"].tolist(), strict=True):

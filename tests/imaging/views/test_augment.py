@@ -63,6 +63,16 @@ def test_every_preset_gives_finite_repeatable_views(modality: Modality, channels
     assert torch.equal(given, before), "the input is left as it was"
 
 
+@pytest.mark.parametrize("modality", ["mri", "histopathology"])
+def test_views_are_those_of_the_generator_whether_it_is_given_or_drawn_from_before(modality: Modality) -> None:
+    subject, given_images = preset_augmentation(modality, 32, 3), images(4)
+    draws = subject.draw(4, torch_generator(1))
+    assert torch.equal(subject.light(given_images, draws), subject.light(given_images, torch_generator(1)))
+    assert torch.equal(subject.strong(given_images, draws), subject.strong(given_images, torch_generator(1)))
+    small = subject.strong(given_images, subject.draw(4, torch_generator(1), 16), size=16)
+    assert torch.equal(small, subject.strong(given_images, torch_generator(1), size=16))
+
+
 def test_presets_are_one_row_per_modality_and_keep_the_finding_in_the_crop() -> None:
     assert set(PRESETS) == set(get_args(Modality))
     assert {name.name for name in fields(Preset)} - {"standardise", "outside"} == set(AugmentConfig.model_fields)

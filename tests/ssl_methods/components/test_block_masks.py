@@ -4,10 +4,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from ssl_methods.components.block_masks import BlockRanges, block_masks, context_length, target_size
+from ssl_methods.components.block_masks import BlockRanges, block_masks, context_length, draw_blocks, target_size
 
 PAPER = BlockRanges(4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), 0.25)
+
+
+def masks(count: int, side: int, ranges: BlockRanges, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return block_masks(draw_blocks(count, side, ranges, generator), ranges.context_kept)
 
 
 @given(
@@ -19,7 +24,7 @@ PAPER = BlockRanges(4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), 0.25)
 )
 def test_context_and_targets_never_meet(side: int, count: int, targets: int, kept: float, seed: int) -> None:
     ranges = BlockRanges(targets, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), kept)
-    context, blocks = block_masks(count, side, ranges, torch.Generator().manual_seed(seed))
+    context, blocks = masks(count, side, ranges, torch.Generator().manual_seed(seed))
     assert blocks.shape[:2] == (count, targets)
     assert 1 <= context.shape[1] <= context_length(side**2, kept)
     for own, others in zip(context.tolist(), blocks.tolist(), strict=True):
@@ -30,7 +35,7 @@ def test_context_and_targets_never_meet(side: int, count: int, targets: int, kep
 
 @given(side=st.integers(2, 16), seed=st.integers(0, 999))
 def test_every_target_is_a_rectangle_inside_the_grid(side: int, seed: int) -> None:
-    _, blocks = block_masks(3, side, PAPER, torch.Generator().manual_seed(seed))
+    _, blocks = masks(3, side, PAPER, torch.Generator().manual_seed(seed))
     sizes = set()
     for block in blocks.flatten(0, 1).tolist():
         rows, columns = sorted({place // side for place in block}), sorted({place % side for place in block})
@@ -42,13 +47,13 @@ def test_every_target_is_a_rectangle_inside_the_grid(side: int, seed: int) -> No
 
 def test_the_last_row_and_column_are_reached_by_targets_and_context() -> None:
     generator = torch.Generator().manual_seed(0)
-    for places in block_masks(200, 14, PAPER, generator):
+    for places in masks(200, 14, PAPER, generator):
         assert (places // 14).max() == 13 and (places % 14).max() == 13
         assert places.min() == 0
 
 
 def test_targets_are_equally_likely_at_every_place() -> None:
-    _, blocks = block_masks(4000, 8, PAPER, torch.Generator().manual_seed(1))
+    _, blocks = masks(4000, 8, PAPER, torch.Generator().manual_seed(1))
     corners = torch.bincount(blocks[:, 0, 0], minlength=64)  # top left corners of first targets
     drawn = corners[corners > 0].float() / 4000
     assert (drawn - 1 / len(drawn)).abs().max() < 0.02
@@ -65,11 +70,11 @@ def test_area_and_aspect_are_as_published_and_independent() -> None:
 
 @pytest.mark.parametrize(("side", "length"), [(14, 49), (8, 16), (6, 10), (4, 5), (2, 1)])
 def test_how_many_context_patches_are_kept(side: int, length: int) -> None:
-    context, _ = block_masks(5, side, PAPER, torch.Generator().manual_seed(0))
+    context, _ = masks(5, side, PAPER, torch.Generator().manual_seed(0))
     assert context.shape == (5, length)
 
 
 def test_images_get_masks_of_their_own() -> None:
-    context, blocks = block_masks(8, 8, PAPER, torch.Generator().manual_seed(0))
+    context, blocks = masks(8, 8, PAPER, torch.Generator().manual_seed(0))
     assert len({tuple(row) for row in context.tolist()}) > 1
     assert len({tuple(row) for row in blocks.flatten(1).tolist()}) > 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssl_methods.components import corruptions
-from ssl_methods.components.corruptions import Chances, Draws, bezier, corrupt, draw, painted, shuffle_locally
+from ssl_methods.components.corruptions import Chances, Draws, bezier, corrupt, decided, draw, painted, shuffle_locally
 
 from ...tiers import examples
 
@@ -141,7 +141,7 @@ def test_shuffling_is_uniform_inside_a_window() -> None:
 def test_painting_hides_as_much_as_published_and_keeps_the_rest(shape: tuple[int, ...], outside: bool) -> None:
     images = numbers(0, 50, 1, *shape) + 2.0  # noise lies below 1
     draws = drawn(1, 50, 1, *shape)
-    found = corrupt(images, draws, dataclasses.replace(NOTHING, paint=1.0, outpaint=float(outside)))
+    found = corrupt(images, decided(draws, dataclasses.replace(NOTHING, paint=1.0, outpaint=float(outside))))
     noise = (found < 1.0).flatten(1)
     assert torch.equal(found.flatten(1)[~noise], images.flatten(1)[~noise])
     assert torch.equal(found.flatten(1)[noise], draws.noise.flatten(1)[noise])
@@ -172,25 +172,25 @@ CHANCES = Chances(0.9, 0.5, 0.9, 0.8)
 def test_a_row_depends_on_its_own_image_and_draws_only(shape: tuple[int, ...]) -> None:
     images, draws = numbers(0, 8, 2, *shape), drawn(1, 8, 2, *shape)
     before = images.clone()
-    whole = corrupt(images, draws, CHANCES)
+    whole = corrupt(images, decided(draws, CHANCES))
     assert torch.equal(images, before)
     for row in range(8):
         own = Draws(*(getattr(draws, field.name)[row : row + 1] for field in dataclasses.fields(Draws)))
-        assert torch.equal(corrupt(images[row : row + 1], own, CHANCES), whole[row : row + 1])
+        assert torch.equal(corrupt(images[row : row + 1], decided(own, CHANCES)), whole[row : row + 1])
 
 
 def test_each_corruption_comes_as_often_as_asked() -> None:
     images, draws = numbers(0, 600, 1, 24, 20), drawn(1, 600, 1, 24, 20)
     for name, chance in (("bezier", 0.9), ("shuffle", 0.5), ("paint", 0.9)):
-        found = corrupt(images, draws, dataclasses.replace(NOTHING, outpaint=1.0, **{name: chance}))
+        found = corrupt(images, decided(draws, dataclasses.replace(NOTHING, outpaint=1.0, **{name: chance})))
         changed = (found != images).flatten(1).any(dim=1).float().mean()
         # A window of 1 x 1 pixel (a quarter of the images of this size) shuffles nothing.
         expected = chance * 0.75 if name == "shuffle" else chance
         assert changed == pytest.approx(expected, abs=0.06), name
-    assert torch.equal(corrupt(images, draws, NOTHING), images)
+    assert torch.equal(corrupt(images, decided(draws, NOTHING)), images)
 
 
 def test_falling_curves_come_half_of_the_time() -> None:
     values = torch.linspace(0, 1, 480).view(1, 1, 24, 20).expand(400, -1, -1, -1)
-    found = corrupt(values, drawn(0, 400, 1, 24, 20), dataclasses.replace(NOTHING, bezier=1.0)).flatten(1)
+    found = corrupt(values, decided(drawn(0, 400, 1, 24, 20), dataclasses.replace(NOTHING, bezier=1.0))).flatten(1)
     assert (found[:, -1] < found[:, 0]).float().mean().item() == pytest.approx(0.5, abs=0.08)

@@ -13,7 +13,7 @@ from foundation.errors import StudyError
 from imaging.config import ImageConfig
 from ssl_methods import METHODS, AnyMethodConfig, build_method
 from ssl_methods.components import token_masks
-from ssl_methods.components.block_masks import BlockRanges, block_masks
+from ssl_methods.components.block_masks import BlockRanges, block_masks, draw_blocks
 from ssl_methods.components.focus import attention_received, patch_weights
 from ssl_methods.components.token_masks import EMPTY, ORDINARY, SALIENT, counted, random_masks, spared, strata
 from ssl_methods.encoders.outputs import patch_tokens
@@ -63,8 +63,8 @@ def test_strata_by_hand() -> None:
 def keeps_salient_share(patches: int, ratio: float, empty: float, seed: int) -> bool:
     """Whether a focused mask is a partition of fixed size that keeps each stratum's share visible."""
     weights = some_weights(seed, 4, patches, empty)
-    keep, masked = random_masks(4, patches, ratio, seeded(seed), weights)
-    plain = random_masks(4, patches, ratio, seeded(seed))[0]
+    keep, masked = random_masks(torch.rand(4, patches, generator=seeded(seed)), ratio, weights)
+    plain = random_masks(torch.rand(4, patches, generator=seeded(seed)), ratio)[0]
     assert keep.shape == plain.shape
     assert torch.equal(torch.cat([keep, masked], dim=1).sort(dim=1).values, torch.arange(patches).expand(4, -1))
     visible, level, share = as_map(keep, patches), strata(weights), keep.shape[1] / patches
@@ -85,7 +85,7 @@ def test_masks_that_forget_the_strata_are_caught(monkeypatch: pytest.MonkeyPatch
 @given(st.integers(2, 60), st.floats(0.05, 0.95), st.integers(0, 999))
 def test_without_focus_masks_are_as_ever(patches: int, ratio: float, seed: int) -> None:
     generator, reference = seeded(seed), seeded(seed)
-    keep, masked = random_masks(3, patches, ratio, generator)
+    keep, masked = random_masks(torch.rand(3, patches, generator=generator), ratio)
     order = torch.rand(3, patches, generator=reference).argsort(dim=1, stable=True)
     assert torch.equal(keep, order[:, : keep.shape[1]].sort(dim=1).values)
     assert torch.equal(masked, order[:, keep.shape[1] :].sort(dim=1).values)
@@ -95,7 +95,7 @@ def test_without_focus_masks_are_as_ever(patches: int, ratio: float, seed: int) 
 
 def test_inside_a_stratum_every_patch_is_kept_equally_often() -> None:
     weights = some_weights(3, 1, 32, 0.4).expand(4000, -1)
-    keep, _ = random_masks(4000, 32, 0.75, seeded(), weights)
+    keep, _ = random_masks(torch.rand(4000, 32, generator=seeded()), 0.75, weights)
     often = torch.bincount(keep.flatten(), minlength=32) / 4000
     for level in (EMPTY, ORDINARY, SALIENT):
         inside = often[strata(weights)[0] == level]
@@ -132,8 +132,8 @@ def test_ijepa_loss_of_counted_patches_by_hand() -> None:
 @given(side=st.integers(3, 12), empty=st.floats(0, 1), seed=st.integers(0, 999))
 def test_focused_blocks_never_meet_and_have_the_usual_sizes(side: int, empty: float, seed: int) -> None:
     weights = some_weights(seed, 3, side**2, empty)
-    context, targets = block_masks(3, side, PAPER, seeded(seed), weights)
-    plain_context, plain_targets = block_masks(3, side, PAPER, seeded(seed))
+    context, targets = block_masks(draw_blocks(3, side, PAPER, seeded(seed), True), PAPER.context_kept, weights)
+    plain_context, plain_targets = block_masks(draw_blocks(3, side, PAPER, seeded(seed)), PAPER.context_kept)
     assert context.shape == plain_context.shape and targets.shape == plain_targets.shape
     assert not (as_map(context, side**2) & as_map(targets.flatten(1), side**2)).any()
 
@@ -145,7 +145,8 @@ def test_focused_blocks_show_more_of_what_is_salient_and_hide_less_background() 
     level = strata(weights)
     seen, background = [], []
     for given_weights in (None, weights):
-        context, targets = block_masks(300, 14, PAPER, seeded(), given_weights)
+        drawn = draw_blocks(300, 14, PAPER, seeded(), given_weights is not None)
+        context, targets = block_masks(drawn, PAPER.context_kept, given_weights)
         hidden = as_map(targets.flatten(1), 196)
         seen.append(((as_map(context, 196) & (level == SALIENT)).sum(1) / (level == SALIENT).sum(1)).mean())
         background.append(((hidden & (level == EMPTY)).sum() / hidden.sum()).item())
@@ -157,7 +158,7 @@ def test_focused_blocks_show_more_of_what_is_salient_and_hide_less_background() 
 def test_spared_masks_hide_no_background_and_at_most_the_share_of_salient_patches(empty: float, seed: int) -> None:
     hidden = torch.rand(4, 36, generator=seeded(seed)) < 0.4
     weights = some_weights(seed, 4, 36, empty)
-    left, level = spared(hidden, weights, seeded(seed)), strata(weights)
+    left, level = spared(hidden, weights, torch.rand(4, 36, generator=seeded(seed))), strata(weights)
     assert not (left & ~hidden).any()
     for before, after, stratum in zip(hidden, left, level, strict=True):
         if torch.equal(before, after):

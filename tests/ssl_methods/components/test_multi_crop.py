@@ -15,11 +15,11 @@ from foundation.randomness import seeded_torch
 from imaging.config import ImageConfig
 from imaging.views.augment import Augmentation
 from ssl_methods.components.heads import grid_positions
-from ssl_methods.components.multi_crop import MultiCropConfig, by_view, crop_features, draw_crops, small_side
+from ssl_methods.components.multi_crop import MultiCropConfig, by_view, crop_features, crops_of, draw_crops, small_side
 from ssl_methods.encoders.outputs import feature_maps, features, patch_tokens
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.encoders.timm_encoders import build_encoder
-from ssl_methods.method import Batch, Method
+from ssl_methods.method import Batch, Method, Views
 
 Build = Callable[..., Method]
 VIT = {"name": "vit_tiny_patch16_224", "depth": 1, "width": 48, "heads": 3}
@@ -101,17 +101,22 @@ def test_small_crops_may_be_left_out(name: str, build: Build, blobs: Callable[..
     assert "small" not in views and method.loss(views)[0].isfinite()
 
 
+def crops(augmentation: Augmentation, batch: Batch, config: MultiCropConfig, side: int = 16) -> Views:
+    draws = draw_crops(augmentation, len(batch.images), torch.Generator().manual_seed(0), config, side)
+    return crops_of(augmentation, batch, draws, config, side)
+
+
 def test_the_second_large_crop_and_every_other_small_one_are_of_the_partner(blobs: Callable[..., Batch]) -> None:
     batch = blobs(3)
     plain = ImageConfig(modality="mri", size=32, channels=1, augment={"gamma": 0, "brightness": 0, "contrast": 0,
         "bias_field": 0, "noise": 0, "speckle": 0, "blur": 0, "cutout": 0})  # fmt: skip
     augmentation, config = Augmentation(plain), MultiCropConfig(small_crops=4)
     dark = replace(batch, partners=torch.zeros_like(batch.images))
-    views = draw_crops(augmentation, dark, torch.Generator().manual_seed(0), config, 16)
+    views = crops(augmentation, dark, config)
     empty = {name: crops.flatten(2).std(dim=2) == 0 for name, crops in views.items()}
     assert empty["large"].tolist() == [[False, True]] * 3
     assert empty["small"].tolist() == [[False, True, False, True]] * 3
-    alone = draw_crops(augmentation, batch, torch.Generator().manual_seed(0), config, 16)
+    alone = crops(augmentation, batch, config)
     assert not any((crops.flatten(2).std(dim=2) == 0).any() for crops in alone.values())
     assert torch.equal(alone["large"][:, 0], views["large"][:, 0])  # the partner takes no draw from the image
 
@@ -126,9 +131,9 @@ def test_crop_scales_are_the_studys(blobs: Callable[..., Batch], monkeypatch: py
     monkeypatch.setattr(Augmentation, "strong", strong)
     augmentation = Augmentation(image_config(32))
     config = MultiCropConfig(large_scale=(0.5, 1.0), small_scale=(0.1, 0.2), small_crops=1)
-    draw_crops(augmentation, blobs(2), torch.Generator(), config, 16)
+    crops(augmentation, blobs(2), config)
     assert asked == [((0.5, 1.0), 32), ((0.5, 1.0), 32), ((0.1, 0.2), 16)]
-    draw_crops(augmentation, blobs(2), torch.Generator(), MultiCropConfig(small_crops=0), 16)
+    crops(augmentation, blobs(2), MultiCropConfig(small_crops=0))
     assert asked[3:] == [(None, 32)] * 2  # the preset's
 
 

@@ -14,7 +14,7 @@ from foundation.errors import StudyError
 from ssl_methods import METHODS, AnyMethodConfig, method_class
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.hybrid.combine import Combine
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 
 Build = Callable[..., Method]
 Blobs = Callable[..., Batch]
@@ -286,14 +286,14 @@ def test_a_member_that_asks_for_no_partner_sees_none(
     method = combined(build, {"name": "simclr", "positives": "patient"}, "byol")
     seen: dict[str, Batch] = {}
     for label, member in method.members.items():
-        right = member.make_views
+        right = member.views_from
 
-        def spy(batch: Batch, generator: Any, label: str = label, right: Any = right) -> Views:
+        def spy(batch: Batch, draws: Draws, label: str = label, right: Any = right) -> Views:
             seen[label] = batch
-            views: Views = right(batch, generator)
+            views: Views = right(batch, draws)
             return views
 
-        monkeypatch.setattr(member, "make_views", spy)
+        monkeypatch.setattr(member, "views_from", spy)
     batch = blobs(4, per_patient=2)
     batch = replace(batch, partners=batch.images.flip(0), gaps=torch.ones(4))
     method.make_views(batch, torch.Generator().manual_seed(0))

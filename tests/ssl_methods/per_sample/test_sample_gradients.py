@@ -15,7 +15,7 @@ from foundation.vision_import import timm
 from imaging.config import ImageConfig
 from ssl_methods import METHODS
 from ssl_methods.encoders.table import EncoderConfig
-from ssl_methods.method import Batch, Method, Views
+from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.per_sample.layer_gradients import grouping
 from ssl_methods.per_sample.rules import EXACT
@@ -59,7 +59,11 @@ class Toy(Method):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__(MethodConfig(), encoder, ImageConfig(modality="mri", size=16, channels=1))
 
-    def make_views(self, batch: Batch, generator: torch.Generator) -> Views:
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Nothing."""
+        return {}
+
+    def views_from(self, batch: Batch, draws: Draws) -> Views:
         return {"x": batch.images}
 
     def image_losses(self, views: Views) -> Tensor:

@@ -28,14 +28,14 @@ def test_patchify_puts_every_pixel_where_it_says(batch: int, channels: int, side
 
 @given(st.integers(2, 100), st.floats(0.01, 0.99), st.integers(0, 99))
 def test_keep_and_masked_share_out_the_patches(patches: int, ratio: float, seed: int) -> None:
-    keep, masked = random_masks(3, patches, ratio, torch.Generator().manual_seed(seed))
+    keep, masked = random_masks(torch.rand(3, patches, generator=torch.Generator().manual_seed(seed)), ratio)
     for row in torch.cat([keep, masked], dim=1).tolist():
         assert sorted(row) == list(range(patches))
     assert keep.shape[1] == max(1, min(patches - 1, int(patches * (1 - ratio))))
 
 
 def test_masks_are_uniform_and_differ_between_images() -> None:
-    keep, _ = random_masks(4000, 16, 0.75, torch.Generator().manual_seed(0))
+    keep, _ = random_masks(torch.rand(4000, 16, generator=torch.Generator().manual_seed(0)), 0.75)
     share = torch.bincount(keep.flatten(), minlength=16) / 4000
     assert share.sub(0.25).abs().max() < 0.03  # over 4 standard deviations of a binomial share
     assert len({tuple(row) for row in keep.tolist()}) > 1000
