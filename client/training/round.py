@@ -23,7 +23,7 @@ from imaging.listing.partners import Partners
 from imaging.store import TensorStore
 from ssl_methods import method_class
 from ssl_methods.diagnostics import feature_diagnostics
-from ssl_methods.encoders.statistics import restart_statistics
+from ssl_methods.encoders.statistics import follow_batches
 from ssl_methods.method import Batch, Method
 
 _WATCHED = 16  # images: enough to see a collapse, and no more than a fifth of a step of 32
@@ -96,7 +96,6 @@ def train_round(context: TrainingContext, round_: int, optimiser_state: dict[str
     work = local_work(study.training, len(store))
     reading, views = (torch_generator(study.seed, purpose, site, round_) for purpose in ("reading", "views"))
     method.to(context.device).train()
-    restart_statistics(method)
     optimiser = build_optimiser(method, study.training)
     restore(optimiser, method, optimiser_state, context.device)
     step = _Step(study.training, Learner(method, context.algorithm, optimiser, context.device), views)
@@ -110,6 +109,8 @@ def train_round(context: TrainingContext, round_: int, optimiser_state: dict[str
             progress = (round_ - 1 + (number + 0.5) / work.steps) / study.rounds.count
             rate = set_rates(optimiser, study.training, method, progress, named)
             method.before_step(progress)
+            if number < 2:  # what the round before left is forgotten
+                follow_batches(method, anew=number == 0)
             step.take(batches)
             method.after_step(progress, work.batch * work.accumulate)
             line.advance(1, work.batch * work.accumulate)

@@ -15,6 +15,7 @@ from imaging.config import ImageConfig
 from imaging.views.augment import Augmentation
 from ssl_methods.encoders.outputs import features
 
+_RATE = 0.1
 _AT_ONCE = 128
 """Images: the more, the nearer are the figures behind the first layer to those of all at once."""
 
@@ -25,14 +26,14 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in found if layer.running_mean is not None]
 
 
-def restart_statistics(network: nn.Module) -> None:
-    """Forget running statistics, and have those to come be the plain mean over the steps from here on.
+def follow_batches(network: nn.Module, *, anew: bool) -> None:
+    """Have running statistics follow the batches from here on; anew: the next one takes the place of what was there.
 
-    With torch's default, a rate of .1 a step, a fifth of the start (mean 0, variance 1) is left after 16 steps.
+    At torch's rate of .1 from the start (mean 0, variance 1) a fifth of the start is left after 16 steps. A plain mean
+    over the steps would have a GPU's step wait for a count.
     """
     for layer in batch_norms(network):
-        layer.reset_running_stats()
-        layer.momentum = None
+        layer.momentum = 1.0 if anew else _RATE
 
 
 @torch.no_grad()
