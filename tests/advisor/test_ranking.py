@@ -85,6 +85,14 @@ def test_points_by_hand() -> None:
     assert points("x-ray", "regression")["ibot"] == 0.5
 
 
+@pytest.mark.parametrize("volumes", [False, True])
+def test_few_patients_count_against_methods_with_negatives_only(volumes: bool) -> None:
+    many, few = (points("mri", "classification", volumes=volumes, patients=patients) for patients in (100, 15))
+    with_negatives = {each.name for each in CANDIDATES if each.declared.fewest_patients > 1}
+    assert {name for name in few if few[name] != many[name]} == with_negatives & set(few)
+    assert all(few[name] == many[name] - 1 for name in with_negatives & set(few))
+
+
 def test_what_the_literature_says_comes_first() -> None:
     assert names("ultrasound", "segmentation")[0] == "ijepa"
     assert names("ultrasound", "classification")[0] == "ijepa"

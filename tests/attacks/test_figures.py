@@ -1,6 +1,7 @@
 """Intervals against figures from papers, the bound that epsilon sets, and what is said of a figure."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,17 @@ def test_the_largest_advantage_is_where_both_errors_are_as_small_as_they_may_be(
 
 def test_a_study_without_privacy_promises_nothing(raw_study: dict[str, object]) -> None:
     assert promise_of(study_from(raw_study, "test")) is None
+
+
+def test_a_promise_by_site_counts_twice_as_one_site_is_put_in_anothers_place(raw_study: dict[str, Any]) -> None:
+    """Group privacy of two: twice epsilon, and delta times 1 + e^epsilon."""
+    section = {"unit": "site", "epsilon": 0.5, "delta": 0.002, "sites": 4}
+    training = raw_study["training"] | {"epochs": None, "steps": 2}
+    found = promise_of(study_from(raw_study | {"privacy": section, "training": training}, "test"))
+    assert found is not None
+    bound = (math.e - 1 + 2 * 0.002 * (1 + math.exp(0.5))) / (math.e + 1)
+    assert found["largest_advantage"] == pytest.approx(bound, abs=1e-4)
+    assert (found["unit"], found["epsilon"], found["delta"]) == ("site", 0.5, 0.002)
 
 
 def test_an_attack_that_fails_on_the_overfitted_model_is_too_weak() -> None:

@@ -143,6 +143,16 @@ def test_too_few_labelled_patients(there: Callable[..., Hospital]) -> None:
         here.ask("moments")
 
 
+def test_as_many_labelled_patients_as_the_policy_asks_for_are_enough(there: Callable[..., Hospital]) -> None:
+    """Every patient has an image of each class, so that no class is rarer than labelled patients are."""
+    here = there().label([n // 12 for n in range(24)])
+    trained_on = len(there_patients(here))
+    moments = here.permit(smallest_count=trained_on).ask("moments")
+    assert moments["count"].item() == 2 * trained_on
+    with pytest.raises(TooFewLabelsError, match=rf"^{trained_on} patients that are trained on have a 'label'"):
+        here.permit(smallest_count=trained_on + 1).ask("moments")
+
+
 def test_no_class_of_enough_patients(there: Callable[..., Hospital]) -> None:
     here = there().permit(smallest_count=6)
     with pytest.raises(TooFewLabelsError, match=r"no class has as many patients here"):

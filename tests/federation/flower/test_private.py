@@ -20,6 +20,7 @@ import uvicorn
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.metadata import Metadata
+from flwr.proto.control_pb2 import StartRunResponse
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
@@ -150,6 +151,16 @@ def test_contract_protocol(module: str) -> None:
         assert message is not None, f"Flower's protocol lost {name}: {MEND}"
         lost = set(fields) - set(message.DESCRIPTOR.fields_by_name)
         assert not lost, f"Flower's {name} lost {', '.join(sorted(lost))}: {MEND}"
+
+
+def test_a_run_that_the_superlink_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([StartRunResponse(run_id=7), StartRunResponse()])
+    superlink = SimpleNamespace(StartRun=lambda request: next(answers))
+    monkeypatch.setattr(flower_private_control.ControlHttpClient, "from_server_address", lambda *_, **__: superlink)
+    control = flower_private_control.ControlPlane(Endpoint("127.0.0.1:1", None))
+    assert control.start_run(b"app", "digest") == 7
+    with pytest.raises(RunError, match="the SuperLink did not start a run"):
+        control.start_run(b"app", "digest")
 
 
 def test_contract_the_grid_of_a_server_task() -> None:

@@ -83,6 +83,8 @@ def test_a_lost_quorum_pauses_the_run_and_leaves_the_door_open(federation: Path,
     answer = mishaps(QuorumError("round 1: fewer than 2 of 3 sites"), QuorumError("again"))
     run = serve(federation.parent.parent / "study.yaml", (), federation, SETTINGS)
     assert answer == ["start", "open", "run", "run", "run", "stop"]
+    study = checked_study(federation.parent.parent / "study.yaml", (), Registry(federation))
+    assert run == federation / "runs" / f"{study.name}-{study.training_hash()[:12]}"
     events = [row["event"] for row in read_jsonl(run / "server.jsonl")]
     assert "paused: round 1: fewer than 2 of 3 sites; goes on by itself from the last round" in events
     audit = read_jsonl(federation / "audit.jsonl")

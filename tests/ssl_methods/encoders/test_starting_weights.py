@@ -258,7 +258,11 @@ def test_half_precision_becomes_the_encoders() -> None:
             r"'patch_embed.proj.weight' is \[24, 1, 16, 16\], but this encoder's is \[24, 1, 8, 8\]; "
             "set encoder.patch_size to theirs",
         ),
-        ({"blocks.0.norm1.weight": torch.ones(48)}, r"'blocks.0.norm1.weight' is \[48\], but this encoder's is \[24\]"),
+        (
+            {"blocks.0.norm1.weight": torch.ones(48)},
+            r"'blocks.0.norm1.weight' is \[48\], but this encoder's is \[24\]; "
+            "set encoder to the one they were made with",
+        ),
         ({"blocks.1.mlp.fc1.weight": torch.ones(96, 12)}, "'blocks.1.mlp.fc1.weight' is"),
         ({"pos_embed": torch.ones(1, 15, 24)}, r"'pos_embed' is \[1, 15, 24\]"),
         ({"pos_embed": torch.ones(1, 16, 48)}, r"'pos_embed' is \[1, 16, 48\]"),
