@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from federation.algorithms.fedavg import FedAvg
+from federation.algorithms.mean import MeanAlgorithm
 from federation.algorithms.table import AlgorithmConfig
 
 
@@ -22,11 +22,11 @@ class FedProxConfig(AlgorithmConfig):
     )
 
 
-class FedProx(FedAvg, name="fedprox"):
+class FedProx(MeanAlgorithm, name="fedprox"):
     """FedAvg whose sites add mu/2 |w - w_t|^2 to their loss."""
 
-    Config = FedProxConfig  # type: ignore[assignment]  # the config differs, the aggregation does not
-    config: FedProxConfig  # type: ignore[assignment]
+    Config = FedProxConfig
+    config: FedProxConfig
 
     def penalty(self, trained: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensor | None:
         """The proximal term over the shared parameters."""

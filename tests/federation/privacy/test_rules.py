@@ -77,6 +77,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "algorithm 'fedmedian' looks at single updates, and site-level privacy noises only their sum: choose fedavg or "
         "fedprox",
     ),
+    "an algorithm of single updates, by patient and under masks": (
+        {"privacy": PATIENT, "secure_aggregation": SECURE, "algorithm": {"name": "fedmedian"}},
+        "algorithm 'fedmedian' looks at single updates, and secure aggregation shows only their sum: choose ",
+    ),
     "an algorithm of single updates, under masks": (
         {"secure_aggregation": SECURE, "algorithm": {"name": "fedmedian"}},
         "algorithm 'fedmedian' looks at single updates, and secure aggregation shows only their sum: choose fedavg or "
