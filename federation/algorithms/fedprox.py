@@ -9,6 +9,7 @@ from torch import Tensor
 
 from federation.algorithms.mean import MeanAlgorithm
 from federation.algorithms.table import AlgorithmConfig
+from ssl_methods.components.similarity import as_float32
 
 
 class FedProxConfig(AlgorithmConfig):
@@ -32,5 +33,5 @@ class FedProx(MeanAlgorithm, name="fedprox"):
         """The proximal term over the shared parameters."""
         if self.config.mu == 0.0:
             return None
-        squares = [(value.float() - received[name]).square().sum() for name, value in trained.items()]
+        squares = [(as_float32(value) - received[name]).square().sum() for name, value in trained.items()]
         return 0.5 * self.config.mu * torch.stack(squares).sum()

@@ -31,6 +31,7 @@ _SINGLE: dict[Setting, str] = {
     "secure sums": "looks at single updates, and secure aggregation shows only their sum",
 }
 _GLOBAL = "starts from the global weights"
+_MOMENTS = f"{_GLOBAL}; the server's moments went on without it"
 
 ALGORITHMS: dict[str, AlgorithmFacts] = {
     "fedavg": AlgorithmFacts(
@@ -45,11 +46,23 @@ ALGORITHMS: dict[str, AlgorithmFacts] = {
         paper="Li et al. 2020",
         missed=_GLOBAL,
     ),
+    "fedavgm": AlgorithmFacts(
+        path="federation.algorithms.fedavgm.FedAvgM",
+        summary="momentum at the server on the sites' averaged update",
+        paper="Hsu et al. 2019",
+        missed=_MOMENTS,
+    ),
+    "diloco": AlgorithmFacts(
+        path="federation.algorithms.diloco.DiLoCo",
+        summary="Nesterov momentum at the server after many AdamW steps with kept moments",
+        paper="Douillard et al. 2023",
+        missed=_MOMENTS,
+    ),
     "fedadam": AlgorithmFacts(
         path="federation.algorithms.flower_strategies.FedAdam",
         summary="Adam at the server on the sites' averaged update (Flower's strategy)",
         paper="Reddi et al. 2021",
-        missed=f"{_GLOBAL}; the server's moments went on without it",
+        missed=_MOMENTS,
         refuses=_SINGLE,
     ),
     "fedmedian": AlgorithmFacts(

@@ -75,7 +75,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an algorithm of single updates, by site": (
         {"privacy": SITE, "algorithm": {"name": "fedmedian"}},
         "algorithm 'fedmedian' looks at single updates, and site-level privacy noises only their sum: choose fedavg or "
-        "fedprox",
+        "fedprox or ",
     ),
     "an algorithm of single updates, by patient and under masks": (
         {"privacy": PATIENT, "secure_aggregation": SECURE, "algorithm": {"name": "fedmedian"}},
@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an algorithm of single updates, under masks": (
         {"secure_aggregation": SECURE, "algorithm": {"name": "fedmedian"}},
         "algorithm 'fedmedian' looks at single updates, and secure aggregation shows only their sum: choose fedavg or "
-        "fedprox",
+        "fedprox or ",
     ),
 }  # fmt: skip
 
