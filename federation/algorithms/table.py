@@ -58,6 +58,13 @@ ALGORITHMS: dict[str, AlgorithmFacts] = {
         paper="Douillard et al. 2023",
         missed=_MOMENTS,
     ),
+    "ldawa": AlgorithmFacts(
+        path="federation.algorithms.ldawa.LDAWA",
+        summary="average by layer, each site counted by the cosine of its weights and the global ones",
+        paper="Rehman et al. 2023",
+        missed=_GLOBAL,
+        refuses=_SINGLE,
+    ),
     "fedadam": AlgorithmFacts(
         path="federation.algorithms.flower_strategies.FedAdam",
         summary="Adam at the server on the sites' averaged update (Flower's strategy)",
