@@ -65,6 +65,12 @@ ALGORITHMS: dict[str, AlgorithmFacts] = {
         missed=_GLOBAL,
         refuses=_SINGLE,
     ),
+    "fedema": AlgorithmFacts(
+        path="federation.algorithms.fedema.FedEMA",
+        summary="FedAvg whose sites mix their own weights in, the more the further they moved",
+        paper="Zhuang et al. 2022; FedU: Zhuang et al. 2021",
+        missed=f"{_GLOBAL} alone, its target too",
+    ),
     "fedadam": AlgorithmFacts(
         path="federation.algorithms.flower_strategies.FedAdam",
         summary="Adam at the server on the sites' averaged update (Flower's strategy)",
