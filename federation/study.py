@@ -8,10 +8,10 @@ import yaml
 from pydantic import Field, model_validator
 
 from evaluation.config import EvaluationConfig
-from federation.algorithms import AnyAlgorithmConfig
+from federation.algorithms import AnyAlgorithmConfig, build_algorithm
 from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import AnyPrivacyConfig, PatientPrivacyConfig
-from federation.privacy.rules import check_mean_only, check_no_statistics, check_patient_level, check_private
+from federation.privacy.rules import check_algorithm, check_no_statistics, check_patient_level, check_private
 from federation.secure_aggregation.config import SecureAggregationConfig
 from federation.study_hash import hash_of, training_hash_of
 from federation.training_config import RoundsConfig, TrainingConfig
@@ -64,6 +64,11 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _algorithm_fits(self) -> Self:
+        build_algorithm(self.algorithm).check(self.training, self.method)
+        return self
+
+    @model_validator(mode="after")
     def _privacy_holds(self) -> Self:
         if self.privacy is not None:
             check_private(self.training, self.federated_evaluation)
@@ -73,11 +78,12 @@ class Study(Section):
 
             check_per_sample(self.method, self.encoder, self.image)
             check_patient_level(self.training, self.privacy)
-        elif self.privacy is not None or self.secure_aggregation is not None:
-            secure = self.secure_aggregation is not None
-            check_mean_only(self.algorithm.name, secure=secure)
-            if self.privacy is not None:
-                check_no_statistics(self.encoder)
+            check_algorithm(self.algorithm.name, "privacy by patient")
+        elif self.privacy is not None:
+            check_algorithm(self.algorithm.name, "privacy by site")
+            check_no_statistics(self.encoder)
+        if self.secure_aggregation is not None:
+            check_algorithm(self.algorithm.name, "secure sums")
         return self
 
     def training_hash(self) -> str:

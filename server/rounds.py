@@ -9,6 +9,7 @@ from typing import Protocol
 
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import State, Weights
+from federation.algorithms.mean import MeanAlgorithm, mean_of
 from federation.algorithms.statistics import exchanges, merged
 from federation.audit.log import AuditLog
 from federation.privacy.config import SitePrivacyConfig
@@ -250,20 +251,28 @@ class RoundLoop:
         store.remove()
 
     def _aggregate(self, number: int, accepted: list[StoredReply], needed: int) -> "_Aggregated":
-        """The next weights and state, noised before they are put anywhere where the study has the server do that.
+        """The next weights and state; a mean is noised before anything is made of it, where the study has that.
 
+        What comes after a mean under masks or with noise is made of the mean alone (``MeanAlgorithm.after_mean``).
         StageFailedError where a sum under masks came to nothing.
         """
-        before = self._checkpoint.weights
+        before, state, left_out = self._checkpoint.weights, self._checkpoint.algorithm, dict[str, str]()
+        if self._secure is None and self._noise is None:
+            if number > self._study.rounds.count:
+                return _Aggregated(before | merged(before, accepted), state, accepted, {})
+            weights, state = self._algorithm.aggregate(before, accepted, state)
+            return _Aggregated(weights, state, accepted, {})
         if self._secure is not None:
-            mean = self._secure.mean(number, before, [reply.site for reply in accepted], needed)
-            return _Aggregated(mean.weights, {}, [r for r in accepted if r.site in mean.sites], mean.left_out)
-        if number > self._study.rounds.count:
-            return _Aggregated(before | merged(before, accepted), self._checkpoint.algorithm, accepted, {})
-        weights, state = self._algorithm.aggregate(before, accepted, self._checkpoint.algorithm)
-        if self._noise is not None:
-            weights = self._noise.noised(weights, before, len(accepted), number)
-        return _Aggregated(weights, state, accepted, {})
+            summed = self._secure.mean(number, before, [reply.site for reply in accepted], needed)
+            mean, left_out = summed.weights, summed.left_out
+            accepted = [reply for reply in accepted if reply.site in summed.sites]
+        else:
+            assert self._noise is not None
+            mean = self._noise.noised(mean_of(before, accepted), before, len(accepted), number)
+        if number <= self._study.rounds.count:
+            assert isinstance(self._algorithm, MeanAlgorithm)  # federation/privacy/rules.py
+            mean, state = self._algorithm.after_mean(before, mean, state)
+        return _Aggregated(mean, state, accepted, left_out)
 
     def _tell(self, number: int, accepted: list[StoredReply], norms: dict[str, float]) -> None:
         """Write down the sites' figures, and what the server sees of their updates; of what no noise covers, nothing.

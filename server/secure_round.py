@@ -94,7 +94,7 @@ class StageFailedError(FedpretextError):
 
 @dataclass(frozen=True)
 class Mean:
-    """The weights after a round, the sites whose updates are in them, and why others are not."""
+    """The mean weights of a round, the sites whose updates are in them, and why others are not."""
 
     weights: Weights
     sites: tuple[str, ...]

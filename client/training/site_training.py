@@ -14,7 +14,7 @@ from client.site_study import SiteStudy
 from client.training.round import RoundOutcome, TrainingContext, train_round
 from client.training.secure_round import SecureRounds, Trained, to_mask
 from client.training.statistics import estimate_round
-from client.training.stored_rounds import StoredRounds
+from client.training.stored_rounds import Kept, StoredRounds
 from federation.algorithms import build_algorithm
 from federation.algorithms.statistics import exchanges
 from federation.privacy.config import PatientPrivacyConfig
@@ -97,20 +97,21 @@ class SiteTraining:
         store, device = self._images.store(), choose_device(here.file.device)
         wait_for_quiet_hours(here.policy)
         here.permit()  # an approval may have been withdrawn while it waited
-        local, optimiser = self._rounds.before(round_)
-        method = here.model(local, instruction.weights)
-        context = TrainingContext(study, method, build_algorithm(study.algorithm), store, here.name, device)
-        if round_ > study.rounds.count:
+        before, algorithm, sent = self._rounds.before(round_), build_algorithm(study.algorithm), instruction.weights
+        last = round_ > study.rounds.count
+        method = here.model(before.local, sent if last else algorithm.start(round_, sent, before.algorithm))
+        context = TrainingContext(study, method, algorithm, store, here.name, device)
+        if last:
             estimate_round(context)
             if self._secure is not None:
-                check_encodable(method.shared_state(), instruction.weights)
-            outcome = RoundOutcome({}, optimiser)
+                check_encodable(method.shared_state(), sent)
+            outcome = RoundOutcome({}, before.optimiser)
         else:
-            if not local:
+            if not before.local or not algorithm.goes_on(round_, before.algorithm):
                 method.start_local_parts()
             self._rounds.count_one(lambda trained: self._permit_one(round_, trained))
             train = train_private_round if isinstance(study.privacy, PatientPrivacyConfig) else train_round
-            outcome = train(context, round_, optimiser)
+            outcome = train(context, round_, before.optimiser)
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
         metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
         reply = TrainReply(here.hash, round_, here.name, len(store), shared, metrics)
@@ -119,9 +120,10 @@ class SiteTraining:
         elif self._secure is not None:
             append_jsonl(here.folder / SEEN, {"round": round_, **metrics})
         if self._secure is not None:
-            reply = replace(reply, weights=to_mask(study, reply.weights, instruction.weights), metrics={})
-        kept = outcome.optimiser if study.training.optimiser_state == "keep" else {}
-        self._rounds.keep(reply, received, method.local_state(), kept)
+            reply = replace(reply, weights=to_mask(study, reply.weights, sent), metrics={})
+        moments = outcome.optimiser if study.training.optimiser_state == "keep" else {}
+        state = {} if last else algorithm.keep(round_, sent, shared, before.algorithm)
+        self._rounds.keep(reply, received, Kept(method.local_state(), moments, state))
         return reply
 
     def _permit_one(self, round_: int, trained: int) -> None:

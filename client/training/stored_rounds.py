@@ -1,8 +1,9 @@
 """A study's rounds on a site's disk.
 
 ``state/<study>/round-00003/`` holds a finished round: ``update.safetensors`` (what is sent, with the metrics), and what
-the next round starts from, ``local.safetensors`` (parts that stay here) and ``optimiser.safetensors``. The folder is
-renamed into place when whole: a round either was trained or was not.
+the next round starts from: ``local.safetensors`` (parts that stay here), ``optimiser.safetensors`` and
+``algorithm.safetensors`` (what the federated algorithm keeps at a site). The folder is renamed into place when whole: a
+round either was trained or was not.
 """
 
 import fcntl
@@ -11,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from torch import Tensor
@@ -20,7 +22,16 @@ from federation.records import TrainReply
 from foundation.errors import RunError
 from foundation.files import replace_folder, write_text
 from foundation.messages import logger
-from foundation.vault import LockedError
+from foundation.vault import LockedError, Vault
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a round leaves for the site's next one: tensors by name, each field in a file of its name."""
+
+    local: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Tensor] = field(default_factory=dict)
+    algorithm: dict[str, Tensor] = field(default_factory=dict)
 
 
 class StoredRounds:
@@ -58,8 +69,7 @@ class StoredRounds:
         try:
             vault = here.vault.at(str(round_))
             weights, metadata = vault.load_tensors(folder / "update.safetensors")
-            vault.load_tensors(folder / "local.safetensors")
-            vault.load_tensors(folder / "optimiser.safetensors")
+            _load(vault, folder)
             if received is not None and metadata["received"] != received:
                 logger.warning(f"site {here.name}: round {round_} is asked for from other weights and is trained again")
                 return None
@@ -72,29 +82,28 @@ class StoredRounds:
             shutil.rmtree(folder)
             return None
 
-    def before(self, round_: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Local tensors and optimiser state of the last round before this one that this site finished."""
+    def before(self, round_: int) -> Kept:
+        """What the last round before this one that this site finished has left; empty where there is none."""
         for folder in sorted(self._folder.glob("round-[0-9]*"), key=_number, reverse=True):
             if _number(folder) < round_:
                 vault = self._here.vault.at(str(_number(folder)))
                 try:
-                    local = vault.load_tensors(folder / "local.safetensors")[0]
-                    return local, vault.load_tensors(folder / "optimiser.safetensors")[0]
+                    return _load(vault, folder)
                 except LockedError:
                     raise
                 except RunError as error:
                     logger.warning(f"site {self._here.name}: {error}; an older round's state is used")
-        return {}, {}
+        return Kept()
 
-    def keep(self, reply: TrainReply, received: str, local: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
+    def keep(self, reply: TrainReply, received: str, kept: Kept) -> None:
         """Store a finished round, trained from weights with the digest ``received``, and drop those long over."""
         folder = self._round_folder(reply.round)
         temporary = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)  # a killed process's; the lock keeps any other out
         vault = self._here.vault.at(str(reply.round))
         try:
-            vault.save_tensors(temporary / "local.safetensors", local)
-            vault.save_tensors(temporary / "optimiser.safetensors", optimiser)
+            for each in fields(kept):
+                vault.save_tensors(_file(temporary, each.name), getattr(kept, each.name))
             metadata = {
                 "images": str(reply.images),
                 "metrics": json.dumps(reply.metrics),
@@ -111,6 +120,14 @@ class StoredRounds:
 
     def _round_folder(self, round_: int) -> Path:
         return self._folder / f"round-{round_:05d}"
+
+
+def _file(round_folder: Path, name: str) -> Path:
+    return round_folder / f"{name}.safetensors"
+
+
+def _load(vault: Vault, round_folder: Path) -> Kept:
+    return Kept(*(vault.load_tensors(_file(round_folder, each.name))[0] for each in fields(Kept)))
 
 
 def _number(round_folder: Path) -> int:

@@ -8,11 +8,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from federation.algorithms.table import ALGORITHMS, AlgorithmConfig
+from federation.algorithms.table import ALGORITHMS, AlgorithmConfig, Setting
+from federation.training_config import TrainingConfig
+from ssl_methods.method_config import MethodConfig
 
 Weights = dict[str, Tensor]
 State = dict[str, Tensor]
-"""What an algorithm carries from round to round (momenta, say); kept in the checkpoint."""
+"""What an algorithm carries from round to round (momenta, say): in the server's checkpoint, or with a site's round."""
 
 
 class Contribution(Protocol):
@@ -44,7 +46,9 @@ class Algorithm(ABC):
     # What these say is with ``AlgorithmFacts``.
     summary: ClassVar[str]
     paper: ClassVar[str]
+    missed: ClassVar[str]
     fewest_replies: ClassVar[int] = 1
+    refuses: ClassVar[Mapping[Setting, str]] = {}
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         """Take the facts of ``ALGORITHMS[name]``; a class without a name states or inherits them."""
@@ -56,6 +60,10 @@ class Algorithm(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    def check(self, training: TrainingConfig, method: MethodConfig) -> None:
+        """StudyError, in one line, where the algorithm does not go with these sections of a study."""
+        return
+
     @abstractmethod
     def aggregate(self, weights: Weights, contributions: Sequence[Contribution], state: State) -> tuple[Weights, State]:
         """Server half: the next global weights from this round's, and the next state.
@@ -63,8 +71,28 @@ class Algorithm(ABC):
         ``contributions`` come in site-name order. Results have the shapes and types of ``weights``.
         """
 
+    def start(self, round_: int, received: Weights, kept: State) -> Weights:
+        """Site half: the shared tensors that a site's round starts from; by default those it received.
+
+        kept: what ``keep`` gave in the last round that this site finished; empty where there is none. Also called with
+        the same arguments when a round is trained again, so that the result depends on nothing else.
+        """
+        return received
+
+    def goes_on(self, round_: int, kept: State) -> bool:
+        """Site half: whether local parts are those that the site's last round left; False: they are made anew."""
+        return True
+
+    def keep(self, round_: int, received: Weights, trained: Weights, kept: State) -> State:
+        """Site half: what the site keeps of this round for its next one; it is stored with the round and never sent.
+
+        received, kept: as ``start`` had them; trained: the shared tensors at the round's end, on the CPU, before
+        anything is clipped, noised by site or masked.
+        """
+        return {}
+
     def penalty(self, trained: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensor | None:
-        """Site half: a term added to the local loss, from the shared parameters now and as received; None for none."""
+        """Site half: a term of the loss, from the shared parameters now and at the round's start; None for none."""
         return None
 
 

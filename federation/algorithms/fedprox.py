@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from federation.algorithms.fedavg import FedAvg
+from federation.algorithms.mean import MeanAlgorithm
 from federation.algorithms.table import AlgorithmConfig
+from ssl_methods.components.similarity import as_float32
 
 
 class FedProxConfig(AlgorithmConfig):
@@ -22,15 +23,15 @@ class FedProxConfig(AlgorithmConfig):
     )
 
 
-class FedProx(FedAvg, name="fedprox"):
+class FedProx(MeanAlgorithm, name="fedprox"):
     """FedAvg whose sites add mu/2 |w - w_t|^2 to their loss."""
 
-    Config = FedProxConfig  # type: ignore[assignment]  # the config differs, the aggregation does not
-    config: FedProxConfig  # type: ignore[assignment]
+    Config = FedProxConfig
+    config: FedProxConfig
 
     def penalty(self, trained: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensor | None:
         """The proximal term over the shared parameters."""
         if self.config.mu == 0.0:
             return None
-        squares = [(value.float() - received[name]).square().sum() for name, value in trained.items()]
+        squares = [(as_float32(value) - received[name]).square().sum() for name, value in trained.items()]
         return 0.5 * self.config.mu * torch.stack(squares).sum()

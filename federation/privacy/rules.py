@@ -1,13 +1,11 @@
 """What goes with what in a private study: everything else is refused at load, with the reason and the alternatives."""
 
+from federation.algorithms.table import ALGORITHMS, Setting
 from federation.federated_evaluation_config import FederatedEvaluationConfig
 from federation.privacy.config import PatientPrivacyConfig
 from federation.training_config import TrainingConfig
 from foundation.errors import StudyError
 from ssl_methods.encoders.table import EncoderConfig, has_batch_norm
-
-_MEANS = ("fedavg", "fedprox")
-"""Algorithms whose ``aggregate`` is FedAvg's: under masks it is not called, and a state would go to disk unnoised."""
 
 
 def check_private(training: TrainingConfig, federated_evaluation: FederatedEvaluationConfig | None) -> None:
@@ -54,10 +52,9 @@ def check_no_statistics(encoder: EncoderConfig) -> None:
         )
 
 
-def check_mean_only(algorithm: str, *, secure: bool) -> None:
-    """StudyError for an algorithm that needs more than the mean of the updates."""
-    if algorithm not in _MEANS:
-        what = "secure aggregation shows" if secure else "site-level privacy noises"
-        raise StudyError(
-            f"algorithm {algorithm!r} looks at single updates, and {what} only their sum: choose {' or '.join(_MEANS)}"
-        )
+def check_algorithm(algorithm: str, setting: Setting) -> None:
+    """StudyError for an algorithm that does not go with a setting that the study has."""
+    reason = ALGORITHMS[algorithm].refuses.get(setting)
+    if reason is not None:
+        able = " or ".join(name for name, facts in ALGORITHMS.items() if setting not in facts.refuses)
+        raise StudyError(f"algorithm {algorithm!r} {reason}: choose {able}")

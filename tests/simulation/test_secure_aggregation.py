@@ -41,6 +41,23 @@ def test_the_weights_are_those_of_the_plain_run_to_the_stated_error(raw_study: d
     assert rows == [{"round": 1, "site": site} for site in IMAGES]
 
 
+@pytest.mark.parametrize("algorithm", ["fedavgm", slow("diloco")])
+def test_momentum_at_the_server_goes_on_from_sum_to_sum(
+    raw_study: dict[str, Any], tmp_path: Path, algorithm: str
+) -> None:
+    raw_study["training"] |= {"learning_rate": 0.2, "warmup": 0.0}
+
+    def weights(name: str, raw: dict[str, Any]) -> dict[str, Any]:
+        return run(make(tmp_path / name, raw | {"rounds": {"count": 2, "deadline_minutes": 5}}))
+
+    with_it = raw_study | {"algorithm": {"name": algorithm}}
+    plain, other = weights("plain", with_it), weights("fedavg", raw_study)
+    masked = weights("masked", secured(with_it))
+    off = max(float((value - masked[name]).abs().max()) for name, value in plain.items())
+    changed = max(float((value - other[name]).abs().max()) for name, value in plain.items())
+    assert changed > 1e-3 and off < 0.02 * changed
+
+
 def test_no_message_holds_a_tensor_of_an_update(raw_study: dict[str, Any], tmp_path: Path) -> None:
     recorder, federation = Recorder(), make(tmp_path / "f", secured(raw_study))
     run(federation, recorder)

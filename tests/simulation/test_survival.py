@@ -23,10 +23,10 @@ from ..tiers import slow
 MOMENTS = {
     "training": ("ssl_methods.predictive.ijepa.IJEPA.make_views", 12),
     "a site stores its round": ("client.training.stored_rounds.StoredRounds.keep", 9),
-    "tensors are written": ("foundation.vault.Vault.save_tensors", 42),
+    "tensors are written": ("foundation.vault.Vault.save_tensors", 51),
     "a file is written and not yet renamed": ("foundation.files.os.fsync", 40),
     "a reply is stored": ("server.reply_store.ReplyStore.write", 9),
-    "folding": ("federation.algorithms.fedavg.average", 100),
+    "folding": ("federation.algorithms.mean.average", 100),
     "checkpointing": ("server.rounds.write_checkpoint", 3),
     "a checkpoint is renamed": ("server.checkpoint.replace_folder", 3),
     "the reply store is removed": ("server.rounds.ReplyStore.remove", 3),

