@@ -28,11 +28,13 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 def restart_statistics(network: nn.Module) -> None:
     """Forget running statistics, and have those to come be the plain mean over the steps from here on.
 
-    With torch's default, a rate of .1 a step, a fifth of the start (mean 0, variance 1) is left after 16 steps.
+    With torch's default, a rate of .1 a step, a fifth of the start (mean 0, variance 1) is left after 16 steps. Layers
+    in evaluation mode keep what they normalise by: MoCo's key encoder has them.
     """
     for layer in batch_norms(network):
-        layer.reset_running_stats()
-        layer.momentum = None
+        if layer.training:
+            layer.reset_running_stats()
+            layer.momentum = None
 
 
 @torch.no_grad()
