@@ -28,7 +28,7 @@ def winners_study(plan: Plan, findings: Findings) -> Study:
     """The study as it was given, with the winner's method, and the pilot's encoder where its own does not suit."""
     chosen = plan.arms[findings.winner].study
     raw = plan.study.model_dump(mode="json")
-    raw |= {name: getattr(chosen, name).model_dump(mode="json") for name in ("method", "encoder")}
+    raw |= {name: getattr(chosen, name).model_dump(mode="json") for name in ("method", "encoder", "training")}
     return study_from(raw, plan.study.name)
 
 

@@ -114,7 +114,7 @@ class MoCoV2(TwoViewMethod, name="moco_v2"):
     A site knows a patient in the queue by the code of its manifest row order: where the manifest changes
     between two rounds, keys can count as another patient's until they have left the queue.
 
-    The paper trains with SGD at .03; with AdamW start from training.learning_rate 4e-3 (5e-4 a step of 32).
+    The paper trains with SGD at .03; with AdamW the default is training.learning_rate 4e-3 (5e-4 a step of 32).
     """
 
     Config: ClassVar[type[MethodConfig]] = MoCoConfig
