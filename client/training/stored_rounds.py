@@ -22,6 +22,9 @@ from foundation.files import replace_folder, write_text
 from foundation.messages import logger
 from foundation.vault import LockedError
 
+OLDEST = 5
+"""Rounds after which local parts and moments are of another time: the shared weights have moved on without them."""
+
 
 class StoredRounds:
     """Keeps finished rounds, the last two of them, and how many were begun; ``alone`` keeps other processes out."""
@@ -73,9 +76,18 @@ class StoredRounds:
             return None
 
     def before(self, round_: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Local tensors and optimiser state of the last round before this one that this site finished."""
+        """Local tensors and optimiser state of the last round before this one that this site finished.
+
+        Nothing, as for a new site, where that was more than ``OLDEST`` rounds ago.
+        """
         for folder in sorted(self._folder.glob("round-[0-9]*"), key=_number, reverse=True):
             if _number(folder) < round_:
+                if round_ - _number(folder) > OLDEST:
+                    logger.info(
+                        f"site {self._here.name}: its last round was {_number(folder)}; parts that stay here and the "
+                        f"optimiser's moments, over {OLDEST} rounds old, start anew in round {round_}"
+                    )
+                    break
                 vault = self._here.vault.at(str(_number(folder)))
                 try:
                     local = vault.load_tensors(folder / "local.safetensors")[0]
