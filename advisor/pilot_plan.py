@@ -33,6 +33,7 @@ from simulation.config import SimulationConfig
 from simulation.simulate import prepare_data, simulation_config
 from simulation.sites.checks import check_sites
 from simulation.starting import identified
+from ssl_methods import usual_training
 
 PASSES = 5_000
 """Encoder passes of one candidate's pretraining, all sites together, where nobody says otherwise."""
@@ -173,13 +174,18 @@ def has_partners(candidate: Candidate, training: Manifest) -> bool:
 
 
 def _studies(study: Study, ranked: Sequence[Ranked], encoder: dict[str, Any]) -> dict[str, Study]:
-    """Each candidate's study, for those that take the encoder. The study's own method keeps its settings."""
-    found = {}
+    """Each candidate's study, for those that take the encoder. The study's own method keeps its settings.
+
+    A learning rate or betas that are those of the study's method give way to the candidate's own.
+    """
+    found, training = {}, study.training.model_dump(mode="json")
+    left = {name for name, value in usual_training(study.method).items() if getattr(study.training, name) == value}
+    training |= dict.fromkeys(left)
     for each in ranked:
         own = each.candidate.name == study.method.name
         method = study.method.model_dump(mode="json") if own else each.candidate.section
         with suppress(StudyError):
-            raw = study.model_dump(mode="json") | {"method": method, "encoder": encoder}
+            raw = study.model_dump(mode="json") | {"method": method, "encoder": encoder, "training": training}
             found[each.candidate.name] = study_from(raw, study.name)
     return found
 

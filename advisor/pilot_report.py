@@ -27,7 +27,7 @@ def write_winner(path: Path, plan: Plan, findings: Findings, command: str) -> No
     """The study as it was given, with the winner's method, the pilot's encoder where its own does not suit, and why."""
     chosen = plan.arms[findings.winner].study
     raw = plan.study.model_dump(mode="json")
-    raw |= {name: getattr(chosen, name).model_dump(mode="json") for name in ("method", "encoder")}
+    raw |= {name: getattr(chosen, name).model_dump(mode="json") for name in ("method", "encoder", "training")}
     reasons = [f"Written by: {command}", verdict(findings), f"Rule: {RULE}.", f"Record: {plan.folder / RECORD}"]
     comments = [f"{line}\n" for reason in reasons for line in wrapped(f"# {one_line(reason)}", COMMENT, 110)]
     write_text(path, "".join(comments) + study_from(raw, plan.study.name).to_yaml())

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from evaluation.config import EvaluationConfig
 from federation.algorithms import AnyAlgorithmConfig, build_algorithm
@@ -20,7 +20,7 @@ from foundation.configuration.section import Section
 from foundation.configuration.yaml_files import checked, read_yaml
 from foundation.files import AnyPath
 from imaging.config import ImageConfig
-from ssl_methods import AnyMethodConfig, check_method
+from ssl_methods import AnyMethodConfig, check_method, usual_training
 from ssl_methods.encoders.table import EncoderConfig
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
@@ -36,7 +36,7 @@ class Study(Section):
     image: ImageConfig
     encoder: EncoderConfig
     method: AnyMethodConfig
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = Field(default=TrainingConfig(), validate_default=True)
     algorithm: AnyAlgorithmConfig
     rounds: RoundsConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -57,6 +57,15 @@ class Study(Section):
         default=None,
         description="Dataset, root, partition and arms of a simulated federation; checked by simulation/.",
     )
+
+    @field_validator("training")
+    @classmethod
+    def _filled_in(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        """What is null there is the method's, so that it is approved and hashed as a number."""
+        usual = usual_training(info.data["method"]) if "method" in info.data else {}
+        return training.model_copy(
+            update={name: value for name, value in usual.items() if getattr(training, name) is None}
+        )
 
     @model_validator(mode="after")
     def _method_fits(self) -> Self:

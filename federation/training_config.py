@@ -10,7 +10,10 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(Section):
-    """How a site trains between two exchanges: AdamW with warm-up and cosine over study progress."""
+    """How a site trains between two exchanges: AdamW with warm-up and cosine over study progress.
+
+    A study's section always holds a learning rate and betas: what is null there is filled in when the study is read.
+    """
 
     epochs: float | None = Field(
         default=1.0,
@@ -31,11 +34,12 @@ class TrainingConfig(Section):
         "once, as a step has those of the patients drawn.",
     )
     accumulate: int = Field(default=1, ge=1, le=1024, description="Batches whose gradients are summed for one step.")
-    learning_rate: float = Field(
-        default=5e-4,
+    learning_rate: float | None = Field(
+        default=None,
         gt=0,
         description="Peak rate for 256 images a step; scaled by batch x accumulate / 256, or with privacy by patient "
-        "by patients_per_step x images_per_patient / 256.",
+        "by patients_per_step x images_per_patient / 256. null: the method's own (`fedpretext methods`), which suits "
+        "steps of 16 to 128; for larger ones give the paper's.",
     )
     weight_decay: float = Field(default=0.05, ge=0, description="Decoupled; never on biases, norms or embeddings.")
     final_weight_decay: float | None = Field(
@@ -43,7 +47,9 @@ class TrainingConfig(Section):
         ge=0,
         description="Weight decay at the study's end, reached by a half cosine (DINO: .04 to .4); null: constant.",
     )
-    betas: tuple[_Decay, _Decay] = Field(default=(0.9, 0.95), description="AdamW's moments; MAE's choice.")
+    betas: tuple[_Decay, _Decay] | None = Field(
+        default=None, description="AdamW's moments; null: the method's own (`fedpretext methods`)."
+    )
     warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the study over which the rate rises.")
     clip: float | None = Field(default=None, gt=0, description="Largest gradient norm; null for no clipping.")
     precision: Literal["auto", "float32", "bf16"] = Field(

@@ -204,8 +204,13 @@ def methods() -> None:
                 takes = "any" if set(method.encoders) == set(get_args(Kind)) else ", ".join(method.encoders)
                 _print_entry(f"  {name}", f"{method.summary} ({method.paper})")
                 _print_entry("", f"{coupling}; {sizes}; encoders: {takes}")
+                _print_entry(
+                    "", f"learning_rate {method.learning_rate:g}, betas {method.betas[0]:g}, {method.betas[1]:g}"
+                )
     print("per-sample: no image's gradient depends on another, as patient-level privacy")
     print("needs it")
+    print("learning_rate, betas: of training where a study names none; of combine the least")
+    print("of its members")
 
 
 @app.command()

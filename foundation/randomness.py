@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,8 +29,11 @@ def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
 def seeded_torch(seed: int, *names: str | int) -> Iterator[None]:
     """Run a block with torch's global generators seeded for the stream, then put their old states back.
 
-    For code that takes no generator: ``nn.init``, timm's constructors, stochastic depth.
+    For code that takes no generator: ``nn.init``, timm's constructors, stochastic depth. Of GPUs only the current one's
+    state is saved, and only where this process uses it already: to read a state opens a context there.
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    cuda = cast(Any, torch.cuda)  # is_initialized has no types
+    devices = [cuda.current_device()] if cuda.is_available() and cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(stream_seed(seed, *names))
         yield

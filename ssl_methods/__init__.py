@@ -3,7 +3,7 @@
 Adding one: its file, its entry in ssl_methods/table.py, one test.
 """
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from foundation.configuration.by_name import ByName
 from foundation.errors import StudyError, nearest
@@ -22,6 +22,13 @@ AnyMethodConfig = Annotated[MethodConfig, ByName(lambda: METHODS, lambda name: m
 def method_class(config: MethodConfig) -> type["Method"]:
     """The class that a method's section asks for, with what it declares under these settings."""
     return method_type(config.name).declared_for(config)
+
+
+def usual_training(config: MethodConfig) -> dict[str, Any]:
+    """``learning_rate`` and ``betas`` of AdamW where a study names none; of a sum the least that a member has."""
+    facts = [METHODS[member.name] for member in config.members().values()] or [METHODS[config.name]]
+    first, second = zip(*(each.betas for each in facts), strict=True)
+    return {"learning_rate": min(each.learning_rate for each in facts), "betas": (min(first), min(second))}
 
 
 def check_method(config: MethodConfig, encoder: EncoderConfig, image: ImageConfig) -> None:
@@ -76,4 +83,5 @@ __all__ = [
     "method_class",
     "method_type",
     "register_method",
+    "usual_training",
 ]

@@ -70,6 +70,8 @@ class Method(nn.Module, ABC):
     fewest_patients: ClassVar[int] = 1
     private_parts: ClassVar[frozenset[str]] = frozenset()
     has_attention_teacher: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 4e-3
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
     dimensions: ClassVar[tuple[int, ...]] = (2,)
     encoder: nn.Module
 

@@ -103,12 +103,14 @@ def test_lists(command: str, table: dict[str, Any], fedpretext: Call) -> None:
 def test_methods_by_family_with_all_that_a_reader_chooses_by(fedpretext: Call) -> None:
     lines = fedpretext("methods").out.splitlines()
     assert max(map(len, lines)) <= 80
-    families = [line for line in lines[:-2] if line[0] != " "]
+    families = [line for line in lines[:-4] if line[0] != " "]
     assert families == ["contrastive", "non-contrastive", "predictive", "reconstruction", "hybrid"]
     entries = " ".join(" ".join(lines).split())
     for name, method in METHODS.items():
         about = f"{'per-sample' if method.per_sample else 'coupled'}; {', '.join(f'{d}-D' for d in method.dimensions)};"
         assert f"{name} {method.summary} ({method.paper}) {about} encoders: " in entries
+    assert "least of its members" in entries
+    assert "learning_rate 0.0032, betas 0.9, 0.999" in entries
 
 
 def test_validate_prints_facts(fedpretext: Call, study_file: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def learnt(store: Images, held: Images, sigma: float, weights: dict[str, Tensor]
     if weights is not None:
         method.load_state_dict(weights)
     before = held_out_loss(method, held)
-    training = TrainingConfig(batch=250, learning_rate=PEAK * 256 / PER_STEP)
+    training = TrainingConfig(batch=250, learning_rate=PEAK * 256 / PER_STEP, betas=(0.9, 0.95))
     optimiser = build_optimiser(method, training)
     learner = Learner(method, build_algorithm(FedAvgConfig()), optimiser, CPU)
     step = PrivateStep(learner, store, privacy_of(len(store), PER_STEP), sigma, 250)

@@ -128,7 +128,7 @@ def noise_alone(case: Case) -> Callable[[], None]:
 
 
 def _optimiser(method: Method) -> torch.optim.AdamW:
-    optimiser = build_optimiser(method, TrainingConfig(batch=16, learning_rate=1e-4))
+    optimiser = build_optimiser(method, TrainingConfig(batch=16, learning_rate=1e-4, betas=(0.9, 0.95)))
     for group in optimiser.param_groups:
         group["lr"] = 1e-4
     return optimiser

@@ -24,6 +24,7 @@ def build_optimiser(method: Method, training: TrainingConfig) -> torch.optim.Ada
     param_groups = [{"params": members, "part": part, "decays": decays} for (part, decays), members in groups.items()]
     # The fused step is one pass over memory on CPU and CUDA alike.
     fused = next(method.encoder.parameters()).device.type != "mps"
+    assert training.betas is not None  # a study's never are
     return torch.optim.AdamW(param_groups, lr=0.0, betas=training.betas, fused=fused)
 
 
@@ -31,6 +32,7 @@ def set_rates(
     optimiser: torch.optim.Optimizer, training: TrainingConfig, method: Method, progress: float, images: int
 ) -> float:
     """Set the learning rate and weight decay of every part for steps of ``images`` images; the encoder's rate."""
+    assert training.learning_rate is not None  # a study's never is
     peak = training.learning_rate * images / 256
     scheduled = warmup_cosine(progress, peak, warmup=training.warmup)
     end = training.weight_decay if training.final_weight_decay is None else training.final_weight_decay

@@ -34,6 +34,10 @@ class Kept:
     algorithm: dict[str, Tensor] = field(default_factory=dict)
 
 
+OLDEST = 5
+"""Rounds after which local parts and moments are of another time: the shared weights have moved on without them."""
+
+
 class StoredRounds:
     """Keeps finished rounds, the last two of them, and how many were begun; ``alone`` keeps other processes out."""
 
@@ -83,9 +87,18 @@ class StoredRounds:
             return None
 
     def before(self, round_: int) -> Kept:
-        """What the last round before this one that this site finished has left; empty where there is none."""
+        """What the last round before this one that this site finished has left; empty where there is none.
+
+        Empty too, as for a new site, where that was more than ``OLDEST`` rounds ago.
+        """
         for folder in sorted(self._folder.glob("round-[0-9]*"), key=_number, reverse=True):
             if _number(folder) < round_:
+                if round_ - _number(folder) > OLDEST:
+                    logger.info(
+                        f"site {self._here.name}: its last round was {_number(folder)}; parts that stay here and the "
+                        f"optimiser's moments, over {OLDEST} rounds old, start anew in round {round_}"
+                    )
+                    break
                 vault = self._here.vault.at(str(_number(folder)))
                 try:
                     return _load(vault, folder)

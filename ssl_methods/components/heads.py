@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from foundation import vision_import
 from foundation.errors import StudyError
 
+HEAD_WIDTH = 32
+"""Channels of an attention head, as MAE's decoder and I-JEPA's predictor of a ViT-B have."""
+LEAST_WIDTH = 64
+
 
 def grid_positions(grid: Sequence[int], width: int) -> Tensor:
     """Fixed sine-cosine position embedding ``[N, width]`` of a grid of 2 or 3 sides, in row-major order.
@@ -55,12 +59,23 @@ def projector(
     return nn.Sequential(*layers)
 
 
-def check_width(width: int, heads: int, part: str) -> None:
-    """ValueError when a transformer's ``width`` cannot carry its heads and the position embedding."""
-    if width % heads or width % 4:
-        raise ValueError(
-            f"{part}_width {width} with {heads} heads: the width must be a multiple of {part}_heads and of 4"
-        )
+def check_width(width: int | None, heads: int | None, part: str) -> None:
+    """ValueError when a transformer's ``width`` cannot carry its heads and the position embedding; None fits."""
+    if width is not None and (width % (heads or 1) or width % 4):
+        given = f" with {heads} heads" if heads else ""
+        raise ValueError(f"{part}_width {width}{given}: the width must be a multiple of {part}_heads and of 4")
+
+
+def width_and_heads(encoder: int, axes: int, width: int | None, heads: int | None) -> tuple[int, int]:
+    """Channels and heads of a transformer over tokens of an encoder of ``encoder`` channels; None: by the encoder.
+
+    The width is then about half the encoder's, at least 64, and a multiple of what heads and position embedding need;
+    heads have 32 channels, or the next more that divide the width. axes: of the grid, 2 or 3.
+    """
+    if width is None:
+        step = math.lcm(4, 2 * axes, heads or HEAD_WIDTH)
+        width = step * max(-(-LEAST_WIDTH // step), round(encoder / 2 / step))
+    return width, heads or next(count for count in range(max(1, width // HEAD_WIDTH), 0, -1) if width % count == 0)
 
 
 def take(tokens: Tensor, places: Tensor) -> Tensor:

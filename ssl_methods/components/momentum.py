@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -16,11 +17,30 @@ def follower(online: Module) -> Module:
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Move ``target`` towards ``online``: t <- m t + (1 - m) o for every parameter; buffers are copied.
+    """Move ``target`` towards ``online``: t <- m t + (1 - m) o for every parameter.
 
-    Momentum 0 makes ``target`` a copy (He et al. 2020, eq. 2; Grill et al. 2020, eq. 1).
+    Momentum 0 makes ``target`` a copy, its buffers too (He et al. 2020, eq. 2; Grill et al. 2020, eq. 1). Else these
+    stay: running statistics are of the target's own passes, or follow by ``follow_statistics``.
     """
     for old, new in zip(target.parameters(), online.parameters(), strict=True):
         old.lerp_(new.detach(), 1.0 - momentum)
-    for kept, current in zip(target.buffers(), online.buffers(), strict=True):
-        kept.copy_(current)
+    if momentum == 0.0:
+        for kept, current in zip(target.buffers(), online.buffers(), strict=True):
+            kept.copy_(current)
+
+
+@torch.no_grad()
+def follow_statistics(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """Move running means and variances of ``target``'s BatchNorms towards ``online``'s, as the weights move.
+
+    For a target in evaluation mode: s <- m s + (1 - m) o (Cai et al. 2021, EMAN), of the first calls the plain
+    mean, so that nothing of the start (0 and 1) is left. Does nothing without BatchNorm.
+    """
+    for kept, current in zip(target.modules(), online.modules(), strict=True):
+        if not isinstance(kept, _BatchNorm) or kept.num_batches_tracked is None:
+            continue
+        kept.num_batches_tracked += 1
+        rate = (1.0 / kept.num_batches_tracked).clamp(min=1.0 - momentum)
+        for old, new in zip(kept.buffers(), current.buffers(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, rate.to(old.dtype))

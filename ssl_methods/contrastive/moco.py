@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foundation.schedules import momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.components.heads import projector
-from ssl_methods.components.momentum import ema_update, follower
+from ssl_methods.components.momentum import ema_update, follow_statistics, follower
 from ssl_methods.components.similarity import info_nce, unit
 from ssl_methods.encoders.outputs import feature_dim, features
 from ssl_methods.method import Batch, Draws, TwoViewMethod, Views
@@ -107,13 +107,14 @@ class MoCoV2(TwoViewMethod, name="moco_v2"):
     """Find an image's key, made by an encoder that follows slowly, among the keys of other patients.
 
     Deviations: the queue starts empty and not with random vectors, and the first step has no gradient; keys of a
-    query's own patient are no negatives. The key encoder is in evaluation mode, so that BatchNorm, where the encoder
-    has it, uses running statistics (Cai et al. 2021): with statistics of the batch a query and its key could
-    find each other by the batch they share, which the paper prevents by shuffling over several GPUs.
+    query's own patient are no negatives. The key encoder is in evaluation mode: its BatchNorm, where the encoder has
+    it, uses running statistics that follow the encoder's as its weights do (Cai et al. 2021), this batch's queries
+    among them, and stay at the site from round to round. With statistics of the batch a query and its key could find
+    each other by the batch they share, which the paper prevents by shuffling over several GPUs.
     A site knows a patient in the queue by the code of its manifest row order: where the manifest changes
     between two rounds, keys can count as another patient's until they have left the queue.
 
-    The paper trains with SGD at .03; with AdamW start from training.learning_rate 4e-3 (5e-4 a step of 32).
+    The paper trains with SGD at .03; with AdamW the default is training.learning_rate 4e-3 (5e-4 a step of 32).
     """
 
     Config: ClassVar[type[MethodConfig]] = MoCoConfig
@@ -143,6 +144,9 @@ class MoCoV2(TwoViewMethod, name="moco_v2"):
     def loss(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE against the queue as it was before this batch; also the share of queries without negatives."""
         queries = self.projector(features(self.encoder, views["first"]))  # [B, projection]
+        if self.training:
+            momentum = momentum_for_batch(self.config.momentum, len(queries), self.config.momentum_batch)
+            follow_statistics(self.key_encoder, self.encoder, momentum)
         with torch.no_grad():
             keys = unit(self.key_projector(features(self.key_encoder, views["second"])))
         loss, counted = moco_loss(

@@ -74,7 +74,7 @@ class MoCoV3(TwoViewMethod, name="moco_v3"):
     4096 has as many negatives; at 16 to 64 prefer moco_v2, whose negatives do not hang on the batch.
 
     The paper has training.learning_rate 1.5e-4 for a ViT and training.weight_decay .1, for 94,000 steps of 4096; in a
-    study of some thousand steps of 32 start from 4e-3 (5e-4 a step).
+    study of some thousand steps of 32 the default, 4e-3 (5e-4 a step), suits.
     """
 
     Config: ClassVar[type[MethodConfig]] = MoCoV3Config

@@ -72,6 +72,11 @@ def patch_side(vit: nn.Module) -> int:
     return patch_shape(vit)[-1]
 
 
+def block_count(vit: nn.Module) -> int:
+    """Transformer blocks of a ViT, of images or volumes."""
+    return len(cast(Any, vit).blocks)
+
+
 def patch_tokens(vit: nn.Module, images: Tensor, keep: Tensor | None = None) -> Tensor:
     """Normalised patch tokens ``[B, K, D]`` at the places ``keep`` ``[B, K]`` (row-major), or all N of them.
 

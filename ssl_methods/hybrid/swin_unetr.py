@@ -91,7 +91,7 @@ class SwinUNETR(Method, name="swin_unetr"):
     pairs are not each other's negatives. As they have one sub-volume for both copies, intensities are left alone; the
     sub-volume is the light view (image.augment.light_crop_scale) at the study's size (theirs: 96 voxels a side). The
     preset's up-down flip is left out (``upright_augmentation``). Their AdamW runs at 4e-4 with few volumes in a
-    batch: start from training.learning_rate 4e-4 x 256 / batch.
+    batch; the default training.learning_rate, 3.2e-3, is that for a step of 32.
     """
 
     Config: ClassVar[type[MethodConfig]] = SwinUNETRConfig

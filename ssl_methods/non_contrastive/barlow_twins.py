@@ -61,7 +61,7 @@ class BarlowTwins(TwoViewMethod, name="barlow_twins"):
     Deviations: a projector of 256 channels where the paper has 8192 (see ``projection``); the loss is not scaled
     down for LARS, which AdamW does not notice.
 
-    The paper trains with LARS at .2; with AdamW start from training.learning_rate 4e-3 (5e-4 a step of 32).
+    The paper trains with LARS at .2; with AdamW the default is training.learning_rate 4e-3 (5e-4 a step of 32).
     """
 
     Config: ClassVar[type[MethodConfig]] = BarlowTwinsConfig

@@ -61,7 +61,7 @@ class BYOL(TwoViewMethod, name="byol"):
     are not offered: Richemond et al. 2020 get there by weight standardisation and group norms all through a ResNet,
     and over a small ViT, layer norms in the heads collapsed when tried here.
 
-    The paper trains with LARS at .2; with AdamW start from training.learning_rate 4e-3 (5e-4 a step of 32).
+    The paper trains with LARS at .2; with AdamW the default is training.learning_rate 4e-3 (5e-4 a step of 32).
     """
 
     Config: ClassVar[type[MethodConfig]] = BYOLConfig

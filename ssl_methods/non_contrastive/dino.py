@@ -212,7 +212,7 @@ class DINO(Method, name="dino"):
     Deviations, without which the targets became uniform on MRI slices in batches of 32: BatchNorm in the head, and a
     teacher temperature of .02 throughout. Also fewer prototypes, a narrower head, and the mean of the patch tokens
     where the paper has a class token. The paper: AdamW at training.learning_rate 5e-4, weight_decay .04 to
-    final_weight_decay .4, clip 3; at batches of 32 start from training.learning_rate .004, which is 5e-4 a step.
+    final_weight_decay .4, clip 3; the default rate is .004, which is 5e-4 for a step of 32.
 
     The teacher and the centre stay at the site: the centre is the mean of that teacher's outputs.
     """

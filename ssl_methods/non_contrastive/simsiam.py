@@ -46,7 +46,7 @@ class SimSiam(TwoViewMethod, name="simsiam"):
     Deviation: heads of 512 and 128 channels where the paper has 2048 and 512. Heads without BatchNorm, which would make
     the gradient per-sample, are not offered: the paper finds that they do not learn (sec. 4.4, table 3 a).
 
-    The paper trains with SGD at .05; with AdamW start from training.learning_rate 4e-3 (5e-4 a step of 32).
+    The paper trains with SGD at .05; with AdamW the default is training.learning_rate 4e-3 (5e-4 a step of 32).
     """
 
     Config: ClassVar[type[MethodConfig]] = SimSiamConfig

@@ -133,7 +133,7 @@ class SwAVConfig(MultiCropConfig):
 class SwAV(Method, name="swav"):
     """Predict from one view of an image to which prototypes another view of it was assigned.
 
-    The paper trains with LARS; with AdamW at batches of 32 start from training.learning_rate .004.
+    The paper trains with LARS; with AdamW the default is training.learning_rate 4e-3 (5e-4 a step of 32).
 
     Deviations, for a hospital's batch of 16 to 64: fewer prototypes, sharper codes, prototypes frozen for a share of
     the study and not for one epoch; the projector ends in BatchNorm, as SimCLR's does, so that what all images have

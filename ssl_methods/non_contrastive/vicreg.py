@@ -76,7 +76,7 @@ class VICReg(TwoViewMethod, name="vicreg"):
 
     Deviation: a projector of 256 channels where the paper has 8192 (see ``projection``).
 
-    The paper trains with LARS at .2; with AdamW start from training.learning_rate 4e-3 (5e-4 a step of 32).
+    The paper trains with LARS at .2; with AdamW the default is training.learning_rate 4e-3 (5e-4 a step of 32).
     """
 
     Config: ClassVar[type[MethodConfig]] = VICRegConfig

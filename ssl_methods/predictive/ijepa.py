@@ -11,11 +11,11 @@ from foundation.schedules import linear, momentum_for_batch
 from imaging.config import ImageConfig
 from ssl_methods.components.block_masks import BlockRanges, block_masks, draw_blocks
 from ssl_methods.components.focus import patch_weights
-from ssl_methods.components.heads import TokenPredictor, check_width, take
+from ssl_methods.components.heads import TokenPredictor, check_width, take, width_and_heads
 from ssl_methods.components.momentum import ema_update, follower
 from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted
-from ssl_methods.encoders.outputs import feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
+from ssl_methods.encoders.outputs import block_count, feature_dim, grid_shape, grid_side, patch_shape, patch_tokens
 from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 from ssl_methods.reconstruction.mae import only_patches
@@ -54,11 +54,22 @@ class IJEPAConfig(MethodConfig):
         description="Share of all patches that the encoder sees: so many are drawn from what the targets "
         "leave of the context block, in every image alike (at least 10; a third of a grid under 30).",
     )
-    predictor_width: int = Field(
-        default=96, ge=4, description="Channels of the predictor, a multiple of 4 and of predictor_heads."
+    predictor_width: int | None = Field(
+        default=None,
+        ge=4,
+        description="Channels of the predictor, a multiple of 4 and of predictor_heads; default: half the encoder's, "
+        "at least 64 (the paper: 384, its encoders have 768 to 1408).",
     )
-    predictor_depth: int = Field(default=4, ge=1, description="Blocks of the predictor.")
-    predictor_heads: int = Field(default=3, ge=1, description="Attention heads of the predictor.")
+    predictor_depth: int | None = Field(
+        default=None,
+        ge=1,
+        description="Blocks of the predictor; default: half of the encoder's (the paper: 6 for 12, 12 for 24 or 32).",
+    )
+    predictor_heads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Attention heads of the predictor; default: of 32 channels each, as the paper's for a ViT-B.",
+    )
     momentum: float = Field(
         default=0.996,
         ge=0.0,
@@ -100,15 +111,10 @@ class IJEPA(Method, name="ijepa"):
 
     def __init__(self, config: IJEPAConfig, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
-        width = feature_dim(encoder)
-        self.predictor = TokenPredictor(
-            width,
-            width,
-            grid_shape(encoder),
-            width=config.predictor_width,
-            depth=config.predictor_depth,
-            heads=config.predictor_heads,
-        )
+        wide, grid = feature_dim(encoder), grid_shape(encoder)
+        width, heads = width_and_heads(wide, len(grid), config.predictor_width, config.predictor_heads)
+        depth = config.predictor_depth or max(1, block_count(encoder) // 2)
+        self.predictor = TokenPredictor(wide, wide, grid, width=width, depth=depth, heads=heads)
         self.target_encoder = follower(encoder).eval()
         self.ranges = BlockRanges(
             config.targets,

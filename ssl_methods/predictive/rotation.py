@@ -60,7 +60,7 @@ class Rotation(ClassifyingMethod, name="rotation"):
     taken anyhow has none, and the loss then stays near log 4: choose another method there.
 
     The preset's vertical flip is left out, and one that the study asks for is refused (``upright_augmentation``). The
-    paper starts from SGD; here start from training.learning_rate 5e-4.
+    paper trains with SGD; with AdamW the default is training.learning_rate 5e-4.
     """
 
     Config: ClassVar[type[MethodConfig]] = RotationConfig

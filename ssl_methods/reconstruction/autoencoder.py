@@ -29,7 +29,7 @@ class Autoencoder(Method, name="autoencoder"):
 
     Nothing is hidden or corrupted (that is what MAE, SimMIM and Models Genesis add), so that the only pressure is the
     bottleneck: the last feature map. A ViT of small patches has as many numbers there as the image has pixels; the
-    task is then to copy, and teaches little. Start from training.learning_rate 1e-3.
+    task is then to copy, and teaches little. The default training.learning_rate is 1e-3.
     """
 
     Config: ClassVar[type[MethodConfig]] = AutoencoderConfig

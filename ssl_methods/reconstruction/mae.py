@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from imaging.config import ImageConfig
 from ssl_methods.components.focus import patch_weights
-from ssl_methods.components.heads import TokenPredictor, check_width, take
+from ssl_methods.components.heads import TokenPredictor, check_width, take, width_and_heads
 from ssl_methods.components.similarity import as_float32
 from ssl_methods.components.token_masks import counted, random_masks
-from ssl_methods.encoders.outputs import feature_dim, grid_shape, patch_shape, patch_tokens
+from ssl_methods.encoders.outputs import block_count, feature_dim, grid_shape, patch_shape, patch_tokens
 from ssl_methods.method import Batch, Draws, Method, Views
 from ssl_methods.method_config import MethodConfig
 
@@ -92,16 +92,21 @@ class MAEConfig(MethodConfig):
     name: Literal["mae"] = "mae"
     mask_ratio: float = Field(default=0.75, gt=0.0, lt=1.0, description="Share of the patches that are hidden.")
     norm_pixels: bool = Field(default=True, description="Restore pixels normalised within each patch, not raw ones.")
-    decoder_width: int = Field(
-        default=96, ge=4, description="Channels of the decoder, a multiple of 4 and of decoder_heads."
+    decoder_width: int | None = Field(
+        default=None,
+        ge=4,
+        description="Channels of the decoder, a multiple of 4 and of decoder_heads; default: half the encoder's, at "
+        "least 64 (the paper: 512, its encoders have 768 to 1280).",
     )
-    decoder_depth: int = Field(
-        default=2,
+    decoder_depth: int | None = Field(
+        default=None,
         ge=1,
-        description="Blocks of the decoder. The paper's 8 blocks of 512 cost five times a small encoder, and "
-        "it finds one block enough for fine-tuning (table 1a).",
+        description="Blocks of the decoder; default: a third of the encoder's. The paper's 8 (its encoders have 12 to "
+        "32) of 512 channels cost five times a small encoder, and it finds one enough for fine-tuning (table 1a).",
     )
-    decoder_heads: int = Field(default=3, ge=1, description="Attention heads of the decoder.")
+    decoder_heads: int | None = Field(
+        default=None, ge=1, description="Attention heads of the decoder; default: of 32 channels each, as the paper's."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -118,14 +123,11 @@ class MAE(Method, name="mae"):
     def __init__(self, config: MAEConfig, encoder: nn.Module, image: ImageConfig) -> None:
         super().__init__(config, encoder, image)
         self.patch, self.grid = patch_shape(encoder), grid_shape(encoder)
-        self.decoder = TokenPredictor(
-            feature_dim(encoder),
-            math.prod(self.patch) * image.channels,
-            self.grid,
-            width=config.decoder_width,
-            depth=config.decoder_depth,
-            heads=config.decoder_heads,
-        )
+        wide = feature_dim(encoder)
+        width, heads = width_and_heads(wide, len(self.grid), config.decoder_width, config.decoder_heads)
+        depth = config.decoder_depth or max(1, block_count(encoder) // 3)
+        values = math.prod(self.patch) * image.channels
+        self.decoder = TokenPredictor(wide, values, self.grid, width=width, depth=depth, heads=heads)
 
     def draw(self, count: int, generator: torch.Generator) -> Draws:
         """The crops, and a number for every patch, by which it is hidden or not."""

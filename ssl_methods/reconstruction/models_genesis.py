@@ -40,8 +40,8 @@ class ModelsGenesis(Method, name="models_genesis"):
     Deviations: flips (their .4) are the modality preset's, since a mirrored CT is no anatomy, and crops are the
     study's size (theirs: 64 x 64 x 32 voxels). They train a U-Net; here only the encoder is kept, so that the decoder
     has no skip connections: what it restores has gone through the last feature map. Images are in standardised
-    units; corruptions see them in [0, 1], by the least and greatest value of each view's channel. Start from
-    training.learning_rate 1e-3.
+    units; corruptions see them in [0, 1], by the least and greatest value of each view's channel. The default
+    training.learning_rate is 1e-3.
     """
 
     Config: ClassVar[type[MethodConfig]] = ModelsGenesisConfig

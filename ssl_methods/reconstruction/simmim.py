@@ -73,8 +73,8 @@ class SimMIM(Method, name="simmim"):
     """Replace most of an image by a mask token and predict the hidden pixels with one linear layer.
 
     The encoder sees all places, hidden ones as the mask token plus their position, so that it also takes Swin
-    encoders, which cannot drop patches as MAE does; it therefore costs a whole forward pass. Start from
-    training.learning_rate 1e-4 (the paper's 8e-4 is for a batch of 2048: 1e-4 for 256), weight decay .05.
+    encoders, which cannot drop patches as MAE does; it therefore costs a whole forward pass. The
+    paper's training.learning_rate is 1e-4 (8e-4 for a batch of 2048), weight decay .05; the default is for steps of 32.
     """
 
     Config: ClassVar[type[MethodConfig]] = SimMIMConfig

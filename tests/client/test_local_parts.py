@@ -1,9 +1,11 @@
 """Methods with parts that stay at a site or stand still, over rounds and restarts of a real site."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -56,3 +58,28 @@ def test_a_frozen_patch_projection_comes_back_as_it_was_sent(
         assert torch.equal(reply.weights[name], sent.weights[name])
     moved = "encoder.blocks.0.attn.qkv.weight"
     assert not torch.equal(reply.weights[moved], sent.weights[moved])
+
+
+@pytest.mark.parametrize(("returns", "anew"), [(6, False), (7, True)])
+def test_a_site_that_was_away_for_long_starts_as_a_new_one(
+    study: MakeStudy,
+    site: MakeSite,
+    instruction: Instruct,
+    tmp_path: Path,
+    returns: int,
+    anew: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = study(method=MOCO, training=AMOUNT, rounds={"count": 8})
+    back = instruction(asked, returns, site(asked).train(instruction(asked, 1)).weights)
+    with caplog.at_level("INFO"):
+        replies = [site(asked).train(back)]
+    assert ("its last round was 1; parts that stay here" in caplog.text) == anew
+    (place,) = tmp_path.glob("sites/A/state/*")
+    kept = load_tensors(place / f"round-{returns:05d}" / "optimiser.safetensors")[0]
+    assert float(kept["encoder.norm.weight/step"]) == (2.0 if anew else 4.0)
+    for folder in place.glob("round-*"):
+        shutil.rmtree(folder)
+    replies.append(site(asked).train(back))
+    alike = [torch.equal(value, replies[1].weights[name]) for name, value in replies[0].weights.items()]
+    assert all(alike) == anew

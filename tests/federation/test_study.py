@@ -14,6 +14,7 @@ from federation.study import Study, load_study, study_from
 from foundation.configuration.yaml_files import read_yaml
 from foundation.errors import StudyError
 from foundation.files import digest
+from ssl_methods import METHODS
 
 Raw = dict[str, Any]
 
@@ -448,3 +449,45 @@ def test_a_method_that_does_not_fit_its_encoder_is_refused_when_read(raw_study: 
     raw_study["encoder"] = {"name": "resnet10t"}
     with pytest.raises(StudyError, match="mae"):
         study_from(raw_study, "s")
+
+
+# the method's own rate
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "swin_unetr"])
+def test_a_rate_that_is_left_out_is_the_methods_own(raw_study: Raw, name: str) -> None:
+    facts = METHODS[name]
+    raw_study |= {"method": {"name": name}, "training": {"batch": 4}}
+    if "vit" not in facts.encoders:
+        raw_study["encoder"] = {"name": "resnet10t"}
+    left, named = study_from(raw_study, "x"), copy.deepcopy(raw_study)
+    assert (left.training.learning_rate, left.training.betas) == (facts.learning_rate, facts.betas)
+    named["training"] |= {"learning_rate": facts.learning_rate, "betas": facts.betas}
+    assert study_from(named, "x").training_hash() == left.training_hash()
+    written = yaml.safe_load(left.to_yaml())["training"]
+    assert (written["learning_rate"], written["betas"]) == (facts.learning_rate, list(facts.betas))
+
+
+def test_rates_of_methods_by_hand(raw_study: Raw) -> None:
+    known = {"simclr": (4e-3, 0.95), "mae": (4e-3, 0.95), "dino": (4e-3, 0.999), "rotation": (5e-4, 0.95)}
+    found = {}
+    del raw_study["training"]
+    for name in known:
+        training = study_from(raw_study | {"method": {"name": name}}, "x").training
+        assert training.betas is not None
+        found[name] = training.learning_rate, training.betas[1]
+    assert found == known
+    assert METHODS["swin_unetr"].learning_rate * 32 / 256 == pytest.approx(4e-4)
+
+
+def test_a_sum_has_the_least_of_its_members(raw_study: Raw) -> None:
+    members = [{"method": {"name": name}} for name in ("dino", "rotation", "mae")]
+    raw_study |= {"method": {"name": "combine", "methods": members}, "training": {"learning_rate": None}}
+    training = study_from(raw_study, "x").training
+    assert (training.learning_rate, training.betas) == (5e-4, (0.9, 0.95))
+
+
+def test_a_rate_that_is_given_stays(raw_study: Raw) -> None:
+    raw_study["training"] = {"learning_rate": 0.3, "betas": [0.5, 0.6]}
+    training = study_from(raw_study, "x").training
+    assert (training.learning_rate, training.betas) == (0.3, (0.5, 0.6))

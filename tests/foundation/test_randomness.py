@@ -81,3 +81,24 @@ def test_seeded_block_leaves_the_global_state_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first, second)
     assert torch.equal(first, torch.rand(4, generator=torch_generator(3, "initialisation")))
+
+
+@pytest.mark.parametrize(("used", "expected"), [(False, []), (True, ["read 2", "written 2"])])
+def test_only_the_current_gpu_is_touched_and_none_that_is_not_used(
+    used: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def read(device: int) -> torch.Tensor:
+        calls.append(f"read {device}")
+        return torch.zeros(1)
+
+    answers = {"is_available": True, "is_initialized": used, "device_count": 4, "current_device": 2}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", read)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: calls.append(f"written {device}"))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
+    with seeded_torch(3, "initialisation"):
+        pass
+    assert calls == expected

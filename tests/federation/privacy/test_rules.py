@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-from federation.algorithms import algorithm_type
-from federation.algorithms.fedavg import FedAvg
 from federation.study import study_from
 from foundation.errors import StudyError
 

@@ -109,7 +109,7 @@ def test_a_new_site_starts_with_the_encoder_it_received(method: IJEPA) -> None:
     [
         ({"target_scale": (0.3, 0.2)}, "target_scale 0.3, 0.2"),
         ({"context_scale": (0.5, 1.2)}, "context_scale 0.5, 1.2"),
-        ({"predictor_width": 50}, "predictor_width 50 with 3 heads"),
+        ({"predictor_width": 50}, "predictor_width 50: the width must be"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(option: dict[str, object], words: str) -> None:
