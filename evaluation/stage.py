@@ -85,12 +85,16 @@ def _screened(inputs: Inputs, show: bool) -> Inputs:
 def _protocols_of(inputs: Inputs, encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
     """The protocols asked for. Of each base the first seed's encoder is trained on the labels in any case.
 
-    Random, or the starting weights where there are any: that is supervised training without pretraining.
+    Random, or the starting weights where there are any: that is supervised training without pretraining. Random
+    encoders of seeds with which nothing was trained are only looked at frozen, which costs little.
     """
     kind = inputs.config.kind
     whole = next(name for name in PROTOCOLS_OF[kind] if PROTOCOLS[name].trains_encoder)
     twins = [other.seed for other in inputs.encoders if other.arm == encoder.arm and other.fold == encoder.fold]
     supervised = encoder.arm in bases(inputs) and encoder.seed == min(twins)
+    trained = {other.seed for other in inputs.encoders if other.kind is not Role.RANDOM}
+    if encoder.kind is Role.RANDOM and not supervised and encoder.seed not in trained:
+        return tuple(name for name in names if not PROTOCOLS[name].trains_encoder)
     return (*names, whole) if supervised and whole not in names else tuple(names)
 
 

@@ -32,6 +32,7 @@ Kind = Literal["random", "pretrained-init", "federated", "local-only", "centrali
 _CENTRALISED, LEDGER_NAME = "centralised", "ledger.jsonl"
 _SAME = {"passes": "same passes over its images", "images": "same number of images seen"}
 _FEWEST = dict.fromkeys(("min_images", "min_patients", "smallest_count"), 1)
+RANDOM_SEEDS = 5
 OPEN_POLICY = {"studies": "any", **_FEWEST, "allow_label_statistics": True, "allow_score_histogram": True}
 """A simulated hospital's: its images are public, and it is the study's to say who takes part."""
 
@@ -90,17 +91,22 @@ class Arm:
 def plan_arms(study: Study, config: SimulationConfig, images: Manifest, splits: pd.DataFrame) -> list[Arm]:
     """All arms of all folds and seeds, the random ones first because they cost nothing.
 
-    The first fold gets ``config.seeds`` pretraining seeds, the others one. Only images whose patient has the role
-    "train" in a fold are in any arm of that fold.
+    The first fold gets ``config.seeds`` pretraining seeds, the others one; of the random encoder every fold has at
+    least ``RANDOM_SEEDS``, as one draw of it may be far from another. Only images whose patient has the role "train" in
+    a fold are in any arm of that fold.
     """
     plan: list[Arm] = []
     for fold in sorted(splits["fold"].unique()):
         part = splits[splits["fold"] == fold]
         training = images.where(images.table["image"].isin(part.loc[part["role"] == "train", "image"]))
         held = images.where(images.table["image"].isin(part.loc[part["role"] == "test", "image"]))
-        for repeat in range(config.seeds if fold == 0 else 1):
+        trained = config.seeds if fold == 0 else 1
+        for repeat in range(max(trained, RANDOM_SEEDS)):
             seeded = study.model_copy(update={"seed": study.seed + repeat, "simulation": None})
-            plan += _arms_of(seeded, int(fold), training, held, config)
+            if repeat < trained:
+                plan += _arms_of(seeded, int(fold), training, held, config)
+            else:
+                plan.append(_untrained("random", seeded, int(fold), training))
     order = {"random": 0, "pretrained-init": 1, "federated": 2, "local-only": 3, "centralised": 4}
     return sorted(plan, key=lambda arm: (arm.fold, arm.seed, order[arm.kind], arm.name))
 
@@ -109,8 +115,7 @@ def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config
     tested = None if study.federated_evaluation is None else held
     federated = Arm("federated", TITLES["federated"], "federated", fold, study.seed, study, training, tested)
     untrained: list[Kind] = ["random", *([] if config.weights is None else ["pretrained-init"])]  # type: ignore[list-item]
-    arms = [Arm(kind, TITLES[kind], kind, fold, study.seed, study, None, unlabelled=training) for kind in untrained]
-    arms.append(federated)
+    arms = [*(_untrained(kind, study, fold, training) for kind in untrained), federated]
     answer = f"{_SAME[config.budget]}{_open(study)}"
     if "local-only" in config.arms:
         for site in sorted(set(held.table["site"])):
@@ -125,6 +130,10 @@ def _arms_of(study: Study, fold: int, training: Manifest, held: Manifest, config
         title = f"Centralised: all images in one place, {answer}"
         arms.append(_single("centralised", title, "centralised", federated, everything, config.budget))
     return arms
+
+
+def _untrained(kind: Kind, study: Study, fold: int, training: Manifest) -> Arm:
+    return Arm(kind, TITLES[kind], kind, fold, study.seed, study, None, unlabelled=training)
 
 
 def _open(study: Study) -> str:

@@ -22,7 +22,7 @@ from foundation.tensor_files import load_tensors
 from imaging.config import ImageConfig
 from imaging.listing.manifest import Manifest
 from imaging.listing.splits import SplitConfig, draw_splits
-from simulation.arms import Arm, plan_arms, tidy
+from simulation.arms import RANDOM_SEEDS, Arm, plan_arms, tidy
 from simulation.config import SimulationConfig
 from simulation.runtimes.table import RUNTIMES
 from simulation.simulate import planned, simulate, simulation_config
@@ -117,7 +117,7 @@ def test_equal_passes(finished: Any) -> None:
 def test_arms_differ(finished: Any) -> None:
     """Each arm has weights of its own, so that equal ones elsewhere mean something."""
     found = encoders(finished.folder)
-    assert len(found) == len(TRAINED) + 1
+    assert len(found) == len(TRAINED) + RANDOM_SEEDS
     assert len(set(found.values())) == len(found)
 
 
@@ -243,7 +243,7 @@ STUDY = study_from(
 
 
 def test_the_plan_of_folds_and_seeds(listed: Any) -> None:
-    """Seeds on the first fold only; every fold has all arms; a fold's arms hold its training patients only."""
+    """Trained seeds on the first fold only; every fold has all arms and random encoders, of its training patients."""
     manifest, plan = listed
     arms = plan(splits={"folds": 5}, seeds=3)
     names = {
@@ -255,9 +255,9 @@ def test_the_plan_of_folds_and_seeds(listed: Any) -> None:
     }  # C has two patients: no test set, no own arm
     found = {(arm.name, arm.fold, arm.seed) for arm in arms}
     folds = [(0, 5), (0, 6), (0, 7), (1, 5), (2, 5), (3, 5), (4, 5)]
-    assert found == {(name, fold, seed) for name in names for fold, seed in folds}
-    assert len(arms) == len(found) == 35
-    assert len({arm.place for arm in arms}) == 35
+    random = {("random", fold, 5 + repeat) for fold in range(5) for repeat in range(RANDOM_SEEDS)}
+    assert found == {(name, fold, seed) for name in names for fold, seed in folds} | random
+    assert len(arms) == len(found) == len({arm.place for arm in arms}) == 28 + 25
     splits = draw_splits(manifest, SplitConfig(folds=5), 0)
     for arm in arms:
         assert arm.study.seed == arm.seed
@@ -350,7 +350,7 @@ def test_every_simulation_setting_does_something(
     away = next(arm for arm in data(splits={"left_out": ["small"]})[1] if arm.name == "federated")
     assert set(away.site_sizes()) == {"away", "north", "south"}
     assert {arm.name for arm in plan(arms=["centralised"])} == {"random", "federated", "centralised"}
-    assert {arm.seed for arm in plan(seeds=2)} == {5, 6}
+    assert {arm.seed for arm in plan(seeds=2) if arm.name == "federated"} == {5, 6}
     local_only = [next(arm for arm in plan(budget=rule) if arm.name == "local-only-A") for rule in ("passes", "images")]
     assert [arm.works()[0].steps for arm in local_only] == [4, 8]
     assert local_only[1].title == "A local-only, same number of images seen"

@@ -249,7 +249,7 @@ def test_validate_says_how_they_fit(fedpretext: Callable[..., Any], study_file: 
     said = fedpretext("validate", study_file, "--set", f"simulation.weights={weights}")
     assert said.code == 0
     assert f"weights {FILE}: 17 of 17 tensors matched, 2 adapted" in said.out
-    assert "arms: 6 encoders, 4 of them pretrained" in said.out
+    assert "arms: 10 encoders, 4 of them pretrained" in said.out
 
 
 @pytest.mark.usefixtures("unevaluated")

@@ -186,7 +186,7 @@ def elements(page: Path) -> list[tuple[str, dict[str, str | None]]]:
          "0.84, 0.05 above random initialisation (95 % interval 0.02 to 0.09)."),
         (0.012, (-0.03, 0.051), "We cannot say whether pretraining helped: on unseen patients the federated "
          "encoder’s AUROC is 0.84, 0.01 above random initialisation (95 % interval of the difference −0.03 to 0.05, "
-         "so there may be none)."),
+         "so there may be none; one of 0.06 would be found four times in five)."),
         (-0.052, (-0.094, -0.021), "Pretraining made it worse: on unseen patients the federated encoder’s "
          "AUROC is 0.84, 0.05 below random initialisation (95 % interval of the difference −0.09 to −0.02)."),
         (0.052, None, "We cannot say whether pretraining helped: on unseen patients the federated encoder’s "

@@ -5,9 +5,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from evaluation.report.answers import answer, at_single_sites, contrasts, outside_sentences, tally
+from evaluation.report.answers import answer, at_single_sites, contrasts, detectable, outside_sentences, tally
 from evaluation.report.cautions import cautions
 from evaluation.report.page import sentences
 from evaluation.report.run_folder import Arm, RunFolder
@@ -98,6 +99,7 @@ def test_a_comparison_says_what_its_interval_says(other: str, metric: str) -> No
         assert [bool(worse), bool(better), bool(untold)] == [
             expected == "worse", expected == "better", expected in ("unclear", "none"),
         ], found.sentence  # fmt: skip
+        assert ("would be found four times in five" in found.sentence) == (expected == "unclear")
         lines = [
             *answer([found], run, query),
             *sentences(run, query, [found]),
@@ -184,3 +186,10 @@ def test_only_fine_tuning_of_an_encoder_in_question_is_called_fine_tuning() -> N
         frame = RESULTS.frame([*run.results.to_dict("records"), *more.to_dict("records")])
         both = RunFolder(Path(), frame, run.comparisons)
         assert heading in dict(cautions(both, query, []))
+
+
+def test_a_difference_of_the_detectable_size_is_found_four_times_in_five() -> None:
+    error, draws = 0.02, np.random.default_rng(0).normal(size=20_000)
+    half = 1.96 * error
+    found = detectable(-half, half) + error * draws
+    assert np.mean(found - half > 0) == pytest.approx(0.8, abs=0.01)
