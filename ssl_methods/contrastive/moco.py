@@ -12,6 +12,7 @@ from ssl_methods.components.heads import projector
 from ssl_methods.components.momentum import ema_update, follow_statistics, follower
 from ssl_methods.components.similarity import info_nce, unit
 from ssl_methods.encoders.outputs import feature_dim, features
+from ssl_methods.encoders.statistics import batch_norms
 from ssl_methods.method import Batch, Draws, TwoViewMethod, Views
 from ssl_methods.method_config import MethodConfig, TwoViewConfig
 
@@ -175,6 +176,12 @@ class MoCoV2(TwoViewMethod, name="moco_v2"):
         ema_update(self.key_projector, self.projector, momentum)
 
     def start_local_parts(self) -> None:
-        """Start what makes the keys as a copy of what makes the queries, as the paper does."""
+        """Start what makes the keys as a copy of what makes the queries, as the paper does.
+
+        Running statistics that came with the weights (natural images', other sites') give way at the first step.
+        """
         ema_update(self.key_encoder, self.encoder, 0.0)
+        for layer in batch_norms(self.key_encoder):
+            assert layer.num_batches_tracked is not None
+            layer.num_batches_tracked.zero_()
         ema_update(self.key_projector, self.projector, 0.0)

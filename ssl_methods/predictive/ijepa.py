@@ -103,7 +103,8 @@ class IJEPA(Method, name="ijepa"):
     Deviations: blocks are drawn uniformly over all places, size and aspect independently (their code drives
     both with one random number and never reaches the last row or column); each image keeps a fixed number
     of context patches, drawn at random, where their code cuts all to the batch's shortest: so the loss is
-    per-sample.
+    per-sample. Images are the preset's light views, by default crops of .5 to 1 of the area, nearly square, with the
+    modality's flips; the paper has .3 to 1, 3/4 to 4/3 and no flip (image.augment sets them).
     """
 
     Config: ClassVar[type[MethodConfig]] = IJEPAConfig

@@ -18,7 +18,7 @@ from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods.contrastive import moco
 from ssl_methods.contrastive.moco import NOBODY, KeyQueue, MoCoV2, moco_loss
-from ssl_methods.encoders.statistics import restart_statistics
+from ssl_methods.encoders.statistics import batch_norms, restart_statistics
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
 
@@ -253,3 +253,17 @@ def test_keys_of_different_images_differ_from_the_first_step_of_every_round(buil
             step(method, of(blobs(8), *range(8)), 10 * round_ + number)
             alike = method.queue.keys @ method.queue.keys.T
             assert float(alike.sum() - 8) / 56 < 0.8
+
+
+def test_statistics_that_came_with_starting_weights_are_forgotten_at_the_first_step(build: Build, blobs: Blobs) -> None:
+    method = build("moco_v2", encoder=EncoderConfig(name="resnet10t")).train()
+    for layer in batch_norms(method.encoder):
+        assert layer.running_mean is not None and layer.num_batches_tracked is not None
+        layer.running_mean.fill_(9.0)
+        layer.num_batches_tracked.fill_(100_000)
+    method.start_local_parts()
+    restart_statistics(method)
+    step(method, of(blobs(8), *range(8)), 0)
+    for own, key in zip(batch_norms(method.encoder), batch_norms(method.get_submodule("key_encoder")), strict=True):
+        assert own.running_mean is not None and key.running_mean is not None
+        torch.testing.assert_close(key.running_mean, own.running_mean)
