@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ssl_methods.components.momentum import ema_update, follow_statistics, follower
-from ssl_methods.encoders.statistics import batch_norms, restart_statistics
+from ssl_methods.encoders.statistics import batch_norms, follow_batches
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
 
@@ -28,7 +28,7 @@ def test_a_teacher_normalises_by_the_batch_after_a_rounds_restart_too(
     options = {"methods": [{"method": {"name": "byol"}}, {"method": {"name": "dino"}}]} if name == "combine" else {}
     method = build(name, encoder=RESNET, **options).train()
     views = method.make_views(blobs(4), torch.Generator().manual_seed(0))
-    restart_statistics(method)
+    follow_batches(method, anew=True)
     before, _ = method.loss(views)
     layers = [layer for part in TEACHERS[name] for layer in batch_norms(method.get_submodule(part))]
     assert layers

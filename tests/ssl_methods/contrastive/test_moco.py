@@ -18,7 +18,7 @@ from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from ssl_methods.contrastive import moco
 from ssl_methods.contrastive.moco import NOBODY, KeyQueue, MoCoV2, moco_loss
-from ssl_methods.encoders.statistics import batch_norms, restart_statistics
+from ssl_methods.encoders.statistics import batch_norms, follow_batches
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
 
@@ -248,8 +248,8 @@ def test_keys_of_different_images_differ_from_the_first_step_of_every_round(buil
     assert isinstance(method, MoCoV2)
     method.train().start_local_parts()
     for round_ in range(2):
-        restart_statistics(method)
         for number in range(3):
+            follow_batches(method, anew=number == 0)
             step(method, of(blobs(8), *range(8)), 10 * round_ + number)
             alike = method.queue.keys @ method.queue.keys.T
             assert float(alike.sum() - 8) / 56 < 0.8
@@ -262,7 +262,7 @@ def test_statistics_that_came_with_starting_weights_are_forgotten_at_the_first_s
         layer.running_mean.fill_(9.0)
         layer.num_batches_tracked.fill_(100_000)
     method.start_local_parts()
-    restart_statistics(method)
+    follow_batches(method, anew=True)
     step(method, of(blobs(8), *range(8)), 0)
     for own, key in zip(batch_norms(method.encoder), batch_norms(method.get_submodule("key_encoder")), strict=True):
         assert own.running_mean is not None and key.running_mean is not None
