@@ -49,8 +49,8 @@ class Store:
     def __len__(self) -> int:
         return len(self.patients)
 
-    def batch(self, chosen: Any) -> Tensor:
-        return IMAGES[self.patients[chosen]]
+    def stored(self, chosen: Any) -> Tensor:
+        return torch.zeros(len(chosen), 1, dtype=torch.uint16)  # not looked at: ``views_of`` has the images
 
 
 @pytest.fixture(autouse=True)

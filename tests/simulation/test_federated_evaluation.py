@@ -117,7 +117,7 @@ def test_the_pooled_area_is_that_of_the_histograms_and_within_its_bound(run: Run
     (row,) = run.of("federated", statistic="from histograms").values()
     assert row["value"] == pytest.approx(expected.value, abs=0.01)  # a score on the edge of two bins may go either way
     assert abs(row["value"] - FIGURES["AUROC"](whole).value) <= expected.bound + 0.01
-    assert row["note"].startswith("from histograms of 2 sites, off by at most 0.")
+    assert row["note"].startswith("from histograms of 2 sites, off by at most 0")
 
 
 def test_the_table_and_the_record(run: Run) -> None:
