@@ -194,6 +194,16 @@ METHODS: dict[str, MethodFacts] = {
         # As in SimCLR: the loss reaches the encoder only through the projector.
         parts={"encoder": "shared", "projector": "shared"},
     ),
+    "lejepa": MethodFacts(
+        path="ssl_methods.non_contrastive.lejepa.LeJEPA",
+        summary="draws views together and the embeddings of all images to a normal distribution",
+        paper="Balestriero and LeCun 2025",
+        family="non-contrastive",
+        per_sample=False,  # the distribution is the batch's
+        # As in SimCLR: the loss reaches the encoder only through the projector.
+        parts={"encoder": "shared", "projector": "shared"},
+        betas=(0.9, 0.999),
+    ),
     "swav": MethodFacts(
         path="ssl_methods.non_contrastive.swav.SwAV",
         summary="predicts a view's cluster from other views",

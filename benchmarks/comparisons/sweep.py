@@ -57,7 +57,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 }
 """Per dataset what differs, and about how many images train (half of them)."""
 ON_VIT = ("mae", "ijepa", "simmim", "moco_v3", "dino", "ibot", "combine", "simclr", "byol")
-_JOINT = ("simclr", "byol", "simsiam", "moco_v2", "barlow_twins", "vicreg", "swav")
+_JOINT = ("simclr", "byol", "simsiam", "moco_v2", "barlow_twins", "vicreg", "lejepa", "swav")
 ON_RESNET = (*_JOINT, "rotation", "jigsaw", "relative_patch", "slice_order", "autoencoder", "models_genesis")
 NEEDS_SLICES = ("slice_order",)
 OPTIONS: dict[str, dict[str, Any]] = {

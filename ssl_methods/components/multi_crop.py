@@ -22,7 +22,7 @@ class MultiCropConfig(TwoViewConfig):
     large_scale: AreaRange | None = Field(
         default=None,
         description="Area of a large crop; default: the modality preset's, as that is drawn so that a crop keeps the "
-        "lesion (the paper: .14 to 1 in SwAV, .4 to 1 in DINO).",
+        "lesion (the papers: .14 to 1 in SwAV, .4 to 1 in DINO, .3 to 1 in LeJEPA).",
     )
     small_crops: int = Field(
         default=8, ge=0, le=32, description="Small crops of each image, which only the trained encoder sees."

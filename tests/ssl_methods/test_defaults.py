@@ -13,6 +13,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "byol": {"momentum": 0.996, "projection": 256},
     "barlow_twins": {"redundancy": 0.0051},
     "vicreg": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0},
+    "lejepa": {"weight": 0.05, "directions": 1024, "projection": 16, "small_scale": (0.05, 0.3)},
     "swav": {"temperature": 0.1, "sinkhorn_rounds": 3, "small_crops": 6},
     "dino": {
         "student_temperature": 0.1,
@@ -54,6 +55,7 @@ DEVIATING: dict[str, dict[str, tuple[Any, str]]] = {
         "gram_weight": (0.0, "DINOv3: 2"),
     },
     "moco_v2": {"queue": (512, "paper's 65536")},
+    "lejepa": {"small_crops": (4, "authors' 6"), "projector_width": (512, "authors' 2048")},
 }
 """What is set otherwise, and how the description says what the paper has."""
 

@@ -16,6 +16,7 @@ from ssl_methods.contrastive.simclr import nt_xent
 from ssl_methods.diagnostics import alignment, rankme
 from ssl_methods.non_contrastive.byol import byol_loss
 from ssl_methods.non_contrastive.dino import dino_loss, moved_centre
+from ssl_methods.non_contrastive.lejepa import lejepa_loss
 from ssl_methods.non_contrastive.simsiam import simsiam_loss
 from ssl_methods.non_contrastive.vicreg import vicreg_loss
 from ssl_methods.predictive.ijepa import ijepa_loss
@@ -27,8 +28,11 @@ GRADIENT = {"rtol": 1e-4, "atol": 1e-6}
 
 @pytest.fixture(scope="module")
 def oracle(shared: Path) -> dict[str, Tensor]:
-    with np.load(shared / "oracles" / "oracle.npz") as archive:
-        return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
+    found = {}
+    for file in ("oracle.npz", "oracle2.npz"):
+        with np.load(shared / "oracles" / file) as archive:
+            found |= {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
+    return found
 
 
 def leaf(oracle: dict[str, Tensor], name: str) -> Tensor:
@@ -152,6 +156,21 @@ def test_vicreg_loss(oracle: dict[str, Tensor]) -> None:
     torch.testing.assert_close(second.grad, oracle["vicreg/grad_zb"], **GRADIENT)
 
 
+@pytest.mark.parametrize(
+    ("case", "value", "gradient"),
+    [("lejepa_2g4l", VALUE, GRADIENT), ("lejepa_2g4l_f64", *[{"rtol": 1e-12, "atol": 1e-15}] * 2)],
+)
+def test_lejepa_loss(case: str, value: dict[str, float], gradient: dict[str, float], oracle: dict[str, Tensor]) -> None:
+    large, small = leaf(oracle, f"{case}/global_proj"), leaf(oracle, f"{case}/local_proj")
+    loss, terms = lejepa_loss(torch.cat([large, small]), oracle[f"{case}/directions"].T, 0.05)
+    loss.backward()
+    torch.testing.assert_close(loss, oracle[f"{case}/expected"], **value)
+    for name, term in terms.items():
+        torch.testing.assert_close(term, oracle[f"{case}/{name}"], **value)
+    torch.testing.assert_close(large.grad, oracle[f"{case}/grad_global"], **gradient)
+    torch.testing.assert_close(small.grad, oracle[f"{case}/grad_local"], **gradient)
+
+
 def test_joint_embedding_losses_under_bfloat16_autocast(oracle: dict[str, Tensor]) -> None:
     halves = {name: value.bfloat16() for name, value in oracle.items() if value.is_floating_point()}
     with torch.autocast("cpu", torch.bfloat16):
@@ -159,7 +178,9 @@ def test_joint_embedding_losses_under_bfloat16_autocast(oracle: dict[str, Tensor
             halves["moco_queue_t0.2/q"], halves["moco_queue_t0.2/k"], oracle["moco_queue_t0.2/queue"], 0.2
         )
         vicreg, _ = vicreg_loss(halves["vicreg/za"], halves["vicreg/zb"], (25.0, 25.0, 1.0))
-    for name, loss in (("moco_queue_t0.2", moco), ("vicreg", vicreg)):
+        views = torch.cat([halves[f"lejepa_2g4l/{kind}_proj"] for kind in ("global", "local")])
+        lejepa, _ = lejepa_loss(views, oracle["lejepa_2g4l/directions"].T, 0.05)
+    for name, loss in (("moco_queue_t0.2", moco), ("vicreg", vicreg), ("lejepa_2g4l", lejepa)):
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, oracle[f"{name}/expected"], rtol=2e-2, atol=0)
 

@@ -42,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dino": {"small_crops": 2, "outputs": 16},
     "ibot": {"small_crops": 2, "outputs": 16},
     "swav": {"small_crops": 2, "prototypes": 16},
+    "lejepa": {"small_crops": 2, "directions": 16},
     "jigsaw": {"permutations": 8},
 }
 QUICK = [(name, "vit" if 2 in METHODS[name].dimensions else "swin 3-D") for name in METHODS]

@@ -80,7 +80,7 @@ def test_small_crops_that_do_not_fit_are_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["swav", "dino"])
+@pytest.mark.parametrize("name", ["swav", "dino", "lejepa"])
 @pytest.mark.parametrize(("encoder", "side"), [(SWIN, 12), ({"name": "resnet10t"}, 16)])
 def test_other_encoders_take_both_sizes(
     name: str, encoder: dict[str, object], side: int, build: Build, blobs: Callable[..., Batch]
@@ -94,7 +94,7 @@ def test_other_encoders_take_both_sizes(
     assert loss.isfinite()
 
 
-@pytest.mark.parametrize("name", ["swav", "dino", "ibot"])
+@pytest.mark.parametrize("name", ["swav", "dino", "ibot", "lejepa"])
 def test_small_crops_may_be_left_out(name: str, build: Build, blobs: Callable[..., Batch]) -> None:
     method = build(name, small_crops=0)
     views = method.make_views(blobs(4), torch.Generator().manual_seed(0))
