@@ -7,7 +7,7 @@ an encoder with BatchNorm.
 
 The merged statistics are those of all images together for the first normalisation layer. What reaches a deeper one was
 normalised by its own site's batches, so that there they are close to, and not equal to, those of pooled images
-(benchmarks/results/statistics/statistics.md).
+(benchmarks/results/statistics/merged_batch_norm.md).
 """
 
 from collections.abc import Mapping, Sequence
