@@ -62,7 +62,7 @@ def rows_of(run: Path, own: Encoder, training: Manifest) -> list[list[str]]:
     whole = TensorStore.build(training, own.image, run / "store")
     sites = [_Site(s, len(store), estimated(encoder, store, own).state_dict()) for s, store in stores.items()]
     pooled, together = estimated(encoder, whole, own), copy.deepcopy(encoder)
-    together.load_state_dict(encoder.state_dict() | merged(encoder.state_dict(), sites))  # type: ignore[arg-type]
+    together.load_state_dict(encoder.state_dict() | merged(encoder.state_dict(), sites))
     layers = list(zip(batch_norms(together), batch_norms(pooled), strict=True))
     rows = []
     for number in (0, len(layers) // 2, len(layers) - 1):
@@ -73,7 +73,8 @@ def rows_of(run: Path, own: Encoder, training: Manifest) -> list[list[str]]:
         which = f"{own.arm}, layer {number + 1} of {len(layers)}"
         figures = [f"{float(value):.4f}" for value in (shift.mean(), shift.max(), ratio.median())]
         rows.append([which, *figures, f"{float(ratio.min()):.3f} to {float(ratio.max()):.3f}"])
-    cosine = torch.nn.functional.cosine_similarity(*(_features(each, whole, own) for each in (together, pooled)))
+    found = [_features(each, whole, own) for each in (together, pooled)]
+    cosine = torch.nn.functional.cosine_similarity(found[0], found[1])
     rows.append(
         [f"{own.arm}, features", f"cosine {float(cosine.mean()):.4f}, least {float(cosine.min()):.4f}", "", "", ""]
     )
