@@ -17,6 +17,7 @@ from client.training.round import check_amount
 from evaluation.federated.figures import FIGURES
 from evaluation.federated.logistic import outputs_of
 from evaluation.federated.score_histogram import BINS
+from federation.algorithms.statistics import exchanges
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import CATEGORIES, bytes_of
 from federation.study import Study
@@ -138,6 +139,8 @@ def _leaves(study: Study, method: Method, site_file: SiteFile, images: int | Non
     shared = list(method.shared_state().values())
     in_all = mebibytes(study.rounds.count * bytes_of(shared))
     yield f"together: {_amount(shared)}; {in_all} MiB in {study.rounds.count} rounds"
+    if exchanges(study, method.shared_state()) > study.rounds.count:
+        yield "once more after the last round: means and variances of what the encoder computes of this site's images"
     if study.secure_aggregation is not None:
         yield "of these how training moved the parameters, under masks that cancel in the sum of several sites alone"
         yield "keys for masks, signatures by this site's key, and shares of the masks' secrets, sealed for other sites"
