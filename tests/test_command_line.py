@@ -121,7 +121,7 @@ def test_validate_prints_facts(fedpretext: Call, study_file: Path, tmp_path: Pat
     assert "site north: 12 images of 4 patients to pretrain on" in facts
     assert "site small: 9 images of 3 patients to pretrain on" in facts
     assert not any("site away" in fact for fact in facts)
-    # five random ones, federated, pooled, north and south alone; 12, 12 and 8 of 9 images in whole batches of 4, two rounds.
+    # five random, federated, pooled, north and south alone; 12, 12 and 8 of 9 images in whole batches of 4, two rounds.
     assert (
         "arms: 9 encoders, 4 of them pretrained, each by the same passes over its own; federated: 64 images seen, "
         "each 1.94 times (6 steps one after another)"
