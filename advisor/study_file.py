@@ -94,9 +94,12 @@ def _encoder(setting: Setting, candidate: Candidate) -> tuple[dict[str, Any], st
         sizes = {"patch_size": 16, "depth": 8, "width": 384, "heads": 6}
         small = {"patch_size": 8, "depth": 4, "width": 96, "heads": 3}
         return {"name": "monai_vit", **(sizes if gpu else small)}, "The 3-D encoder that runs everywhere."
+    name = "resnet50" if large else "resnet18" if gpu else "resnet10t"
+    if candidate.declared.encoders == ("convolutional",):
+        norm = {"norm": "group"} if setting.privacy else {}
+        return {"name": name, **norm}, "A convolutional encoder: the only kind that the method takes."
     only = candidate.declared.encoders == ("vit",)
     if not (only or setting.privacy or candidate.method in ("dino", "moco_v3", "simmim")):
-        name = "resnet50" if large else "resnet18" if gpu else "resnet10t"
         return {"name": name}, "The method takes any encoder; a ResNet learns from fewer images and steps."
     why = "the only kind that the method takes" if only else "what its paper ran it on, without batch normalisation"
     if gpu:

@@ -32,7 +32,7 @@ from ssl_methods.method import Batch, Method
 
 TARGET = 0.6
 ENCODERS = {"vit": "vit_small_patch16_224", "convolutional": "resnet18"}
-ON_CONVOLUTIONS = ("autoencoder", "models_genesis", "rotation", "jigsaw", "relative_patch", "slice_order")
+ON_CONVOLUTIONS = ("spark", "autoencoder", "models_genesis", "rotation", "jigsaw", "relative_patch", "slice_order")
 """Methods that are measured on the convolutional encoder; the others on the ViT."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "combine": {"methods": [{"weight": 1.0, "method": {"name": "mae"}}, {"weight": 1.0, "method": {"name": "ijepa"}}]}

@@ -100,6 +100,15 @@ METHODS: dict[str, MethodFacts] = {
         parts={"encoder": "shared", "mask_token": "shared", "head": "shared"},
         betas=(0.9, 0.999),
     ),
+    "spark": MethodFacts(
+        path="ssl_methods.reconstruction.spark.SparK",
+        summary="restores the pixels of hidden patches from a convolutional encoder's visible places",
+        paper="Tian et al. 2023",
+        family="reconstruction",
+        per_sample=True,
+        encoders=("convolutional",),
+        parts={"encoder": "shared", "decoder": "shared"},
+    ),
     "models_genesis": MethodFacts(
         path="ssl_methods.reconstruction.models_genesis.ModelsGenesis",
         summary="restores images from changed intensities, shuffled pixels and painted parts",

@@ -36,7 +36,7 @@ from ssl_methods import METHODS, build_method
 
 PASSES = 24_000
 """Encoder passes of one cell's pretraining, all sites together."""
-BY_FINETUNING = ("ijepa", "mae", "simmim", "autoencoder", "models_genesis")
+BY_FINETUNING = ("ijepa", "mae", "simmim", "spark", "autoencoder", "models_genesis")
 RESNET = {"name": "resnet10t"}
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 4}
 DATASETS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 """Per dataset what differs, and about how many images train (half of them)."""
 ON_VIT = ("mae", "ijepa", "simmim", "moco_v3", "dino", "ibot", "combine", "simclr", "byol")
 _JOINT = ("simclr", "byol", "simsiam", "moco_v2", "barlow_twins", "vicreg", "lejepa", "swav")
-ON_RESNET = (*_JOINT, "rotation", "jigsaw", "relative_patch", "slice_order", "autoencoder", "models_genesis")
+ON_RESNET = (*_JOINT, "rotation", "jigsaw", "relative_patch", "slice_order", "spark", "autoencoder", "models_genesis")
 NEEDS_SLICES = ("slice_order",)
 OPTIONS: dict[str, dict[str, Any]] = {
     "combine": {"methods": [{"weight": 1.0, "method": {"name": "mae"}}, {"weight": 1.0, "method": {"name": "ijepa"}}]},

@@ -16,6 +16,7 @@ EXACT = (
     "mae",
     "ijepa",
     "simmim",
+    "spark",
     "autoencoder",
     "models_genesis",
     "rotation",

@@ -1,6 +1,7 @@
 """The study files that the advisor writes: valid for every pair, private where asked, and trained for a round."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from advisor.candidates import CANDIDATES
 from advisor.ranking import Ranked, best
 from advisor.setting import Setting
 from advisor.study_file import batch_of, study_text
@@ -70,6 +72,16 @@ def test_under_privacy_no_image_influences_anothers_gradient(volumes: bool) -> N
             seen.add((ranked.candidate.name, asked.dense))
             assert not build_method(study.method, study.encoder, study.image, 0).is_batch_coupled()
     assert len(seen) > 3
+
+
+@pytest.mark.parametrize(("privacy", "norm"), [(False, "own"), (True, "group")])
+def test_a_convolutional_method_gets_a_convolutional_encoder(privacy: bool, norm: str) -> None:
+    asked = setting(privacy=privacy)
+    spark = next(each for each in CANDIDATES if each.method == "spark")
+    text = study_text(asked, replace(best(asked)[0], candidate=spark), "fedpretext advise")
+    encoder = study_from(yaml.safe_load(text), "written").encoder
+    assert (encoder.name, encoder.norm) == ("resnet10t", norm)
+    assert "the only kind that the method takes" in text
 
 
 def test_the_batch_is_bounded_by_what_the_smallest_site_has() -> None:

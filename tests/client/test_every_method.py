@@ -24,8 +24,9 @@ from ssl_methods.method import Method
 from ..tiers import slow
 
 ALL = sorted(METHODS)
-AFFORDABLE = [slow(name) if name == "swin_unetr" else name for name in ALL]
+AFFORDABLE = [slow(name) if name in ("swin_unetr", "spark") else name for name in ALL]
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 1, "width": 24, "heads": 2}
+RESNET = {"name": "resnet10t", "norm": "group"}
 SWIN = {"name": "monai_swin_unetr", "width": 12, "depth": 1, "heads": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"swav": {"queue": 16}}
 """What makes a method keep something at the site that it keeps only where asked."""
@@ -36,9 +37,10 @@ def study_of(name: str, rounds: int = 2, **training: Any) -> Study:
     """A tiny study of the method over 2-D images, or over volumes where it takes no others."""
     flat = 2 in METHODS[name].dimensions
     image = {"modality": "mri", "size": 32, "channels": 1} | ({} if flat else {"depth": 32})
+    encoder = SWIN if not flat else VIT if "vit" in METHODS[name].encoders else RESNET
     return study_from(
         {
-            "name": "tiny", "image": image, "encoder": VIT if flat else SWIN,
+            "name": "tiny", "image": image, "encoder": encoder,
             "method": {"name": name} | OPTIONS.get(name, {}),
             "training": {"batch": 4, "learning_rate": 0.02} | training, "algorithm": {"name": "fedavg"},
             "rounds": {"count": rounds},

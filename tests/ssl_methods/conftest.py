@@ -9,13 +9,13 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from imaging.config import ImageConfig
-from ssl_methods import AnyMethodConfig, build_method
+from ssl_methods import AnyMethodConfig, build_method, method_class
 from ssl_methods.encoders.table import EncoderConfig
 from ssl_methods.method import Batch, Method
 
 IMAGE = ImageConfig(modality="mri", size=32, channels=1)
 TINY_VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=2, width=48, heads=3)
-TINY_RESNET = EncoderConfig(name="resnet10t")
+TINY_RESNET = EncoderConfig(name="resnet10t", norm="group")
 VOLUME = ImageConfig(modality="mri", size=16, depth=8, channels=1)
 TINY_VOLUME_VIT = EncoderConfig(name="monai_vit", patch_size=4, depth=2, width=48, heads=3)
 TINY_VOLUME_SWIN = EncoderConfig(name="monai_swin_unetr", depth=1, width=12, heads=3)
@@ -56,7 +56,10 @@ def tiny_volume_swin() -> EncoderConfig:
 
 @pytest.fixture
 def build() -> Callable[..., Method]:
-    """``build(name, encoder=..., dimensions=2, **options)``: a method over a tiny encoder, by default a ViT."""
+    """``build(name, encoder=..., dimensions=2, **options)``: a method over a tiny encoder.
+
+    By default a ViT, or a ResNet with GroupNorm for a method that takes none.
+    """
 
     def make(
         name: str, encoder: EncoderConfig | None = None, seed: int = 0, dimensions: int = 2, **options: Any
@@ -64,7 +67,8 @@ def build() -> Callable[..., Method]:
         config = TypeAdapter(AnyMethodConfig).validate_python({"name": name, **options})
         if dimensions == 3:
             return build_method(config, encoder or TINY_VOLUME_VIT, VOLUME, seed)
-        return build_method(config, encoder or TINY_VIT, IMAGE, seed)
+        own = TINY_VIT if "vit" in method_class(config).encoders else TINY_RESNET
+        return build_method(config, encoder or own, IMAGE, seed)
 
     return make
 

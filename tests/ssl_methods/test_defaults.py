@@ -33,6 +33,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "mae": {"mask_ratio": 0.75, "norm_pixels": True},
     "simmim": {"mask_ratio": 0.6},
+    "spark": {"mask_ratio": 0.6, "norm_pixels": True},
     "models_genesis": {"bezier": 0.9, "shuffle": 0.5, "paint": 0.9, "outpaint": 0.8},
     "swin_unetr": {
         "rotation_weight": 1.0,

@@ -531,7 +531,8 @@ def test_every_method_s_metrics_are_in_the_table(name: str) -> None:
     fields = method_type(name).Config.model_fields
     extras = {key: value for key, value in EXTRAS.get(name, {}).items() if key in fields}
     swin = {"name": "monai_swin_unetr", "width": 12, "depth": 1, "heads": 1}
-    study = tiny(method={"name": name} | extras) if flat else tiny(
+    own = {} if "vit" in METHODS[name].encoders else {"encoder": {"name": "resnet10t"}}
+    study = tiny(method={"name": name} | extras, **own) if flat else tiny(
         method={"name": name}, encoder=swin, image={"modality": "mri", "size": 32, "depth": 32, "channels": 1}
     )  # fmt: skip
     method = build_method(study.method, study.encoder, study.image, 0)

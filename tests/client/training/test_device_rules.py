@@ -45,7 +45,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "lejepa": {"small_crops": 2, "directions": 16},
     "jigsaw": {"permutations": 8},
 }
-QUICK = [(name, "vit" if 2 in METHODS[name].dimensions else "swin 3-D") for name in METHODS]
+QUICK = [
+    (name, "swin 3-D" if 2 not in facts.dimensions else "vit" if "vit" in facts.encoders else "convolutional")
+    for name, facts in METHODS.items()
+]
 EVERY = [
     (name, encoder)
     for name in METHODS

@@ -19,7 +19,7 @@ IMAGE = ImageConfig(modality="mri", size=32, channels=1)
 VOLUME = ImageConfig(modality="mri", size=16, depth=8, channels=1)
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=2, width=48, heads=3)
 ALTERNATIVES = (
-    "with privacy by patient choose mae, ijepa, simmim, autoencoder, models_genesis, rotation, jigsaw, "
+    "with privacy by patient choose mae, ijepa, simmim, spark, autoencoder, models_genesis, rotation, jigsaw, "
     "relative_patch or slice_order"
 )
 

@@ -168,6 +168,7 @@ def test_every_allowed_method_is_exact(
     [
         *((name, "resnet10t") for name in EXACT if "convolutional" in METHODS[name].encoders),
         *(("rotation", encoder) for encoder in CONVOLUTIONAL),
+        ("spark", "efficientnet_b0"),
     ],
 )
 def test_convolutional_encoders_with_group_norm_are_exact(name: str, encoder: str, build: Build) -> None:
