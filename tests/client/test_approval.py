@@ -80,14 +80,14 @@ def test_the_page_says_what_is_trained_and_what_leaves(
         assert said in page, said
 
 
-@pytest.mark.parametrize(("encoder", "told"), [("resnet10t", True), ("vit_tiny_patch16_224", False)])
+@pytest.mark.parametrize(("encoder", "shown"), [("resnet10t", True), ("vit_tiny_patch16_224", False)])
 def test_the_exchange_of_statistics_is_told_where_there_is_one(
-    study: MakeStudy, written: Callable[..., Path], here: Callable[..., SiteFile], encoder: str, told: bool
+    study: MakeStudy, written: Callable[..., Path], here: Callable[..., SiteFile], encoder: str, shown: bool
 ) -> None:
     simsiam = {"name": "simsiam"}
     blank = dict.fromkeys(("patch_size", "depth", "width", "heads"))
     lines = approve(written(method=simsiam, encoder={"name": encoder, **blank}), here(), "A. K.", yes)
-    assert ("once more after the last round: means and variances of what the encoder" in text_of(lines)) == told
+    assert ("once more after the last round: means and variances of what the encoder" in text_of(lines)) == shown
 
 
 def test_amounts_are_those_of_the_shared_tensors(
