@@ -25,7 +25,7 @@ from foundation.tensor_files import save_tensors
 from imaging.listing.manifest import Manifest
 from imaging.listing.splits import HELD, draw_splits
 from imaging.store import TensorStore
-from ssl_methods.encoders.statistics import batch_norms, estimate_statistics, plain_batches
+from ssl_methods.encoders.statistics import batch_norms, estimate_over
 from ssl_methods.encoders.timm_encoders import build_encoder, timm_line
 
 RECORD = "evaluation/gathered.json"
@@ -250,5 +250,5 @@ def _with_statistics(one: Candidate, images: Manifest, out: Path) -> Mapping[str
         return one.weights
     encoder.load_state_dict(dict(one.weights))
     store = TensorStore.build(images, one.image, out / "store")
-    estimate_statistics(encoder.to(device), plain_batches(len(store), store.batch, one.image, device))
+    estimate_over(encoder, store, one.image, device, f"{one.name}, statistics")
     return {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}

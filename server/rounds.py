@@ -10,7 +10,7 @@ from typing import Protocol
 from federation.algorithms import build_algorithm
 from federation.algorithms.algorithm import State, Weights
 from federation.algorithms.mean import MeanAlgorithm, mean_of
-from federation.algorithms.statistics import exchanges, merged
+from federation.algorithms.statistics import exchanges, merged, only_estimates
 from federation.audit.log import AuditLog
 from federation.privacy.config import SitePrivacyConfig
 from federation.records import Failure, SiteInfo, TrainInstruction, TrainReply, weights_digest
@@ -181,7 +181,7 @@ class RoundLoop:
             return UpdateScreening({}, {})
         if isinstance(privacy, SitePrivacyConfig):
             return judge_clipped(replies, weights, privacy.clip * (1 + TOLERANCE))
-        if self._checkpoint.round >= self._study.rounds.count:
+        if only_estimates(self._study, self._checkpoint.round + 1):
             return judge_statistics(replies, weights, self._study)
         return judge_together(replies, weights, self._study, self._checkpoint.norms)
 
@@ -234,7 +234,7 @@ class RoundLoop:
             logger.warning(f"round {number}: site {site} was left out ({reason})")
             self._journal.event(number, events.LEFT_OUT, site, reason)
             self._audit.append("site left out", study=self._hash, round=number, site=site, reason=reason)
-        if number > self._study.rounds.count:
+        if only_estimates(self._study, number):
             self._journal.event(number, events.STATISTICS, None, f"of the images of {len(accepted)} sites")
         else:
             self._tell(number, accepted, norms)
@@ -258,7 +258,7 @@ class RoundLoop:
         """
         before, state, left_out = self._checkpoint.weights, self._checkpoint.algorithm, dict[str, str]()
         if self._secure is None and self._noise is None:
-            if number > self._study.rounds.count:
+            if only_estimates(self._study, number):
                 return _Aggregated(before | merged(before, accepted), state, accepted, {})
             weights, state = self._algorithm.aggregate(before, accepted, state)
             return _Aggregated(weights, state, accepted, {})
@@ -269,7 +269,7 @@ class RoundLoop:
         else:
             assert self._noise is not None
             mean = self._noise.noised(mean_of(before, accepted), before, len(accepted), number)
-        if number <= self._study.rounds.count:
+        if not only_estimates(self._study, number):
             assert isinstance(self._algorithm, MeanAlgorithm)  # federation/privacy/rules.py
             mean, state = self._algorithm.after_mean(before, mean, state)
         return _Aggregated(mean, state, accepted, left_out)

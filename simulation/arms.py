@@ -18,7 +18,6 @@ from federation.study import Study
 from federation.training_config import TrainingConfig
 from foundation.files import write_text
 from foundation.machine import DeviceName, choose_device
-from foundation.progress import track
 from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from server.export import TITLES, TrainingCost, write_encoder
@@ -26,7 +25,7 @@ from simulation.budgets import RoundWork, round_work
 from simulation.config import BudgetRule, SimulationConfig
 from simulation.sites.site_folders import Federation, write_site_folders
 from ssl_methods import build_method
-from ssl_methods.encoders.statistics import batch_norms, estimate_statistics, plain_batches
+from ssl_methods.encoders.statistics import batch_norms, estimate_over
 
 Kind = Literal["random", "pretrained-init", "federated", "local-only", "centralised"]
 _CENTRALISED, LEDGER_NAME = "centralised", "ledger.jsonl"
@@ -209,8 +208,7 @@ def _estimate_statistics(run: Path, arm: Arm, encoder: nn.Module, device: Device
     """Give an untrained encoder the same care that a trained one gets at its sites after the last round."""
     if arm.unlabelled is not None and batch_norms(encoder):
         store, on = TensorStore.build(arm.unlabelled, arm.study.image, run / "store"), choose_device(device)
-        batches = plain_batches(len(store), store.batch, arm.study.image, on)
-        estimate_statistics(encoder.to(on), track(batches, f"{arm.name}, statistics"))
+        estimate_over(encoder, store, arm.study.image, on, f"{arm.name}, statistics")
         encoder.cpu()
 
 

@@ -25,7 +25,7 @@ from imaging.listing.manifest import Manifest
 from imaging.store import TensorStore
 from imaging.views.augment import Augmentation
 from ssl_methods.encoders.outputs import features
-from ssl_methods.encoders.statistics import batch_norms, estimate_statistics, plain_batches
+from ssl_methods.encoders.statistics import batch_norms, estimate_over
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ class _Site:
 def estimated(encoder: nn.Module, store: TensorStore, own: Encoder) -> nn.Module:
     """A copy of the encoder with the statistics of the store's images."""
     fitted = copy.deepcopy(encoder)
-    estimate_statistics(fitted, plain_batches(len(store), store.batch, own.image, CPU))
+    estimate_over(fitted, store, own.image, CPU, own.arm)
     return fitted
 
 

@@ -13,16 +13,16 @@ from client.site_images import SiteImages
 from client.site_study import SiteStudy
 from client.training.round import RoundOutcome, TrainingContext, train_round
 from client.training.secure_round import SecureRounds, Trained, to_mask
-from client.training.statistics import estimate_round
 from client.training.stored_rounds import Kept, StoredRounds
 from federation.algorithms import build_algorithm
-from federation.algorithms.statistics import exchanges
+from federation.algorithms.statistics import exchanges, only_estimates
 from federation.privacy.config import PatientPrivacyConfig
 from federation.records import TrainInstruction, TrainReply
 from federation.secure_aggregation.statistics import check_encodable
 from foundation.errors import RunError, StudyError
 from foundation.files import append_jsonl
 from foundation.machine import choose_device
+from ssl_methods.encoders.statistics import estimate_over
 
 SEEN = "private.jsonl"
 """In a state folder: metrics of rounds that do not leave."""
@@ -98,11 +98,11 @@ class SiteTraining:
         wait_for_quiet_hours(here.policy)
         here.permit()  # an approval may have been withdrawn while it waited
         before, algorithm, sent = self._rounds.before(round_), build_algorithm(study.algorithm), instruction.weights
-        last = round_ > study.rounds.count
+        last = only_estimates(study, round_)
         method = here.model(before.local, sent if last else algorithm.start(round_, sent, before.algorithm))
         context = TrainingContext(study, method, algorithm, store, here.name, device)
         if last:
-            estimate_round(context)
+            estimate_over(method.encoder, store, study.image, device, f"{here.name}, statistics")
             if self._secure is not None:
                 check_encodable(method.shared_state(), sent)
             outcome = RoundOutcome({}, before.optimiser)

@@ -7,7 +7,7 @@ but the height orders them. Of pairs that agree in what is not the finding only 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.intervals import Estimate, FloatArray, Scored, leave_out, mean, patient_mean
+from evaluation.statistics.intervals import Estimate, FloatArray, Scored, concordance, leave_out, mean, patient_mean
 
 NEAR = 0.1
 """Pairs at most this share of the series' length apart count as at the same position."""
@@ -42,9 +42,10 @@ def _of_class_within(data: Scored, k: int) -> Estimate:
     values, patients, strata = [], [], []
     for patient in np.unique(data.patients):
         own = data.where(data.patients == patient)
-        wins = _wins(own.scores[:, k], own.labels == k)
-        if wins.size:
-            values.append(float(wins.mean()))
+        positive = own.labels == k
+        high, low = own.scores[positive, k], own.scores[~positive, k]
+        if len(high) and len(low):
+            values.append(float(concordance(high, low).mean() / len(low)))
             patients.append(str(patient))
             strata.append(str(own.strata[0]))
     return patient_mean(np.array(values, dtype=np.float64), patients, strata)
@@ -53,7 +54,8 @@ def _of_class_within(data: Scored, k: int) -> Estimate:
 def _of_class_at(data: Scored, position: FloatArray, k: int) -> Estimate:
     positive = data.labels == k
     near = np.abs(position[positive][:, None] - position[~positive][None, :]) <= NEAR  # False beside a NaN
-    wins = _wins(data.scores[:, k], positive) * near
+    high, low = data.scores[positive, k][:, None], data.scores[~positive, k][None, :]
+    wins = ((high > low) + 0.5 * (high == low)) * near
 
     def without(keep: NDArray[np.bool_]) -> float:
         rows, columns = keep[positive].astype(np.float64), keep[~positive].astype(np.float64)
@@ -62,9 +64,3 @@ def _of_class_at(data: Scored, position: FloatArray, k: int) -> Estimate:
 
     carriers = tuple(len(np.unique(data.patients[part])) for part in (~positive, positive))
     return leave_out(data.patients, data.strata, without, carriers)
-
-
-def _wins(scores: FloatArray, positive: NDArray[np.bool_]) -> FloatArray:
-    """``[P, Q]``: 1 where the positive image has the higher score than the negative one, a half where equal."""
-    high, low = scores[positive][:, None], scores[~positive][None, :]
-    return np.asarray((high > low) + 0.5 * (high == low), dtype=np.float64)

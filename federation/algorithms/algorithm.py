@@ -96,12 +96,13 @@ class Algorithm(ABC):
         return None
 
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+MEAN, VARIANCE, COUNTER = STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""How the names of BatchNorm's tensors end that are no parameters."""
 
 
 def is_parameter(name: str, value: Tensor) -> bool:
     """True for what an optimiser may step; False for counters and normalisation statistics."""
-    return value.is_floating_point() and not name.endswith(_STATISTICS)
+    return value.is_floating_point() and not name.endswith(STATISTICS)
 
 
 _PIECE = 1 << 16  # numbers: so many, once as float32 and twice as float64, stay in a processor's cache

@@ -14,6 +14,7 @@ from torch import Tensor
 from federation.algorithms.algorithm import State, Weights, is_parameter
 from federation.algorithms.mean import MeanAlgorithm
 from federation.algorithms.table import AlgorithmConfig
+from federation.records import ENCODER
 from federation.training_config import TrainingConfig
 from foundation.errors import StudyError
 from ssl_methods import METHODS, method_class
@@ -125,7 +126,7 @@ def _distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tens
 
 
 def _is_measured(name: str, value: Tensor) -> bool:
-    return name.startswith("encoder.") and name.endswith(".weight") and value.ndim > 1
+    return name.startswith(ENCODER) and name.endswith(".weight") and value.ndim > 1
 
 
 def _roles(method: MethodConfig) -> Mapping[str, Role]:

@@ -22,10 +22,9 @@ from federation.algorithms.algorithm import (
     Contribution,
     State,
     Weights,
-    average,
     is_parameter,
 )
-from federation.algorithms.statistics import merged
+from federation.algorithms.mean import mean_of
 from federation.algorithms.table import AlgorithmConfig
 from federation.flower.private_identity import reply_as_received
 from federation.flower.records import tensors_to_arrays
@@ -55,9 +54,7 @@ class FlowerStrategy(Algorithm):
         arrays, _ = strategy.aggregate_train(rounds + 1, replies)
         if arrays is None:
             raise ValueError("Flower's strategy made no weights from the replies it was given")
-        aggregated = merged(weights, contributions)
-        rest = weights.keys() - parameters.keys() - aggregated.keys()
-        aggregated |= {name: average(name, weights[name], contributions) for name in rest}
+        aggregated = mean_of({n: value for n, value in weights.items() if n not in parameters}, contributions)
         for name, like in parameters.items():
             aggregated[name] = torch.from_numpy(np.array(arrays[name].numpy())).to(like.dtype)
         return {name: aggregated[name] for name in weights}, self._state_of(strategy, rounds + 1)

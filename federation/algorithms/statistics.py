@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from federation.algorithms.algorithm import Contribution, Weights, average
+from federation.algorithms.algorithm import COUNTER, MEAN, VARIANCE, Contribution, Weights, average
+from federation.records import ENCODER
 
 if TYPE_CHECKING:
     from federation.study import Study
-
-MEAN, VARIANCE, COUNTER, ENCODER = "running_mean", "running_var", "num_batches_tracked", "encoder."
 
 
 def means_of(weights: Mapping[str, Tensor], part: str = "") -> list[str]:
@@ -40,6 +39,11 @@ def exchanges(study: "Study", weights: Mapping[str, Tensor]) -> int:
     None for a private study: its statistics would tell what no noise covers.
     """
     return study.rounds.count + int(study.privacy is None and bool(means_of(weights, ENCODER)))
+
+
+def only_estimates(study: "Study", round_: int) -> bool:
+    """Whether the exchange of that number is the one after the last round, in which no weight moves."""
+    return round_ > study.rounds.count
 
 
 def merged(weights: Weights, contributions: Sequence[Contribution]) -> Weights:

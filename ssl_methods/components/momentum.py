@@ -5,7 +5,8 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_methods.encoders.statistics import batch_norms
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -36,9 +37,8 @@ def follow_statistics(target: nn.Module, online: nn.Module, momentum: float) -> 
     For a target in evaluation mode: s <- m s + (1 - m) o (Cai et al. 2021, EMAN), of the first calls the plain
     mean, so that nothing of the start (0 and 1) is left. Does nothing without BatchNorm.
     """
-    for kept, current in zip(target.modules(), online.modules(), strict=True):
-        if not isinstance(kept, _BatchNorm) or kept.num_batches_tracked is None:
-            continue
+    for kept, current in zip(batch_norms(target), batch_norms(online), strict=True):
+        assert kept.num_batches_tracked is not None
         kept.num_batches_tracked += 1
         rate = (1.0 / kept.num_batches_tracked).clamp(min=1.0 - momentum)
         for old, new in zip(kept.buffers(), current.buffers(), strict=True):

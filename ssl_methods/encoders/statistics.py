@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from foundation.progress import track
 from imaging.config import ImageConfig
+from imaging.store import TensorStore
 from imaging.views.augment import Augmentation
 from ssl_methods.encoders.outputs import features
 
@@ -79,6 +81,12 @@ def plain_batches(
     pieces = -(-count // max(2, image.at_once(_AT_ONCE)))
     for chosen in np.array_split(np.arange(count), max(1, min(pieces, count // 2))):
         yield augmentation.plain(read(chosen).to(device))
+
+
+def estimate_over(encoder: nn.Module, store: TensorStore, image: ImageConfig, device: torch.device, title: str) -> None:
+    """``estimate_statistics`` of all images of a store; the encoder is on ``device`` then."""
+    batches = plain_batches(len(store), store.batch, image, device)
+    estimate_statistics(encoder.to(device), track(batches, title))
 
 
 @contextmanager
