@@ -103,8 +103,6 @@ class SiteTraining:
         context = TrainingContext(study, method, algorithm, store, here.name, device)
         if last:
             estimate_over(method.encoder, store, study.image, device, f"{here.name}, statistics")
-            if self._secure is not None:
-                check_encodable(method.shared_state(), sent)
             outcome = RoundOutcome({}, before.optimiser)
         else:
             if not before.local or not algorithm.goes_on(round_, before.algorithm):
@@ -113,6 +111,8 @@ class SiteTraining:
             train = train_private_round if isinstance(study.privacy, PatientPrivacyConfig) else train_round
             outcome = train(context, round_, before.optimiser)
         shared = {name: value.detach().to("cpu", copy=True) for name, value in method.shared_state().items()}
+        if last and self._secure is not None:
+            check_encodable(shared, sent)
         metrics = {name: rounded(value) for name, value in outcome.metrics.items()}
         reply = TrainReply(here.hash, round_, here.name, len(store), shared, metrics)
         if here.private:
